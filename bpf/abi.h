@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Everything that BPF programs and Python share. monitor/abi.py mirrors this file; a test compares
+ * every size, offset and enumerator, so a change here fails until both sides agree.
+ */
+#ifndef SEAL_MONITOR_ABI_H
+#define SEAL_MONITOR_ABI_H
+
+#define ABI_VERSION 1
+
+enum kind { KIND_DENIAL, KIND_FAULT, KIND_SEAL, KINDS };
+
+enum verdict { VERDICT_SEALED, VERDICT_NOT_SEALED, VERDICT_UNVERIFIED, VERDICTS };
+
+/* Why a denial stays unverified. */
+enum reason {
+    REASON_NONE,
+    REASON_RANGE_TOO_LONG,    /* more mappings in the range than LOOKUP_LIMIT */
+    REASON_SECCOMP,           /* a filter may have refused this call before the kernel looked */
+    REASON_UNKNOWN_LENGTH,    /* the range could not be read back */
+    REASON_OTHER_PROCESS,     /* process_madvise on memory that is not the caller's */
+    REASON_CHANGED_MEANWHILE, /* the mappings changed under every attempt to read them */
+    REASON_OTHER_CAUSE,       /* a seal is in the range, and so is an earlier reason to refuse */
+    REASONS,
+};
+
+/* Which argument of the call led to the sealed mapping. */
+enum role { ROLE_RANGE, ROLE_SOURCE, ROLE_DESTINATION, ROLES };
+
+enum cause {
+    CAUSE_GUARD_REGION,
+    CAUSE_PROT_NONE,
+    CAUSE_STACK_GUARD,
+    CAUSE_SEALED,
+    CAUSE_PKEY,
+    CAUSE_OTHER,
+    CAUSES,
+};
+
+enum disposition {
+    DISPOSITION_DEFAULT,
+    DISPOSITION_HANDLER,
+    DISPOSITION_HANDLER_FAILED, /* second delivery of a fault whose handler's frame did not fit */
+    DISPOSITIONS,
+};
+
+enum access { ACCESS_READ, ACCESS_WRITE, ACCESS_EXECUTE, ACCESSES };
+
+/* What became of the event of a counted violation, as far as the kernel side decides it. */
+enum outcome { OUTCOME_SUBMITTED, OUTCOME_SUPPRESSED, OUTCOME_FILTERED, OUTCOME_DROPPED, OUTCOMES };
+
+#define RECORD_CANARY 1u   /* a violation of our own canary: in no public count */
+#define RECORD_COMPAT 2u   /* 32-bit system call */
+#define RECORD_HIDDEN 4u   /* the caller was not told of the refusal */
+#define RECORD_INFERRED 8u /* another explanation of the fault cannot be excluded */
+
+#define TASK_NAME_SIZE 16
+#define FILE_NAME_SIZE 64
+#define MAPPING_NAME_SIZE 48
+#define STACK_FRAMES 16
+#define STACK_FRAME_SIZE 32 /* sizeof(struct bpf_stack_build_id) */
+
+struct mapping {
+    u64 start;
+    u64 end;
+    u64 flags; /* vm_flags */
+    u64 page_offset;
+    u64 inode;
+    u32 device; /* kernel dev_t: major << 20 | minor */
+    u32 reserved;
+    char file[FILE_NAME_SIZE];    /* base name of the mapped file */
+    char name[MAPPING_NAME_SIZE]; /* PR_SET_VMA_ANON_NAME */
+};
+
+/* One violation, or one successful mseal. Fixed size: the ring is read in bulk. */
+struct record {
+    u64 time_boot_ns;
+    u64 start_boot_ns; /* of the process */
+    u64 cgroup_id;
+    u32 pid;
+    u32 tid;
+    u32 parent_pid;
+    u32 vpid; /* pid in the process's own namespace */
+    u32 uid;
+    u32 gid;
+    u32 flags; /* RECORD_* */
+    u8 kind;
+    u8 operation;
+    u8 verdict;
+    u8 reason;
+    u8 role;
+    u8 cause;
+    u8 disposition;
+    u8 access;
+    u32 error_code;  /* faults: x86 page-fault error code */
+    s32 signal_code; /* faults: si_code */
+    u32 pkey;        /* faults: si_pkey */
+    s64 result;      /* what the system call returned */
+    u64 arguments[6];
+    u64 instruction_pointer;
+    u64 stack_pointer;
+    u64 caller;  /* return address of the system-call wrapper, else instruction_pointer */
+    u64 address; /* faults: si_addr; seals and denials: start of the range in question */
+    u64 length;
+    u64 partial_start; /* changed although the call failed; empty when start == end */
+    u64 partial_end;
+    struct mapping mapping; /* all zero when there is none */
+    char task_name[TASK_NAME_SIZE];
+    char executable[FILE_NAME_SIZE]; /* base name */
+    u32 stack_size;                  /* bytes of stack[] in use */
+    u32 reserved;
+    u8 stack[STACK_FRAMES * STACK_FRAME_SIZE];
+};
+
+/* Exact counts. One element per CPU and bank in an mmapable array; Python adds the CPUs up. */
+enum bank { BANK_HOST, BANK_CANARY, BANKS };
+
+struct counters {
+    u64 denials[OPERATIONS][VERDICTS];
+    u64 partial_updates[OPERATIONS];
+    u64 faults[CAUSES][DISPOSITIONS];
+    u64 seals;
+    u64 sealed_bytes;
+    u64 events[KINDS][OUTCOMES];
+    u64 other_workloads[VERDICTS]; /* denials in cgroups that found no place in `workloads` */
+};
+
+struct workload {
+    u64 denials[VERDICTS];
+};
+
+/* Rate limit: one bucket per process, operation or cause, and caller. */
+struct bucket_key {
+    u64 start_boot_ns;
+    u64 caller;
+    u32 pid;
+    u8 kind;
+    u8 what; /* operation or cause */
+    u16 reserved;
+};
+
+struct bucket {
+    u64 arrival; /* theoretical arrival time of the next event, boot ns (GCRA) */
+    u64 suppressed;
+    u64 first_suppressed_ns;
+    u64 last_suppressed_ns;
+    u64 last_used_ns;
+    u64 cgroup_id;
+    char task_name[TASK_NAME_SIZE];
+};
+
+/*
+ * Buckets that are always there: the whole host's, the one that keys without a place share, and one
+ * that stays empty: new buckets are copies of it, for want of room on the BPF stack.
+ */
+enum shared_bucket { SHARED_HOST, SHARED_OVERFLOW, SHARED_EMPTY, SHARED_BUCKETS };
+
+/* Written by the daemon alone: what calibration found and what the configuration asks for. */
+struct config {
+    u64 canary_start_ticks; /* as in /proc/PID/stat */
+    u32 canary_pid;         /* 0: none is running */
+    u32 reserved_canary;
+    u64 sealed_mask;      /* VM_SEALED; 0 until calibrated */
+    u64 maybe_guard_mask; /* VM_MAYBE_GUARD; 0 where the kernel has none */
+    u64 mmap_min_addr;
+    u64 event_interval_ns; /* per bucket: 1 s / rate */
+    u64 event_burst_ns;    /* per bucket: burst * interval */
+    u64 host_interval_ns;
+    u64 host_burst_ns;
+    u32 emit_verdicts; /* bit per verdict */
+    u32 emit_causes;   /* bit per cause */
+    u8 emit_seals;
+    u8 partial_mprotect;
+    u8 partial_madvise;
+    u8 partial_mremap;
+    u8 anonymous_by_ops; /* madvise: anonymous means vm_ops == NULL, else no file and not shared */
+    u8 reserved[3];
+    u32 raw_operations; /* bit per operation that raw_exit reports; tracepoints have the others */
+    u32 raw_mseal;      /* not 0: raw_exit reports mseal, too */
+};
+
+#endif

@@ -1,0 +1,2 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+#include <linux/bpf.h> /* bcc carries its own copy under this name */

@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Lockless look-ups in the caller's address space.
+ *
+ * The VMAs of an mm are kept in a maple tree (mm->mm_mt) whose nodes are freed by RCU, and BPF
+ * programs run under RCU, so the tree can be read without mmap_lock, in any hook and on every
+ * kernel. VMAs may be reused while we look: each one is checked to belong to this mm and to cover
+ * the index that led to it.
+ */
+#ifndef SEAL_MONITOR_MEMORY_H
+#define SEAL_MONITOR_MEMORY_H
+
+/* VMAs that one look-up reads at most, about 80 ns each. */
+#define LOOKUP_LIMIT 256
+/* Levels of the tree that it descends: a mapping and a hole each, three or four deep. */
+#define LOOKUP_STEPS (8 * LOOKUP_LIMIT)
+
+/* lib/maple_tree.c: enum maple_type, and how a parent's slot points to a node. */
+#define MAPLE_LEAF_64 1
+#define MAPLE_RANGE_64 2
+#define MAPLE_ARANGE_64 3
+#define MAPLE_NODE_MASK 0xffULL
+#define MAPLE_PIVOTS 15 /* of a range node; an arange node has fewer */
+
+enum lookup { LOOKUP_NONE, LOOKUP_FOUND, LOOKUP_TOO_LONG, LOOKUP_CHANGED };
+
+struct vma {
+    u64 address; /* of the vm_area_struct; 0: no mapping there */
+    u64 start;
+    u64 end;
+    u64 flags;
+};
+
+/* Above every index of a user mapping, below every kernel address less its two top bits. */
+#define INDEX_MAX ((1ULL << 62) - 1)
+
+/* Up to three ranges, in the order in which the kernel would come to their mappings. */
+struct search {
+    u64 start, end, next_start, next_end, third_start, third_end;
+    u64 role, next_role, third_role; /* enum role */
+    u64 mask;                        /* vm_flags that the mapping must have */
+    u64 advice;                      /* not 0: it must refuse destructive advice, too */
+    /* What came of it. */
+    struct vma vma;
+    u64 outcome;       /* enum lookup */
+    u64 earlier_flags; /* vm_flags of the mappings passed on the way, all together */
+    u64 earlier_files; /* not 0: one of them is a file's */
+    /* The walk: the index it looks for, the node or entry it came to, that one's last index less 1.
+     */
+    u64 index, next, before_last, walked;
+};
+
+/* mm/mseal.c, can_modify_vma_madv(): whether a sealed mapping refuses destructive advice. */
+static __always_inline bool refuses_advice(struct config *config, struct vma *vma)
+{
+    u64 value;
+
+    if (config->anonymous_by_ops)
+        value = KERNEL_WORD(vma->address, vm_area_struct__vm_ops);
+    else
+        value = (vma->flags & VM_SHARED) | KERNEL_WORD(vma->address, vm_area_struct__vm_file);
+    if (value)
+        return false;
+    /* Writable, but the caller's PKRU may deny it: with a key of its own only that explains EPERM.
+     */
+    return !(vma->flags & VM_WRITE) || (vma->flags & VM_PKEY_MASK);
+}
+
+/*
+ * The first mapping in the ranges that the search asks for.
+ *
+ * Each turn of the loop descends one level of the tree, so that the verifier has one small body to
+ * follow, and all that lives from turn to turn is in *search, which is memory of a map: the
+ * verifier takes what it reads there for any number and does not compare it at the loop's head. On
+ * the stack this loop took a million steps to verify.
+ */
+static __always_inline void find_vma(u64 mm, struct config *config, struct search *search)
+{
+    struct vma *vma = &search->vma;
+    u64 node, type, slot, below, difference, is_arange, slots, page, *pivots, loop = 0;
+
+    search->index = search->start;
+    search->next = 0;
+    search->walked = 0;
+    search->outcome = LOOKUP_CHANGED;
+    loop_begin(&loop, LOOKUP_STEPS);
+    while (loop_next(&loop)) {
+        if (!search->next) {
+            if (search->index >= search->end) {
+                if (search->next_start >= search->next_end &&
+                    search->third_start >= search->third_end) {
+                    search->outcome = LOOKUP_NONE;
+                    break;
+                }
+                search->index = search->start = search->next_start;
+                search->end = search->next_end;
+                search->role = search->next_role;
+                search->next_start = search->third_start;
+                search->next_end = search->third_end;
+                search->next_role = search->third_role;
+                search->third_start = search->third_end = 0;
+                continue;
+            }
+            search->next = KERNEL_WORD(mm, mm_struct__mm_mt_ma_root);
+            search->before_last = INDEX_MAX;
+        }
+        node = search->next & ~MAPLE_NODE_MASK;
+        type = (search->next >> 3) & 0xf;
+        /* A dead node is its own parent. No node at all: the tree changed, begin again. */
+        if (type - MAPLE_LEAF_64 > MAPLE_ARANGE_64 - MAPLE_LEAF_64 ||
+            (*kernel_words(node) & ~MAPLE_NODE_MASK) == node) {
+            search->outcome = LOOKUP_CHANGED;
+            search->next = 0;
+            continue;
+        }
+        /*
+         * The slot is the number of leading pivots below the index. Mappings are whole pages, so
+         * pages are compared. An unused pivot is 0 and, less 1, sorts last; so do the slot pointers
+         * that follow the fewer pivots of an arange node.
+         */
+        page = search->index >> PAGE_SHIFT;
+        pivots = kernel_words(node + OFF_maple_range_64__pivot);
+        slot = 0;
+        below = 1;
+#pragma unroll
+        for (int i = 0; i < MAPLE_PIVOTS; i++) {
+            difference = ((pivots[i] - 1) >> PAGE_SHIFT) - page;
+            OPAQUE(difference);
+            below &= difference >> 63;
+            slot += below;
+        }
+        /* The slot's last index is its pivot, if it has one, or that of the slot above this node.
+         */
+        difference = *kernel_words(node + OFF_maple_range_64__pivot + slot * 8) - 1;
+        difference = (difference & INDEX_MAX) - search->before_last;
+        OPAQUE(difference);
+        search->before_last += difference & -(difference >> 63);
+
+        is_arange = type & type >> 1 & 1;
+        slots = OFF_maple_range_64__slot +
+                is_arange * (OFF_maple_arange_64__slot - OFF_maple_range_64__slot);
+        search->next = *kernel_words(node + slots + slot * 8);
+        if (type != MAPLE_LEAF_64)
+            continue;
+
+        vma->address = search->next;
+        search->next = 0;
+        if (vma->address) {
+            vma->start = KERNEL_WORD(vma->address, vm_area_struct__vm_start);
+            vma->end = KERNEL_WORD(vma->address, vm_area_struct__vm_end);
+            vma->flags = KERNEL_WORD(vma->address, vm_area_struct__vm_flags);
+            if (KERNEL_WORD(vma->address, vm_area_struct__vm_mm) != mm ||
+                search->index < vma->start || search->index >= vma->end) {
+                search->outcome = LOOKUP_CHANGED;
+                continue;
+            }
+            if ((vma->flags & search->mask) == search->mask &&
+                (!search->advice || refuses_advice(config, vma))) {
+                search->outcome = LOOKUP_FOUND;
+                break;
+            }
+            search->outcome = LOOKUP_TOO_LONG;
+            if (++search->walked >= LOOKUP_LIMIT)
+                break;
+            search->earlier_flags |= vma->flags;
+            search->earlier_files |= KERNEL_WORD(vma->address, vm_area_struct__vm_file);
+        }
+        search->index = search->before_last + 2;
+    }
+    loop_end(&loop);
+    if (search->outcome != LOOKUP_FOUND)
+        vma->address = 0;
+}
+
+/* The first mapping at or above an address. False: the mappings kept changing under the look-up. */
+static __always_inline bool find_vma_from(u64 mm, struct config *config, u64 address,
+                                          struct search *search)
+{
+    search->start = address;
+    search->end = TASK_SIZE_LIMIT;
+    find_vma(mm, config, search);
+    return search->outcome == LOOKUP_FOUND || search->outcome == LOOKUP_NONE;
+}
+
+static __always_inline bool covers(struct vma *vma, u64 address)
+{
+    return vma->address && vma->start <= address;
+}
+
+#endif

@@ -1,0 +1,313 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The proof: from a refused call to the sealed mapping that explains it, or to why none can be
+ * named. Verdict `sealed` means that a seal in the range is by itself sufficient for this refusal,
+ * and that nothing known could have refused earlier.
+ */
+#ifndef SEAL_MONITOR_PROOF_H
+#define SEAL_MONITOR_PROOF_H
+
+/* include/uapi/asm-generic/mman-common.h, linux/mman.h, linux/shm.h */
+#define PROT_EXEC 4
+#define PROT_WRITE 2
+#define MAP_TYPE 0xf
+#define MAP_SHARED 1
+#define MAP_SHARED_VALIDATE 3
+#define MAP_FIXED 0x10
+#define MAP_ANONYMOUS 0x20
+#define MAP_LOCKED 0x2000
+#define MAP_FIXED_NOREPLACE 0x100000
+#define MREMAP_FIXED 2
+#define SHM_RND 020000
+#define SHM_REMAP 040000
+#define MADV_DONTNEED 4
+#define MADV_FREE 8
+#define MADV_REMOVE 9
+#define MADV_DONTFORK 10
+#define MADV_WIPEONFORK 18
+#define MADV_DONTNEED_LOCKED 24
+#define MADV_GUARD_INSTALL 102
+
+#define IOVEC_LIMIT 1024 /* UIO_MAXIOV */
+
+struct call {
+    u64 arguments[6];
+    s64 result;
+    u64 operation;
+    u64 number;
+    u64 compat; /* not 0: a 32-bit system call */
+};
+
+struct judgement {
+    u64 verdict;
+    u64 reason;
+    u64 partial_start;
+    u64 partial_end;
+};
+
+/*
+ * Working memory of one run, in a map: the BPF stack is small. Each program has its own per CPU,
+ * and where programs can be preempted the kernel does not run one again on a CPU that is inside it.
+ */
+struct scratch {
+    struct call call;
+    struct judgement judgement;
+    struct search search;
+};
+enum scratch_owner {
+    SCRATCH_DENIED,
+    SCRATCH_RAW_DENIED,
+    SCRATCH_IO_URING,
+    SCRATCH_SEALED,
+    SCRATCH_RAW_SEALED,
+    SCRATCH_FAULT,
+    SCRATCHES,
+};
+BPF_TABLE("percpu_array", u32, struct scratch, scratches, SCRATCHES);
+
+static __always_inline struct scratch *scratch_of(u32 owner)
+{
+    struct scratch *scratch = scratches.lookup(&owner);
+
+    if (scratch)
+        __builtin_memset(scratch, 0, sizeof(*scratch));
+    return scratch;
+}
+
+/* mm/madvise.c, is_madv_discard(): advice that a seal can refuse. */
+static __always_inline bool is_destructive(u32 advice)
+{
+    return advice == MADV_DONTNEED || advice == MADV_FREE || advice == MADV_REMOVE ||
+           advice == MADV_DONTFORK || advice == MADV_WIPEONFORK || advice == MADV_DONTNEED_LOCKED ||
+           advice == MADV_GUARD_INSTALL;
+}
+
+/* Checks of mmap(2) that answer EPERM before the kernel looks at what is mapped. */
+static __always_inline bool mmap_has_other_cause(struct task_struct *task, struct config *config,
+                                                 u64 address, u64 prot, u64 flags, s32 descriptor)
+{
+    u64 file;
+
+    if (address < config->mmap_min_addr)
+        return true;
+    if ((flags & MAP_LOCKED) && has_no_lock_limit(task))
+        return true;
+    if (flags & MAP_ANONYMOUS)
+        return false;
+    file = file_of(task, descriptor);
+    if (!file)
+        return true; /* closed since: nothing to prove it with */
+    if ((prot & PROT_EXEC) && on_noexec_mount(file))
+        return true;
+    return (prot & PROT_WRITE) &&
+           ((flags & MAP_TYPE) == MAP_SHARED || (flags & MAP_TYPE) == MAP_SHARED_VALIDATE) &&
+           is_write_sealed(file);
+}
+
+/*
+ * The range of the vector at which process_madvise stopped: the one that begins after the bytes it
+ * reports as done; the range before it was changed. Returns false when the whole vector was done or
+ * can't be read.
+ */
+static __always_inline bool find_refused_range(struct call *call, struct search *search,
+                                               struct judgement *judgement)
+{
+    u64 vector = call->arguments[1], count = call->arguments[2], before = 0, loop = 0;
+    u64 done = call->result > 0 ? call->result : 0;
+    struct {
+        u64 base;
+        u64 length;
+    } range;
+    bool found = false;
+
+    loop_begin(&loop, IOVEC_LIMIT);
+    while (loop_next(&loop)) {
+        if (!count || bpf_probe_read_user(&range, sizeof(range), (void *)vector))
+            break;
+        if (range.length && before >= done) {
+            search->start = range.base;
+            search->end = range.base + PAGE_ALIGN(range.length);
+            found = true;
+            break;
+        }
+        judgement->partial_start = range.base;
+        judgement->partial_end = range.base + PAGE_ALIGN(range.length);
+        before += range.length;
+        vector += sizeof(range);
+        count--;
+    }
+    loop_end(&loop);
+    return found;
+}
+
+/* What the call was about: its ranges. False: this call can't have met a seal. */
+static __always_inline bool ranges_of(struct call *call, struct task_struct *task,
+                                      struct config *config, u64 mm, struct search *search,
+                                      struct judgement *judgement)
+{
+    u64 *a = call->arguments, address = user_address(mm, a[0]), start, length, brk = 0;
+
+    search->start = address;
+    search->mask = config->sealed_mask;
+    switch (call->operation) {
+    case OP_MPROTECT:
+    case OP_PKEY_MPROTECT:
+    case OP_MUNMAP:
+        search->end = address + PAGE_ALIGN(a[1]);
+        return true;
+    case OP_REMAP_FILE_PAGES:
+        search->start = PAGE_ALIGN_DOWN(a[0]);
+        search->end = search->start + PAGE_ALIGN_DOWN(a[1]);
+        return true;
+    case OP_MMAP:
+        search->start = a[0];
+        search->end = a[0] + PAGE_ALIGN(a[1]);
+        return (a[3] & MAP_FIXED) && !(a[3] & MAP_FIXED_NOREPLACE);
+    case OP_MREMAP:
+        /*
+         * mm/mremap.c: the mapping at the old address is checked first, then what the new range
+         * replaces, then the rest of the source: the tail that shrinking cuts off, or the further
+         * mappings that a fixed move takes along.
+         */
+        start = user_address(mm, a[4]);
+        search->end = address + 1;
+        search->role = ROLE_SOURCE;
+        if (a[3] & MREMAP_FIXED) {
+            search->next_start = start;
+            search->next_end = start + PAGE_ALIGN(a[2]);
+            search->next_role = ROLE_DESTINATION;
+            search->third_start = address;
+            search->third_end = address + PAGE_ALIGN(a[1]);
+        } else {
+            search->third_start = address + PAGE_ALIGN(a[2]);
+            search->third_end = address + PAGE_ALIGN(a[1]);
+        }
+        search->third_role = ROLE_SOURCE;
+        return true;
+    case OP_MADVISE:
+    case OP_IO_URING_MADVISE:
+        search->advice = 1;
+        search->end = address + PAGE_ALIGN(a[1]);
+        return is_destructive(a[2]);
+    case OP_PROCESS_MADVISE:
+        search->advice = 1;
+        if (!is_destructive(a[3]))
+            return false;
+        if (!is_own_pidfd(task, a[0])) {
+            judgement->reason = REASON_OTHER_PROCESS;
+            return true;
+        }
+        if (!find_refused_range(call, search, judgement)) {
+            judgement->reason = REASON_UNKNOWN_LENGTH;
+            return call->result < 0;
+        }
+        return true;
+    case OP_SHMAT:
+        if (!(a[2] & SHM_REMAP))
+            return false;
+        search->start = a[1];
+        if (a[2] & SHM_RND)
+            search->start = PAGE_ALIGN_DOWN(search->start);
+        length = segment_size(task, a[0]);
+        if (!length)
+            judgement->reason = REASON_UNKNOWN_LENGTH;
+        search->end = search->start + PAGE_ALIGN(length);
+        return true;
+    case OP_SHMDT:
+        search->end = address + 1;
+        return true;
+    case OP_BRK:
+        READ_KERNEL(brk, mm, mm_struct__start_brk);
+        search->start = PAGE_ALIGN(a[0]);
+        search->end = PAGE_ALIGN(call->result);
+        return a[0] >= brk;
+    }
+    return false;
+}
+
+/* A reason known to refuse this call with EPERM before the kernel comes to the seal. */
+static __always_inline bool has_other_cause(struct call *call, struct task_struct *task,
+                                            struct config *config, struct search *search)
+{
+    u64 *a = call->arguments;
+
+    switch (call->operation) {
+    case OP_MMAP:
+        return mmap_has_other_cause(task, config, a[0], a[2], a[3], a[4]);
+    case OP_SHMAT:
+        return search->start < config->mmap_min_addr;
+    case OP_REMAP_FILE_PAGES:
+        return (search->vma.flags & VM_LOCKED) && has_no_lock_limit(task);
+    case OP_MADVISE:
+    case OP_IO_URING_MADVISE:
+        /* Punching a hole can fail for the file's own reasons: a write-sealed memfd, immutable. */
+        return (u32)a[2] == MADV_REMOVE && search->earlier_files;
+    case OP_PROCESS_MADVISE:
+        if ((u32)a[3] == MADV_REMOVE && search->earlier_files)
+            return true;
+        /* The error is not told: it may be the EINVAL of a mapping that came earlier. */
+        return call->result >= 0 && (search->earlier_flags & (VM_LOCKED | VM_PFNMAP | VM_HUGETLB));
+    }
+    return false;
+}
+
+static __always_inline bool changes_partially(struct call *call, struct config *config, u8 role)
+{
+    switch (call->operation) {
+    case OP_MPROTECT:
+    case OP_PKEY_MPROTECT:
+        return config->partial_mprotect;
+    case OP_MADVISE:
+    case OP_IO_URING_MADVISE:
+    case OP_PROCESS_MADVISE:
+        return config->partial_madvise;
+    case OP_MREMAP:
+        return role == ROLE_SOURCE && (call->arguments[3] & MREMAP_FIXED) && config->partial_mremap;
+    }
+    return false;
+}
+
+/* The verdict, and the sealed mapping it rests on (search.vma). */
+static __always_inline void judge(struct scratch *scratch, struct task_struct *task,
+                                  struct config *config)
+{
+    u64 mm = (u64)TASK_FIELD(void *, task, mm);
+    struct judgement *judgement = &scratch->judgement;
+    struct search *search = &scratch->search;
+    struct call *call = &scratch->call;
+
+    judgement->verdict = VERDICT_NOT_SEALED;
+    if (!mm)
+        return;
+    if (!ranges_of(call, task, config, mm, search, judgement)) {
+        judgement->reason = REASON_NONE;
+        return;
+    }
+    if (judgement->reason != REASON_NONE) {
+        judgement->verdict = VERDICT_UNVERIFIED;
+        return;
+    }
+    find_vma(mm, config, search);
+    if (search->outcome == LOOKUP_NONE)
+        return;
+    judgement->verdict = VERDICT_UNVERIFIED;
+    if (search->outcome == LOOKUP_TOO_LONG)
+        judgement->reason = REASON_RANGE_TOO_LONG;
+    else if (search->outcome == LOOKUP_CHANGED)
+        judgement->reason = REASON_CHANGED_MEANWHILE;
+    else if (has_other_cause(call, task, config, search))
+        judgement->reason = REASON_OTHER_CAUSE;
+    else if (call->operation != OP_IO_URING_MADVISE &&
+             !seccomp_excluded(task, call->number, call->compat))
+        judgement->reason = REASON_SECCOMP;
+    else
+        judgement->verdict = VERDICT_SEALED;
+    if (search->earlier_flags && changes_partially(call, config, search->role)) {
+        judgement->partial_start = search->start;
+        judgement->partial_end = search->vma.start;
+    }
+    if (judgement->verdict != VERDICT_SEALED)
+        judgement->partial_start = judgement->partial_end = 0;
+}
+
+#endif

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The raw tracepoint sys_exit: every system call of the host passes here, which costs each about
+ * 16 ns. It is never skipped by the kernel, and sees 32-bit callers, to whom syscalls:* is blind.
+ */
+
+#define TS_COMPAT 0x0002
+#define X32_SYSCALL_BIT 0x40000000
+
+static __always_inline bool is_compat(struct task_struct *task)
+{
+    return TASK_FIELD(u32, task, thread_info_status) & TS_COMPAT;
+}
+
+static __always_inline u32 raw_operation_of(struct task_struct *task, struct pt_regs *regs)
+{
+    if (is_compat(task))
+        return operation_of_32(regs->orig_ax);
+    return operation_of(regs->orig_ax & ~X32_SYSCALL_BIT);
+}
+
+int raw_denied(struct bpf_raw_tracepoint_args *ctx)
+{
+    struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
+    struct scratch *scratch = scratch_of(SCRATCH_RAW_DENIED);
+    struct pt_regs *regs = saved_registers(task);
+
+    if (!scratch)
+        return 0;
+    scratch->call.result = ctx->args[1];
+    scratch->call.number = regs->orig_ax & ~X32_SYSCALL_BIT;
+    scratch->call.operation = raw_operation_of(task, regs);
+    scratch->call.compat = is_compat(task);
+    read_arguments(&scratch->call, regs);
+    return report(scratch, task, regs);
+}
+
+static __always_inline int on_raw_exit(struct bpf_raw_tracepoint_args *ctx,
+                                       struct task_struct *task)
+{
+    struct pt_regs *regs = saved_registers(task);
+    s64 result = ctx->args[1];
+    struct config *config;
+    u32 operation;
+
+    if (result < 0 && result != -EPERM)
+        return 0;
+    operation = raw_operation_of(task, regs);
+    if (operation >= OPERATIONS || !may_be_refused(operation, result, regs))
+        return 0;
+    config = configuration();
+    /* Only what no tracepoint reports; those are blind to 32-bit callers. */
+    if (config && (is_compat(task) || config->raw_operations >> operation & 1))
+        raw_tails.call(ctx, TAIL_DENIED);
+    return 0;
+}
+
+int raw_exit(struct bpf_raw_tracepoint_args *ctx)
+{
+    struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
+    struct pt_regs *regs = saved_registers(task);
+    struct config *config;
+
+    if (regs->orig_ax == NR_MSEAL && !is_compat(task)) {
+        config = configuration();
+        if (config && config->raw_mseal)
+            return sealed(SCRATCH_RAW_SEALED, task, regs, ctx->args[1]);
+    }
+    return on_raw_exit(ctx, task);
+}
+
+/* Beside the per-call tracepoints: 32-bit callers alone. */
+int raw_exit_compat(struct bpf_raw_tracepoint_args *ctx)
+{
+    struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
+
+    return is_compat(task) ? on_raw_exit(ctx, task) : 0;
+}

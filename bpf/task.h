@@ -1,0 +1,188 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Facts about the calling task that bear on why a call was refused. */
+#ifndef SEAL_MONITOR_TASK_H
+#define SEAL_MONITOR_TASK_H
+
+#define RLIMIT_MEMLOCK 8
+#define MNT_NOEXEC 0x04
+#define SB_I_NOEXEC 0x00000002
+#define TMPFS_MAGIC 0x01021994
+#define HUGETLBFS_MAGIC 0x958458f6
+#define F_SEAL_WRITE 0x0008
+#define F_SEAL_FUTURE_WRITE 0x0010
+#define PIDFD_SELF_THREAD (-10000)
+#define PIDFD_SELF_THREAD_GROUP (-10001)
+#define PIDTYPE_TGID 1
+#define IPC_SHM_IDS 2
+#define SECCOMP_MODE_DISABLED 0
+
+/* arch/x86: with linear address masking the kernel drops the tag bits of a pointer. */
+static __always_inline u64 user_address(u64 mm, u64 address)
+{
+#ifdef HAS_mm_struct__context_untag_mask
+    u64 mask = 0;
+
+    READ_KERNEL(mask, mm, mm_struct__context_untag_mask);
+    if (mask)
+        address &= mask;
+#endif
+    return address;
+}
+
+/* The struct file behind a descriptor of the current task, or 0. */
+static __always_inline u64 file_of(struct task_struct *task, s32 descriptor)
+{
+    u64 files = (u64)TASK_FIELD(void *, task, files), table = 0, slots = 0, file = 0;
+    u32 size = 0;
+
+    READ_KERNEL(table, files, files_struct__fdt);
+    READ_KERNEL(size, table, fdtable__max_fds);
+    READ_KERNEL(slots, table, fdtable__fd);
+    if (descriptor >= 0 && (u32)descriptor < size)
+        bpf_probe_read_kernel(&file, sizeof(file), (void *)(slots + (u64)descriptor * 8));
+    return file;
+}
+
+static __always_inline bool on_noexec_mount(u64 file)
+{
+    u64 mount = 0, inode = 0, super_block = 0;
+    u32 mount_flags = 0;
+    u64 internal_flags = 0;
+
+    READ_KERNEL(mount, file, file__f_path_mnt);
+    READ_KERNEL(mount_flags, mount, vfsmount__mnt_flags);
+    READ_KERNEL(inode, file, file__f_inode);
+    READ_KERNEL(super_block, inode, inode__i_sb);
+    READ_KERNEL(internal_flags, super_block, super_block__s_iflags);
+    return (mount_flags & MNT_NOEXEC) || (internal_flags & SB_I_NOEXEC);
+}
+
+/* F_ADD_SEALS on a memfd, which lives on tmpfs or hugetlbfs. */
+static __always_inline bool is_write_sealed(u64 file)
+{
+    u64 inode = 0, super_block = 0, magic = 0;
+    u32 seals = 0;
+
+    READ_KERNEL(inode, file, file__f_inode);
+    READ_KERNEL(super_block, inode, inode__i_sb);
+    READ_KERNEL(magic, super_block, super_block__s_magic);
+    if (magic == TMPFS_MAGIC)
+        bpf_probe_read_kernel(
+            &seals, sizeof(seals),
+            (void *)(inode - OFF_shmem_inode_info__vfs_inode + OFF_shmem_inode_info__seals));
+#ifdef HAS_hugetlbfs_inode_info__seals
+    if (magic == HUGETLBFS_MAGIC)
+        bpf_probe_read_kernel(&seals, sizeof(seals),
+                              (void *)(inode - OFF_hugetlbfs_inode_info__vfs_inode +
+                                       OFF_hugetlbfs_inode_info__seals));
+#endif
+    return seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE);
+}
+
+static __always_inline bool has_no_lock_limit(struct task_struct *task)
+{
+    u64 signal = (u64)TASK_FIELD(void *, task, signal), limit = 0;
+
+    bpf_probe_read_kernel(&limit, sizeof(limit),
+                          (void *)(signal + OFF_signal_struct__rlim + RLIMIT_MEMLOCK * SIZE_rlimit +
+                                   OFF_rlimit__rlim_cur));
+    return limit == 0;
+}
+
+/*
+ * Whether seccomp cannot have refused this call. The filter's cache has a bit for each system call
+ * that the whole chain of filters always allows (kernel/seccomp.c, seccomp_cache_prepare()).
+ */
+static __always_inline bool seccomp_excluded(struct task_struct *task, u32 number, bool compat)
+{
+    u64 filter = 0, bitmap, word = 0;
+    u32 mode = 0;
+
+    READ_KERNEL(mode, task, task_struct__seccomp_mode);
+    if (mode == SECCOMP_MODE_DISABLED)
+        return true;
+    READ_KERNEL(filter, task, task_struct__seccomp_filter);
+    if (!filter)
+        return false;
+#ifdef HAS_seccomp_filter__cache_allow_native
+    bitmap = filter + OFF_seccomp_filter__cache_allow_native;
+    if (compat) {
+#ifdef HAS_seccomp_filter__cache_allow_compat
+        bitmap = filter + OFF_seccomp_filter__cache_allow_compat;
+#else
+        return false;
+#endif
+    }
+    bpf_probe_read_kernel(&word, sizeof(word), (void *)(bitmap + (number / 64) * 8));
+    return word >> (number & 63) & 1;
+#else
+    return false;
+#endif
+}
+
+/* lib/xarray.c, xa_load(): five levels of 64 slots hold every index an IPC id can have. */
+static __always_inline u64 xarray_entry(u64 head, u32 index)
+{
+    u64 entry = head;
+    u8 shift = 0;
+
+#pragma unroll
+    for (int level = 0; level < 5; level++) {
+        if ((entry & 3) != 2)
+            break;
+        entry -= 2;
+        READ_KERNEL(shift, entry, xa_node__shift);
+        index &= 0xffffff;
+        bpf_probe_read_kernel(
+            &entry, sizeof(entry),
+            (void *)(entry + OFF_xa_node__slots + ((index >> (shift & 31)) & 63) * 8));
+    }
+    return entry & 3 ? 0 : entry;
+}
+
+/*
+ * The size of the System V segment with this id, or 0. ipc/util.h: an id is an index of 15 bits, or
+ * of 24 with ipcmni_extend, below a sequence number; the entry that carries the whole id is the
+ * right one.
+ */
+static __always_inline u64 segment_size(struct task_struct *task, s32 id)
+{
+    u64 proxy = (u64)TASK_FIELD(void *, task, nsproxy), namespace = 0, head = 0, segment, size = 0;
+    s32 found = -1;
+
+    READ_KERNEL(namespace, proxy, nsproxy__ipc_ns);
+    bpf_probe_read_kernel(&head, sizeof(head),
+                          (void *)(namespace + OFF_ipc_namespace__ids + IPC_SHM_IDS * SIZE_ipc_ids +
+                                   OFF_ipc_ids__ipcs_idr_idr_rt_xa_head));
+    segment = xarray_entry(head, id & 0x7fff);
+    READ_KERNEL(found, segment, shmid_kernel__shm_perm_id);
+    if (found != id) {
+        segment = xarray_entry(head, id & 0xffffff);
+        READ_KERNEL(found, segment, shmid_kernel__shm_perm_id);
+    }
+    if (found == id)
+        READ_KERNEL(size, segment, shmid_kernel__shm_segsz);
+    return size;
+}
+
+/* Whether the pidfd stands for the caller's own process. */
+static __always_inline bool is_own_pidfd(struct task_struct *task, s32 pidfd)
+{
+    u64 signal = (u64)TASK_FIELD(void *, task, signal), own = 0, pid = 0, private = 0, inode = 0,
+        file;
+
+    if (pidfd == PIDFD_SELF_THREAD || pidfd == PIDFD_SELF_THREAD_GROUP)
+        return true;
+    file = file_of(task, pidfd);
+    if (!file)
+        return false;
+    /* A pidfd keeps its pid in the inode, on kernels before pidfs (6.9) in the file. */
+    READ_KERNEL(inode, file, file__f_inode);
+    READ_KERNEL(pid, inode, inode__i_private);
+    READ_KERNEL(private, file, file__private_data);
+    bpf_probe_read_kernel(&own, sizeof(own),
+                          (void *)(signal + OFF_signal_struct__pids + PIDTYPE_TGID * 8));
+    return own && (pid == own || private == own);
+}
+
+#endif

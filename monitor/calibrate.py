@@ -1,0 +1,167 @@
+"""What this kernel does, found out by trying it through the loaded programs.
+
+`python -m monitor.calibrate` is the process that tries; the daemon reads in the ring what the
+programs saw of it. The order of the calls in `main()` is known to `calibrate()`.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import time
+
+from monitor.provocation import (
+    MAP_FIXED,
+    MAP_PRIVATE,
+    PROT_READ,
+    lay,
+    mappings,
+    need,
+    seal,
+)
+from monitor.syscalls import PAGE, call
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from subprocess import Popen
+
+    from monitor.abi import Config
+    from monitor.ring import Ring
+
+__all__ = ["CalibrationError", "calibrate", "mark", "start"]
+
+MADV_DONTNEED, MADV_GUARD_INSTALL = 4, 102
+MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
+_TIMEOUT = 5.0
+_VALID_FLAGS, _WRONG_FLAGS = 0, 1
+
+
+class CalibrationError(Exception):
+    """The programs do not see what they must; the message says what was missing."""
+
+
+# ---- The process that tries ----------------------------------------------------------------------
+
+
+def _partial_mprotect() -> bool:
+    """Whether a refused mprotect over [unsealed][sealed] leaves the unsealed part changed."""
+    pages = lay("wS")
+    call("mprotect", pages.start, 2 * PAGE, PROT_READ)
+    return next(m.permissions for m in mappings() if m.start == pages.start).startswith("r--")
+
+
+def _partial_madvise() -> bool:
+    pages = lay("wS")
+    with open("/proc/self/mem", "rb") as memory:
+        call("madvise", pages.start, 2 * PAGE, MADV_DONTNEED)
+        memory.seek(pages.start)
+        return memory.read(1) == b"\0"
+
+
+def _partial_mremap() -> bool:
+    """Whether a fixed move takes [unsealed] along before it is refused at [sealed]."""
+    pages, target = lay("rS"), lay("nn")
+    flags = MREMAP_MAYMOVE | MREMAP_FIXED
+    result = call("mremap", pages.start, 2 * PAGE, 2 * PAGE, flags, target.start)
+    return result == -errno.EPERM and all(m.start != pages.start for m in mappings())
+
+
+def _anonymous_by_ops() -> bool:
+    """Whether a private mapping of /dev/zero, a file without vm_ops, counts as anonymous."""
+    start = lay("n").start
+    descriptor = os.open("/dev/zero", os.O_RDONLY)
+    need("mmap", start, PAGE, PROT_READ, MAP_PRIVATE | MAP_FIXED, descriptor, 0)
+    os.close(descriptor)
+    seal(start, PAGE)
+    return call("madvise", start, PAGE, MADV_DONTNEED) == -errno.EPERM
+
+
+def main() -> int:
+    """Wait for a byte, then make the calls that calibrate() expects; prints what came of them."""
+    os.read(0, 1)
+    guard, sealed = lay("w").start, lay("r").start
+    call("mseal", guard, PAGE, _WRONG_FLAGS)
+    call("madvise", guard, PAGE, MADV_GUARD_INSTALL)
+    call("mseal", guard, PAGE, _WRONG_FLAGS)
+    call("mseal", sealed, PAGE, _WRONG_FLAGS)
+    result = call("mseal", sealed, PAGE, _VALID_FLAGS)
+    found: dict[str, object] = {"mseal": result}
+    if not result:
+        found["partial_mprotect"] = _partial_mprotect()
+        found["partial_madvise"] = _partial_madvise()
+        found["partial_mremap"] = _partial_mremap()
+        found["anonymous_by_ops"] = _anonymous_by_ops()
+    print(json.dumps(found), flush=True)
+    return 0
+
+
+# ---- The daemon's side ---------------------------------------------------------------------------
+
+
+def start() -> Popen[str]:
+    """Start the process that tries; it waits until calibrate() lets it go."""
+    from subprocess import PIPE, Popen  # noqa: PLC0415 - the child needs none of it
+
+    from monitor.provoke import environment  # noqa: PLC0415
+
+    command = [sys.executable, "-S", "-P", "-m", "monitor.calibrate"]
+    return Popen(command, env=environment(), stdin=PIPE, stdout=PIPE, text=True)
+
+
+def mark(config: Config, pid: int) -> None:
+    """Have the kernel count this process's violations apart; 0 for none. Raises OSError."""
+    config.canary_pid = 0
+    if pid:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
+            config.canary_start_ticks = int(stat.read().rpartition(")")[2].split()[19])
+        config.canary_pid = pid
+
+
+def _flags_seen(ring: Ring, wanted: int) -> list[int]:
+    """vm_flags at each of the `wanted` mseal calls."""
+    deadline = time.monotonic() + _TIMEOUT
+    flags: list[int] = []
+    while len(flags) < wanted:
+        flags += [record.mapping.flags for record in ring.drain().records]
+        if time.monotonic() > deadline:
+            raise CalibrationError(f"the probe on mseal saw {len(flags)} of {wanted} calls")
+        time.sleep(0.001)
+    return flags
+
+
+def _single_bit(before: int, after: int) -> int:
+    difference = before ^ after
+    return difference if difference.bit_count() == 1 and after & difference else 0
+
+
+def calibrate(process: Popen[str], config: Config, ring: Ring) -> dict[str, bool]:
+    """Let the process of start() try, and write what was found into the kernel's configuration.
+
+    Returns by operation whether a refused call may leave a part changed. Raises CalibrationError.
+    """
+    mark(config, process.pid)
+    try:
+        output, _ = process.communicate("x", timeout=_TIMEOUT)
+        found = json.loads(output or "{}")
+        if found.get("mseal") != 0:
+            raise CalibrationError(f"mseal failed in the calibrating process: {found}")
+        plain, guarded, unsealed, sealed, *_ = _flags_seen(ring, 4)
+    finally:
+        config.canary_pid = 0
+        process.kill()
+        process.wait()
+    config.sealed_mask = _single_bit(unsealed, sealed)
+    if not config.sealed_mask:
+        raise CalibrationError(f"sealing changed vm_flags from {unsealed:#x} to {sealed:#x}")
+    config.maybe_guard_mask = _single_bit(plain, guarded)
+    config.anonymous_by_ops = found["anonymous_by_ops"]
+    config.partial_mprotect = found["partial_mprotect"]
+    config.partial_madvise = found["partial_madvise"]
+    config.partial_mremap = found["partial_mremap"]
+    return {name: found[f"partial_{name}"] for name in ("mprotect", "madvise", "mremap")}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,650 @@
+"""TOML and command-line overrides -> one frozen `Config`; every mistake a clear message.
+
+`KEYS` is the table of what can be configured: a new key is a row there and a field in its section.
+"""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+import fnmatch
+import ipaddress
+import json
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from monitor.abi import Cause, Verdict
+from monitor.operations import OPERATIONS
+
+__all__ = [
+    "DEFAULT_PATH",
+    "KEYS",
+    "Config",
+    "ConfigError",
+    "Key",
+    "Mute",
+    "load",
+    "parse",
+]
+
+DEFAULT_PATH = Path("/etc/seal-monitor/config.toml")
+_SIZE_LIMIT = 256 * 1024  # bytes of a configuration file
+
+_UTC = datetime.UTC
+
+
+class ConfigError(Exception):
+    """All mistakes found, one a line, each with its place and the way out."""
+
+
+@dataclass(frozen=True)
+class Web:
+    listen_address: tuple[str, int]
+    config_file: Path | None
+
+
+@dataclass(frozen=True)
+class Output:
+    format: str
+    events_file: Path | None
+
+
+@dataclass(frozen=True)
+class Events:
+    denials: tuple[str, ...]
+    faults: tuple[str, ...]
+    seals: bool
+    command_line: str
+
+
+@dataclass(frozen=True)
+class RateLimit:
+    per_caller: int
+    burst: int
+    host: int
+
+
+@dataclass(frozen=True)
+class Canary:
+    interval: int
+
+
+@dataclass(frozen=True)
+class Workloads:
+    maximum: int
+
+
+@dataclass(frozen=True)
+class Ring:
+    size: int
+
+
+@dataclass(frozen=True)
+class Watch:
+    compat: bool
+    io_uring: bool
+
+
+@dataclass(frozen=True)
+class Mute:
+    """Known violations that make no events. They are still counted."""
+
+    executable: str | None
+    operation: str | None
+    cause: str | None
+    until: datetime.datetime | None
+    reason: str
+
+    def expired(self, now: datetime.datetime) -> bool:
+        """Whether `until` has passed. `now` must carry its time zone."""
+        return self.until is not None and now > self.until
+
+    def applies(
+        self,
+        *,
+        operation: str | None,
+        cause: str | None,
+        executable: str,
+        now: datetime.datetime,
+    ) -> bool:
+        """Whether this entry mutes a violation.
+
+        `operation` is None for what is no denial, `cause` for what is no fault. A pattern without
+        a slash is matched with the base name, so it also mutes a process that died before its
+        full path could be read.
+        """
+        if self.expired(now):
+            return False
+        if self.operation not in (None, operation) or self.cause not in (None, cause):
+            return False
+        if self.executable is None:
+            return True
+        name = executable if "/" in self.executable else executable.rpartition("/")[2]
+        return fnmatch.fnmatchcase(name, self.executable)
+
+
+@dataclass(frozen=True)
+class Config:
+    attach: str
+    web: Web
+    output: Output
+    events: Events
+    rate_limit: RateLimit
+    canary: Canary
+    workloads: Workloads
+    ring: Ring
+    watch: Watch
+    mutes: tuple[Mute, ...]
+
+
+_SECTIONS: Mapping[str, type] = {
+    "web": Web,
+    "output": Output,
+    "events": Events,
+    "rate_limit": RateLimit,
+    "canary": Canary,
+    "workloads": Workloads,
+    "ring": Ring,
+    "watch": Watch,
+}
+
+
+class _Invalid(Exception):
+    """What is wrong with a value; the way out."""
+
+
+Check = Callable[[object], Any]  # returns the value as the program uses it, or raises _Invalid
+
+
+def _shown(value: object) -> str:
+    """`value` for a message: bounded, printable, whatever it is."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case int() if value.bit_length() > 64:
+            return "a number beyond 64 bits"
+        case str():
+            return repr(value if len(value) <= 80 else value[:77] + "...")
+        case list() | dict():
+            return "a list" if isinstance(value, list) else "a table"
+    return str(value)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return " or ".join((", ".join(names[:-1]), names[-1])) if len(names) > 1 else names[0]
+
+
+def _string(value: object) -> str:
+    if not isinstance(value, str):
+        raise _Invalid(f"{_shown(value)} is no string; write it in quotes")
+    return value
+
+
+def _switch(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise _Invalid(f"{_shown(value)} is no switch; write true or false")
+    return value
+
+
+def _one_of(*valid: str) -> Check:
+    def check(value: object) -> str:
+        if value not in valid:
+            raise _Invalid(f"{_shown(value)} is not valid; choose {_listed(valid)}")
+        return _string(value)
+
+    return check
+
+
+def _some_of(*valid: str) -> Check:
+    one = _one_of(*valid)
+
+    def check(value: object) -> tuple[str, ...]:
+        if not isinstance(value, list):
+            raise _Invalid(f"{_shown(value)} is no list; write [] or a list of {_listed(valid)}")
+        return tuple(dict.fromkeys(one(item) for item in value))
+
+    return check
+
+
+def _integer(low: int, high: int) -> Check:
+    def check(value: object) -> int:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise _Invalid(f"{_shown(value)} is no integer; write one from {low} to {high}")
+        if not low <= value <= high:
+            raise _Invalid(f"{_shown(value)} is out of range; write {low} to {high}")
+        return value
+
+    return check
+
+
+def _ring_size(value: object) -> int:
+    size: int = _integer(64 * 1024, 64 * 1024 * 1024)(value)
+    if size & (size - 1):  # a power of two in this range is a multiple of every page size
+        raise _Invalid(f"{size} is no power of two; the next one is {1 << size.bit_length()}")
+    return size
+
+
+def _path(value: object) -> Path | None:
+    text = _string(value)
+    if "\0" in text:
+        raise _Invalid(f"{_shown(value)} holds a NUL character; no file has such a name")
+    return Path(text) if text else None
+
+
+def _text(value: object) -> str:
+    text = _string(value)
+    if not text.strip():
+        raise _Invalid("it is empty; write some text")
+    return text
+
+
+_HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*\.?")
+
+
+def _valid_host(host: str) -> bool:
+    try:
+        if host.startswith("[") and host.endswith("]"):
+            ipaddress.IPv6Address(host[1:-1])
+        elif re.fullmatch(r"[0-9.]+", host):
+            ipaddress.IPv4Address(host)
+        else:
+            return len(host) <= 253 and _HOST_NAME.fullmatch(host) is not None
+    except ValueError:
+        return False
+    return True
+
+
+def _listen_address(value: object) -> tuple[str, int]:
+    text = _string(value)
+    form = "write ADDR:PORT, as in 127.0.0.1:10462, [::1]:10462 or 0.0.0.0:10462"
+    host, _, port = text.rpartition(":")
+    if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+        raise _Invalid(f"{_shown(text)} has no port from 0 to 65535; {form}")
+    if not _valid_host(host):
+        raise _Invalid(f"{_shown(text)} has no valid address; {form}")
+    if host.startswith("["):
+        host = host[1:-1]
+    return host, int(port)
+
+
+def _until(value: object) -> datetime.datetime:
+    """A date lasts to its end; a time without a zone is UTC."""
+    match value:
+        case datetime.datetime():
+            return value if value.tzinfo else value.replace(tzinfo=_UTC)
+        case datetime.date():
+            return datetime.datetime.combine(value, datetime.time.max, _UTC)
+    raise _Invalid(f"{_shown(value)} is no date; write 2030-12-31 or 2030-12-31T18:00:00Z")
+
+
+_VERDICTS = tuple(verdict.label for verdict in Verdict)
+_CAUSES = tuple(cause.label for cause in Cause)
+_OPERATIONS = tuple(operation.name for operation in OPERATIONS)
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key: `default` as it would be written in the file, `flag` that overrides it."""
+
+    name: str
+    default: object
+    check: Check
+    description: str
+    flag: str | None = None
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        return tuple(self.name.split("."))
+
+
+KEYS: tuple[Key, ...] = (
+    Key(
+        "attach",
+        "auto",
+        _one_of("auto", "fexit", "tracepoint", "raw_tracepoint"),
+        'How probes are attached: "auto" (the best hook that each accepts), "fexit", "tracepoint" '
+        'or "raw_tracepoint".',
+        "--attach",
+    ),
+    Key(
+        "web.listen_address",
+        "127.0.0.1:10462",
+        _listen_address,
+        "ADDR:PORT of /metrics, /-/healthy and /-/ready; an IPv6 address in brackets.",
+        "--web.listen-address",
+    ),
+    Key(
+        "web.config_file",
+        "",
+        _path,
+        'TLS and basic auth, in the format of the Prometheus exporter toolkit; "" for neither.',
+        "--web.config.file",
+    ),
+    Key(
+        "output.format",
+        "auto",
+        _one_of("auto", "pretty", "json"),
+        'Standard output: "pretty", "json" (an event a line) or "auto" (pretty on a terminal).',
+        "--output",
+    ),
+    Key(
+        "output.events_file",
+        "",
+        _path,
+        'A file that events are also appended to, one JSON object a line; "" for none.',
+        "--events-file",
+    ),
+    Key(
+        "events.denials",
+        ["sealed", "unverified"],
+        _some_of(*_VERDICTS),
+        f"Verdicts of denials that make events: {', '.join(_VERDICTS)}.",
+    ),
+    Key(
+        "events.faults",
+        [cause for cause in _CAUSES if cause != "other"],
+        _some_of(*_CAUSES),
+        f"Causes of faults that make events: {', '.join(_CAUSES)}.",
+    ),
+    Key("events.seals", False, _switch, "Whether a successful mseal makes an event."),
+    Key(
+        "events.command_line",
+        "redacted",
+        _one_of("redacted", "full", "off"),
+        'Command lines in events: "redacted" (values that look secret replaced), "full" or "off".',
+    ),
+    Key(
+        "rate_limit.per_caller",
+        10,
+        _integer(1, 1_000_000),
+        "Events a second for each process, operation or cause, and caller.",
+    ),
+    Key(
+        "rate_limit.burst",
+        100,
+        _integer(1, 1_000_000),
+        "Events at once before that limit holds.",
+    ),
+    Key(
+        "rate_limit.host",
+        1000,
+        _integer(1, 1_000_000),
+        "Events a second for the whole host.",
+    ),
+    Key(
+        "canary.interval",
+        60,
+        _integer(0, 86400),
+        "Seconds from one canary to the next; 0: only at start.",
+    ),
+    Key(
+        "workloads.maximum",
+        1024,
+        _integer(1, 65536),
+        'Workloads with metrics of their own; any further one counts as "other".',
+    ),
+    Key(
+        "ring.size",
+        1024 * 1024,
+        _ring_size,
+        "Bytes of the ring buffer, a power of two from 65536 to 67108864.",
+    ),
+    Key("watch.compat", False, _switch, "Whether to watch 32-bit callers (int 0x80)."),
+    Key("watch.io_uring", False, _switch, "Whether to watch madvise through io_uring."),
+)
+
+_MUTE_KEYS: tuple[Key, ...] = (
+    Key("mute.executable", None, _text, "Glob: with a slash for the path, else the base name."),
+    Key("mute.operation", None, _one_of(*_OPERATIONS), "The operation of the denials to mute."),
+    Key("mute.cause", None, _one_of(*_CAUSES), "The cause of the faults to mute."),
+    Key("mute.until", None, _until, "The last date or time of the entry; none: for ever."),
+    Key("mute.reason", None, _text, "Why these are known and harmless."),
+)
+
+_BY_PATH = {key.path: key for key in KEYS}
+_BY_NAME = {key.name: key for key in KEYS}
+_MUTE_BY_PATH = {key.path: key for key in _MUTE_KEYS}
+
+KeyPath = tuple[str | int, ...]
+
+_DEPTH = 4  # deeper keys are unknown ones; their line is that of their first parts
+_TOKEN = re.compile(
+    r'(?P<string>"""(?:\\.|[^\\])*?""""{0,2}'
+    r"|'''.*?''''{0,2}"
+    r'|"(?:\\.|[^"\\])*"'
+    r"|'[^']*')"
+    r"|(?P<comment>\#[^\n]*)"
+    r"|(?P<bare>[A-Za-z0-9_-]+)"
+    r"|(?P<mark>[\[\]{}=\n])"
+    r"|[^\n]",
+    re.DOTALL,
+)
+
+
+def _key_lines(text: str) -> dict[KeyPath, int]:
+    """The line of every key and table header of a text that is valid TOML.
+
+    tomllib does not tell. Keys inside an inline table have the line of the key that holds it. The
+    n-th `[[name]]` has the path (name, n).
+    """
+    lines: dict[KeyPath, int] = {}
+    elements: dict[KeyPath, int] = {}  # array of tables -> index of its last one
+
+    def resolve(keys: list[str]) -> KeyPath:
+        path: KeyPath = ()
+        for key in keys:
+            path += (key,)
+            if path in elements:
+                path += (elements[path],)
+        return path
+
+    def record(path: KeyPath, line: int) -> None:
+        for size in range(1, len(path) + 1):
+            lines.setdefault(path[:size], line)
+
+    table: KeyPath = ()
+    keys: list[str] = []
+    brackets = depth = 0
+    in_value = False
+    line = 1
+    for token in _TOKEN.finditer(text.replace("\r\n", "\n") + "\n"):
+        value = token.group()
+        match token.lastgroup, value:
+            case (("bare" | "string"), _) if not in_value and len(keys) < _DEPTH:
+                quoted = token.lastgroup == "string"
+                keys.append(tomllib.loads(f"key = {value}")["key"] if quoted else value)
+            case "mark", "[" if not in_value:
+                brackets += 1
+            case "mark", "=" if not in_value:
+                in_value = True
+                record(table + tuple(keys), line)
+            case "mark", "[" | "{":
+                depth += 1
+            case "mark", "]" | "}" if in_value:
+                depth -= 1
+            case "mark", "\n" if depth == 0:
+                if brackets == 2:
+                    array = (*resolve(keys[:-1]), keys[-1])
+                    elements[array] = elements.get(array, -1) + 1
+                if brackets:
+                    table = resolve(keys)
+                    record(table, line)
+                keys, brackets, in_value = [], 0, False
+        line += value.count("\n")
+    return lines
+
+
+def _line_of(lines: Mapping[KeyPath, int], path: KeyPath) -> int:
+    """The line of `path`, or of the innermost table around it that has one."""
+    return next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), 1)
+
+
+def _dotted(path: KeyPath) -> str:
+    parts = [part for part in path if isinstance(part, str)]
+    text = ".".join(
+        part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else json.dumps(part) for part in parts
+    )
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _unknown(path: KeyPath, keys: Mapping[tuple[str, ...], Key]) -> str:
+    if path[0] in _SECTIONS and len(path) == 1:
+        return f"it is a section; write [{path[0]}] and its keys on the lines beneath"
+    names = [".".join(known) for known in keys]
+    if len(path) == 1:
+        names += [*_SECTIONS, "mute"]
+    nearest = difflib.get_close_matches(_dotted(path), names, n=1, cutoff=0.0)[0]
+    return f"there is no such key; the nearest valid one is '{nearest}'"
+
+
+class _Reader:
+    """Checks values one by one and collects the mistakes."""
+
+    def __init__(self, name: str, lines: Mapping[KeyPath, int]) -> None:
+        self._name = name
+        self._lines = lines
+        self.mistakes: list[tuple[int, str]] = []  # line, message
+
+    def mistake(self, path: KeyPath, text: str) -> None:
+        line = _line_of(self._lines, path)
+        self.mistakes.append((line, f"{self._name}:{line}: key '{_dotted(path)}': {text}"))
+
+    def value(
+        self, keys: Mapping[tuple[str, ...], Key], place: KeyPath, value: object
+    ) -> tuple[Key, object] | None:
+        path = tuple(part for part in place if isinstance(part, str))
+        if path not in keys:
+            self.mistake(place, _unknown(path, keys))
+            return None
+        try:
+            return keys[path], keys[path].check(value)
+        except _Invalid as error:
+            self.mistake(place, str(error))
+            return None
+
+    def mutes(self, entries: object) -> tuple[Mute, ...]:
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            self.mistake(("mute",), "it is a list of tables; write [[mute]] above each entry")
+            return ()
+        found = (self._mute(("mute", index), entry) for index, entry in enumerate(entries))
+        return tuple(mute for mute in found if mute)
+
+    def _mute(self, place: KeyPath, entry: Mapping[str, object]) -> Mute | None:
+        before = len(self.mistakes)
+        values: dict[str, Any] = {key.path[1]: None for key in _MUTE_KEYS}
+        for name, value in entry.items():
+            if (checked := self.value(_MUTE_BY_PATH, (*place, name), value)) is not None:
+                values[name] = checked[1]
+        if "reason" not in entry:
+            self.mistake(place, 'it has no reason; add one, as in reason = "unmaps what it sealed"')
+        if not entry.keys() & {"executable", "operation", "cause"}:
+            self.mistake(place, "it names nothing to mute; add executable, operation or cause")
+        if "operation" in entry and "cause" in entry:
+            self.mistake(
+                place, "only denials have an operation, only faults a cause; write two entries"
+            )
+        return Mute(**values) if len(self.mistakes) == before else None
+
+
+def _leaves(document: Mapping[str, Any]) -> Iterator[tuple[KeyPath, object]]:
+    for key, value in document.items():
+        if key in _SECTIONS and isinstance(value, dict):
+            yield from (((key, leaf), item) for leaf, item in value.items())
+        elif key != "mute":
+            yield (key,), value
+
+
+def _syntax_error(error: Exception, text: str, name: str) -> ConfigError:
+    place, what = name, str(error)
+    if isinstance(error, RecursionError):
+        what = "nested too deeply"
+    elif found := re.fullmatch(r"(.*) \(at line (\d+), column (\d+)\)", what, re.DOTALL):
+        place, what = f"{name}:{found[2]}", f"{found[1]} at column {found[3]}"
+    elif what.endswith("(at end of document)"):
+        place = f"{name}:{len(text.splitlines()) or 1}"
+    return ConfigError(
+        f"{place}: not valid TOML: {what}; "
+        "write key = value, strings in quotes, switches as true or false"
+    )
+
+
+def _read(text: str, name: str, overrides: Mapping[str, object]) -> Config:
+    try:
+        document = tomllib.loads(text)
+        lines = _key_lines(text)
+    except (ValueError, RecursionError) as error:
+        raise _syntax_error(error, text, name) from None
+    reader = _Reader(name, lines)
+    values = {key.path: key.check(key.default) for key in KEYS}
+    for place, value in _leaves(document):
+        if (checked := reader.value(_BY_PATH, place, value)) is not None:
+            values[checked[0].path] = checked[1]
+    mutes = reader.mutes(document.get("mute", []))
+    messages = [message for _, message in sorted(reader.mistakes, key=itemgetter(0))]
+    for dotted, value in overrides.items():
+        key = _BY_NAME.get(dotted)
+        if key is None:
+            path = tuple(dotted.split("."))
+            messages.append(f"command line: key '{_dotted(path)}': {_unknown(path, _BY_PATH)}")
+            continue
+        try:
+            values[key.path] = key.check(value)
+        except _Invalid as error:
+            messages.append(f"command line: {key.flag or key.name}: {error}")
+    if messages:
+        raise ConfigError("\n".join(messages))
+    sections: dict[str, Any] = {
+        title: section(**{path[1]: value for path, value in values.items() if path[0] == title})
+        for title, section in _SECTIONS.items()
+    }
+    return Config(attach=values["attach",], mutes=mutes, **sections)
+
+
+def parse(text: str, name: str) -> Config:
+    """The configuration that `text` describes; `name` is the file that messages speak of.
+
+    Raises ConfigError with all mistakes.
+    """
+    return _read(text, name, {})
+
+
+def _file_text(path: Path) -> str:
+    if "\0" in str(path):
+        raise ConfigError(f"cannot read {str(path)!r}: no file has such a name; name another")
+    with path.open("rb") as file:
+        data = file.read(_SIZE_LIMIT + 1)
+    if len(data) > _SIZE_LIMIT:
+        raise ConfigError(f"{path}: larger than {_SIZE_LIMIT} bytes; is it the right file?")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"{path}:{line}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8"
+        ) from None
+
+
+def load(
+    path: Path | None, overrides: Mapping[str, object], *, default: Path = DEFAULT_PATH
+) -> Config:
+    """The configuration of the file at `path`, with `overrides` (dotted key -> value) on top.
+
+    Without a path it is the file at `default`, or the defaults where there is none. Raises
+    ConfigError with all mistakes, or with the reason why the file cannot be read.
+    """
+    file = default if path is None else path
+    try:
+        text = _file_text(file)
+    except OSError as error:
+        if path is not None or not isinstance(error, FileNotFoundError):
+            raise ConfigError(
+                f"cannot read {str(file)!r}: {error.strerror}; "
+                "make it a readable file or name another with --config"
+            ) from None
+        text = ""
+    return _read(text, str(file), overrides)

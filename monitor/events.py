@@ -1,0 +1,274 @@
+"""The event contract: what one line of output holds, by kind, and the version of its schema.
+
+`events.schema.json` says the same for other programs; a test compares the two field by field.
+Addresses are "0x..." strings, sizes and offsets are bytes, times are RFC 3339 in UTC.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping as ReadOnlyMapping
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from importlib import resources
+from operator import attrgetter
+from typing import Any, Literal
+
+__all__ = [
+    "HEALTH_SEVERITY",
+    "SCHEMA_VERSION",
+    "AddressRange",
+    "Denial",
+    "Event",
+    "Fault",
+    "File",
+    "Frame",
+    "Health",
+    "Host",
+    "Mapping",
+    "Origin",
+    "Process",
+    "Seal",
+    "Sealed",
+    "Severity",
+    "Suppression",
+    "Workload",
+    "event_id",
+    "schema",
+    "timestamp",
+    "to_dict",
+]
+
+SCHEMA_VERSION = 1
+
+Severity = Literal["info", "warning", "critical"]
+
+# Every `event` of kind health, and how much it matters: critical is a monitor that does not see.
+HEALTH_SEVERITY: ReadOnlyMapping[str, Severity] = {
+    "started": "info",
+    "stopped": "info",
+    "reloaded": "info",
+    "reload_failed": "warning",
+    "probe_lost": "critical",
+    "probe_degraded": "warning",
+    "runs_missed": "warning",
+    "events_dropped": "warning",
+    "records_corrupt": "critical",
+    "sink_failed": "warning",
+    "sink_recovered": "info",
+    "canary_failed": "critical",
+    "canary_recovered": "info",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    name: str
+    boot_id: str
+    kernel_release: str
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """`executable` is the full path while /proc could tell it, else the base name."""
+
+    pid: int
+    tid: int | None
+    parent_pid: int | None
+    vpid: int | None
+    name: str
+    executable: str | None
+    command_line: str | None
+    start: str | None
+    uid: int | None
+    gid: int | None
+    user_name: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    unit: str | None
+    container_id: str | None
+    pod_uid: str | None
+    cgroup: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    path: str
+    device: str
+    inode: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    start: str
+    end: str
+    permissions: str
+    sealed: bool
+    file: File | None
+    name: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    start: str
+    end: str
+    permissions: str
+    file: File | None
+    name: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AddressRange:
+    start: str
+    end: str
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """`address` is null where the kernel stored `build_id` and `offset` in its place."""
+
+    address: str | None
+    module: str | None
+    build_id: str | None
+    offset: int | None
+    symbol: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What every kind of event needs besides its own facts: when, where and who."""
+
+    id: str
+    time: str
+    time_boot_ns: int
+    host: Host
+    process: Process | None
+    workload: Workload | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    schema: int = field(default=SCHEMA_VERSION, init=False)
+    id: str
+    time: str
+    time_boot_ns: int
+    kind: str = field(init=False)
+    severity: Severity
+    summary: str
+    host: Host
+    process: Process | None
+    workload: Workload | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Denial(Event):
+    kind: str = field(default="denial", init=False)
+    operation: str
+    arguments: dict[str, str | int | list[str]]
+    verdict: str
+    reason: str | None
+    role: str
+    sealed: Sealed | None
+    partial_update: AddressRange | None
+    hidden: bool
+    compat: bool
+    instruction_pointer: str
+    caller: str
+    stack: tuple[Frame, ...]
+    stack_complete: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault(Event):
+    kind: str = field(default="fault", init=False)
+    cause: str
+    inferred: bool
+    access: str
+    address: str
+    mapping: Mapping | None
+    disposition: str
+    instruction_pointer: str
+    pkey: int | None
+    signal_code: int
+    stack: tuple[Frame, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seal(Event):
+    kind: str = field(default="seal", init=False)
+    start: str
+    length: int
+    mapping: Mapping | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suppression(Event):
+    kind: str = field(default="suppression", init=False)
+    of: str
+    operation: str | None
+    cause: str | None
+    caller: str | None
+    count: int
+    first: str
+    last: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health(Event):
+    kind: str = field(default="health", init=False)
+    event: str
+    message: str
+    blind_seconds: float | None
+    details: dict[str, object]
+
+
+def _reader(cls: type[Any]) -> tuple[tuple[str, ...], attrgetter[tuple[object, ...]]]:
+    names = tuple(item.name for item in fields(cls))
+    return names, attrgetter(*names)
+
+
+_READERS: dict[type, tuple[tuple[str, ...], attrgetter[tuple[object, ...]]]] = {
+    cls: _reader(cls)
+    for cls in (
+        *(Host, Process, Workload, File, Mapping, Sealed, AddressRange, Frame),
+        *(Denial, Fault, Seal, Suppression, Health),
+    )
+}
+
+
+def _plain(value: object) -> object:
+    reader = _READERS.get(type(value))
+    if reader is not None:
+        names, read = reader
+        return dict(zip(names, map(_plain, read(value)), strict=True))
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def to_dict(event: Event) -> dict[str, object]:
+    """The event as JSON-ready dicts and lists, keys in the contract's order.
+
+    `arguments` and `details` are shared with the event, not copied.
+    """
+    names, read = _READERS[type(event)]
+    return dict(zip(names, map(_plain, read(event)), strict=True))
+
+
+def event_id(boot_id: str, time_boot_ns: int, sequence: int) -> str:
+    """An id that sorts by time within a boot and is unique; `sequence` wraps at 32 bits."""
+    return f"{boot_id[:8]}-{time_boot_ns:016x}-{sequence & 0xFFFFFFFF:08x}"
+
+
+def timestamp(boot_ns: int, offset_ns: int) -> str:
+    """RFC 3339 in UTC with nanoseconds; `offset_ns` is the real-time clock less the boot clock."""
+    seconds, nanoseconds = divmod(boot_ns + offset_ns, 1_000_000_000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{nanoseconds:09d}Z"
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) that every emitted event satisfies."""
+    text = resources.files("monitor").joinpath("events.schema.json").read_text("utf-8")
+    document: dict[str, Any] = json.loads(text)
+    return document

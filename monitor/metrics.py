@@ -1,0 +1,522 @@
+"""Every metric, declared once; a collector that reads the kernel's counters at scrape.
+
+`python -m monitor.metrics` prints docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+import sys
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Literal, Protocol
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
+from prometheus_client.core import Metric as Family
+
+from monitor.abi import Cause, Counters, Disposition, Kind, Outcome, Verdict
+from monitor.operations import OPERATIONS
+
+__all__ = [
+    "DELAY_BUCKETS",
+    "EVENT_KINDS",
+    "METRICS",
+    "KernelFacts",
+    "Metric",
+    "ProbeState",
+    "Source",
+    "Tally",
+    "build",
+    "page",
+]
+
+PREFIX = "seal_monitor_"
+
+OPERATION_NAMES = tuple(operation.name for operation in OPERATIONS)
+# Where a refusal may leave the part before the seal changed.
+PARTIAL_OPERATIONS = ("mprotect", "madvise", "mremap")
+VERDICT_NAMES = tuple(verdict.label for verdict in Verdict)
+CAUSE_NAMES = tuple(cause.label for cause in Cause)
+DISPOSITION_NAMES = tuple(disposition.label for disposition in Disposition)
+EVENT_KINDS = (*(kind.label for kind in Kind), "suppression", "health")
+EVENT_RESULTS = ("delivered", "suppressed", "filtered", "dropped", "failed")
+LOOKUP_RESULTS = ("complete", "partial", "gone", "reused")
+CANARY_RESULTS = ("success", "failure")
+OTHER_WORKLOADS = "other"
+
+DELAY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeState:
+    """A probe, how it is attached (fexit, tracepoint, raw_tracepoint), and the runs it missed."""
+
+    probe: str
+    mode: str
+    attached: bool
+    missed_runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class KernelFacts:
+    """What calibration found on the running kernel; operations left out count as not possible."""
+
+    release: str
+    seal_supported: bool
+    partial_update_possible: Mapping[str, bool]
+
+
+class Source(Protocol):
+    """What the daemon knows and the collector asks for at every scrape, from another thread."""
+
+    def counters(self) -> Counters:
+        """The host's bank, all CPUs added up."""
+
+    def workload_denials(self) -> Mapping[str, tuple[int, int, int]]:
+        """Denials by Verdict of each workload's name; `other` are those that found no place."""
+
+    def probes(self) -> Sequence[ProbeState]: ...
+
+    def ring_used_bytes(self) -> int: ...
+
+    def workloads_tracked(self) -> int: ...
+
+
+class Tally:
+    """What the daemon itself counts.
+
+    Each number has one writing thread; others only read, so the interpreter's own lock suffices.
+    Unknown kinds, results and sinks raise KeyError.
+    """
+
+    def __init__(self, sinks: Iterable[str] = ()) -> None:
+        self.events = {
+            (kind, result): 0
+            for kind in EVENT_KINDS
+            for result in ("delivered", "failed", "filtered")
+        }
+        self.delays = [0] * (len(DELAY_BUCKETS) + 1)
+        self.delay_seconds = 0.0
+        self.canary_runs = dict.fromkeys(CANARY_RESULTS, 0)
+        self.canary_last_success = 0.0
+        self.identity_lookups = dict.fromkeys(LOOKUP_RESULTS, 0)
+        self.sink_errors = dict.fromkeys(sinks, 0)
+        self.decode_errors = 0
+        self.reload_successful = False
+        self.reload_last_success = 0.0
+
+    def event(
+        self, kind: str, result: Literal["delivered", "failed", "filtered"], count: int = 1
+    ) -> None:
+        self.events[kind, result] += count
+
+    def delay(self, seconds: float) -> None:
+        """From the kernel's time stamp to the sink that took the event."""
+        self.delays[bisect_left(DELAY_BUCKETS, seconds)] += 1
+        self.delay_seconds += max(seconds, 0.0)
+
+    def canary(self, result: Literal["success", "failure"], at: float) -> None:
+        """A run that ended at this Unix time, in seconds."""
+        self.canary_runs[result] += 1
+        if result == "success":
+            self.canary_last_success = at
+
+    def identity(self, result: Literal["complete", "partial", "gone", "reused"]) -> None:
+        self.identity_lookups[result] += 1
+
+    def sink_error(self, sink: str) -> None:
+        self.sink_errors[sink] += 1
+
+    def decode_error(self) -> None:
+        self.decode_errors += 1
+
+    def reload(self, successful: bool, at: float) -> None:
+        """The configuration was read, at start or again, at this Unix time, in seconds."""
+        self.reload_successful = successful
+        if successful:
+            self.reload_last_success = at
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """All that one scrape exports, read once."""
+
+    counters: Counters
+    handled: Sequence[int]  # by Cause, faults whose handler was invoked
+    workload_denials: Mapping[str, tuple[int, int, int]]
+    probes: Sequence[ProbeState]
+    ring_used_bytes: int
+    workloads_tracked: int
+    tally: Tally
+    facts: KernelFacts
+    version: str
+    revision: str
+
+
+Sample = tuple[tuple[str, ...], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """`labels` are each label's values: all that are known, or in words where they vary."""
+
+    name: str
+    type: Literal["counter", "gauge", "histogram"]
+    help: str
+    samples: Callable[[Reading], Iterable[Sample]]
+    labels: Mapping[str, tuple[str, ...] | str] = field(default_factory=dict)
+
+    @property
+    def full_name(self) -> str:
+        return PREFIX + self.name
+
+    def family(self) -> Family:
+        if self.type == "counter":
+            return CounterMetricFamily(self.full_name, self.help, labels=tuple(self.labels))
+        if self.type == "gauge":
+            return GaugeMetricFamily(self.full_name, self.help, labels=tuple(self.labels))
+        return HistogramMetricFamily(self.full_name, self.help, labels=tuple(self.labels))
+
+
+def _one(value: Callable[[Reading], float]) -> Callable[[Reading], Iterable[Sample]]:
+    return lambda reading: [((), value(reading))]
+
+
+def _by(value: Callable[[Reading], Mapping[str, float]]) -> Callable[[Reading], Iterable[Sample]]:
+    return lambda reading: [((key,), number) for key, number in value(reading).items()]
+
+
+def _denials(reading: Reading) -> Iterator[Sample]:
+    for name, by_verdict in zip(OPERATION_NAMES, reading.counters.denials, strict=True):
+        for verdict, count in zip(VERDICT_NAMES, by_verdict, strict=True):
+            yield (name, verdict), count
+
+
+def _faults(reading: Reading) -> Iterator[Sample]:
+    for cause in Cause:
+        for disposition in Disposition:
+            count = (
+                reading.handled[cause]
+                if disposition is Disposition.HANDLER
+                else reading.counters.faults[cause][disposition]
+            )
+            yield (cause.label, disposition.label), count
+
+
+def _workload_denials(reading: Reading) -> Iterator[Sample]:
+    for workload, counts in {OTHER_WORKLOADS: (0, 0, 0), **reading.workload_denials}.items():
+        for verdict, count in zip(VERDICT_NAMES, counts, strict=True):
+            yield (workload, verdict), count
+
+
+def _events(reading: Reading) -> Iterator[Sample]:
+    kernel_kinds = {kind.label: kind for kind in Kind}
+    kernel_outcomes = {
+        "suppressed": Outcome.SUPPRESSED,
+        "filtered": Outcome.FILTERED,
+        "dropped": Outcome.DROPPED,
+    }
+    for kind in EVENT_KINDS:
+        for result in EVENT_RESULTS:
+            count = reading.tally.events.get((kind, result), 0)
+            if kind in kernel_kinds and result in kernel_outcomes:
+                count += reading.counters.events[kernel_kinds[kind]][kernel_outcomes[result]]
+            yield (kind, result), count
+
+
+def _missed_runs(reading: Reading) -> Mapping[str, int]:
+    missed: dict[str, int] = {}
+    for state in reading.probes:
+        missed[state.probe] = missed.get(state.probe, 0) + state.missed_runs
+    return missed
+
+
+# The numbers are exact up to 2^53, from where on they are rounded to the nearest double, as
+# Prometheus stores them; sealed_bytes_total alone, which counts address space, may get there.
+METRICS: tuple[Metric, ...] = (
+    Metric(
+        "denials_total",
+        "counter",
+        "Refused attempts to change memory, by operation and by whether a seal explains it.",
+        _denials,
+        {"operation": OPERATION_NAMES, "verdict": VERDICT_NAMES},
+    ),
+    Metric(
+        "partial_updates_total",
+        "counter",
+        "Denials that left the part of the range before the seal changed.",
+        lambda reading: [
+            ((name,), count)
+            for name, count in zip(OPERATION_NAMES, reading.counters.partial_updates, strict=True)
+        ],
+        {"operation": OPERATION_NAMES},
+    ),
+    Metric(
+        "faults_total",
+        "counter",
+        "Guard-page and protection faults that raised a signal, by cause and what the signal did.",
+        _faults,
+        {"cause": CAUSE_NAMES, "disposition": DISPOSITION_NAMES},
+    ),
+    Metric(
+        "seals_total",
+        "counter",
+        "Successful mseal calls.",
+        _one(lambda reading: reading.counters.seals),
+    ),
+    Metric(
+        "sealed_bytes_total",
+        "counter",
+        "Bytes of address space in the ranges of successful mseal calls.",
+        _one(lambda reading: reading.counters.sealed_bytes),
+    ),
+    Metric(
+        "workload_denials_total",
+        "counter",
+        "Refused attempts to change memory, by workload.",
+        _workload_denials,
+        {
+            "workload": "the systemd unit, else `pod/<uid>`, `container/<id>`, the cgroup's path or"
+            " `cgroup:<id>`; `other` for those beyond the number tracked",
+            "verdict": VERDICT_NAMES,
+        },
+    ),
+    Metric(
+        "events_total",
+        "counter",
+        "Events, by what became of them: delivered (at least one sink took it), suppressed (rate"
+        " limit), filtered (configuration), dropped (ring buffer full), failed (no sink took it).",
+        _events,
+        {"kind": EVENT_KINDS, "result": EVENT_RESULTS},
+    ),
+    Metric(
+        "event_delay_seconds",
+        "histogram",
+        "Time from the kernel's time stamp of an event to its delivery.",
+        lambda reading: [],
+    ),
+    Metric(
+        "probe_attached",
+        "gauge",
+        "Whether a probe is attached (1) or not (0).",
+        lambda reading: [
+            ((state.probe, state.mode), int(state.attached)) for state in reading.probes
+        ],
+        {"probe": "the probe's name", "mode": ("fexit", "tracepoint", "raw_tracepoint")},
+    ),
+    Metric(
+        "probe_missed_runs_total",
+        "counter",
+        "Runs of a probe that the kernel skipped; above 0, the counts are a lower bound.",
+        _by(_missed_runs),
+        {"probe": "the probe's name"},
+    ),
+    Metric(
+        "canary_runs_total",
+        "counter",
+        "Runs of the canary, a violation of the monitor's own that has to come back as an event.",
+        _by(lambda reading: reading.tally.canary_runs),
+        {"result": CANARY_RESULTS},
+    ),
+    Metric(
+        "canary_last_success_timestamp_seconds",
+        "gauge",
+        "Unix time of the canary's last success; 0 before the first.",
+        _one(lambda reading: reading.tally.canary_last_success),
+    ),
+    Metric(
+        "identity_lookups_total",
+        "counter",
+        "Look-ups of a process in /proc, by result: complete, partial (something could not be read"
+        " or the process has executed another program), gone (it has exited), reused (the pid is"
+        " another process's).",
+        _by(lambda reading: reading.tally.identity_lookups),
+        {"result": LOOKUP_RESULTS},
+    ),
+    Metric(
+        "sink_errors_total",
+        "counter",
+        "Events that a sink could not take.",
+        _by(lambda reading: reading.tally.sink_errors),
+        {"sink": "the sinks that the configuration names"},
+    ),
+    Metric(
+        "decode_errors_total",
+        "counter",
+        "Records of the kernel that could not be understood.",
+        _one(lambda reading: reading.tally.decode_errors),
+    ),
+    Metric(
+        "ring_used_bytes",
+        "gauge",
+        "Bytes of the ring buffer that hold records not yet read.",
+        _one(lambda reading: reading.ring_used_bytes),
+    ),
+    Metric(
+        "workloads_tracked",
+        "gauge",
+        "Workloads with a count of their own.",
+        _one(lambda reading: reading.workloads_tracked),
+    ),
+    Metric(
+        "config_last_reload_successful",
+        "gauge",
+        "Whether the configuration was valid when last read (1) or not (0).",
+        _one(lambda reading: int(reading.tally.reload_successful)),
+    ),
+    Metric(
+        "config_last_reload_success_timestamp_seconds",
+        "gauge",
+        "Unix time at which a valid configuration was last read.",
+        _one(lambda reading: reading.tally.reload_last_success),
+    ),
+    Metric(
+        "build_info",
+        "gauge",
+        "Always 1; the labels are the facts.",
+        lambda reading: [((reading.version, reading.revision), 1)],
+        {"version": "the monitor's version", "revision": "the revision it was built from"},
+    ),
+    Metric(
+        "kernel_info",
+        "gauge",
+        "Always 1; the label is the fact.",
+        lambda reading: [((reading.facts.release,), 1)],
+        {"release": "the kernel's release"},
+    ),
+    Metric(
+        "seal_supported",
+        "gauge",
+        "Whether this kernel has mseal (1) or not (0).",
+        _one(lambda reading: int(reading.facts.seal_supported)),
+    ),
+    Metric(
+        "partial_update_possible",
+        "gauge",
+        "Whether a refusal on this kernel may leave the part before the seal changed (1) or not.",
+        lambda reading: [
+            ((name,), int(reading.facts.partial_update_possible.get(name, False)))
+            for name in PARTIAL_OPERATIONS
+        ],
+        {"operation": PARTIAL_OPERATIONS},
+    ),
+)
+
+
+def _histogram(family: HistogramMetricFamily, tally: Tally) -> None:
+    counts = list(tally.delays)
+    bounds = [*map(str, DELAY_BUCKETS), "+Inf"]
+    buckets = [(bound, sum(counts[: i + 1])) for i, bound in enumerate(bounds)]
+    family.add_metric((), buckets, tally.delay_seconds)
+
+
+class _Collector:
+    def __init__(
+        self, source: Source, tally: Tally, facts: KernelFacts, version: str, revision: str
+    ) -> None:
+        self._source = source
+        self._tally = tally
+        self._facts = facts
+        self._version = version
+        self._revision = revision
+        self._handled = [0] * len(Cause)
+        self._lock = Lock()
+
+    def describe(self) -> Iterator[Family]:
+        return (metric.family() for metric in METRICS)
+
+    def collect(self) -> Iterator[Family]:
+        reading = self._read()
+        for metric in METRICS:
+            family = metric.family()
+            if isinstance(family, HistogramMetricFamily):
+                _histogram(family, reading.tally)
+            elif isinstance(family, CounterMetricFamily | GaugeMetricFamily):
+                for labels, value in metric.samples(reading):
+                    family.add_metric(labels, value)
+            yield family
+
+    def _read(self) -> Reading:
+        with self._lock:  # scrapes may overlap
+            counters = self._source.counters()
+            for cause in Cause:
+                faults = counters.faults[cause]
+                # A fault whose handler's frame did not fit is delivered twice and counted under
+                # both. Between the two a scrape may have exported it as handled: a counter must
+                # not take that back, so it waits for the next handled fault.
+                once = faults[Disposition.HANDLER] - faults[Disposition.HANDLER_FAILED]
+                self._handled[cause] = max(self._handled[cause], once)
+            handled = tuple(self._handled)
+        return Reading(
+            counters=counters,
+            handled=handled,
+            workload_denials=self._source.workload_denials(),
+            probes=self._source.probes(),
+            ring_used_bytes=self._source.ring_used_bytes(),
+            workloads_tracked=self._source.workloads_tracked(),
+            tally=self._tally,
+            facts=self._facts,
+            version=self._version,
+            revision=self._revision,
+        )
+
+
+def build(
+    source: Source, tally: Tally, facts: KernelFacts, version: str, revision: str
+) -> CollectorRegistry:
+    """A registry with every metric above and the standard `process_*` of the daemon itself."""
+    registry = CollectorRegistry()
+    registry.register(_Collector(source, tally, facts, version, revision))
+    ProcessCollector(registry=registry)
+    return registry
+
+
+def page() -> str:
+    """The page that documents every metric, in Markdown."""
+    rows = []
+    for metric in METRICS:
+        labels = [
+            f"`{label}`: "
+            + (values if isinstance(values, str) else ", ".join(f"`{v}`" for v in values))
+            for label, values in metric.labels.items()
+        ]
+        rows.append(
+            f"| `{metric.full_name}` | {metric.type} | {'<br>'.join(labels)} | {metric.help} |"
+        )
+    return "\n".join((_PAGE_HEAD, *rows, _PAGE_TAIL))
+
+
+_PAGE_HEAD = """\
+<!-- Generated by `python -m monitor.metrics`; do not edit. -->
+
+# Metrics
+
+`/metrics` exports these. Counts of denials, partial updates, faults and seals are read from the
+kernel's counters at every scrape: they are exact whatever becomes of the events. The canary's own
+violations are in none of them. Every combination of the label values listed here is there from the
+start, as 0.
+
+| Metric | Type | Labels | Meaning |
+|---|---|---|---|"""
+
+_PAGE_TAIL = """
+For the kinds `denial`, `fault` and `seal`, once the probes are detached and the ring buffer is
+empty, what was counted equals the sum of `seal_monitor_events_total` over its results (for faults,
+those with disposition `handler_failed` counted twice).
+
+A fault whose handler could not be started, because its frame did not fit on the stack, is delivered
+twice: it makes two events, but counts once above, as `handler_failed`. A scrape between the two
+deliveries may have shown it as `handler`.
+
+The standard `process_*` metrics (CPU time, memory, start time, open file descriptors) describe the
+monitor itself.
+"""
+
+if __name__ == "__main__":
+    sys.stdout.write(page())

@@ -1,0 +1,600 @@
+"""/metrics, /-/healthy and /-/ready over HTTP, with TLS and basic auth if configured.
+
+A client, slow or hostile, can hold one of a few connections for a few seconds, and nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import difflib
+import hashlib
+import os
+import re
+import secrets
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from http import HTTPStatus
+from pathlib import Path
+from typing import NamedTuple
+
+import bcrypt
+import yaml
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+__all__ = ["BasicAuth", "Server", "WebConfig", "WebError", "load_web_config", "serve"]
+
+CONNECTIONS = 16
+REQUEST_SECONDS = 5.0
+LINGER_SECONDS = 1.0
+HEAD_LIMIT = 8192  # bytes of a request line and its headers
+_FILE_LIMIT = 256 * 1024  # bytes of a web config file
+
+_TEXT = "text/plain; charset=utf-8"
+_PAGE = b"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>seal-monitor</title></head><body>
+<h1>seal-monitor</h1>
+<ul>
+<li><a href="/metrics">Metrics</a></li>
+<li><a href="/-/healthy">Healthy</a></li>
+<li><a href="/-/ready">Ready</a></li>
+</ul>
+</body></html>
+"""
+
+Headers = Mapping[str, str]  # names in lower case
+
+
+class WebError(Exception):
+    """The address cannot be listened on, or the web config file is wrong."""
+
+
+@dataclass(frozen=True)
+class WebConfig:
+    """What a web config file asks for; `users` are bcrypt hashes by name."""
+
+    tls: ssl.SSLContext | None = None
+    users: Mapping[str, bytes] = field(default_factory=dict)
+
+
+class Response(NamedTuple):
+    status: HTTPStatus
+    body: bytes
+    content_type: str = _TEXT
+    headers: tuple[str, ...] = ()
+
+    def encode(self, with_body: bool) -> bytes:
+        lines = (
+            f"HTTP/1.1 {self.status.value} {self.status.phrase}",
+            f"Content-Type: {self.content_type}",
+            f"Content-Length: {len(self.body)}",
+            "Connection: close",
+            "X-Content-Type-Options: nosniff",
+            *self.headers,
+        )
+        head = "".join(f"{line}\r\n" for line in lines).encode("latin-1") + b"\r\n"
+        return head + self.body if with_body else head
+
+
+def _answer(status: HTTPStatus, text: str, *headers: str) -> Response:
+    return Response(status, f"{text}\n".encode(errors="backslashreplace"), _TEXT, headers)
+
+
+def _one_line(value: object) -> str:
+    return " ".join(str(value).split())[:300]
+
+
+class Request(NamedTuple):
+    method: str
+    path: str
+    headers: Headers
+
+
+def _parse(head: bytes) -> Request:
+    """The request of a request line and headers. Raises ValueError when it is not HTTP/1."""
+    lines = re.split("\r?\n", head.decode("latin-1"))
+    if any(re.search(r"[\x00-\x08\x0a-\x1f\x7f]", line) for line in lines):
+        raise ValueError("a control character")
+    start = re.fullmatch(r"(\S+) (\S+) HTTP/1\.[0-9]", lines[0])
+    if start is None:
+        raise ValueError("no HTTP/1 request line")
+    headers: dict[str, str] = {}
+    for line in lines[1:]:
+        name, colon, value = line.partition(":")
+        if not colon or not re.fullmatch(r"\S+", name):
+            raise ValueError("a header without a name")
+        key = name.lower()
+        headers[key] = f"{headers[key]}, {value.strip()}" if key in headers else value.strip()
+    return Request(start[1], start[2].partition("?")[0], headers)
+
+
+class BasicAuth:
+    """Checks passwords one at a time, so that guessing costs at most one core.
+
+    A right password is checked once; its keyed digest is kept, never the password.
+    """
+
+    def __init__(
+        self,
+        users: Mapping[str, bytes],
+        checkpw: Callable[[bytes, bytes], bool] = bcrypt.checkpw,
+    ) -> None:
+        self._checkpw = checkpw
+        self._users = {name.encode(): hashed for name, hashed in users.items()}
+        self._slowest = max(self._users.values(), key=lambda hashed: int(hashed[4:6]))
+        self._secret = secrets.token_bytes(32)
+        self._accepted: set[bytes] = set()
+        self._lock = threading.Lock()
+
+    def accepts(self, authorization: str) -> bool:
+        """Whether an Authorization header has the name and password of a user.
+
+        An unknown name takes as long as a wrong password. Raises TimeoutError when too many
+        checks wait.
+        """
+        scheme, _, encoded = authorization.partition(" ")
+        try:
+            decoded = base64.b64decode(encoded.strip(), validate=True)
+        except ValueError:
+            return False
+        name, colon, password = decoded.partition(b":")
+        if scheme.lower() != "basic" or not colon:
+            return False
+        password = password[:72]  # bcrypt knows no more, and newer releases refuse longer ones
+        hashed = self._users.get(name)
+        identity = repr((name, hashed, password)).encode()
+        digest = hashlib.blake2b(identity, key=self._secret).digest()
+        if digest in self._accepted:
+            return True
+        if not self._check(password, hashed or self._slowest) or hashed is None:
+            return False
+        self._accepted.add(digest)
+        return True
+
+    def _check(self, password: bytes, hashed: bytes) -> bool:
+        if not self._lock.acquire(timeout=REQUEST_SECONDS):
+            raise TimeoutError
+        try:
+            return self._checkpw(password, hashed)
+        except ValueError:  # older releases refuse a password with a NUL
+            return False
+        finally:
+            self._lock.release()
+
+
+Route = Callable[[Headers], Response]
+
+
+def _metrics(registry: CollectorRegistry, lock: threading.Lock, headers: Headers) -> Response:
+    # One scrape at a time: collectors need not be safe for threads, and a flood of scrapes costs
+    # at most one core.
+    if not lock.acquire(timeout=REQUEST_SECONDS):
+        return _answer(HTTPStatus.SERVICE_UNAVAILABLE, "another scrape is still running")
+    try:
+        encoder, content_type = choose_encoder(headers.get("accept", ""))
+        return Response(HTTPStatus.OK, encoder(registry), content_type)
+    finally:
+        lock.release()
+
+
+def _ready(ready: Callable[[], list[str]], _headers: Headers) -> Response:
+    if reasons := ready():
+        text = "\n".join(map(_one_line, reasons))
+        return _answer(HTTPStatus.SERVICE_UNAVAILABLE, text)
+    return _answer(HTTPStatus.OK, "ready")
+
+
+def _respond(head: bytes, *, routes: Mapping[str, Route], auth: BasicAuth | None) -> bytes:
+    try:
+        request = _parse(head)
+    except ValueError as error:
+        return _answer(HTTPStatus.BAD_REQUEST, f"bad request: {error}").encode(with_body=True)
+    with_body = request.method != "HEAD"
+    if auth is not None and not auth.accepts(request.headers.get("authorization", "")):
+        challenge = 'WWW-Authenticate: Basic realm="seal-monitor", charset="UTF-8"'
+        response = _answer(HTTPStatus.UNAUTHORIZED, "name or password is wrong", challenge)
+    elif request.method not in ("GET", "HEAD"):
+        text = "only GET and HEAD are known here"
+        response = _answer(HTTPStatus.METHOD_NOT_ALLOWED, text, "Allow: GET, HEAD")
+    elif (route := routes.get(request.path)) is None:
+        response = _answer(HTTPStatus.NOT_FOUND, f"not found; there are {', '.join(routes)}")
+    else:
+        try:
+            response = route(request.headers)
+        except Exception as error:
+            reason = _one_line(f"{type(error).__name__}: {error}")
+            response = _answer(HTTPStatus.INTERNAL_SERVER_ERROR, f"failed: {reason}")
+    return response.encode(with_body)
+
+
+def _limit(connection: socket.socket, deadline: float) -> None:
+    """Bounds the next operation, so that all of them together end by the deadline."""
+    remaining = deadline - time.monotonic()
+    if remaining <= 0:
+        raise TimeoutError
+    connection.settimeout(remaining)
+
+
+def _read_head(connection: socket.socket, deadline: float) -> bytes | None:
+    """The bytes before the empty line that ends the headers; None when they are too long."""
+    data = b""
+    while (end := re.search(b"\r?\n\r?\n", data)) is None:
+        if len(data) >= HEAD_LIMIT:
+            return None
+        _limit(connection, deadline)
+        received = connection.recv(HEAD_LIMIT + 4 - len(data))
+        if not received:
+            raise ConnectionError("closed before the end of its request")
+        data += received
+    return data[: end.start()]
+
+
+def _send(connection: socket.socket, data: bytes, deadline: float) -> None:
+    rest = memoryview(data)
+    while rest:
+        _limit(connection, deadline)
+        rest = rest[connection.send(rest) :]
+
+
+def _finish(connection: socket.socket, deadline: float) -> None:
+    """Ends the connection after its response was sent.
+
+    Closing with input unread (the body of a POST) would reset the connection, and the client
+    might lose the response.
+    """
+    deadline = min(deadline, time.monotonic() + LINGER_SECONDS)
+    with contextlib.suppress(OSError):
+        _limit(connection, deadline)
+        if isinstance(connection, ssl.SSLSocket):
+            connection.unwrap()
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(4096):
+            _limit(connection, deadline)
+
+
+class Server:
+    """Serves until `close()`. `address` is the one bound, `rejected` counts the connections
+    closed because too many were open, `aborted` those that ended before their response was sent.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        respond: Callable[[bytes], bytes],
+        tls: ssl.SSLContext | None,
+        connections: int,
+        request_seconds: float,
+    ) -> None:
+        host, port = listener.getsockname()[:2]
+        self.address: tuple[str, int] = (host, port)
+        self.rejected = 0
+        self.aborted = 0
+        self._listener = listener
+        self._respond = respond
+        self._tls = tls
+        self._connections = connections
+        self._seconds = request_seconds
+        self._open: dict[threading.Thread, socket.socket] = {}
+        self._lock = threading.Lock()  # over _open and the counts
+        self._closing = threading.Event()
+        self._acceptor = threading.Thread(target=self._accept, name="web", daemon=True)
+        self._acceptor.start()
+
+    def close(self) -> None:
+        """Stops listening and waits for the requests under way, within their time limit."""
+        self._closing.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
+        self._acceptor.join()
+        self._listener.close()
+        with self._lock:
+            still_open = dict(self._open)
+        for connection in still_open.values():
+            with contextlib.suppress(OSError):
+                # Not SSLSocket.shutdown, which would go on in clear text.
+                socket.socket.shutdown(connection, socket.SHUT_RD)
+        deadline = time.monotonic() + self._seconds
+        for thread in still_open:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _accept(self) -> None:
+        while not self._closing.is_set():
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:  # closing, or out of descriptors: the client waits in the backlog
+                self._closing.wait(0.1)
+                continue
+            thread = threading.Thread(target=self._handle, args=(connection,), daemon=True)
+            with self._lock:
+                admitted = len(self._open) < self._connections
+                if admitted:
+                    self._open[thread] = connection
+            try:
+                if admitted:
+                    thread.start()
+            except RuntimeError:  # no more threads
+                admitted = False
+                with self._lock:
+                    del self._open[thread]
+            if not admitted:
+                with self._lock:
+                    self.rejected += 1
+                connection.close()
+
+    def _handle(self, connection: socket.socket) -> None:
+        deadline = time.monotonic() + self._seconds
+        try:
+            if self._tls is not None:
+                connection = self._encrypt(self._tls, connection, deadline)
+            head = _read_head(connection, deadline)
+            if head is None:
+                status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+                data = _answer(status, f"more than {HEAD_LIMIT} bytes of headers").encode(True)
+            else:
+                data = self._respond(head)
+            _send(connection, data, deadline)
+            _finish(connection, deadline)
+        except OSError:  # the client went away, was too slow, or spoke no TLS
+            with self._lock:
+                self.aborted += 1
+        finally:
+            connection.close()
+            with self._lock:
+                del self._open[threading.current_thread()]
+
+    def _encrypt(
+        self, tls: ssl.SSLContext, connection: socket.socket, deadline: float
+    ) -> socket.socket:
+        encrypted = tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        with self._lock:
+            self._open[threading.current_thread()] = encrypted
+        try:
+            _limit(encrypted, deadline)
+            encrypted.do_handshake()
+        except OSError:
+            encrypted.close()
+            raise
+        return encrypted
+
+
+def _listen(address: tuple[str, int]) -> socket.socket:
+    host, port = address
+    try:
+        family, _, _, _, resolved = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        return socket.create_server(resolved[:2], family=family)
+    except (OSError, UnicodeError, OverflowError) as error:
+        reason = str(error)
+        if isinstance(error, OSError) and error.errno is not None:
+            known = error.strerror if isinstance(error, socket.gaierror) else None
+            reason = known or os.strerror(error.errno)
+        shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        raise WebError(
+            f"cannot listen on {shown}: {reason[:1].lower()}{reason[1:]}; "
+            "choose another with --web.listen-address"
+        ) from None
+
+
+def serve(
+    address: tuple[str, int],
+    registry: CollectorRegistry,
+    ready: Callable[[], list[str]],
+    web_config: WebConfig | None,
+    *,
+    connections: int = CONNECTIONS,
+    request_seconds: float = REQUEST_SECONDS,
+) -> Server:
+    """A server that listens on `address` (host, port) and answers in threads of its own.
+
+    `ready` tells the reasons why the monitor is not ready, none when it is. Beyond `connections`
+    at once, further ones are closed unanswered; reading a request and writing its response end
+    `request_seconds` after the connection began. Raises WebError when the address cannot be
+    listened on.
+    """
+    settings = web_config or WebConfig()
+    routes: Mapping[str, Route] = {
+        "/": lambda _: Response(HTTPStatus.OK, _PAGE, "text/html; charset=utf-8"),
+        "/metrics": partial(_metrics, registry, threading.Lock()),
+        "/-/healthy": lambda _: _answer(HTTPStatus.OK, "healthy"),
+        "/-/ready": partial(_ready, ready),
+    }
+    auth = BasicAuth(settings.users) if settings.users else None
+    respond = partial(_respond, routes=routes, auth=auth)
+    return Server(_listen(address), respond, settings.tls, connections, request_seconds)
+
+
+# The web config file, in the format of the Prometheus exporter toolkit.
+
+_SECTIONS = ("tls_server_config", "basic_auth_users")
+_TLS_KEYS = ("cert_file", "key_file", "min_version", "client_auth_type", "client_ca_file")
+_MIN_VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
+_CLIENT_AUTH = {
+    "NoClientCert": ssl.CERT_NONE,
+    "RequireAndVerifyClientCert": ssl.CERT_REQUIRED,
+}
+# The cost is bounded: a check has to fit into the time of a request.
+_BCRYPT = re.compile(r"\$2[aby]\$(0[4-9]|1[0-5])\$[./A-Za-z0-9]{53}")
+
+
+class _Mistakes:
+    """Collects what is wrong with a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._texts: list[str] = []
+
+    def add(self, node: yaml.Node, key: str, text: str) -> None:
+        line = node.start_mark.line + 1
+        self._texts.append(f"{self._path}:{line}: key {_one_line(key)!r}: {text}")
+
+    def check(self) -> None:
+        if self._texts:
+            raise WebError("\n".join(self._texts))
+
+
+def _is_null(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"
+
+
+def _entries(
+    node: yaml.Node, name: str, mistakes: _Mistakes
+) -> Iterator[tuple[str, str, yaml.Node, yaml.Node]]:
+    """Name, dotted name, key node and value node of each entry of a mapping."""
+    if not isinstance(node, yaml.MappingNode):
+        mistakes.add(node, name, "it is no mapping; write its keys indented beneath it")
+        return
+    seen = set()
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            mistakes.add(key, name, "a key beneath it is no string; write NAME: VALUE")
+            continue
+        dotted = f"{name}.{key.value}" if name else key.value
+        if key.value in seen:
+            mistakes.add(key, dotted, "it is there twice; leave one")
+        seen.add(key.value)
+        yield key.value, dotted, key, value
+
+
+def _known(
+    node: yaml.Node, name: str, valid: tuple[str, ...], mistakes: _Mistakes
+) -> Iterator[tuple[str, str, yaml.Node]]:
+    for key, dotted, key_node, value in _entries(node, name, mistakes):
+        if key in valid:
+            yield key, dotted, value
+        else:
+            nearest = difflib.get_close_matches(key[:100], valid, n=1, cutoff=0.0)[0]
+            text = f"it is not supported; the nearest that is: {nearest!r}"
+            mistakes.add(key_node, dotted, text)
+
+
+def _string(node: yaml.Node, name: str, mistakes: _Mistakes) -> str:
+    if (
+        isinstance(node, yaml.ScalarNode)
+        and node.tag == "tag:yaml.org,2002:str"
+        and "\0" not in node.value
+    ):
+        return str(node.value)
+    mistakes.add(node, name, "its value is no string; write it in quotes")
+    return ""
+
+
+def _users(node: yaml.Node, mistakes: _Mistakes) -> dict[str, bytes]:
+    users = {}
+    for name, dotted, key, value in _entries(node, "basic_auth_users", mistakes):
+        hashed = _string(value, dotted, mistakes)
+        if ":" in name:
+            mistakes.add(key, dotted, "a user name cannot hold a colon; choose another")
+        elif not _valid_hash(hashed):
+            text = "not a bcrypt hash of cost 4 to 15; make one with: htpasswd -nBC 10 NAME"
+            mistakes.add(value, dotted, text)
+        users[name] = hashed.encode()
+    return users
+
+
+def _valid_hash(hashed: str) -> bool:
+    if not _BCRYPT.fullmatch(hashed):
+        return False
+    try:  # the salt, at the lowest cost
+        bcrypt.hashpw(b"", b"$2b$04$" + hashed[7:29].encode())
+    except ValueError:
+        return False
+    return True
+
+
+def _tls(node: yaml.Node, folder: Path, mistakes: _Mistakes) -> ssl.SSLContext | None:
+    name = "tls_server_config"
+    nodes = {key: value for key, _, value in _known(node, name, _TLS_KEYS, mistakes)}
+    values = {key: _string(value, f"{name}.{key}", mistakes) for key, value in nodes.items()}
+    for key, valid in (("min_version", _MIN_VERSIONS), ("client_auth_type", _CLIENT_AUTH)):
+        if values.get(key) and values[key] not in valid:
+            text = f"{_one_line(values[key])!r} is not supported; choose {' or '.join(valid)}"
+            mistakes.add(nodes[key], f"{name}.{key}", text)
+    for key in ("cert_file", "key_file"):
+        if not values.get(key):
+            mistakes.add(node, f"{name}.{key}", "it is missing; TLS needs cert_file and key_file")
+    verify = values.get("client_auth_type") == "RequireAndVerifyClientCert"
+    if verify != bool(values.get("client_ca_file")):
+        text = "it goes with client_auth_type: RequireAndVerifyClientCert; write both or neither"
+        mistakes.add(node, f"{name}.client_ca_file", text)
+    mistakes.check()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.minimum_version = _MIN_VERSIONS[values.get("min_version") or "TLS12"]
+    authority = folder / values["client_ca_file"] if verify else None
+    _load(context, folder / values["cert_file"], folder / values["key_file"], authority)
+    return context
+
+
+def _load(context: ssl.SSLContext, certificate: Path, key: Path, authority: Path | None) -> None:
+    """Raises OSError, with the file's name where it is known."""
+    for file in (certificate, key, authority):
+        if file is not None:
+            file.open("rb").close()  # ssl's own errors name no file
+    try:
+        context.load_cert_chain(certificate, key, password="")  # never asks on the terminal
+    except ssl.SSLError as error:
+        reason = "not a PEM certificate and its unencrypted key"
+        raise OSError(error.errno, error.reason or reason, f"{certificate}, {key}") from None
+    if authority is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+        try:
+            context.load_verify_locations(authority)
+        except ssl.SSLError as error:
+            reason = error.reason or "no PEM certificate"
+            raise OSError(error.errno, reason, str(authority)) from None
+
+
+def _read(path: Path) -> str:
+    with path.open("rb") as file:
+        data = file.read(_FILE_LIMIT + 1)
+    if len(data) > _FILE_LIMIT:
+        raise WebError(f"{path}: larger than {_FILE_LIMIT} bytes; is it the right file?")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise WebError(f"{path}: not UTF-8; save the file as UTF-8") from None
+
+
+def _compose(text: str, path: Path) -> yaml.Node | None:
+    try:
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{path}:{mark.line + 1}" if mark else f"{path}"
+        raise WebError(f"{place}: not valid YAML: {_one_line(error.problem)}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise WebError(f"{path}: not valid YAML: {_one_line(error)}") from None
+
+
+def load_web_config(path: Path) -> WebConfig:
+    """What the file at `path` asks for; file names in it are relative to its directory.
+
+    Certificates and keys are read at once. Raises WebError with all mistakes in the file, or with
+    the reason why it or a file that it names cannot be used.
+    """
+    try:
+        root = _compose(_read(path), path)
+        if root is None or _is_null(root):
+            return WebConfig()
+        mistakes = _Mistakes(path)
+        known = _known(root, "", _SECTIONS, mistakes)
+        sections = {key: node for key, _, node in known if not _is_null(node)}
+        users = sections.get("basic_auth_users")
+        tls = sections.get("tls_server_config")
+        config = WebConfig(
+            users=_users(users, mistakes) if users else {},
+            tls=_tls(tls, path.parent, mistakes) if tls else None,
+        )
+        mistakes.check()
+    except OSError as error:
+        raise WebError(
+            f"cannot use {error.filename}: {error.strerror}; correct it or name another file"
+        ) from None
+    return config

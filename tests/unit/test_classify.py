@@ -1,0 +1,633 @@
+from __future__ import annotations
+
+import ctypes
+import struct
+import unicodedata
+from dataclasses import asdict, replace
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from monitor import abi, events
+from monitor.abi import Access, Cause, Disposition, Kind, Reason, RecordFlag, Role, Verdict
+from monitor.classify import ClassifyError, classify, printable, suppression
+from monitor.events import (
+    AddressRange,
+    Denial,
+    Fault,
+    File,
+    Frame,
+    Host,
+    Mapping,
+    Origin,
+    Process,
+    Seal,
+    Sealed,
+    Workload,
+)
+from monitor.operations import OPERATIONS
+
+SEALED_BIT = 1 << 42
+READ, WRITE, EXEC, SHARED = 1, 2, 4, 8
+NAMES = [operation.name for operation in OPERATIONS]
+TIME = "2025-01-02T03:04:05.000000006Z"
+ORIGIN = Origin(
+    id="1b4e28ba-00000000000003e8-00000001",
+    time=TIME,
+    time_boot_ns=1000,
+    host=Host("web-1", "1b4e28ba-2fa1-4d2e-883f-0016d3cca427", "6.18.44"),
+    process=Process(4242, 4242, 1, 4242, "python3", None, None, TIME, 0, 0, None),
+    workload=Workload(None, None, None, "/"),
+)
+START = 0x7F0000001000
+SIZE = ctypes.sizeof(abi.Record)
+VALIDATOR = jsonschema.Draft202012Validator(events.schema())
+
+LIBRARY: dict[str, Any] = {
+    "start": START,
+    "end": START + 0x1000,
+    "flags": READ | SEALED_BIT,
+    "page_offset": 3,
+    "inode": 77,
+    "device": 254 << 20 | 1,
+    "file": b"libfoo.so",
+}
+ANONYMOUS: dict[str, Any] = {"start": START, "end": START + 0x1000, "flags": READ | SEALED_BIT}
+
+
+def record(kind: Kind, mapping: dict[str, Any] | None = None, **values: Any) -> abi.Record:
+    arguments = values.pop("arguments", ())
+    made = abi.Record(
+        kind=kind,
+        pid=4242,
+        tid=4242,
+        task_name=b"worker",
+        executable=values.pop("executable", b"python3"),
+        mapping=abi.Mapping(**(mapping or {})),
+        **values,
+    )
+    made.arguments[: len(arguments)] = arguments
+    return made
+
+
+def denial(operation: str = "mprotect", **values: Any) -> abi.Record:
+    values.setdefault("arguments", (START, 0x1000, 3))
+    values.setdefault("mapping", LIBRARY)
+    return record(
+        Kind.DENIAL,
+        operation=NAMES.index(operation),
+        **{"address": START, "length": 0x1000, **values},
+    )
+
+
+def fault(cause: Cause, **values: Any) -> abi.Record:
+    return record(
+        Kind.FAULT,
+        cause=cause,
+        **{"address": START + 0x10, "access": Access.WRITE, "signal_code": 1, **values},
+    )
+
+
+def told(made: abi.Record, **options: Any) -> Any:
+    event = classify(made, ORIGIN, sealed_mask=SEALED_BIT, **options)
+    VALIDATOR.validate(events.to_dict(event))
+    return event
+
+
+def test_a_denial_in_full() -> None:
+    event = told(
+        denial(
+            arguments=(START - 0x2000, 0x3000, 3),
+            address=START - 0x2000,
+            length=0x3000,
+            partial_start=START - 0x2000,
+            partial_end=START,
+            instruction_pointer=0x7F0000100000,
+            caller=0x401234,
+        )
+    )
+    assert event == Denial(
+        **{name: getattr(ORIGIN, name) for name in asdict(ORIGIN)},
+        severity="critical",
+        summary=(
+            "mprotect of sealed memory refused: python3 (pid 4242) asked for rw- on "
+            "0x7efffffff000-0x7f0000002000 (sealed r--p, libfoo.so); "
+            "the 8 KiB before it were changed"
+        ),
+        operation="mprotect",
+        arguments={"addr": "0x7efffffff000", "size": 0x3000, "prot": "rw-"},
+        verdict="sealed",
+        reason=None,
+        role="range",
+        sealed=Sealed(
+            "0x7f0000001000",
+            "0x7f0000002000",
+            "r--p",
+            File("libfoo.so", "254:1", 77, 3 * 4096),
+            None,
+        ),
+        partial_update=AddressRange("0x7efffffff000", "0x7f0000001000"),
+        hidden=False,
+        compat=False,
+        instruction_pointer="0x7f0000100000",
+        caller="0x401234",
+        stack=(),
+        stack_complete=False,
+    )
+
+
+def test_a_fault_in_full() -> None:
+    event = told(
+        fault(
+            Cause.GUARD_REGION,
+            flags=RecordFlag.INFERRED,
+            mapping={**ANONYMOUS, "flags": READ | WRITE, "name": b"arena"},
+            instruction_pointer=0x401000,
+        )
+    )
+    assert event == Fault(
+        **{name: getattr(ORIGIN, name) for name in asdict(ORIGIN)},
+        severity="warning",
+        summary=(
+            "write to a guard region (inferred) at 0x7f0000001010 (rw-p, arena): "
+            "python3 (pid 4242) died of SIGSEGV"
+        ),
+        cause="guard_region",
+        inferred=True,
+        access="write",
+        address="0x7f0000001010",
+        mapping=Mapping("0x7f0000001000", "0x7f0000002000", "rw-p", False, None, "arena"),
+        disposition="default",
+        instruction_pointer="0x401000",
+        pkey=None,
+        signal_code=1,
+        stack=(),
+    )
+
+
+def test_a_seal_in_full() -> None:
+    event = told(record(Kind.SEAL, mapping=LIBRARY, address=START, length=0x1000))
+    assert event == Seal(
+        **{name: getattr(ORIGIN, name) for name in asdict(ORIGIN)},
+        severity="info",
+        summary=(
+            "python3 (pid 4242) sealed 4 KiB at 0x7f0000001000-0x7f0000002000 (r--p, libfoo.so)"
+        ),
+        start="0x7f0000001000",
+        length=0x1000,
+        mapping=Mapping(
+            "0x7f0000001000",
+            "0x7f0000002000",
+            "r--p",
+            True,
+            File("libfoo.so", "254:1", 77, 3 * 4096),
+            None,
+        ),
+    )
+
+
+RANGE = "0x7f0000001000-0x7f0000002000"
+
+
+@pytest.mark.parametrize(
+    ("made", "summary", "severity"),
+    [
+        (
+            denial("pkey_mprotect", arguments=(START, 4096, 1, 2)),
+            "pkey_mprotect of sealed memory refused: python3 (pid 4242) asked for r-- with key 2 "
+            f"on {RANGE} (sealed r--p, libfoo.so)",
+            "critical",
+        ),
+        (
+            denial("munmap", mapping=ANONYMOUS, arguments=(START, 4096)),
+            "munmap of sealed memory refused: python3 (pid 4242) tried to unmap "
+            f"{RANGE} (sealed r--p, anonymous)",
+            "critical",
+        ),
+        (
+            denial("mremap", role=Role.SOURCE),
+            "mremap of sealed memory refused: python3 (pid 4242) tried to move or resize "
+            f"{RANGE} (sealed r--p, libfoo.so)",
+            "critical",
+        ),
+        (
+            denial("mremap", role=Role.DESTINATION),
+            "mremap of sealed memory refused: python3 (pid 4242) tried to move memory over "
+            f"{RANGE} (sealed r--p, libfoo.so)",
+            "critical",
+        ),
+        (
+            denial("madvise", mapping={**ANONYMOUS, "name": b"v8"}, arguments=(START, 4096, 4)),
+            "madvise of sealed memory refused: python3 (pid 4242) advised MADV_DONTNEED on "
+            f"{RANGE} (sealed r--p, v8)",
+            "critical",
+        ),
+        (
+            denial("brk", flags=RecordFlag.HIDDEN, mapping=ANONYMOUS, arguments=(START,)),
+            "brk of sealed memory refused, unknown to the caller: python3 (pid 4242) tried to "
+            f"give back heap memory at {RANGE} (sealed r--p, anonymous)",
+            "critical",
+        ),
+        (
+            denial("mmap", verdict=Verdict.NOT_SEALED, mapping=None),
+            "mmap refused, not by a seal: python3 (pid 4242) tried to map over " + RANGE,
+            "info",
+        ),
+        (
+            denial(verdict=Verdict.UNVERIFIED, reason=Reason.SECCOMP),
+            "mprotect refused, perhaps by a seal (or by a seccomp filter): python3 (pid 4242) "
+            f"asked for rw- on {RANGE} (sealed r--p, libfoo.so)",
+            "warning",
+        ),
+        (
+            denial("shmat", verdict=Verdict.UNVERIFIED, reason=Reason.UNKNOWN_LENGTH, length=0),
+            "shmat refused, perhaps by a seal (its length is unknown): python3 (pid 4242) tried "
+            "to attach shared memory over 0x7f0000001000 (sealed r--p, libfoo.so)",
+            "warning",
+        ),
+        (
+            fault(Cause.PROT_NONE, access=Access.READ, mapping={**ANONYMOUS, "flags": 0}),
+            "read of PROT_NONE memory at 0x7f0000001010 (---p, anonymous): "
+            "python3 (pid 4242) died of SIGSEGV",
+            "warning",
+        ),
+        (
+            fault(Cause.SEALED, mapping=LIBRARY, signal_code=2),
+            "write to sealed memory at 0x7f0000001010 (r--p, libfoo.so): "
+            "python3 (pid 4242) died of SIGSEGV",
+            "critical",
+        ),
+        (
+            fault(Cause.SEALED, mapping=LIBRARY, disposition=Disposition.HANDLER),
+            "write to sealed memory at 0x7f0000001010 (r--p, libfoo.so): "
+            "python3 (pid 4242) got SIGSEGV in a handler of its own",
+            "warning",
+        ),
+        (
+            fault(Cause.STACK_GUARD, disposition=Disposition.HANDLER_FAILED),
+            "write to the stack guard at 0x7f0000001010: "
+            "python3 (pid 4242) died of SIGSEGV, its handler could not run",
+            "warning",
+        ),
+        (
+            fault(Cause.GUARD_REGION, disposition=Disposition.HANDLER),
+            "write to a guard region at 0x7f0000001010: "
+            "python3 (pid 4242) got SIGSEGV in a handler of its own",
+            "info",
+        ),
+        (
+            fault(Cause.PKEY, signal_code=4, pkey=3, mapping=ANONYMOUS),
+            "write to memory under protection key 3 at 0x7f0000001010 (r--p, anonymous): "
+            "python3 (pid 4242) died of SIGSEGV",
+            "warning",
+        ),
+        (
+            fault(Cause.OTHER, access=Access.EXECUTE, address=0, executable=b""),
+            "execution of invalid memory at 0x0: worker (pid 4242) died of SIGSEGV",
+            "info",
+        ),
+    ],
+)
+def test_summary_and_severity(made: abi.Record, summary: str, severity: str) -> None:
+    event = told(made)
+    assert event.summary == summary
+    assert event.severity == severity
+
+
+@pytest.mark.parametrize("operation", NAMES)
+@pytest.mark.parametrize("role", Role)
+def test_every_operation_has_a_summary(operation: str, role: Role) -> None:
+    event = told(denial(operation, role=role))
+    assert event.summary.startswith(f"{operation} of sealed memory refused: python3 (pid 4242) ")
+    assert event.role == role.label
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_every_reason_has_a_summary(reason: Reason) -> None:
+    event = told(denial(verdict=Verdict.UNVERIFIED, reason=reason))
+    assert event.reason == (reason.label if reason else None)
+    assert "perhaps by a seal" in event.summary
+
+
+@pytest.mark.parametrize("cause", Cause)
+@pytest.mark.parametrize("disposition", Disposition)
+def test_every_fault_has_a_severity(cause: Cause, disposition: Disposition) -> None:
+    worst = told(fault(cause, disposition=Disposition.DEFAULT)).severity
+    event = told(fault(cause, disposition=disposition))
+    handled = {"critical": "warning", "warning": "info", "info": "info"}[worst]
+    assert event.severity == (handled if disposition is Disposition.HANDLER else worst)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "flags", "shown"),
+    [
+        (Verdict.SEALED, READ | SEALED_BIT, True),
+        (Verdict.UNVERIFIED, READ | SEALED_BIT, True),
+        (Verdict.UNVERIFIED, READ, False),
+        (Verdict.NOT_SEALED, READ | SEALED_BIT, False),
+    ],
+)
+def test_sealed_is_told_where_it_may_explain(verdict: Verdict, flags: int, shown: bool) -> None:
+    event = told(denial(verdict=verdict, mapping={**LIBRARY, "flags": flags}))
+    assert (event.sealed is not None) is shown
+    assert ("libfoo.so" in event.summary) is shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "permissions"),
+    [
+        (0, "---p"),
+        (READ, "r--p"),
+        (READ | WRITE, "rw-p"),
+        (EXEC, "--xp"),
+        (READ | WRITE | EXEC | SHARED, "rwxs"),
+        (0x70 | READ, "r--p"),
+    ],
+)
+def test_permissions(flags: int, permissions: str) -> None:
+    event = told(fault(Cause.OTHER, mapping={**ANONYMOUS, "flags": flags}))
+    assert event.mapping.permissions == permissions
+    assert event.mapping.sealed is False
+
+
+@pytest.mark.parametrize(
+    ("mapping", "path", "expected"),
+    [
+        (LIBRARY, None, File("libfoo.so", "254:1", 77, 12288)),
+        (LIBRARY, "/opt/a\nb/libfoo.so", File("/opt/a\\x0ab/libfoo.so", "254:1", 77, 12288)),
+        (ANONYMOUS, None, None),
+        ({**LIBRARY, "device": 8 << 20 | 0xFFFFF}, None, File("libfoo.so", "8:1048575", 77, 12288)),
+        ({**LIBRARY, "file": b"a\xff'"}, None, File("a\\xff\\x27", "254:1", 77, 12288)),
+    ],
+)
+def test_file(mapping: dict[str, Any], path: str | None, expected: File | None) -> None:
+    assert told(denial(mapping=mapping), file_path=path).sealed.file == expected
+
+
+def test_the_summary_has_the_base_name_of_a_path() -> None:
+    event = told(denial(), file_path="/usr/lib/libfoo.so.1")
+    assert event.summary.endswith("(sealed r--p, libfoo.so.1)")
+
+
+@pytest.mark.parametrize(("mask", "sealed"), [(SEALED_BIT, True), (1 << 63, False), (0, False)])
+def test_the_seal_bit_is_a_parameter(mask: int, sealed: bool) -> None:
+    event = classify(record(Kind.SEAL, mapping=LIBRARY), ORIGIN, sealed_mask=mask)
+    assert isinstance(event, Seal)
+    assert event.mapping is not None
+    assert event.mapping.sealed is sealed
+
+
+def test_bit_63_is_a_seal_bit_too() -> None:
+    made = record(Kind.SEAL, mapping={**ANONYMOUS, "flags": 1 << 63 | READ})
+    event = classify(made, ORIGIN, sealed_mask=1 << 63)
+    assert isinstance(event, Seal)
+    assert event.mapping is not None
+    assert event.mapping.sealed is True
+
+
+@pytest.mark.parametrize(
+    ("flags", "arguments"),
+    [
+        (
+            0,
+            {
+                "addr": "0x7f0000001000",
+                "length": 4096,
+                "prot": "r--",
+                "flags": ["MAP_PRIVATE", "MAP_FIXED"],
+                "fd": -1,
+                "offset": 2,
+            },
+        ),
+        (
+            RecordFlag.COMPAT,
+            {
+                "addr": "0x1000",
+                "length": 4096,
+                "prot": "r--",
+                "flags": ["MAP_PRIVATE", "MAP_FIXED"],
+                "fd": -1,
+                "offset": 8192,
+            },
+        ),
+    ],
+)
+def test_arguments(flags: int, arguments: dict[str, object]) -> None:
+    event = told(denial("mmap", flags=flags, arguments=(START, 4096, 1, 0x12, 2**64 - 1, 2)))
+    assert event.arguments == arguments
+    assert event.compat is bool(flags)
+
+
+def test_pkey_is_told_only_for_a_key_fault() -> None:
+    assert told(fault(Cause.PKEY, signal_code=4, pkey=3)).pkey == 3
+    assert told(fault(Cause.SEALED, signal_code=2, pkey=3)).pkey is None
+
+
+def test_stack() -> None:
+    raw = struct.pack("<i20sQ", 1, bytes(range(20)), 0x1234)
+    raw += struct.pack("<i20sQ", 2, bytes(20), 0x401000)
+    made = denial(stack_size=96)
+    made.stack[: len(raw)] = raw
+    event = told(made)
+    assert event.stack == (
+        Frame(None, None, "000102030405060708090a0b0c0d0e0f10111213", 0x1234, None),
+        Frame("0x401000", None, None, None, None),
+    )
+    assert event.stack_complete is True
+
+
+def test_a_full_stack_may_have_been_cut() -> None:
+    made = denial(stack_size=512)
+    made.stack[:] = struct.pack("<i20sQ", 2, bytes(20), 0x401000) * 16
+    event = told(made)
+    assert len(event.stack) == 16
+    assert event.stack_complete is False
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (record(Kind.SEAL), None),
+        (abi.Record(kind=3), "3 is no kind"),
+        (abi.Record(kind=Kind.DENIAL, operation=len(NAMES)), f"{len(NAMES)} is no operation"),
+        (abi.Record(kind=Kind.DENIAL, verdict=3), "3 is no verdict"),
+        (abi.Record(kind=Kind.DENIAL, reason=7), "7 is no reason"),
+        (abi.Record(kind=Kind.DENIAL, role=3), "3 is no role"),
+        (abi.Record(kind=Kind.DENIAL, stack_size=513), "a stack of 513 bytes"),
+        (abi.Record(kind=Kind.FAULT, cause=6), "6 is no cause"),
+        (abi.Record(kind=Kind.FAULT, disposition=3), "3 is no disposition"),
+        (abi.Record(kind=Kind.FAULT, access=255), "255 is no access"),
+    ],
+)
+def test_corrupt_records(made: abi.Record, message: str | None) -> None:
+    if message is None:
+        told(made)
+        return
+    with pytest.raises(ClassifyError, match=f"^corrupt record: {message}$"):
+        classify(made, ORIGIN, sealed_mask=SEALED_BIT)
+
+
+@given(st.binary(min_size=SIZE, max_size=SIZE))
+def test_any_bytes_make_an_event_or_an_error(raw: bytes) -> None:
+    made = abi.Record.from_buffer_copy(raw)
+    made.kind %= len(Kind)
+    made.operation %= len(NAMES)
+    made.verdict %= len(Verdict)
+    made.reason %= len(Reason)
+    made.role %= len(Role)
+    made.cause %= len(Cause)
+    made.stack_size %= 1024
+    try:
+        event = classify(made, ORIGIN, sealed_mask=SEALED_BIT)
+    except ClassifyError:
+        return
+    VALIDATOR.validate(events.to_dict(event))
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (b"", ""),
+        (b"python3", "python3"),
+        (b"two words", "two words"),
+        ("Käse 日本".encode(), "Käse 日本"),
+        (b"a\nb\tc\rd", "a\\x0ab\\x09c\\x0dd"),
+        (b"\x1b[31mred", "\\x1b[31mred"),
+        (b"\0\x7f", "\\x00\\x7f"),
+        (b"\xff\xfe", "\\xff\\xfe"),
+        (b"caf\xc3", "caf\\xc3"),
+        (b'"it\'s"', "\\x22it\\x27s\\x22"),
+        ("\x85".encode(), "\\u0085"),
+        ("a\u202eb".encode(), "a\\u202eb"),
+        ("a\u200bb\ufeff".encode(), "a\\u200bb\\ufeff"),
+        ("a\u2028b\u00a0c".encode(), "a\\u2028b\\u00a0c"),
+        ("\U000e0041".encode(), "\\U000e0041"),
+        (b"C:\\x0a", "C:\\x0a"),
+        ("\udcff\ud800", "\\xff\\ud800"),
+        (b"x" * 16, "x" * 16),
+        (b"x" * 17, "x" * 15 + "…"),
+        (b"x" * 13 + b"\n", "x" * 13 + "…"),
+        (b"x" * 12 + b"\n", "x" * 12 + "\\x0a"),
+        (b"\n" * 1_000_000, "\\x0a\\x0a\\x0a…"),
+    ],
+)
+def test_printable(raw: bytes | str, expected: str) -> None:
+    assert printable(raw, 16) == expected
+
+
+@given(st.binary() | st.text(), st.integers(min_value=1, max_value=40))
+def test_printable_is_safe_and_bounded(raw: bytes | str, limit: int) -> None:
+    text = printable(raw, limit)
+    assert len(text) <= limit
+    assert not any(unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp"} for c in text)
+    assert "'" not in text
+    assert '"' not in text
+    text.encode("utf-8")
+    assert printable(text, limit) == text
+    assert printable(text.encode(), limit) == text
+
+
+@given(
+    st.sampled_from(NAMES),
+    st.sampled_from([(verdict, reason) for verdict in Verdict for reason in Reason]),
+    st.sampled_from((0, RecordFlag.HIDDEN)),
+    st.binary(max_size=63),
+    st.binary(max_size=63),
+)
+def test_a_summary_is_one_short_line(
+    operation: str,
+    why: tuple[Verdict, Reason],
+    flags: int,
+    executable: bytes,
+    file: bytes,
+) -> None:
+    event = told(
+        denial(
+            operation,
+            verdict=why[0],
+            reason=why[1],
+            flags=flags,
+            executable=executable,
+            mapping={**LIBRARY, "file": file},
+            partial_start=START - 0x1000,
+            partial_end=START,
+        )
+    )
+    assert event.summary.isprintable()
+    assert len(event.summary) <= 280
+
+
+def test_an_ordinary_denial_fits_in_200_characters() -> None:
+    event = told(
+        denial(
+            "pkey_mprotect",
+            executable=b"chromium-browser",
+            partial_start=START - 0x1000,
+            partial_end=START,
+        )
+    )
+    assert len(event.summary) <= 200
+
+
+@pytest.mark.parametrize(
+    ("key", "count", "summary", "facts"),
+    [
+        (
+            {"kind": Kind.DENIAL, "what": NAMES.index("munmap"), "pid": 4242, "caller": 0x401000},
+            3,
+            "3 more munmap denials of worker (pid 4242) in 2.5 s, counted but not told one by one",
+            ("denial", "munmap", None, "0x401000", "warning"),
+        ),
+        (
+            {"kind": Kind.FAULT, "what": Cause.SEALED, "pid": 4242, "caller": 0x401000},
+            1,
+            "1 more sealed fault of worker (pid 4242) in 2.5 s, counted but not told one by one",
+            ("fault", None, "sealed", "0x401000", "warning"),
+        ),
+        (
+            {"kind": Kind.SEAL, "pid": 4242, "caller": 0x401000},
+            2,
+            "2 more seals of worker (pid 4242) in 2.5 s, counted but not told one by one",
+            ("seal", None, None, "0x401000", "info"),
+        ),
+        (
+            {"kind": Kind.DENIAL},
+            7,
+            "7 more denials in 2.5 s, counted but not told one by one",
+            ("denial", None, None, None, "warning"),
+        ),
+    ],
+)
+def test_suppression(
+    key: dict[str, int], count: int, summary: str, facts: tuple[str | None, ...]
+) -> None:
+    bucket = abi.Bucket(
+        suppressed=count,
+        first_suppressed_ns=1_000_000_000,
+        last_suppressed_ns=3_500_000_001,
+        task_name=b"worker",
+    )
+    origin = replace(ORIGIN, process=None)
+    event = suppression(abi.BucketKey(**key), bucket, origin, offset_ns=1_735_689_600_000_000_000)
+    VALIDATOR.validate(events.to_dict(event))
+    assert event.summary == summary
+    assert (event.of, event.operation, event.cause, event.caller, event.severity) == facts
+    assert event.count == count
+    assert event.first == "2025-01-01T00:00:01.000000000Z"
+    assert event.last == "2025-01-01T00:00:03.500000001Z"
+    assert (event.process is None) is ("pid" not in key)
+    if event.process is not None:
+        assert event.process == Process(
+            4242, None, None, None, "worker", None, None, None, None, None, None
+        )
+
+
+@pytest.mark.parametrize(
+    "key", [{"kind": 3}, {"kind": 0, "what": 99, "pid": 1}, {"kind": 1, "what": 6, "pid": 1}]
+)
+def test_corrupt_buckets(key: dict[str, int]) -> None:
+    with pytest.raises(ClassifyError):
+        suppression(abi.BucketKey(**key), abi.Bucket(suppressed=1), ORIGIN, offset_ns=0)

@@ -1,0 +1,305 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from monitor.abi import Cause, Counters, Disposition, Kind, Outcome, Verdict
+from monitor.metrics import (
+    DELAY_BUCKETS,
+    METRICS,
+    KernelFacts,
+    ProbeState,
+    Tally,
+    build,
+    page,
+)
+from monitor.operations import OPERATIONS
+
+PAGE = Path(__file__).parents[2] / "docs/metrics.md"
+OPERATION = {operation.name: index for index, operation in enumerate(OPERATIONS)}
+FACTS = KernelFacts("6.12.107-amd64", True, {"mprotect": True, "mremap": False})
+
+
+@dataclass
+class Values:
+    """A source whose numbers are set by hand."""
+
+    kernel: Counters = field(default_factory=Counters)
+    by_workload: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    states: Sequence[ProbeState] = ()
+    ring: int = 0
+    tracked: int = 0
+
+    def counters(self) -> Counters:
+        return self.kernel
+
+    def workload_denials(self) -> Mapping[str, tuple[int, int, int]]:
+        return self.by_workload
+
+    def probes(self) -> Sequence[ProbeState]:
+        return self.states
+
+    def ring_used_bytes(self) -> int:
+        return self.ring
+
+    def workloads_tracked(self) -> int:
+        return self.tracked
+
+
+def registry(source: Values, tally: Tally | None = None) -> CollectorRegistry:
+    return build(source, tally or Tally(["console", "file"]), FACTS, "0.1.0", "abc123")
+
+
+def lines(registry: CollectorRegistry, *starts: str) -> list[str]:
+    """The lines of the exposition that begin so, after the prefix common to all."""
+    text = generate_latest(registry).decode()
+    prefix = "seal_monitor_"
+    return [
+        line.removeprefix(prefix)
+        for line in text.splitlines()
+        if line.startswith(tuple(prefix + start for start in starts))
+    ]
+
+
+def test_known_label_values_are_there_from_the_start() -> None:
+    shown = registry(Values())
+    families = {family.name: family for family in shown.collect()}
+    for metric in METRICS:
+        expected: set[tuple[str, ...]] = {()}
+        for values in metric.labels.values():
+            known = () if isinstance(values, str) else values
+            expected = {(*labels, value) for labels in expected for value in known}
+        samples = families[metric.full_name.removesuffix("_total")].samples
+        given = {tuple(sample.labels[label] for label in metric.labels) for sample in samples}
+        assert expected <= given, metric.name
+        if metric.type == "counter":
+            assert {sample.value for sample in samples} <= {0}, metric.name
+
+
+def test_the_first_scrape() -> None:
+    shown = registry(Values())
+    assert lines(shown, "denials_total") == [
+        f'denials_total{{operation="{name}",verdict="{verdict}"}} 0.0'
+        for name in OPERATION
+        for verdict in ("sealed", "not_sealed", "unverified")
+    ]
+    assert lines(shown, "workload_denials_total", "sink_errors_total", "canary", "config") == [
+        'workload_denials_total{verdict="sealed",workload="other"} 0.0',
+        'workload_denials_total{verdict="not_sealed",workload="other"} 0.0',
+        'workload_denials_total{verdict="unverified",workload="other"} 0.0',
+        'canary_runs_total{result="success"} 0.0',
+        'canary_runs_total{result="failure"} 0.0',
+        "canary_last_success_timestamp_seconds 0.0",
+        'sink_errors_total{sink="console"} 0.0',
+        'sink_errors_total{sink="file"} 0.0',
+        "config_last_reload_successful 0.0",
+        "config_last_reload_success_timestamp_seconds 0.0",
+    ]
+    assert lines(shown, "build", "kernel", "seal_", "partial_update_possible") == [
+        'build_info{revision="abc123",version="0.1.0"} 1.0',
+        'kernel_info{release="6.12.107-amd64"} 1.0',
+        "seal_supported 1.0",
+        'partial_update_possible{operation="mprotect"} 1.0',
+        'partial_update_possible{operation="madvise"} 0.0',
+        'partial_update_possible{operation="mremap"} 0.0',
+    ]
+
+
+def test_the_kernels_counters() -> None:
+    source = Values(
+        by_workload={"nginx.service": (7, 1, 2), "other": (1, 0, 0), '/a"b\\': (0, 0, 3)},
+        states=(
+            ProbeState("mprotect", "tracepoint", True, 5),
+            ProbeState("madvise", "raw_tracepoint", False, 0),
+        ),
+        ring=4096,
+        tracked=2,
+    )
+    source.kernel.denials[OPERATION["mprotect"]][Verdict.SEALED] = 13
+    source.kernel.denials[OPERATION["brk"]][Verdict.UNVERIFIED] = 2
+    source.kernel.partial_updates[OPERATION["mprotect"]] = 3
+    source.kernel.seals = 11
+    source.kernel.sealed_bytes = (1 << 53) - 1
+    shown = registry(source)
+    assert [line for line in lines(shown, "denials", "partial_updates") if line[-4:] != " 0.0"] == [
+        'denials_total{operation="mprotect",verdict="sealed"} 13.0',
+        'denials_total{operation="brk",verdict="unverified"} 2.0',
+        'partial_updates_total{operation="mprotect"} 3.0',
+    ]
+    assert lines(shown, "workload", "probe", "ring", "seals") == [
+        "seals_total 11.0",
+        'workload_denials_total{verdict="sealed",workload="other"} 1.0',
+        'workload_denials_total{verdict="not_sealed",workload="other"} 0.0',
+        'workload_denials_total{verdict="unverified",workload="other"} 0.0',
+        'workload_denials_total{verdict="sealed",workload="nginx.service"} 7.0',
+        'workload_denials_total{verdict="not_sealed",workload="nginx.service"} 1.0',
+        'workload_denials_total{verdict="unverified",workload="nginx.service"} 2.0',
+        'workload_denials_total{verdict="sealed",workload="/a\\"b\\\\"} 0.0',
+        'workload_denials_total{verdict="not_sealed",workload="/a\\"b\\\\"} 0.0',
+        'workload_denials_total{verdict="unverified",workload="/a\\"b\\\\"} 3.0',
+        'probe_attached{mode="tracepoint",probe="mprotect"} 1.0',
+        'probe_attached{mode="raw_tracepoint",probe="madvise"} 0.0',
+        'probe_missed_runs_total{probe="mprotect"} 5.0',
+        'probe_missed_runs_total{probe="madvise"} 0.0',
+        "ring_used_bytes 4096.0",
+        "workloads_tracked 2.0",
+    ]
+    (line,) = lines(shown, "sealed_bytes_total")
+    assert int(float(line.split()[1])) == (1 << 53) - 1
+
+
+def test_the_source_is_read_at_every_scrape() -> None:
+    source = Values()
+    shown = registry(source)
+    for count in (1, 2, 97):
+        source.kernel.seals = count
+        assert lines(shown, "seals_total") == [f"seals_total {count}.0"]
+
+
+def test_a_fault_whose_handler_failed_counts_once() -> None:
+    source = Values()
+    shown = registry(source)
+    faults = source.kernel.faults[Cause.STACK_GUARD]
+
+    def scrape() -> tuple[float, float]:
+        """handler, handler_failed"""
+        line = 'faults_total{cause="stack_guard",disposition="%s"} '
+        found = lines(shown, line % "handler", line % "handler_failed")
+        return float(found[0].split()[1]), float(found[1].split()[1])
+
+    # As the kernel counts: every delivery to a handler, and those that then failed.
+    for handler, failed, exported in [
+        (0, 0, (0, 0)),
+        (3, 1, (2, 1)),
+        (4, 1, (3, 1)),  # between the two deliveries of the fourth
+        (4, 2, (3, 2)),  # what was exported is not taken back
+        (5, 2, (3, 2)),
+        (6, 2, (4, 2)),
+    ]:
+        faults[Disposition.HANDLER], faults[Disposition.HANDLER_FAILED] = handler, failed
+        assert scrape() == exported
+
+
+def test_events_by_result() -> None:
+    source, tally = Values(), Tally()
+    denials, faults = source.kernel.events[Kind.DENIAL], source.kernel.events[Kind.FAULT]
+    denials[Outcome.SUBMITTED] = 9  # 6 delivered, 1 failed, 2 filtered by the daemon
+    denials[Outcome.SUPPRESSED] = 100
+    denials[Outcome.FILTERED] = 10
+    denials[Outcome.DROPPED] = 4
+    faults[Outcome.FILTERED] = 5
+    tally.event("denial", "delivered", 6)
+    tally.event("denial", "failed")
+    tally.event("denial", "filtered", 2)
+    tally.event("suppression", "delivered")
+    tally.event("health", "delivered")
+    shown = [line for line in lines(registry(source, tally), "events") if line[-4:] != " 0.0"]
+    assert shown == [
+        'events_total{kind="denial",result="delivered"} 6.0',
+        'events_total{kind="denial",result="suppressed"} 100.0',
+        'events_total{kind="denial",result="filtered"} 12.0',
+        'events_total{kind="denial",result="dropped"} 4.0',
+        'events_total{kind="denial",result="failed"} 1.0',
+        'events_total{kind="fault",result="filtered"} 5.0',
+        'events_total{kind="suppression",result="delivered"} 1.0',
+        'events_total{kind="health",result="delivered"} 1.0',
+    ]
+
+
+def test_the_daemons_own_counts() -> None:
+    tally = Tally(["console"])
+    tally.canary("success", 1000.5)
+    tally.canary("failure", 1060.0)
+    for result in ("complete", "complete", "gone", "reused", "partial"):
+        tally.identity(result)
+    tally.sink_error("console")
+    tally.decode_error()
+    tally.reload(True, 2000.0)
+    tally.reload(False, 3000.0)
+    shown = registry(Values(), tally)
+    assert lines(shown, "canary", "identity", "sink", "decode", "config") == [
+        'canary_runs_total{result="success"} 1.0',
+        'canary_runs_total{result="failure"} 1.0',
+        "canary_last_success_timestamp_seconds 1000.5",
+        'identity_lookups_total{result="complete"} 2.0',
+        'identity_lookups_total{result="partial"} 1.0',
+        'identity_lookups_total{result="gone"} 1.0',
+        'identity_lookups_total{result="reused"} 1.0',
+        'sink_errors_total{sink="console"} 1.0',
+        "decode_errors_total 1.0",
+        "config_last_reload_successful 0.0",
+        "config_last_reload_success_timestamp_seconds 2000.0",
+    ]
+
+
+@pytest.mark.parametrize(
+    "count",
+    [
+        lambda tally: tally.event("incident", "delivered"),
+        lambda tally: tally.event("denial", "dropped"),
+        lambda tally: tally.sink_error("journald"),
+    ],
+)
+def test_an_unknown_series_is_refused(count: Callable[[Tally], None]) -> None:
+    with pytest.raises(KeyError):
+        count(Tally(["console"]))
+
+
+def test_the_delay_histogram() -> None:
+    tally = Tally()
+    for seconds in (0.001, 0.0011, 0.25, 12.0, -0.5):
+        tally.delay(seconds)
+    counts = dict.fromkeys(map(str, DELAY_BUCKETS), 3)
+    counts.update({"0.001": 2, "0.25": 4, "0.5": 4, "1.0": 4, "2.5": 4, "5.0": 4, "10.0": 4})
+    assert lines(registry(Values(), tally), "event_delay") == [
+        *(f'event_delay_seconds_bucket{{le="{le}"}} {count}.0' for le, count in counts.items()),
+        'event_delay_seconds_bucket{le="+Inf"} 5.0',
+        "event_delay_seconds_count 5.0",
+        "event_delay_seconds_sum 12.2521",
+    ]
+
+
+def test_the_process_metrics_are_the_standard_ones() -> None:
+    text = generate_latest(registry(Values())).decode()
+    assert "\nprocess_resident_memory_bytes " in text
+    assert "\nprocess_cpu_seconds_total " in text
+
+
+def test_promtool_accepts_the_exposition() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed")
+    source = Values(
+        by_workload={"a.service": (1, 2, 3)}, states=[ProbeState("mprotect", "tracepoint", True, 0)]
+    )
+    checked = subprocess.run(
+        [promtool, "check", "metrics"],
+        input=generate_latest(registry(source)),
+        capture_output=True,
+        check=False,
+    )
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, b"")
+
+
+def test_no_label_tells_a_process_or_an_address() -> None:
+    labels = {label for metric in METRICS for label in metric.labels}
+    assert not labels & {"pid", "tid", "comm", "name", "executable", "address", "path", "uid"}
+
+
+def test_the_page_is_current() -> None:
+    printed = subprocess.run(
+        [sys.executable, "-m", "monitor.metrics"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=PAGE.parents[1],
+    ).stdout
+    assert printed == page()
+    assert PAGE.read_text() == printed, "run: python -m monitor.metrics > docs/metrics.md"

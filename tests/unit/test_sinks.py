@@ -1,0 +1,433 @@
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import resource
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from monitor.sinks import SinkError, json_file, json_lines, pretty, write_all
+
+HOST = {"name": "web-1", "boot_id": "1b4e28ba", "kernel_release": "6.18.44"}
+PROCESS = {"pid": 4242, "name": "python3", "uid": 1000, "user_name": None}
+COMMON: dict[str, Any] = {
+    "schema": 1,
+    "id": "1b4e28ba-00000000000003e8-00000001",
+    "time": "2025-01-02T03:04:05.678000006Z",
+    "time_boot_ns": 1000,
+}
+WHO: dict[str, Any] = {
+    "host": HOST,
+    "process": PROCESS,
+    "workload": {
+        "unit": "app.service",
+        "container_id": None,
+        "pod_uid": None,
+        "cgroup": "/system.slice/app.service",
+    },
+}
+FILE = {"path": "/usr/lib/libfoo.so", "device": "254:1", "inode": 7, "offset": 12288}
+SEALED = {
+    "start": "0x7f0000001000",
+    "end": "0x7f0000002000",
+    "permissions": "r--p",
+    "file": FILE,
+    "name": None,
+}
+DENIAL: dict[str, Any] = {
+    **COMMON,
+    "kind": "denial",
+    "severity": "critical",
+    "summary": (
+        "mprotect of sealed memory refused: python3 (pid 4242) asked for rw- on "
+        "0x7efffffff000-0x7f0000002000 (sealed r--p, libfoo.so); the 8 KiB before it were changed"
+    ),
+    **WHO,
+    "operation": "mprotect",
+    "verdict": "sealed",
+    "reason": None,
+    "sealed": SEALED,
+    "partial_update": {"start": "0x7efffffff000", "end": "0x7f0000001000"},
+    "caller": "0x401234",
+}
+UNVERIFIED: dict[str, Any] = {
+    **DENIAL,
+    "severity": "warning",
+    "summary": "munmap refused, perhaps by a seal",
+    "verdict": "unverified",
+    "reason": "seccomp",
+    "sealed": None,
+    "partial_update": None,
+    "process": {**PROCESS, "user_name": "app"},
+}
+FAULT: dict[str, Any] = {
+    **COMMON,
+    "kind": "fault",
+    "severity": "warning",
+    "summary": "write to a guard region at 0x10: python3 (pid 4242) died of SIGSEGV",
+    **WHO,
+    "cause": "guard_region",
+    "inferred": True,
+    "mapping": {**SEALED, "file": None, "name": "arena", "sealed": False},
+    "instruction_pointer": "0x401000",
+}
+SEAL: dict[str, Any] = {
+    **COMMON,
+    "kind": "seal",
+    "severity": "info",
+    "summary": "python3 (pid 4242) sealed 4 KiB",
+    **WHO,
+    "mapping": {**SEALED, "sealed": True},
+}
+SUPPRESSION: dict[str, Any] = {
+    **COMMON,
+    "kind": "suppression",
+    "severity": "warning",
+    "summary": "7 more denials in 2.5 s, counted but not told one by one",
+    "host": HOST,
+    "process": None,
+    "workload": None,
+    "caller": None,
+    "first": "2025-01-02T03:04:02.500000000Z",
+    "last": "2025-01-02T03:04:05.000000000Z",
+}
+HEALTH: dict[str, Any] = {
+    **COMMON,
+    "kind": "health",
+    "severity": "critical",
+    "summary": "the probe of munmap is gone",
+    "host": HOST,
+    "process": None,
+    "workload": None,
+    "event": "probe_lost",
+    "message": "the probe of munmap is gone",
+    "blind_seconds": 2.5,
+    "details": {"probe": "munmap", "runs": 3},
+}
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    ends = os.pipe()
+    yield ends
+    for fd in ends:
+        try:
+            os.close(fd)
+        except OSError as error:
+            assert error.errno == errno.EBADF  # noqa: PT017 - the test closed it itself
+
+
+def shown(event: dict[str, Any], pipe: tuple[int, int], **options: Any) -> str:
+    reader, writer = pipe
+    pretty(writer, **{"colours": False, **options}).emit(event)
+    return os.read(reader, 65536).decode()
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        (
+            DENIAL,
+            """\
+03:04:05 denial      mprotect of sealed memory refused: python3 (pid 4242) asked for rw- on
+                     0x7efffffff000-0x7f0000002000 (sealed r--p, libfoo.so); the 8 KiB before it
+                     were changed
+         critical    verdict sealed  seal 0x7f0000001000-0x7f0000002000 r--p
+                     file /usr/lib/libfoo.so+0x3000  changed 0x7efffffff000-0x7f0000001000
+                     caller 0x401234  unit app.service  uid 1000
+""",
+        ),
+        (
+            UNVERIFIED,
+            """\
+03:04:05 denial      munmap refused, perhaps by a seal
+         warning     verdict unverified (seccomp)  caller 0x401234  unit app.service  user app
+""",
+        ),
+        (
+            FAULT,
+            """\
+03:04:05 fault       write to a guard region at 0x10: python3 (pid 4242) died of SIGSEGV
+         warning     cause guard_region (inferred)  mapping 0x7f0000001000-0x7f0000002000 r--p
+                     name arena  at 0x401000  unit app.service  uid 1000
+""",
+        ),
+        (
+            SEAL,
+            """\
+03:04:05 seal        python3 (pid 4242) sealed 4 KiB
+         info        mapping 0x7f0000001000-0x7f0000002000 r--p  file /usr/lib/libfoo.so+0x3000
+                     unit app.service  uid 1000
+""",
+        ),
+        (
+            SUPPRESSION,
+            """\
+03:04:05 suppression 7 more denials in 2.5 s, counted but not told one by one
+         warning     first 03:04:02.500  last 03:04:05.000
+""",
+        ),
+        (
+            HEALTH,
+            """\
+03:04:05 health      the probe of munmap is gone
+         critical    probe_lost  blind for 2.5 s  probe munmap  runs 3
+""",
+        ),
+    ],
+    ids=["denial", "unverified", "fault", "seal", "suppression", "health"],
+)
+def test_pretty(event: dict[str, Any], expected: str, pipe: tuple[int, int]) -> None:
+    assert shown(event, pipe) == expected
+
+
+@pytest.mark.parametrize("event", [DENIAL, UNVERIFIED, FAULT, SEAL, SUPPRESSION, HEALTH])
+def test_colours_change_nothing_but_colours(event: dict[str, Any], pipe: tuple[int, int]) -> None:
+    plain = shown(event, pipe)
+    coloured = shown(event, pipe, colours=True)
+    assert "\x1b" not in plain
+    stripped = re.sub(r"\x1b\[[0-9;]*m", "", coloured)
+    assert [line.rstrip() for line in stripped.split("\n")] == plain.split("\n")
+    colour = {"critical": "1;31", "warning": "33", "info": "36"}[event["severity"]]
+    assert f"\x1b[{colour}m{event['kind']}" in coloured
+    assert f"\x1b[{colour}m{event['severity']}" in coloured
+
+
+def test_pretty_fits_the_width_whatever_a_path_is_like(pipe: tuple[int, int]) -> None:
+    long = {**SEALED, "file": {**FILE, "path": "/very/long" * 100}}
+    text = shown({**DENIAL, "sealed": long}, pipe)
+    assert max(map(len, text.split("\n"))) <= 100
+    assert "file /very/long" in text
+    assert "/long+0x3000" in text
+
+
+def test_pretty_obeys_no_control_characters(pipe: tuple[int, int]) -> None:
+    text = shown(
+        {
+            **DENIAL,
+            "summary": "a\x1b[2J\nb",
+            "workload": {"unit": "x\r\u202e.service", "container_id": None},
+        },
+        pipe,
+    )
+    assert "\x1b" not in text
+    assert "03:04:05 denial      a\\u001b[2J\\u000ab\n" in text
+    assert "unit x\\u000d\\u202e.service" in text
+
+
+def test_the_json_line_is_the_contract_object(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    json_lines(writer).emit(HEALTH)
+    line = os.read(reader, 65536).decode()
+    assert line == json.dumps(HEALTH, separators=(",", ":")) + "\n"
+    assert list(json.loads(line)) == list(HEALTH)
+
+
+@pytest.mark.parametrize("text", ["Käse", "a\nb", "\udcff", "\u2028"])
+def test_any_text_is_one_json_line(text: str, tmp_path: Path) -> None:
+    sink = json_file(tmp_path / "events.jsonl")
+    sink.emit({"summary": text})
+    sink.close()
+    raw = (tmp_path / "events.jsonl").read_bytes()
+    assert raw.count(b"\n") == 1
+    assert json.loads(raw) == {"summary": text}
+
+
+def test_a_closed_reader_is_a_sink_error(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    os.close(reader)
+    sink = json_lines(writer)
+    for _ in range(2):
+        with pytest.raises(SinkError, match="Broken pipe"):
+            sink.emit(HEALTH)
+
+
+def test_a_half_line_in_a_stream_is_ended(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    os.set_blocking(writer, False)
+    sink = json_lines(writer)
+    with pytest.raises(SinkError, match="temporarily unavailable"):
+        sink.emit({"summary": "x" * 1_000_000})
+    assert os.read(reader, 1 << 20).startswith(b'{"summary":"xxx')
+    sink.emit({"n": 2})
+    sink.emit({"n": 3})
+    assert os.read(reader, 1 << 20) == b'\n{"n":2}\n{"n":3}\n'
+
+
+def test_file_mode(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    before = os.umask(0o022)
+    try:
+        json_file(path).close()
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o7777 == 0o640
+
+
+def test_file_appends(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    for number in (1, 2):
+        sink = json_file(path)
+        sink.emit({"n": number})
+        sink.close()
+    assert path.read_text() == '{"n":1}\n{"n":2}\n'
+
+
+def test_half_a_line_of_an_earlier_life_is_ended(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"n":1}\n{"n"')
+    sink = json_file(path)
+    sink.emit({"n": 2})
+    sink.close()
+    assert path.read_text() == '{"n":1}\n{"n"\n{"n":2}\n'
+
+
+@pytest.mark.parametrize("how", ["moved", "removed", "replaced", "truncated"])
+def test_file_follows_rotation(how: str, tmp_path: Path) -> None:
+    path, old = tmp_path / "events.jsonl", tmp_path / "events.jsonl.1"
+    sink = json_file(path)
+    sink.emit({"n": 1})
+    match how:
+        case "moved":
+            path.rename(old)
+        case "removed":
+            path.unlink()
+        case "replaced":
+            path.rename(old)
+            path.touch()
+        case "truncated":
+            os.truncate(path, 0)
+    sink.emit({"n": 2})
+    sink.close()
+    assert path.read_text() == '{"n":2}\n'
+    if old.exists():
+        assert old.read_text() == '{"n":1}\n'
+
+
+def test_rotation_leaks_no_descriptor(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    sink = json_file(path)
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(20):
+        path.unlink()
+        sink.emit({"n": number})
+    assert len(os.listdir("/proc/self/fd")) == before
+    sink.close()
+    assert len(os.listdir("/proc/self/fd")) == before - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing/events.jsonl", "cannot open it: No such file or directory"),
+        (".", "cannot open it: Is a directory"),
+    ],
+)
+def test_a_file_that_cannot_be_opened(name: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    with pytest.raises(SinkError, match=re.escape(f"events file {path}: {message}")):
+        json_file(path)
+
+
+def test_file_recovers_when_its_directory_comes_back(tmp_path: Path) -> None:
+    directory = tmp_path / "log"
+    directory.mkdir()
+    sink = json_file(directory / "events.jsonl")
+    directory.rename(tmp_path / "gone")
+    with pytest.raises(SinkError, match="cannot open it"):
+        sink.emit({"n": 1})
+    directory.mkdir()
+    sink.emit({"n": 2})
+    sink.close()
+    assert (directory / "events.jsonl").read_text() == '{"n":2}\n'
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    where = tmp_path / "disk"
+    where.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(where)]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a tmpfs: {mounted.stderr.strip()}")
+    try:
+        yield where
+    finally:
+        subprocess.run(["umount", "--lazy", str(where)], check=True)
+
+
+def test_a_full_disk_leaves_no_half_line(small_disk: Path) -> None:
+    path = small_disk / "events.jsonl"
+    sink = json_file(path)
+    errors: list[str] = []
+    taken = 0
+    while write_all([sink], {"n": taken, "text": "x" * 1000}, lambda _, e: errors.append(str(e))):
+        taken += 1
+    assert errors == [f"events file {path}: event not written: No space left on device"]
+    lines = path.read_text().splitlines(keepends=True)
+    assert [json.loads(line)["n"] for line in lines] == list(range(taken))
+    assert all(line.endswith("\n") for line in lines)
+    assert taken > 50
+
+    with pytest.raises(SinkError):
+        sink.emit({"n": taken, "text": "x" * 1000})
+    os.truncate(path, 0)
+    sink.emit({"n": taken})
+    sink.close()
+    assert path.read_text() == json.dumps({"n": taken}, separators=(",", ":")) + "\n"
+
+
+def test_a_half_line_that_cannot_be_taken_back_is_ended() -> None:
+    memory = os.memfd_create("events", os.MFD_ALLOW_SEALING)
+    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    sink = json_file(Path(f"/proc/self/fd/{memory}"))
+    sink.emit({"n": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12, limits[1]))
+    try:
+        with pytest.raises(SinkError, match="event not written: File too large"):
+            sink.emit({"n": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    sink.emit({"n": 3})
+    sink.emit({"n": 4})
+    sink.close()
+    assert os.pread(memory, 100, 0) == b'{"n":1}\n{"n"\n{"n":3}\n{"n":4}\n'
+    os.close(memory)
+
+
+def test_a_full_device() -> None:
+    sink = json_file(Path("/dev/full"))
+    for _ in range(2):
+        with pytest.raises(SinkError, match="No space left on device"):
+            sink.emit(HEALTH)
+    sink.close()
+
+
+def test_write_all_tries_every_sink_and_counts_errors(
+    tmp_path: Path, pipe: tuple[int, int]
+) -> None:
+    failed: list[tuple[str, str]] = []
+
+    def on_error(name: str, error: OSError) -> None:
+        failed.append((name, str(error)))
+
+    full = json_file(Path("/dev/full"))
+    good = json_lines(pipe[1])
+    assert write_all([full, good], {"n": 1}, on_error) is True
+    assert os.read(pipe[0], 100) == b'{"n":1}\n'
+    assert write_all([full], {"n": 2}, on_error) is False
+    assert write_all([], {"n": 3}, on_error) is False
+    full.close()
+    message = "events file /dev/full: event not written: No space left on device"
+    assert failed == [("file", message), ("file", message)]
+    assert pretty(pipe[1], colours=False).name == "pretty"
+    assert good.name == "json"
