@@ -19,10 +19,12 @@ BPF_F_TABLE("array", u32, struct bucket, shared_buckets, SHARED_BUCKETS, BPF_F_M
 /*
  * GCRA: one number per bucket, the time at which the next event would arrive at the steady rate; an
  * event may come as much earlier as the burst allows. Two CPUs that race for the same place: one
- * moves the number, the other looks again.
+ * moves the number, the other looks again. No interval, no limit.
  */
 static __always_inline bool conforms(struct bucket *bucket, u64 now, u64 interval, u64 burst)
 {
+    if (!interval)
+        return true;
 #pragma unroll
     for (int attempt = 0; attempt < 3; attempt++) {
         u64 arrival = *(volatile u64 *)&bucket->arrival;

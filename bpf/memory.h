@@ -12,8 +12,11 @@
 
 /* VMAs that one look-up reads at most, about 80 ns each. */
 #define LOOKUP_LIMIT 256
-/* Levels of the tree that it descends: a mapping and a hole each, three or four deep. */
-#define LOOKUP_STEPS (8 * LOOKUP_LIMIT)
+/*
+ * Levels of the tree that it descends: a hole goes with each mapping, and both lie up to eight deep
+ * (five with twenty thousand mappings).
+ */
+#define LOOKUP_STEPS (2 * 8 * LOOKUP_LIMIT)
 
 /* lib/maple_tree.c: enum maple_type, and how a parent's slot points to a node. */
 #define MAPLE_LEAF_64 1

@@ -170,7 +170,7 @@ static __always_inline bool ranges_of(struct call *call, struct task_struct *tas
          * mappings that a fixed move takes along.
          */
         start = user_address(mm, a[4]);
-        search->end = address + 1;
+        search->end = address + PAGE_SIZE;
         search->role = ROLE_SOURCE;
         if (a[3] & MREMAP_FIXED) {
             search->next_start = start;
@@ -214,7 +214,7 @@ static __always_inline bool ranges_of(struct call *call, struct task_struct *tas
         search->end = search->start + PAGE_ALIGN(length);
         return true;
     case OP_SHMDT:
-        search->end = address + 1;
+        search->end = address + PAGE_SIZE;
         return true;
     case OP_BRK:
         READ_KERNEL(brk, mm, mm_struct__start_brk);
@@ -308,6 +308,11 @@ static __always_inline void judge(struct scratch *scratch, struct task_struct *t
     }
     if (judgement->verdict != VERDICT_SEALED)
         judgement->partial_start = judgement->partial_end = 0;
+    if (call->operation == OP_MREMAP && search->role == ROLE_SOURCE) {
+        /* What was looked at is a part of it; what the call was about is the whole source. */
+        search->start = user_address(mm, call->arguments[0]);
+        search->end = search->start + PAGE_ALIGN(call->arguments[1]);
+    }
 }
 
 #endif

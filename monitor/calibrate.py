@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from typing import NamedTuple
 
 from monitor.provocation import (
     MAP_FIXED,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from monitor.abi import Config
     from monitor.ring import Ring
 
-__all__ = ["CalibrationError", "calibrate", "mark", "start"]
+__all__ = ["CalibrationError", "Findings", "calibrate", "mark", "start"]
 
 MADV_DONTNEED, MADV_GUARD_INSTALL = 4, 102
 MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
@@ -83,11 +84,11 @@ def main() -> int:
     os.read(0, 1)
     guard, sealed = lay("w").start, lay("r").start
     call("mseal", guard, PAGE, _WRONG_FLAGS)
-    call("madvise", guard, PAGE, MADV_GUARD_INSTALL)
+    guard_regions = call("madvise", guard, PAGE, MADV_GUARD_INSTALL) == 0
     call("mseal", guard, PAGE, _WRONG_FLAGS)
     call("mseal", sealed, PAGE, _WRONG_FLAGS)
     result = call("mseal", sealed, PAGE, _VALID_FLAGS)
-    found: dict[str, object] = {"mseal": result}
+    found: dict[str, object] = {"mseal": result, "guard_regions": guard_regions}
     if not result:
         found["partial_mprotect"] = _partial_mprotect()
         found["partial_madvise"] = _partial_madvise()
@@ -136,10 +137,17 @@ def _single_bit(before: int, after: int) -> int:
     return difference if difference.bit_count() == 1 and after & difference else 0
 
 
-def calibrate(process: Popen[str], config: Config, ring: Ring) -> dict[str, bool]:
+class Findings(NamedTuple):
+    """`partial_updates`: by operation, whether a refused call may leave a part changed."""
+
+    guard_regions: bool
+    partial_updates: dict[str, bool]
+
+
+def calibrate(process: Popen[str], config: Config, ring: Ring) -> Findings:
     """Let the process of start() try, and write what was found into the kernel's configuration.
 
-    Returns by operation whether a refused call may leave a part changed. Raises CalibrationError.
+    Raises CalibrationError.
     """
     mark(config, process.pid)
     try:
@@ -160,7 +168,10 @@ def calibrate(process: Popen[str], config: Config, ring: Ring) -> dict[str, bool
     config.partial_mprotect = found["partial_mprotect"]
     config.partial_madvise = found["partial_madvise"]
     config.partial_mremap = found["partial_mremap"]
-    return {name: found[f"partial_{name}"] for name in ("mprotect", "madvise", "mremap")}
+    return Findings(
+        found["guard_regions"],
+        {name: found[f"partial_{name}"] for name in ("mprotect", "madvise", "mremap")},
+    )
 
 
 if __name__ == "__main__":

@@ -5,13 +5,12 @@ What a monitored process chose (names, paths) passes through `printable` before 
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Callable
 from enum import IntEnum
 from typing import TypeVar
 
-from monitor import abi
+from monitor import abi, summaries
 from monitor.abi import Access, Cause, Disposition, Kind, Reason, RecordFlag, Role, Verdict
 from monitor.events import (
     AddressRange,
@@ -29,13 +28,12 @@ from monitor.events import (
     timestamp,
 )
 from monitor.operations import OPERATIONS, Operation, decode_arguments
+from monitor.printable import printable
 
-__all__ = ["ClassifyError", "classify", "printable", "suppression"]
+__all__ = ["PATH_LIMIT", "ClassifyError", "classify", "suppression"]
 
 PAGE_SIZE = 4096
-NAME_LIMIT = 256
 PATH_LIMIT = 4096
-SUMMARY_NAME_LIMIT = 28  # two names and two ranges in a summary of about 200 characters
 SEGV_PKUERR = 4  # include/uapi/asm-generic/siginfo.h; only then is si_pkey set
 
 _E = TypeVar("_E", bound=IntEnum)
@@ -60,88 +58,9 @@ _SUPPRESSION_SEVERITY: dict[Kind, Severity] = {
     Kind.SEAL: "info",
 }
 
-# What the process wanted, in front of the range; {fields} are decoded arguments.
-_WANTED = {
-    "mprotect": "asked for {prot} on",
-    "pkey_mprotect": "asked for {prot} with key {pkey} on",
-    "munmap": "tried to unmap",
-    "mremap": "tried to move or resize",
-    "mmap": "tried to map over",
-    "madvise": "advised {advice} on",
-    "process_madvise": "advised {advice} on",
-    "shmat": "tried to attach shared memory over",
-    "shmdt": "tried to detach shared memory at",
-    "brk": "tried to give back heap memory at",
-    "remap_file_pages": "tried to remap pages of",
-    "io_uring_madvise": "advised {advice} on",
-}
-_WANTED_AT_DESTINATION = {"mremap": "tried to move memory over"}
-
-_REASON_TEXT = {
-    Reason.RANGE_TOO_LONG: "too many mappings in the range",
-    Reason.SECCOMP: "or by a seccomp filter",
-    Reason.UNKNOWN_LENGTH: "its length is unknown",
-    Reason.OTHER_PROCESS: "in another process",
-    Reason.CHANGED_MEANWHILE: "the mappings kept changing",
-    Reason.OTHER_CAUSE: "or for another reason",
-}
-_ACCESS_TEXT = {
-    Access.READ: "read of",
-    Access.WRITE: "write to",
-    Access.EXECUTE: "execution of",
-}
-_CAUSE_TEXT = {
-    Cause.GUARD_REGION: "a guard region",
-    Cause.PROT_NONE: "PROT_NONE memory",
-    Cause.STACK_GUARD: "the stack guard",
-    Cause.SEALED: "sealed memory",
-    Cause.PKEY: "memory under a protection key",
-    Cause.OTHER: "invalid memory",
-}
-_DISPOSITION_TEXT = {
-    Disposition.DEFAULT: "died of SIGSEGV",
-    Disposition.HANDLER: "got SIGSEGV in a handler of its own",
-    Disposition.HANDLER_FAILED: "died of SIGSEGV, its handler could not run",
-}
-
 
 class ClassifyError(ValueError):
     """A record that no BPF program of this version writes."""
-
-
-def printable(raw: bytes | str, limit: int = NAME_LIMIT) -> str:
-    r"""`raw` as at most `limit` characters that are safe on a terminal, in JSON and in a log.
-
-    Quotes and what is not printable (control, format and bidi characters, odd spaces) become \xNN,
-    \uNNNN or \UNNNNNNNN, bytes that are not UTF-8 \xNN; an ellipsis ends what was cut. Applied
-    twice it changes nothing, so a backslash stays as it is.
-    """
-    # Four bytes make a character at most: what is cut off here is beyond the limit anyway.
-    start = raw[: 4 * (limit + 1)]
-    text = start.decode("utf-8", "surrogateescape") if isinstance(start, bytes) else start
-    if len(text) <= limit and text.isprintable() and '"' not in text and "'" not in text:
-        return text
-    pieces = [_escaped(character) for character in text[: limit + 1]]
-    if sum(map(len, pieces)) <= limit:
-        return "".join(pieces)
-    kept = 0
-    length = 1  # the ellipsis
-    while length + len(pieces[kept]) <= limit:
-        length += len(pieces[kept])
-        kept += 1
-    return "".join(pieces[:kept]) + "\N{HORIZONTAL ELLIPSIS}"
-
-
-def _escaped(character: str) -> str:
-    if character.isprintable() and character not in "\"'":
-        return character
-    code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, as surrogateescape keeps it
-        code -= 0xDC00
-        return f"\\x{code:02x}"
-    if code < 0x80:
-        return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def _member(enumeration: type[_E], value: int) -> _E:
@@ -161,18 +80,6 @@ def _operation(index: int) -> Operation:
 
 def _address(value: int) -> str:
     return f"0x{value:x}"
-
-
-def _range(start: int, length: int) -> str:
-    return f"0x{start:x}-0x{start + length:x}" if length else f"0x{start:x}"
-
-
-def _size(length: int) -> str:
-    """Exact, in the largest unit that needs no fraction."""
-    for shift, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
-        if length and not length & ((1 << shift) - 1):
-            return f"{length >> shift} {unit}"
-    return f"{length} bytes"
 
 
 def _permissions(flags: int) -> str:
@@ -230,22 +137,6 @@ def _stack(record: abi.Record) -> tuple[Frame, ...]:
     return tuple(frames)
 
 
-def _who(record: abi.Record) -> str:
-    name = printable(record.executable or record.task_name, SUMMARY_NAME_LIMIT)
-    return f"{name} (pid {record.pid})"
-
-
-def _what(mapping: Mapping | Sealed | None, prefix: str = "") -> str:
-    """The mapping in a few words, in parentheses after the range; empty without one."""
-    if mapping is None:
-        return ""
-    if mapping.file is not None:
-        label = printable(os.path.basename(mapping.file.path), SUMMARY_NAME_LIMIT)
-    else:
-        label = printable(mapping.name or "anonymous", SUMMARY_NAME_LIMIT)
-    return f" ({prefix}{mapping.permissions}, {label})"
-
-
 def _values(record: abi.Record, operation: Operation) -> list[int]:
     """The arguments as the kernel read them: 32 bits for a 32-bit call, mmap2 counts in pages."""
     values = list(record.arguments)
@@ -254,16 +145,6 @@ def _values(record: abi.Record, operation: Operation) -> list[int]:
         if operation.name == "mmap":
             values[5] *= PAGE_SIZE
     return values
-
-
-def _refused(operation: Operation, verdict: Verdict, reason: Reason, hidden: bool) -> str:
-    told = ", unknown to the caller" if hidden else ""
-    if verdict is Verdict.SEALED:
-        return f"{operation.name} of sealed memory refused{told}"
-    if verdict is Verdict.NOT_SEALED:
-        return f"{operation.name} refused, not by a seal{told}"
-    why = f" ({_REASON_TEXT[reason]})" if reason is not Reason.NONE else ""
-    return f"{operation.name} refused{told}, perhaps by a seal{why}"
 
 
 def _denial(record: abi.Record, origin: Origin, sealed_mask: int, path: str | None) -> Denial:
@@ -276,19 +157,19 @@ def _denial(record: abi.Record, origin: Origin, sealed_mask: int, path: str | No
     sealed = _sealed(_mapping(record.mapping, sealed_mask, path), verdict)
     stack = _stack(record)
 
-    wanted = _WANTED[operation.name]
-    if role is Role.DESTINATION:
-        wanted = _WANTED_AT_DESTINATION.get(operation.name, wanted)
-    summary = (
-        f"{_refused(operation, verdict, reason, hidden)}: {_who(record)} "
-        f"{wanted.format_map(arguments)} {_range(record.address, record.length)}"
-        f"{_what(sealed, 'sealed ')}"
+    summary = summaries.denial(
+        record,
+        operation,
+        arguments,
+        sealed,
+        verdict=verdict,
+        reason=reason,
+        role=role,
+        hidden=hidden,
     )
     partial = None
     if record.partial_end > record.partial_start:
         partial = AddressRange(_address(record.partial_start), _address(record.partial_end))
-        changed = _size(record.partial_end - record.partial_start)
-        summary += f"; the {changed} before it were changed"
     return Denial(
         id=origin.id,
         time=origin.time,
@@ -323,16 +204,19 @@ def _fault(record: abi.Record, origin: Origin, sealed_mask: int, path: str | Non
     pkey = record.pkey if record.signal_code == SEGV_PKUERR else None
     dies, handled = _FAULT_SEVERITY[cause]
 
-    what = _CAUSE_TEXT[cause] if pkey is None else f"memory under protection key {pkey}"
     return Fault(
         id=origin.id,
         time=origin.time,
         time_boot_ns=origin.time_boot_ns,
         severity=handled if disposition is Disposition.HANDLER else dies,
-        summary=(
-            f"{_ACCESS_TEXT[access]} {what}{' (inferred)' if inferred else ''} at "
-            f"{_address(record.address)}{_what(mapping)}: "
-            f"{_who(record)} {_DISPOSITION_TEXT[disposition]}"
+        summary=summaries.fault(
+            record,
+            mapping,
+            cause=cause,
+            access=access,
+            disposition=disposition,
+            inferred=inferred,
+            pkey=pkey,
         ),
         host=origin.host,
         process=origin.process,
@@ -357,10 +241,7 @@ def _seal(record: abi.Record, origin: Origin, sealed_mask: int, path: str | None
         time=origin.time,
         time_boot_ns=origin.time_boot_ns,
         severity="info",
-        summary=(
-            f"{_who(record)} sealed {_size(record.length)} at "
-            f"{_range(record.address, record.length)}{_what(mapping)}"
-        ),
+        summary=summaries.seal(record, mapping),
         host=origin.host,
         process=origin.process,
         workload=origin.workload,
@@ -399,28 +280,22 @@ def suppression(
     """
     kind = _member(Kind, key.kind)
     process = operation = cause = None
-    who = what = ""
+    what = ""
     if key.pid:
         name = printable(bucket.task_name)
         process = Process(
             key.pid, None, None, None, name, None, None, None, None, None, None
         )  # the bucket knows no more
-        who = f" of {printable(bucket.task_name, SUMMARY_NAME_LIMIT)} (pid {key.pid})"
         if kind is Kind.DENIAL:
             operation = what = _operation(key.what).name
         elif kind is Kind.FAULT:
             cause = what = _member(Cause, key.what).label
-    plural = "s" if bucket.suppressed != 1 else ""
-    seconds = (bucket.last_suppressed_ns - bucket.first_suppressed_ns) / 1e9
     return Suppression(
         id=origin.id,
         time=origin.time,
         time_boot_ns=origin.time_boot_ns,
         severity=_SUPPRESSION_SEVERITY[kind],
-        summary=(
-            f"{bucket.suppressed} more {what}{' ' if what else ''}{kind.label}{plural}{who} "
-            f"in {seconds:.1f} s, counted but not told one by one"
-        ),
+        summary=summaries.suppression(key, bucket, kind, what),
         host=origin.host,
         process=process,
         workload=origin.workload,

@@ -13,7 +13,7 @@ import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from monitor.abi import Bank, Bucket, BucketKey, Config, Counters, Workload
 from monitor.loader import Loaded, possible_cpus
@@ -23,6 +23,10 @@ __all__ = ["HashMap", "KernelState", "missed_runs"]
 _Key = TypeVar("_Key", bound="ctypes._CDataType")
 _Value = TypeVar("_Value", bound="ctypes._CDataType")
 _BATCH = 256
+
+
+def _element(array: ctypes.Array[Any], of: type[_Value], index: int) -> _Value:
+    return cast("_Value", of.from_buffer(array, index * ctypes.sizeof(of)))
 
 
 class HashMap(Generic[_Key, _Value]):
@@ -59,7 +63,9 @@ class HashMap(Generic[_Key, _Value]):
                 continue
             if result not in (0, -errno.ENOENT):
                 raise OSError(-result, os.strerror(-result))
-            yield from zip(keys[: count.value], values[: count.value], strict=True)
+            # Not keys[index]: an array of plain numbers yields Python's, which are no C type.
+            for index in range(count.value):
+                yield _element(keys, self._key, index), _element(values, self._value, index)
             if result:
                 return
             position.raw, first = further.raw, False
@@ -106,10 +112,10 @@ class KernelState:
         return Bucket.from_buffer_copy(self._shared[index * size : (index + 1) * size])
 
     def close(self) -> None:
-        del self.config
+        """Give the memory back; that of `config` goes with the last reference to it."""
         self._words.release()
-        for mapped in (self._counters, self._config, self._shared):
-            mapped.close()
+        self._counters.close()
+        self._shared.close()
 
 
 def missed_runs(program: int, proc: Path = Path("/proc/self")) -> int:

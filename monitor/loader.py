@@ -121,9 +121,9 @@ def load(request: LoadRequest) -> Loaded:
         if not child:
             _child(request, theirs, diagnostics.fileno())
         theirs.close()
-        message, descriptors, _, _ = socket.recv_fds(
-            ours, _MESSAGE_SIZE, _DESCRIPTORS_MAX, socket.MSG_CMSG_CLOEXEC
-        )
+        message, descriptors, _, _ = socket.recv_fds(ours, _MESSAGE_SIZE, _DESCRIPTORS_MAX)
+        for descriptor in descriptors:  # recv_fds has no say in it: it drops its flags
+            os.set_inheritable(descriptor, False)
         _, status = os.waitpid(child, 0)
         if not message:
             diagnostics.seek(0)
@@ -138,8 +138,8 @@ def load(request: LoadRequest) -> Loaded:
     return Loaded(
         maps={name: descriptors[index] for name, index in answer["maps"].items()},
         probes=[
-            AttachedProbe(*row[:4], descriptors[row[4]] if row[4] >= 0 else -1)
-            for row in answer["probes"]
+            AttachedProbe(probe, mode, target, error, descriptors[index] if index >= 0 else -1)
+            for probe, mode, target, error, index in answer["probes"]
         ],
         links=[descriptors[index] for index in answer["links"]],
         notes=answer["notes"],
@@ -163,9 +163,7 @@ def _child(request: LoadRequest, parent: socket.socket, diagnostics: int) -> Non
         os._exit(status)
 
 
-def _load_and_attach(
-    request: LoadRequest, diagnostics: int
-) -> tuple[dict[str, Any], list[int]]:
+def _load_and_attach(request: LoadRequest, diagnostics: int) -> tuple[dict[str, Any], list[int]]:
     wanted = [(probe, candidates(probe, request.attach)) for probe in PROBES]
     notes = []
     if any(hook.mode == "tracepoint" for _, hooks in wanted for hook in hooks):
@@ -301,8 +299,8 @@ class _Loader:
             self._add(probe, hook)
             return
         mode, target = (hook.mode, hook.target) if hook else (self._request.attach, "")
-        error = "; ".join(errors) or f"no hook for {probe.name} in mode {self._request.attach}"
-        self._rows.append(AttachedProbe(probe.name, mode, target, error, -1))
+        problem = "; ".join(errors) or f"no hook for {probe.name} in mode {self._request.attach}"
+        self._rows.append(AttachedProbe(probe.name, mode, target, problem, -1))
 
     def _add(self, probe: Probe, hook: Hook) -> None:
         program = self._programs[hook]

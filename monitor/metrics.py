@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import sys
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
@@ -22,16 +21,14 @@ from prometheus_client.core import Metric as Family
 
 from monitor.abi import Cause, Counters, Disposition, Kind, Outcome, Verdict
 from monitor.operations import OPERATIONS
+from monitor.tally import CANARY_RESULTS, DELAY_BUCKETS, EVENT_KINDS, LOOKUP_RESULTS, Tally
 
 __all__ = [
-    "DELAY_BUCKETS",
-    "EVENT_KINDS",
     "METRICS",
     "KernelFacts",
     "Metric",
     "ProbeState",
     "Source",
-    "Tally",
     "build",
     "page",
 ]
@@ -44,13 +41,8 @@ PARTIAL_OPERATIONS = ("mprotect", "madvise", "mremap")
 VERDICT_NAMES = tuple(verdict.label for verdict in Verdict)
 CAUSE_NAMES = tuple(cause.label for cause in Cause)
 DISPOSITION_NAMES = tuple(disposition.label for disposition in Disposition)
-EVENT_KINDS = (*(kind.label for kind in Kind), "suppression", "health")
 EVENT_RESULTS = ("delivered", "suppressed", "filtered", "dropped", "failed")
-LOOKUP_RESULTS = ("complete", "partial", "gone", "reused")
-CANARY_RESULTS = ("success", "failure")
 OTHER_WORKLOADS = "other"
-
-DELAY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,61 +78,6 @@ class Source(Protocol):
     def ring_used_bytes(self) -> int: ...
 
     def workloads_tracked(self) -> int: ...
-
-
-class Tally:
-    """What the daemon itself counts.
-
-    Each number has one writing thread; others only read, so the interpreter's own lock suffices.
-    Unknown kinds, results and sinks raise KeyError.
-    """
-
-    def __init__(self, sinks: Iterable[str] = ()) -> None:
-        self.events = {
-            (kind, result): 0
-            for kind in EVENT_KINDS
-            for result in ("delivered", "failed", "filtered")
-        }
-        self.delays = [0] * (len(DELAY_BUCKETS) + 1)
-        self.delay_seconds = 0.0
-        self.canary_runs = dict.fromkeys(CANARY_RESULTS, 0)
-        self.canary_last_success = 0.0
-        self.identity_lookups = dict.fromkeys(LOOKUP_RESULTS, 0)
-        self.sink_errors = dict.fromkeys(sinks, 0)
-        self.decode_errors = 0
-        self.reload_successful = False
-        self.reload_last_success = 0.0
-
-    def event(
-        self, kind: str, result: Literal["delivered", "failed", "filtered"], count: int = 1
-    ) -> None:
-        self.events[kind, result] += count
-
-    def delay(self, seconds: float) -> None:
-        """From the kernel's time stamp to the sink that took the event."""
-        self.delays[bisect_left(DELAY_BUCKETS, seconds)] += 1
-        self.delay_seconds += max(seconds, 0.0)
-
-    def canary(self, result: Literal["success", "failure"], at: float) -> None:
-        """A run that ended at this Unix time, in seconds."""
-        self.canary_runs[result] += 1
-        if result == "success":
-            self.canary_last_success = at
-
-    def identity(self, result: Literal["complete", "partial", "gone", "reused"]) -> None:
-        self.identity_lookups[result] += 1
-
-    def sink_error(self, sink: str) -> None:
-        self.sink_errors[sink] += 1
-
-    def decode_error(self) -> None:
-        self.decode_errors += 1
-
-    def reload(self, successful: bool, at: float) -> None:
-        """The configuration was read, at start or again, at this Unix time, in seconds."""
-        self.reload_successful = successful
-        if successful:
-            self.reload_last_success = at
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 __all__ = [
     "MSEAL_NUMBER",
     "OPERATIONS",
+    "Decoded",
     "Operation",
     "c_definitions",
     "decode_arguments",
@@ -209,9 +210,8 @@ OPERATIONS: tuple[Operation, ...] = (
 
 def decode_arguments(operation: Operation, values: Sequence[int]) -> dict[str, Decoded]:
     """The call's arguments by their man-page names, decoded for a person."""
-    return {
-        name: decode(value) for (name, decode), value in zip(operation.arguments, values)
-    }
+    pairs = zip(operation.arguments, values, strict=False)  # six words, often fewer arguments
+    return {name: decode(value) for (name, decode), value in pairs}
 
 
 def _number_switch(function: str, numbers: Sequence[tuple[int, str]]) -> str:

@@ -25,6 +25,10 @@ class _Framed(ctypes.Structure):
     _fields_ = [("length", ctypes.c_uint32), ("page", ctypes.c_uint32), ("record", Record)]
 
 
+_FRAME = ctypes.sizeof(_Framed)
+_RECORD = ctypes.sizeof(Record)
+
+
 class Drained(NamedTuple):
     records: list[Record]
     corrupt: int  # entries that are no record of ours
@@ -38,12 +42,11 @@ class Ring:
         self.size = size
         page = mmap.PAGESIZE
         self._consumer = mmap.mmap(descriptor, page)
-        self._producer = mmap.mmap(
-            descriptor, page + 2 * size, prot=mmap.PROT_READ, offset=page
-        )
+        self._producer = mmap.mmap(descriptor, page + 2 * size, prot=mmap.PROT_READ, offset=page)
         self._consumed = memoryview(self._consumer)[:8].cast("Q")
         self._produced = memoryview(self._producer)[:8].cast("Q")
         self._data = memoryview(self._producer)[page:]
+        self._lengths = self._data.cast("I")
 
     @property
     def used_bytes(self) -> int:
@@ -56,33 +59,33 @@ class Ring:
         Ends early at a record that its program has reserved and not yet submitted.
         """
         position, end = self._consumed[0], self._produced[0]
-        frame = ctypes.sizeof(_Framed)
-        count = min((end - position) // frame, most)
         start = position & (self.size - 1)
-        frames = (_Framed * count).from_buffer_copy(self._data[start : start + count * frame])
-        records: list[Record] = []
-        for framed in frames:
-            if framed.length != ctypes.sizeof(Record):
-                break
-            records.append(framed.record)
-        position += len(records) * frame
+        limit = min((end - position) // _FRAME, most)
+        # A header is read before its record is copied: once it is ready, so is what follows it.
+        count = 0
+        while count < limit and self._header(start + count * _FRAME) == _RECORD:
+            count += 1
+        copies = (_Framed * count).from_buffer_copy(self._data[start : start + count * _FRAME])
+        position += count * _FRAME
         corrupt = 0
-        if len(records) < count or (count < most and position < end):
-            position, corrupt = self._skip_odd(position)
+        if count < most and position < end:
+            position, corrupt = self._skip_odd(position, end)
         self._consumed[0] = position
-        return Drained(records, corrupt)
+        return Drained([framed.record for framed in copies], corrupt)
 
-    def _skip_odd(self, position: int) -> tuple[int, int]:
-        """Past one entry that is not a whole record: busy stays, discarded goes, other is corrupt."""
-        start = position & (self.size - 1)
-        length = int.from_bytes(self._data[start : start + 4], "little")
-        if length & _BUSY or length == ctypes.sizeof(Record):
+    def _header(self, start: int) -> int:
+        return self._lengths[start // 4]
+
+    def _skip_odd(self, position: int, end: int) -> tuple[int, int]:
+        """Past an entry that is no record: busy stays, discarded goes, other is corrupt."""
+        length = self._header(position & (self.size - 1))
+        if length & _BUSY or (length == _RECORD and end - position >= _FRAME):
             return position, 0
         corrupt = 0 if length & _DISCARDED else 1
-        return position + _HEADER + ((length & _LENGTH) + 7 & ~7), corrupt
+        return min(position + _HEADER + ((length & _LENGTH) + 7 & ~7), end), corrupt
 
     def close(self) -> None:
-        for view in (self._consumed, self._produced, self._data):
+        for view in (self._consumed, self._produced, self._lengths, self._data):
             view.release()
         self._consumer.close()
         self._producer.close()

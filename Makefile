@@ -1,0 +1,84 @@
+# GNU make. `make` alone lists the targets.
+
+PACKAGES := python3-bpfcc libbpf1 python3-venv gcc libc6-dev clang-format openssl util-linux
+PYTHON := .venv/bin/python
+C_SOURCES := $(sort $(shell find bpf tests/assets -name '*.[ch]'))
+READY := .venv/.ready
+PROMTOOL := .venv/bin/promtool
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: help setup demo run doctor test lint check bench docs clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+setup: $(READY) ## install what is missing (Debian packages as root, .venv); does nothing twice
+	@true
+
+demo: setup ## show every violation that this host can make, and what the monitor says of it
+	@.venv/bin/seal-monitor demo $(ARGS)
+
+run: setup ## watch in the foreground until Ctrl-C; flags by ARGS="--output json"
+	@.venv/bin/seal-monitor run $(ARGS)
+
+doctor: setup ## show what this host can and can't do
+	@.venv/bin/seal-monitor doctor $(ARGS)
+
+test: setup $(PROMTOOL) ## run the tests; those that need root and BPF are skipped without
+	$(PYTHON) -m pytest $(ARGS)
+
+lint: setup ## check style and types
+	$(PYTHON) -m ruff check
+	$(PYTHON) -m ruff format --check
+	$(PYTHON) -m mypy
+	clang-format --dry-run -Werror $(C_SOURCES)
+
+check: lint test ## setup, lint, test
+
+bench: setup ## measure what watching costs, next to empty BPF programs
+	$(PYTHON) tests/bench.py $(ARGS)
+
+docs: setup ## regenerate the pages that are made from the code
+	$(PYTHON) -m monitor.metrics >docs/metrics.md.new
+	mv docs/metrics.md.new docs/metrics.md
+
+clean: ## remove everything that make has made
+	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml
+	@command -v dpkg-query >/dev/null || { \
+	    echo "make setup knows Debian and its kin alone; it needs: $(PACKAGES)" >&2; exit 1; }
+	@missing=(); for package in $(PACKAGES); do \
+	    state=$$(dpkg-query -W -f '$${db:Status-Abbrev}' "$$package" 2>/dev/null || true); \
+	    [[ $$state == ii* ]] || missing+=("$$package"); \
+	done; \
+	if (( $${#missing[@]} )); then \
+	    if (( EUID )); then \
+	        echo "missing packages: run make setup as root, or: apt-get install $${missing[*]}" >&2; \
+	        exit 1; \
+	    fi; \
+	    echo "installing $${missing[*]}"; \
+	    apt-get update -qq; \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+	        "$${missing[@]}" </dev/null >/dev/null; \
+	fi
+	@echo "making .venv"
+	@/usr/bin/python3 -m venv --system-site-packages .venv
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-input --editable '.[dev]'
+	@touch $@
+
+# From the package, without installing it: installed, it would start a server.
+$(PROMTOOL): | $(READY)
+	@echo "fetching promtool"
+	@directory=$$(mktemp -d); trap 'rm -rf "$$directory"' EXIT; cd "$$directory"; \
+	fetch() { apt-get download -qq -o APT::Sandbox::User=root prometheus 2>/dev/null; }; \
+	fetch || { if (( ! EUID )); then apt-get update -qq && fetch; fi; } || { \
+	    echo "cannot fetch the package prometheus; tests that need promtool are skipped" >&2; \
+	    exit 0; }; \
+	dpkg --fsys-tarfile prometheus_*.deb | \
+	    tar -x -C $(CURDIR)/.venv/bin --strip-components=3 ./usr/bin/promtool

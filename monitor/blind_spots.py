@@ -1,0 +1,194 @@
+"""What happens unseen or untold on this host, as far as it allows it to happen at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+
+from monitor import abi, host
+from monitor.checklist import Row
+from monitor.config import Config, Mute
+from monitor.loader import AttachedProbe
+from monitor.operations import OPERATIONS
+from monitor.provocation import lay
+
+__all__ = ["blind_rows", "bypass_rows", "filter_rows", "memory_file_overrides"]
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text("ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+_BLIND = "Blind spots"
+_AROUND = "Ways around a seal (it protects the mapping, not the bytes)"
+_ALWAYS = (
+    Row(
+        _BLIND,
+        "kernel's accesses",
+        "blind",
+        "a system call that meets a guard page or a protection fails with EFAULT: no signal is "
+        "sent, no event made",
+    ),
+    Row(
+        _BLIND,
+        "SIGBUS",
+        "blind",
+        "accesses beyond the end of a file, to sealed mappings too, and userfaultfd's signals",
+    ),
+)
+
+Options = Mapping[str, str]  # the kernel's configuration; empty when it cannot be read
+
+
+def _compat(hooks: Mapping[str, str], options: Options) -> Row:
+    check = "32-bit callers"
+    if options and "CONFIG_IA32_EMULATION" not in options:
+        return Row(_BLIND, check, "ok", "the kernel takes no 32-bit calls")
+    if "compat" in hooks:
+        return Row(_BLIND, check, "ok", f"seen by {hooks['compat']}")
+    return Row(
+        _BLIND,
+        check,
+        "blind",
+        "denials of their system calls (int 0x80) are not seen",
+        "set watch.compat = true, or use --attach raw_tracepoint, which sees them for free",
+    )
+
+
+def _io_uring(hooks: Mapping[str, str], options: Options, proc: Path) -> Row:
+    check = "io_uring"
+    if options and "CONFIG_IO_URING" not in options:
+        return Row(_BLIND, check, "ok", "the kernel has none")
+    if _number(proc / "sys/kernel/io_uring_disabled") == 2:
+        return Row(_BLIND, check, "ok", "switched off (kernel.io_uring_disabled = 2)")
+    if "io_uring_madvise" in hooks:
+        return Row(_BLIND, check, "ok", f"seen by {hooks['io_uring_madvise']}")
+    return Row(
+        _BLIND,
+        check,
+        "blind",
+        "denials of madvise through it are not seen",
+        "set watch.io_uring = true, or run: sysctl kernel.io_uring_disabled=2",
+    )
+
+
+def _x32(hooks: Mapping[str, str], takes_x32: bool) -> Row:
+    check = "x32 callers"
+    if not takes_x32:
+        return Row(_BLIND, check, "ok", "the kernel takes no x32 calls")
+    calls = [operation.name for operation in OPERATIONS if operation.number is not None]
+    if all(hooks.get(name) == "raw_tracepoint sys_exit" for name in calls):
+        return Row(_BLIND, check, "ok", "seen by raw_tracepoint sys_exit")
+    finding = "denials of their system calls are not seen"
+    return Row(_BLIND, check, "blind", finding, "use --attach raw_tracepoint")
+
+
+def blind_rows(
+    probes: Iterable[AttachedProbe], options: Options, takes_x32: bool, proc: Path = host.PROC
+) -> list[Row]:
+    """What happens without a trace. `options`: the kernel's configuration, where it is known."""
+    hooks = {probe.probe: f"{probe.mode} {probe.target}" for probe in probes if probe.attached}
+    return [
+        _compat(hooks, options),
+        _io_uring(hooks, options, proc),
+        _x32(hooks, takes_x32),
+        *_ALWAYS,
+    ]
+
+
+def memory_file_overrides() -> bool:
+    """Whether a write to /proc/self/mem changes a sealed read-only page (FOLL_FORCE)."""
+    page = lay("S").start
+    try:
+        with open("/proc/self/mem", "r+b", buffering=0) as memory:
+            memory.seek(page)
+            return memory.write(b"x") == 1
+    except OSError:
+        return False
+
+
+def _ptrace(proc: Path) -> Row:
+    if _number(proc / "sys/kernel/yama/ptrace_scope") == 3:
+        return Row(_AROUND, "ptrace", "ok", "nobody may attach (kernel.yama.ptrace_scope = 3)")
+    return Row(
+        _AROUND,
+        "ptrace",
+        "blind",
+        "a debugger writes to sealed memory",
+        "sysctl kernel.yama.ptrace_scope=3, where the kernel has it and nobody needs a debugger",
+    )
+
+
+def _memory_file(overrides: bool) -> Row:
+    check = "/proc/PID/mem"
+    if not overrides:
+        return Row(_AROUND, check, "ok", "a write to sealed read-only memory is refused")
+    return Row(
+        _AROUND,
+        check,
+        "blind",
+        "a write to sealed read-only memory succeeds",
+        "boot with proc_mem.force_override=never, where the kernel has it",
+    )
+
+
+def _userfaultfd(proc: Path) -> Row:
+    is_for_all = _number(proc / "sys/vm/unprivileged_userfaultfd") == 1
+    return Row(
+        _AROUND,
+        "userfaultfd",
+        "blind",
+        "fills missing pages of sealed memory and moves pages out of it",
+        "sysctl vm.unprivileged_userfaultfd=0" if is_for_all else "",
+    )
+
+
+def bypass_rows(overrides: bool, proc: Path = host.PROC) -> list[Row]:
+    """How sealed memory changes without a refusal. `overrides`: see memory_file_overrides()."""
+    return [
+        _memory_file(overrides),
+        _ptrace(proc),
+        Row(
+            _AROUND,
+            "MADV_DONTNEED",
+            "blind",
+            "on a private file mapping (RELRO) it succeeds and brings the file's bytes back",
+        ),
+        _userfaultfd(proc),
+        Row(
+            _AROUND,
+            "uprobes",
+            "blind",
+            "change sealed code; they need CAP_PERFMON or CAP_SYS_ADMIN",
+        ),
+    ]
+
+
+def filter_rows(config: Config, now: datetime) -> list[Row]:
+    """What is counted and, by configuration, makes no events. `now` carries its time zone."""
+    off = [
+        f"{kind} {name}"
+        for kind, told, usual in (
+            ("denials", config.events.denials, ("sealed", "unverified")),
+            ("faults", config.events.faults, [c.label for c in abi.Cause if c != abi.Cause.OTHER]),
+        )
+        for name in usual
+        if name not in told
+    ]
+    found = [Row(_BLIND, "events", "blind", f"counted, no events: {', '.join(off)}")] if off else []
+    return found + [_mute_row(mute, now) for mute in config.mutes]
+
+
+def _mute_row(mute: Mute, now: datetime) -> Row:
+    whose = mute.executable or "every executable"
+    what = mute.operation or mute.cause or "everything"
+    until = f" until {mute.until:%Y-%m-%d %H:%M} UTC" if mute.until else ""
+    if mute.expired(now):
+        remedy = "remove the entry"
+        return Row(_BLIND, "mute", "ok", f"expired: {what} of {whose} ({mute.reason})", remedy)
+    finding = f"counted, no events: {what} of {whose}{until} ({mute.reason})"
+    return Row(_BLIND, "mute", "blind", finding)

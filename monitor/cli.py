@@ -1,0 +1,249 @@
+"""Commands and flags of `seal-monitor`; no logic of their own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from operator import attrgetter
+from pathlib import Path
+
+from monitor import config
+
+__all__ = ["main"]
+
+Parser = argparse.ArgumentParser
+Command = Callable[[argparse.Namespace], int]
+
+DONE, FAILED, WRONG_USAGE, UNFIT_HOST, INTERRUPTED = 0, 1, 2, 3, 130
+
+_VALUES = {
+    "attach": "MODE",
+    "web.listen_address": "ADDR:PORT",
+    "web.config_file": "FILE",
+    "output.format": "FORMAT",
+    "output.events_file": "FILE",
+}
+_DESCRIPTION = """\
+Watches every attempt to change memory that mseal(2) has sealed, and every fault on a guard page or
+a protection: counts them in the kernel, proves what they were, and tells who made them.
+"""
+_EPILOG = """\
+examples:
+  seal-monitor demo                   see what the monitor says of real violations
+  seal-monitor doctor                 see what it can do on this host
+  seal-monitor run --output json --events-file /var/log/seal-monitor/events.jsonl
+  seal-monitor check-config /etc/seal-monitor/config.toml
+
+exit codes:
+  0  done
+  1  it failed while running
+  2  wrong usage or configuration
+  3  this host cannot be monitored; the message says why and what to do
+
+SEAL_MONITOR_DEBUG=1 in the environment shows where an error was raised.
+"""
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib import metadata  # noqa: PLC0415 - slow, and seldom asked for
+
+        print(f"seal-monitor {metadata.version('seal-monitor')}")
+        parser.exit()
+
+
+def _flags() -> argparse.ArgumentParser:
+    """The flags that run, demo and doctor have in common; what is not given is not set."""
+    parser = argparse.ArgumentParser(
+        add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS
+    )
+    group = parser.add_argument_group("flags of run, demo and doctor; they override the file")
+    group.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help=f"configuration to read (default: {config.DEFAULT_PATH}, if it is there)",
+    )
+    for key in config.KEYS:
+        if key.flag:
+            text = key.description + (f" Default: {key.default}" if key.default else "")
+            group.add_argument(key.flag, dest=key.name, metavar=_VALUES[key.name], help=text)
+    return parser
+
+
+def _parser() -> argparse.ArgumentParser:
+    flags = _flags()
+    parser = argparse.ArgumentParser(
+        prog="seal-monitor",
+        usage="seal-monitor COMMAND [FLAGS]",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        parents=[flags],
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, help="show the version of the program and exit"
+    )
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", prog="seal-monitor", required=True
+    )
+
+    def add(name: str, does: Command, text: str, *parents: argparse.ArgumentParser) -> Parser:
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            parents=parents,
+            allow_abbrev=False,
+        )
+        command.set_defaults(does=does, takes_flags=bool(parents))
+        return command
+
+    add("run", _run, "watch in the foreground until SIGTERM or SIGINT", flags)
+    add("demo", _demo, "provoke one of each violation and show what is said of it", flags)
+    doctor = add("doctor", _doctor, "show what this host can and can't do, and the remedy", flags)
+    doctor.add_argument("--json", action="store_true", help="print a JSON object")
+    check = add("check-config", _check_config, "tell every mistake in a configuration file")
+    check.add_argument("file", metavar="FILE", type=Path, help="the file to check")
+    add("schema", _schema, "print the JSON Schema of the events")
+    return parser
+
+
+# ---- The commands --------------------------------------------------------------------------------
+
+
+def _overrides(arguments: argparse.Namespace) -> dict[str, object]:
+    given = vars(arguments)
+    return {key.name: given[key.name] for key in config.KEYS if key.name in given}
+
+
+def _load(arguments: argparse.Namespace) -> config.Config:
+    return config.load(getattr(arguments, "config", None), _overrides(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    settings = _load(arguments)
+    from monitor import daemon  # noqa: PLC0415 - here and below: only what the command needs
+
+    return daemon.run(settings, lambda: _load(arguments))
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    settings = _load(arguments)
+    from monitor import demo  # noqa: PLC0415
+
+    return demo.run(settings)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    settings = _load(arguments)
+    from monitor import doctor  # noqa: PLC0415
+
+    return doctor.run(settings, arguments.json)
+
+
+def _check_config(arguments: argparse.Namespace) -> int:
+    settings = config.load(arguments.file, {})
+    if settings.web.config_file is not None:
+        from monitor.web_config import load_web_config  # noqa: PLC0415
+
+        load_web_config(settings.web.config_file)
+    name = str(arguments.file)
+    print(f"{name if name.isprintable() else ascii(name)}: ok")
+    for line in _differences(settings):
+        print(f"  {line}")
+    return DONE
+
+
+def _schema(_arguments: argparse.Namespace) -> int:
+    from monitor import events  # noqa: PLC0415
+
+    print(json.dumps(events.schema(), indent=2))
+    return DONE
+
+
+def _as_written(value: object) -> str:
+    """A checked value as it would be written in the file."""
+    match value:
+        case (str(address), int(port)):
+            return json.dumps(f"[{address}]:{port}" if ":" in address else f"{address}:{port}")
+        case None | Path():
+            return json.dumps(str(value or ""))
+    return json.dumps(value)
+
+
+def _differences(settings: config.Config) -> list[str]:
+    """What the file changes, a line each."""
+    defaults = config.parse("", "")
+    lines = [
+        f"{key.name} = {_as_written(value)} (default: {_as_written(usual)})"
+        for key in config.KEYS
+        if (value := attrgetter(key.name)(settings)) != (usual := attrgetter(key.name)(defaults))
+    ]
+    now = datetime.now(UTC)
+    for mute in settings.mutes:
+        named = (mute.operation, mute.cause, mute.executable)
+        state = "expired mute" if mute.expired(now) else "mute"
+        lines.append(
+            f"{state}: {json.dumps(' '.join(filter(None, named)))}, {json.dumps(mute.reason)}"
+        )
+    return lines or ["nothing differs from the defaults"]
+
+
+# ---- What went wrong -----------------------------------------------------------------------------
+
+
+def _report(error: Exception) -> int:
+    """Tell the error on standard error; the exit code."""
+    from monitor import calibrate, host, loader, web  # noqa: PLC0415 - the command had its turn
+
+    match error:
+        case config.ConfigError() | web.WebError():
+            lines, code = str(error).splitlines(), WRONG_USAGE
+        case host.HostError():
+            lines, code = [error.why, f"what to do: {error.remedy}"], UNFIT_HOST
+        case loader.LoadError():
+            lines = [_one_line(error), "what to do: see what 'seal-monitor doctor' says"]
+            code = UNFIT_HOST
+        case OSError() | calibrate.CalibrationError():
+            lines, code = [_one_line(error)], FAILED
+        case _:
+            lines = [
+                f"{type(error).__name__}: {_one_line(error)} (SEAL_MONITOR_DEBUG=1 tells where)"
+            ]
+            code = FAILED
+    for line in lines:
+        print(f"seal-monitor: {line}", file=sys.stderr)
+    return code
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv`; the exit code. Raises SystemExit for wrong usage and --help."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if not arguments.takes_flags and ("config" in arguments or _overrides(arguments)):
+        parser.error("only run, demo and doctor take these flags")
+    try:
+        code = arguments.does(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read standard output has gone; the interpreter must not try to flush at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        if os.environ.get("SEAL_MONITOR_DEBUG") == "1":
+            traceback.print_exc()
+        return _report(error)
+    return int(code)

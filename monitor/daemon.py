@@ -1,0 +1,440 @@
+"""The daemon's life: load, calibrate, prove itself, watch, drain, stop.
+
+One thread does everything but answering HTTP. Nothing here waits for a process or a sink.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from monitor import abi, calibrate, host, loader, metrics, sinks, web
+from monitor.canary import Canary
+from monitor.cgroups import Cgroups
+from monitor.config import Config, ConfigError
+from monitor.counters import KernelState, missed_runs
+from monitor.identity import Identities
+from monitor.operations import OPERATIONS
+from monitor.pipeline import Pipeline, clock_offset
+from monitor.ring import Ring
+from monitor.source import KernelSource
+from monitor.suppression import Suppressions
+from monitor.tally import Tally
+from monitor.workloads import Workloads
+
+__all__ = ["Daemon", "run"]
+
+SECOND_NS = 1_000_000_000
+SWEEP_SECONDS = 1.0
+MISSED_SECONDS = 10.0
+DRAIN_SECONDS = 2.0
+CANARY_POLL_SECONDS = 0.01
+_MIN_ADDRESS = Path("/proc/sys/vm/mmap_min_addr")
+
+
+def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
+    """Run in the foreground until SIGTERM or SIGINT; 0. `reload` reads the configuration anew.
+
+    Raises HostError, LoadError, CalibrationError, ConfigError, WebError.
+    """
+    with Daemon(config, open_sinks(config), reload) as daemon:
+        daemon.watch_signals()
+        daemon.loop()
+        daemon.stop()
+    return 0
+
+
+def open_sinks(config: Config) -> list[sinks.Sink]:
+    """The sinks that the configuration asks for. Raises ConfigError."""
+    is_terminal = sys.stdout.isatty()
+    is_pretty = config.output.format == "pretty" or (config.output.format == "auto" and is_terminal)
+    opened: list[sinks.Sink] = [
+        sinks.pretty(colours=is_terminal) if is_pretty else sinks.json_lines()
+    ]
+    if config.output.events_file is not None:
+        try:
+            opened.append(sinks.json_file(config.output.events_file))
+        except OSError as error:
+            raise ConfigError(f"output.events_file: {error}") from error
+    return opened
+
+
+def notify(message: str) -> None:
+    """sd_notify(3): tell systemd, if it started us."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
+            connection.connect(address.replace("@", "\0", 1))
+            connection.send(message.encode())
+
+
+def configure(kernel: abi.Config, config: Config) -> None:
+    """Write into the kernel what can change while the programs run."""
+    limit = config.rate_limit
+    kernel.event_interval_ns = SECOND_NS // limit.per_caller
+    kernel.event_burst_ns = (limit.burst - 1) * kernel.event_interval_ns
+    kernel.host_interval_ns = SECOND_NS // limit.host
+    kernel.host_burst_ns = (limit.host - 1) * kernel.host_interval_ns
+    kernel.emit_verdicts = sum(1 << v for v in abi.Verdict if v.label in config.events.denials)
+    kernel.emit_causes = sum(1 << c for c in abi.Cause if c.label in config.events.faults)
+    kernel.emit_seals = config.events.seals
+
+
+class Daemon:
+    """Everything that runs. Use as a context manager: leaving it detaches and closes all."""
+
+    def __init__(
+        self,
+        config: Config,
+        outputs: list[sinks.Sink],
+        reload: Callable[[], Config] | None = None,
+    ) -> None:
+        self._started = time.monotonic()
+        self._config = config
+        self._reload = reload
+        self._outputs = outputs
+        self._cleanup = contextlib.ExitStack()
+        for output in outputs:
+            self._cleanup.callback(output.close)
+        self._stopping = False
+        self._reload_asked = False
+        self._canary_problem: str | None = "the canary has not come back yet"
+        self._blind_since: float | None = None
+        self._has_started = False
+        self._pending_health: list[tuple[str, str]] = []
+        self._missed: dict[str, int] = {}
+        self._dropped = 0
+        self._sweep_at = self._missed_at = 0.0
+        self._canary_at = float("inf")
+        with contextlib.ExitStack() as on_failure:
+            on_failure.push(self._cleanup)
+            self._start()
+            on_failure.pop_all()
+
+    def __enter__(self) -> Daemon:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cleanup.close()
+
+    def _start(self) -> None:
+        host.require()
+        config = self._config
+        web_options = None
+        if config.web.config_file is not None:
+            from monitor.web_config import load_web_config  # noqa: PLC0415 - YAML and bcrypt: 3 MB
+
+            web_options = load_web_config(config.web.config_file)
+        trying = calibrate.start()
+        self._cleanup.callback(trying.wait)
+        self._cleanup.callback(trying.kill)
+        self.loaded = loader.load(
+            loader.LoadRequest(
+                attach=config.attach,
+                switches=frozenset(
+                    name
+                    for name, is_on in (
+                        ("watch.compat", config.watch.compat),
+                        ("watch.io_uring", config.watch.io_uring),
+                    )
+                    if is_on
+                ),
+                ring_size=config.ring.size,
+                workloads_max=config.workloads.maximum,
+            )
+        )
+        self._cleanup.callback(self.loaded.close)
+        self.state = KernelState(self.loaded)
+        self._cleanup.callback(self.state.close)
+        self.ring = Ring(self.loaded.maps["ring"], config.ring.size)
+        self._cleanup.callback(self.ring.close)
+        kernel = self.state.config
+        configure(kernel, config)
+        kernel.mmap_min_addr = int(_MIN_ADDRESS.read_text("ascii"))
+        self._set_raw_operations(kernel)
+        self.findings = calibrate.calibrate(trying, kernel, self.ring)
+        self.identities = Identities(command_line=config.events.command_line)
+        cgroups = Cgroups()
+        self.facts = host.host_facts()
+        self.tally = Tally(sink.name for sink in self._outputs)
+        self.pipeline = Pipeline(
+            self.facts,
+            kernel.sealed_mask,
+            identities=self.identities,
+            cgroups=cgroups,
+            outputs=self._outputs,
+            tally=self.tally,
+            mutes=config.mutes,
+            on_sink=self._on_sink,
+        )
+        self._suppressions = Suppressions(self.state)
+        source = KernelSource(self.state, self.loaded, self.ring, Workloads(self.state, cgroups))
+        self._canary = Canary(kernel, time.monotonic, self.findings.guard_regions)
+        self._cleanup.callback(self._canary.stop)
+        self._canary.start()
+        self.server = web.serve(
+            config.web.listen_address, self._registry(source), self.not_ready, web_options
+        )
+        self._cleanup.callback(self.server.close)
+        for probe in self.loaded.probes:
+            if not probe.attached:
+                self.pipeline.health("probe_lost", f"{probe.probe}: {probe.error}")
+
+    def _set_raw_operations(self, kernel: abi.Config) -> None:
+        """Have the raw tracepoint report what no tracepoint does, and nothing twice."""
+        raw = {p.probe for p in self.loaded.probes if p.attached and p.target == "sys_exit"}
+        kernel.raw_operations = sum(
+            1 << index for index, operation in enumerate(OPERATIONS) if operation.name in raw
+        )
+        kernel.raw_mseal = "mseal" in raw
+
+    def _registry(self, source: KernelSource) -> CollectorRegistry:
+        facts = metrics.KernelFacts(self.facts.kernel_release, True, self.findings.partial_updates)
+        version = metadata.version("seal-monitor")
+        return metrics.build(source, self.tally, facts, version, "")
+
+    def not_ready(self) -> list[str]:
+        """Why the daemon is not ready, a reason a line; empty when it is."""
+        reasons = [
+            f"probe {probe.probe} is not attached: {probe.error}"
+            for probe in self.loaded.probes
+            if not probe.attached
+        ]
+        if self._stopping:
+            reasons.append("it is stopping")
+        if self._canary_problem:
+            reasons.append(f"canary: {self._canary_problem}")
+        return reasons
+
+    # ---- the loop --------------------------------------------------------------------------------
+
+    def watch_signals(self) -> None:
+        """SIGTERM and SIGINT stop, SIGHUP reloads."""
+        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._cleanup.callback(os.close, reader)
+        self._cleanup.callback(os.close, writer)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        self._cleanup.callback(signal.set_wakeup_fd, -1)
+        self._wakeup = reader
+
+        def ask_stop(*_: object) -> None:
+            self._stopping = True
+
+        def ask_reload(*_: object) -> None:
+            self._reload_asked = True
+
+        for number, handler in (
+            (signal.SIGTERM, ask_stop),
+            (signal.SIGINT, ask_stop),
+            (signal.SIGHUP, ask_reload),
+        ):
+            self._cleanup.callback(signal.signal, number, signal.signal(number, handler))
+
+    def loop(self, until: Callable[[], bool] = lambda: False) -> None:
+        """Watch until a signal asks to stop, or `until` is true after some turn."""
+        with select.epoll() as poll:
+            poll.register(self.ring.descriptor, select.EPOLLIN)
+            wakeup = getattr(self, "_wakeup", None)
+            if wakeup is not None:
+                poll.register(wakeup, select.EPOLLIN)
+            while not self._stopping and not until():
+                poll.poll(CANARY_POLL_SECONDS if self._canary.running else SWEEP_SECONDS)
+                if wakeup is not None:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(wakeup, 64)
+                self.turn()
+
+    def turn(self) -> None:
+        """Drain what is there and do what is due."""
+        now = time.monotonic()
+        self.drain()
+        self._tell_pending()
+        self._run_canary(now)
+        if now >= self._sweep_at:
+            self._sweep_at = now + SWEEP_SECONDS
+            self._sweep()
+        if now >= self._missed_at:
+            self._missed_at = now + MISSED_SECONDS
+            self._look_at_losses()
+        if self._reload_asked:
+            self._reload_asked = False
+            self._reload_configuration()
+
+    def drain(self) -> int:
+        """Take every record that is in the ring; how many."""
+        taken = 0
+        while True:
+            self.pipeline.offset = clock_offset()
+            drained = self.ring.drain()
+            for record in drained.records:
+                if record.flags & abi.RecordFlag.CANARY:
+                    self._canary.collect(record)
+                else:
+                    taken += 1
+                    self.pipeline.take(record)
+            for _ in range(drained.corrupt):
+                self.tally.decode_error()
+                self._pending_health.append(("records_corrupt", "the ring held no whole record"))
+            if not drained.records and not drained.corrupt:
+                return taken
+
+    def _sweep(self, final: bool = False) -> None:
+        for gap in self._suppressions.sweep(time.clock_gettime_ns(time.CLOCK_BOOTTIME), final):
+            self.pipeline.suppression(gap)
+
+    def _run_canary(self, now: float) -> None:
+        problem = self._canary.result()
+        if problem is not None:
+            self._canary_came_back(problem, now)
+        elif not self._canary.running and self._config.canary.interval and now >= self._canary_at:
+            try:
+                self._canary.start()
+            except OSError as error:
+                self._canary.stop()
+                self._canary_came_back(f"its process cannot be started: {error}", now)
+
+    def _canary_came_back(self, problem: str, now: float) -> None:
+        self._canary_at = now + self._config.canary.interval
+        self._canary_problem = problem or None
+        self.tally.canary("failure" if problem else "success", time.time())
+        if problem:
+            self._blind_since = self._blind_since or now
+            self.pipeline.health("canary_failed", problem)
+            return
+        if not self._has_started:
+            self._has_started = True
+            self._tell_started()
+        elif self._blind_since is not None:
+            blind = now - self._blind_since
+            self.pipeline.health("canary_recovered", f"after {blind:.0f} s", blind)
+        self._blind_since = None
+
+    def _tell_started(self) -> None:
+        ready_after = time.monotonic() - self._started
+        modes = sorted({probe.mode for probe in self.loaded.probes if probe.attached})
+        address, port = self.server.address
+        shown = f"[{address}]" if ":" in address else address
+        self.pipeline.health(
+            "started",
+            f"ready after {ready_after:.2f} s, attached by {', '.join(modes)}, "
+            f"metrics on http://{shown}:{port}/metrics",
+            details={
+                "metrics": f"http://{shown}:{port}/metrics",
+                "ready_seconds": round(ready_after, 3),
+                "probes": {p.probe: p.mode for p in self.loaded.probes if p.attached},
+                "partial_updates": dict(self.findings.partial_updates),
+                "notes": list(self.loaded.notes),
+            },
+        )
+        notify("READY=1")
+
+    def _look_at_losses(self) -> None:
+        for probe in self.loaded.probes:
+            if not probe.attached:
+                continue
+            missed = missed_runs(probe.program)
+            more = missed - self._missed.get(probe.probe, 0)
+            self._missed[probe.probe] = missed
+            if more:
+                self.pipeline.health(
+                    "runs_missed",
+                    f"the kernel skipped {more} runs of probe {probe.probe}; counts are a lower "
+                    "bound (--attach raw_tracepoint never skips)",
+                    details={"probe": probe.probe, "missed_runs": missed},
+                )
+        counters = self.state.counters()
+        dropped = sum(outcomes[abi.Outcome.DROPPED] for outcomes in counters.events)
+        if dropped > self._dropped:
+            self.pipeline.health(
+                "events_dropped",
+                f"{dropped - self._dropped} events found no room in the ring; all are counted",
+                details={"dropped": dropped},
+            )
+            self._dropped = dropped
+
+    def _on_sink(self, name: str, error: OSError | None) -> None:
+        if error is None:
+            self._pending_health.append(("sink_recovered", f"{name} takes events again"))
+        else:
+            self._pending_health.append(("sink_failed", f"{name}: {error}"))
+
+    def _tell_pending(self) -> None:
+        pending, self._pending_health = self._pending_health, []
+        for name, message in pending:
+            self.pipeline.health(name, message)
+
+    def _reload_configuration(self) -> None:
+        if self._reload is None:
+            return
+        try:
+            config = self._reload()
+        except ConfigError as error:
+            self.tally.reload(False, time.time())
+            self.pipeline.health("reload_failed", str(error))
+            return
+        configure(self.state.config, config)
+        self.pipeline.mutes = config.mutes
+        self.identities.command_line = config.events.command_line
+        restart = [
+            name
+            for name in ("attach", "web", "output", "workloads", "ring", "watch")
+            if getattr(config, name) != getattr(self._config, name)
+        ]
+        self._config = config
+        self.tally.reload(True, time.time())
+        note = f"; {', '.join(restart)} takes effect after a restart" if restart else ""
+        self.pipeline.health("reloaded", f"the configuration was read anew{note}")
+
+    # ---- the end ---------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Detach, drain, close every gap, tell the final counts."""
+        self._stopping = True
+        notify("STOPPING=1")
+        self._canary.stop()
+        self._look_at_losses()
+        self.loaded.detach()
+        deadline = time.monotonic() + DRAIN_SECONDS
+        # A program that was running when it was detached may still have a record to submit.
+        while self.drain() or (self.ring.used_bytes and time.monotonic() < deadline):
+            time.sleep(0.001)
+        self._sweep(final=True)
+        self._tell_pending()
+        counters = self.state.counters()
+        self.pipeline.health("stopped", self._final_words(counters), details=self._final(counters))
+
+    def _final(self, counters: abi.Counters) -> dict[str, object]:
+        """By kind: counted, and what became of the events. The latter add up to the former."""
+        counted = {
+            abi.Kind.DENIAL: sum(sum(verdicts) for verdicts in counters.denials),
+            abi.Kind.FAULT: sum(sum(dispositions) for dispositions in counters.faults),
+            abi.Kind.SEAL: counters.seals,
+        }
+        return {
+            kind.label: {
+                "counted": total,
+                "delivered": self.pipeline.delivered[kind],
+                "suppressed": counters.events[kind][abi.Outcome.SUPPRESSED],
+                "filtered": counters.events[kind][abi.Outcome.FILTERED] + self.pipeline.muted[kind],
+                "dropped": counters.events[kind][abi.Outcome.DROPPED],
+                "failed": self.pipeline.failed[kind],
+            }
+            for kind, total in counted.items()
+        }
+
+    def _final_words(self, counters: abi.Counters) -> str:
+        denials = sum(verdicts[abi.Verdict.SEALED] for verdicts in counters.denials)
+        failed_handlers = sum(row[abi.Disposition.HANDLER_FAILED] for row in counters.faults)
+        faults = sum(sum(row) for row in counters.faults) - failed_handlers
+        life = time.monotonic() - self._started
+        return f"{denials} seal denials and {faults} faults in {life:.0f} s"

@@ -1,0 +1,177 @@
+"""`seal-monitor demo`: one of every violation, and what the monitor says of each."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import urllib.request
+from dataclasses import replace
+from typing import Any
+
+from monitor import provoke, sinks
+from monitor.config import Config, Watch
+from monitor.daemon import Daemon
+from monitor.provocation import Provocation
+
+__all__ = ["run"]
+
+READY_SECONDS = 10.0
+EVENT_SECONDS = 2.0
+_TITLES = {
+    "denial": "Refused by a seal",
+    "fault": "Stopped by a guard page, a seal or a protection",
+    "seal": "Sealed",
+    "other": "Looks like one and is not",
+}
+
+
+class _Collected:
+    """A sink that keeps the events."""
+
+    name = "demo"
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    def emit(self, event: dict[str, object]) -> None:
+        self.events.append(event)
+
+    def close(self) -> None:
+        self.events.clear()
+
+    def take(self, pid: int) -> list[dict[str, Any]]:
+        """The events of this process and its children, which are then forgotten."""
+        found = [
+            event
+            for event in self.events
+            if event["process"] and pid in (event["process"]["pid"], event["process"]["parent_pid"])
+        ]
+        self.events = [event for event in self.events if event not in found]
+        return found
+
+
+def _is_as_expected(facts: dict[str, Any], events: list[dict[str, Any]]) -> bool:
+    """Whether the last event says what the provocation did; none where none is due."""
+    cause = facts.get("cause")
+    verdict = facts.get("verdict")
+    if verdict == "not_sealed" or (cause in ("other", None) and verdict is None):
+        return not events
+    if not events:
+        return False
+    last = events[-1]
+    if cause is not None:
+        return bool(
+            (last.get("cause"), last.get("disposition")) == (cause, facts["disposition"])
+            and int(last["address"], 16) == facts["address"]
+        )
+    return (last.get("operation"), last.get("verdict")) == (facts["operation"], verdict)
+
+
+def _expects_event(facts: dict[str, Any]) -> bool:
+    if facts["kind"] == "seal":
+        return False
+    return facts.get("verdict", "not_sealed") != "not_sealed" or facts.get("cause") not in (
+        None,
+        "other",
+    )
+
+
+def _show(text: str = "") -> None:
+    print(text, flush=True)
+
+
+def _provoke(
+    daemon: Daemon, collected: _Collected, provocation: Provocation
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    child = provoke.run(provocation.name)
+    with child:
+        output, errors = child.communicate()
+    lines = [json.loads(line) for line in output.splitlines()]
+    if not lines:
+        raise RuntimeError(f"{provocation.name} did nothing: {errors.strip()}")
+    facts = lines[-1]
+    deadline = time.monotonic() + EVENT_SECONDS
+    events: list[dict[str, Any]] = []
+    while True:
+        daemon.turn()
+        events += collected.take(child.pid)
+        is_late = time.monotonic() > deadline
+        if "unsupported" in facts or not _expects_event(facts) or is_late:
+            return facts, events
+        if _is_as_expected(facts, events):
+            return facts, events
+        time.sleep(0.002)
+
+
+def run(config: Config) -> int:
+    """Show every violation that this host can make; 0, or 1 when one was told wrong or not told.
+
+    Raises what starting the daemon raises.
+    """
+    began = time.monotonic()
+    config = replace(
+        config,
+        watch=Watch(compat=True, io_uring=True),
+        web=replace(config.web, listen_address=(config.web.listen_address[0], 0)),
+    )
+    colours = sys.stdout.isatty()
+    collected = _Collected()
+    with Daemon(config, [collected]) as daemon:
+        deadline = time.monotonic() + READY_SECONDS
+        daemon.loop(until=lambda: not daemon.not_ready() or time.monotonic() > deadline)
+        problems = daemon.not_ready()
+        if problems:
+            _show("the monitor did not become ready: " + "; ".join(problems))
+            return 1
+        _show(f"seal-monitor is ready after {time.monotonic() - began:.2f} s.")
+        _show("Each violation below is real, in a process of its own; then what the monitor says.")
+        collected.events.clear()
+        view = sinks.pretty(colours=colours)
+        wrong, skipped, made = _show_all(daemon, collected, view)
+        _show_metrics(daemon)
+        daemon.stop()
+    _show()
+    for provocation, reason in skipped:
+        _show(f"not possible on this host: {provocation.description} ({reason})")
+    verdict = "all told right" if not wrong else f"told wrong: {', '.join(wrong)}"
+    _show(f"{made} violations in {time.monotonic() - began:.1f} s, {verdict}.")
+    return 1 if wrong else 0
+
+
+def _show_all(
+    daemon: Daemon, collected: _Collected, view: sinks.Sink
+) -> tuple[list[str], list[tuple[Provocation, str]], int]:
+    wrong: list[str] = []
+    skipped: list[tuple[Provocation, str]] = []
+    made = 0
+    kind = ""
+    for provocation in provoke.PROVOCATIONS:
+        facts, events = _provoke(daemon, collected, provocation)
+        if "unsupported" in facts:
+            skipped.append((provocation, facts["unsupported"]))
+            continue
+        if provocation.kind != kind:
+            kind = provocation.kind
+            _show(f"\n== {_TITLES[kind]} ==")
+        made += 1
+        _show(f"\n* {provocation.description}")
+        for event in events:
+            view.emit(event)
+        if not _is_as_expected(facts, events):
+            wrong.append(provocation.name)
+            _show(f"  WRONG: expected {facts}")
+        elif not events:
+            _show("  counted; no event, as configured" if kind != "other" else "  no event")
+    return wrong, skipped, made
+
+
+def _show_metrics(daemon: Daemon) -> None:
+    address, port = daemon.server.address
+    url = f"http://{address}:{port}/metrics"
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        lines = answer.read().decode().splitlines()
+    _show("\n== Metrics (those that are not 0) ==\n")
+    for line in lines:
+        if line.startswith("seal_monitor_") and not line.endswith(" 0.0") and "_bucket" not in line:
+            _show(line)

@@ -1,0 +1,248 @@
+"""`seal-monitor doctor`: what this host can and can't do, found out by doing it, and the remedy."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from monitor import abi, calibrate, host, loader
+from monitor.blind_spots import blind_rows, bypass_rows, filter_rows, memory_file_overrides
+from monitor.cgroups import cgroup_mount
+from monitor.checklist import Row, table, verdict
+from monitor.config import Config
+from monitor.counters import KernelState
+from monitor.operations import OPERATIONS
+from monitor.probes import PROBES, candidates
+from monitor.ring import Ring
+
+__all__ = ["calibration_rows", "identity_rows", "preemption_row", "probe_rows", "rows", "run"]
+
+_WIDTHS = (80, 100)  # columns of the table, least and most
+
+# ---- The host ------------------------------------------------------------------------------------
+
+
+def _requirement(check: str, require: Callable[[], None], finding: str) -> Row:
+    try:
+        require()
+    except host.HostError as error:
+        return Row("Host", check, "failed", error.why, error.remedy)
+    return Row("Host", check, "ok", finding)
+
+
+def _requirements() -> list[Row]:
+    locked = host.lockdown() or "none seen (securityfs is not mounted)"
+    table: tuple[tuple[str, Callable[[], None], str], ...] = (
+        ("architecture", host.require_architecture, "x86-64"),
+        ("mseal", host.require_mseal, "the kernel has mseal(2)"),
+        ("BTF", host.require_btf, "the kernel describes its structures"),
+        ("lockdown", host.require_no_lockdown, locked),
+        ("bcc", host.require_bcc, "installed"),
+        ("privileges", host.require_privileges, "enough to load and attach BPF programs"),
+    )
+    return [_requirement(*row) for row in table]
+
+
+def preemption_row(found: host.Preemption, attach: str) -> Row:
+    """Whether the kernel may skip runs of tracepoint programs, and so leave counts too low."""
+    named = f"{found.model} ({found.source})" if found.source else found.model
+    if attach == "raw_tracepoint":
+        return Row("Host", "preemption", "ok", f"{named}: raw tracepoints are never skipped")
+    if found.skips_runs is False:
+        return Row("Host", "preemption", "ok", f"{named}: no run of a probe is skipped")
+    why = "the kernel may skip runs of tracepoint probes; it counts them, and counts of denials "
+    return Row(
+        "Host",
+        "preemption",
+        "degraded",
+        f"{named}: {why}are a lower bound while seal_monitor_probe_missed_runs_total rises",
+        "--attach raw_tracepoint, which never skips, for about 16 ns on every system call",
+    )
+
+
+def _tracefs_row(notes: Sequence[str], sys_root: Path = host.SYS) -> Row:
+    path = sys_root / "kernel/tracing"
+    if (path / "events").is_dir():
+        return Row("Host", "tracefs", "ok", f"mounted on {path}")
+    finding = "; ".join(notes) or f"not mounted on {path}; nothing here needs it"
+    return Row("Host", "tracefs", "ok", finding)
+
+
+# ---- The probes ----------------------------------------------------------------------------------
+
+
+def probe_rows(probes: Iterable[loader.AttachedProbe], attach: str) -> list[Row]:
+    """A row a probe: the mode it is attached by, or why it is not."""
+    wanted = {probe.name: candidates(probe, attach) for probe in PROBES}
+    found = []
+    for probe in probes:
+        first = next((hook.mode for hook in wanted[probe.probe]), attach)
+        if not probe.attached:
+            lost = f"not attached, so what it watches is not seen: {probe.error}"
+            remedy = "--attach auto tries every way to attach" if attach != "auto" else ""
+            found.append(Row("Probes", probe.probe, "degraded", lost, remedy))
+        elif probe.mode != first:
+            fallback = f"{probe.mode} {probe.target}, because {first} was refused"
+            found.append(Row("Probes", probe.probe, "degraded", fallback))
+        else:
+            found.append(Row("Probes", probe.probe, "ok", f"{probe.mode} {probe.target}"))
+    return found
+
+
+def calibration_rows(kernel: abi.Config, findings: calibrate.Findings) -> list[Row]:
+    """What this kernel was found to do."""
+    bit = kernel.maybe_guard_mask.bit_length() - 1
+    if bit >= 0:
+        marked = ("ok", f"bit {bit} of vm_flags: the cause guard_region is proved")
+    elif findings.guard_regions:
+        marked = ("degraded", "none: a fault in a guard region is told as inferred")
+    else:
+        marked = ("ok", "none, and no guard regions to mark")
+    partial = {
+        True: "what precedes the seal is changed, and told in the event",
+        False: "a refused call changes nothing",
+    }
+    anonymous = "no vm_ops (private /dev/zero counts)" if kernel.anonymous_by_ops else "no file"
+    guards = "madvise installs them" if findings.guard_regions else "this kernel has none"
+    behaviour = (
+        ("seal bit", "ok", f"bit {kernel.sealed_mask.bit_length() - 1} of vm_flags"),
+        ("guard regions", "ok", guards),
+        ("maybe-guard bit", *marked),
+        *((f"partial {name}", "ok", partial[to]) for name, to in findings.partial_updates.items()),
+        ("madvise", "ok", f"a sealed mapping counts as anonymous when it has {anonymous}"),
+    )
+    return [Row("Kernel behaviour", *row) for row in behaviour]
+
+
+def _request(config: Config) -> loader.LoadRequest:
+    switches = {"watch.compat": config.watch.compat, "watch.io_uring": config.watch.io_uring}
+    return loader.LoadRequest(
+        attach=config.attach,
+        switches=frozenset(name for name, is_on in switches.items() if is_on),
+        ring_size=config.ring.size,
+        workloads_max=config.workloads.maximum,
+    )
+
+
+def _try_probes(config: Config) -> tuple[list[Row], list[loader.AttachedProbe]]:
+    """Load, attach and calibrate as the daemon does, then let go of everything."""
+    with contextlib.ExitStack() as cleanup:
+        trying = cleanup.enter_context(calibrate.start())
+        cleanup.callback(trying.kill)
+        try:
+            loaded = loader.load(_request(config))
+        except loader.LoadError as error:
+            return [Row("Probes", "attach", "failed", str(error))], []
+        cleanup.callback(loaded.close)
+        probes = list(loaded.probes)
+        found = [_tracefs_row(loaded.notes), *probe_rows(probes, config.attach)]
+        state = KernelState(loaded)
+        cleanup.callback(state.close)
+        ring = Ring(loaded.maps["ring"], config.ring.size)
+        cleanup.callback(ring.close)
+        raw = {probe.probe for probe in probes if probe.attached and probe.target == "sys_exit"}
+        state.config.raw_mseal = "mseal" in raw
+        state.config.raw_operations = sum(
+            1 << index for index, operation in enumerate(OPERATIONS) if operation.name in raw
+        )
+        try:
+            findings = calibrate.calibrate(trying, state.config, ring)
+        except calibrate.CalibrationError as error:
+            remedy = "--attach raw_tracepoint" if config.attach != "raw_tracepoint" else ""
+            problem = f"the programs do not see what they must: {error}"
+            return [
+                *found,
+                Row("Kernel behaviour", "calibration", "failed", problem, remedy),
+            ], probes
+        return [*found, *calibration_rows(state.config, findings)], probes
+
+
+# ---- Who did it ----------------------------------------------------------------------------------
+
+
+def identity_rows(proc: Path = host.PROC) -> list[Row]:
+    """Which facts about processes can be told besides those from the kernel."""
+    found = []
+    if host.is_initial_pid_namespace(proc):
+        found.append(Row("Identity", "PID namespace", "ok", "the host's"))
+    else:
+        found.append(
+            Row(
+                "Identity",
+                "PID namespace",
+                "degraded",
+                "not the host's: /proc here does not tell of the host's processes",
+                "run in the host's PID namespace (containers: --pid=host)",
+            )
+        )
+    if os.access(proc / "1/maps", os.R_OK):
+        found.append(Row("Identity", "processes", "ok", "executables and command lines of all"))
+    else:
+        found.append(
+            Row(
+                "Identity",
+                "processes",
+                "degraded",
+                "executables of other users' processes cannot be read; base names are still told",
+                "grant CAP_SYS_PTRACE; mount /proc without hidepid",
+            )
+        )
+    mount = cgroup_mount(proc)
+    if mount is not None:
+        found.append(Row("Identity", "cgroup v2", "ok", f"mounted on {mount}"))
+    else:
+        found.append(
+            Row(
+                "Identity",
+                "cgroup v2",
+                "degraded",
+                "not mounted: workloads are told by number, without unit, container or pod",
+                "run: mount -t cgroup2 cgroup2 /sys/fs/cgroup",
+            )
+        )
+    return found
+
+
+# ---- All of it -----------------------------------------------------------------------------------
+
+
+def rows(config: Config) -> list[Row]:
+    """Every check; only those of the host itself where one of them failed.
+
+    Loads and attaches the BPF programs for a moment.
+    """
+    facts = host.host_facts()
+    found = [Row("Host", "kernel", "ok", facts.kernel_release), *_requirements()]
+    found.append(preemption_row(host.preemption(), config.attach))
+    if verdict(found) == "failed":
+        return found
+    tried, probes = _try_probes(config)
+    found += tried
+    found += identity_rows()
+    options, _ = host.kernel_configuration()
+    found += blind_rows(probes, options, host.takes_x32_calls())
+    found += filter_rows(config, datetime.now(UTC))
+    return found + bypass_rows(memory_file_overrides())
+
+
+def run(config: Config, as_json: bool) -> int:
+    """Print every check; 0 when the host can be monitored, else 3."""
+    found = rows(config)
+    if as_json:
+        document = {
+            "status": verdict(found),
+            "host": asdict(host.host_facts()),
+            "rows": [row._asdict() for row in found],
+        }
+        print(json.dumps(document, indent=2))
+    else:
+        columns = min(max(shutil.get_terminal_size().columns, _WIDTHS[0]), _WIDTHS[1])
+        print(table(found, columns, sys.stdout.isatty()))
+    return 3 if verdict(found) == "failed" else 0

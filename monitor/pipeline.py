@@ -1,0 +1,199 @@
+"""From the kernel's records to events in the sinks; counts what became of each."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from monitor import abi, classify, events, sinks
+from monitor.cgroups import Cgroups
+from monitor.config import Mute
+from monitor.identity import Identities
+from monitor.printable import printable
+from monitor.suppression import Gap
+from monitor.tally import Result, Tally
+
+__all__ = ["Pipeline", "clock_offset"]
+
+PROCESS_NAME_LIMIT = 64
+
+
+def clock_offset() -> int:
+    """Nanoseconds from the boot clock to the real-time clock, now."""
+    boot = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    return time.clock_gettime_ns(time.CLOCK_REALTIME) - boot
+
+
+def _mapped_file(record: abi.Record, proc: Path) -> str | None:
+    """Full path of the mapped file while its process lives; the kernel told the base name."""
+    mapping = record.mapping
+    if not mapping.file:
+        return None
+    entry = proc / str(record.pid) / "map_files" / f"{mapping.start:x}-{mapping.end:x}"
+    try:
+        path = os.readlink(os.fsencode(entry))
+    except OSError:  # the process is gone, the mapping has changed, or we may not look
+        return None
+    is_same = os.path.basename(path).startswith(mapping.file)
+    return printable(path, classify.PATH_LIMIT) if is_same else None
+
+
+class Pipeline:
+    """Used by the daemon's one thread."""
+
+    def __init__(
+        self,
+        host: events.Host,
+        sealed_mask: int,
+        *,
+        identities: Identities,
+        cgroups: Cgroups,
+        outputs: Sequence[sinks.Sink],
+        tally: Tally,
+        mutes: Sequence[Mute] = (),
+        on_sink: Callable[[str, OSError | None], None] = lambda name, error: None,
+        proc: Path = Path("/proc"),
+    ) -> None:
+        """`on_sink` is called when a sink fails, and with None when it takes events again."""
+        self._host = host
+        self._sealed_mask = sealed_mask
+        self._identities = identities
+        self._cgroups = cgroups
+        self._outputs = outputs
+        self._tally = tally
+        self.mutes = mutes
+        self._on_sink = on_sink
+        self._proc = proc
+        self._sequence = 0
+        self._failing: set[str] = set()
+        # One offset for start times: a process must not seem to start anew when the clock is set.
+        self._start_offset = clock_offset()
+        self.offset = self._start_offset
+        self.delivered = dict.fromkeys(abi.Kind, 0)
+        self.failed = dict.fromkeys(abi.Kind, 0)
+        self.muted = dict.fromkeys(abi.Kind, 0)
+
+    def take(self, record: abi.Record) -> None:
+        """Make the record an event and deliver it, unless a mute applies."""
+        try:
+            kind = abi.Kind(record.kind)
+        except ValueError:
+            self._tally.decode_error()
+            return
+        process = self._process(record)
+        origin = self._origin(
+            record.time_boot_ns, process, self._cgroups.workload(record.cgroup_id, record.pid)
+        )
+        path = _mapped_file(record, self._proc)
+        try:
+            event = classify.classify(record, origin, sealed_mask=self._sealed_mask, file_path=path)
+        except classify.ClassifyError:
+            self._tally.decode_error()
+            self._count(kind, "failed")
+            return
+        if self._is_muted(event, process):
+            self._count(kind, "filtered")
+            return
+        taken = self._write(event)
+        self._count(kind, "delivered" if taken else "failed")
+        if taken:
+            now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+            self._tally.delay((now - record.time_boot_ns) / 1e9)
+
+    def suppression(self, gap: Gap) -> None:
+        """Tell of events that the rate limit held back."""
+        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        workload = self._cgroups.workload(gap.bucket.cgroup_id) if gap.key.pid else None
+        origin = self._origin(now, None, workload)
+        event = classify.suppression(gap.key, gap.bucket, origin, offset_ns=self.offset)
+        self._tally.event("suppression", "delivered" if self._write(event) else "failed")
+
+    def health(
+        self,
+        name: str,
+        message: str,
+        blind_seconds: float | None = None,
+        details: dict[str, object] | None = None,
+    ) -> None:
+        """Tell of the monitor itself."""
+        origin = self._origin(time.clock_gettime_ns(time.CLOCK_BOOTTIME), None, None)
+        event = events.Health(
+            id=origin.id,
+            time=origin.time,
+            time_boot_ns=origin.time_boot_ns,
+            severity=events.HEALTH_SEVERITY[name],
+            summary=f"{name.replace('_', ' ')}: {message}",
+            host=origin.host,
+            process=None,
+            workload=None,
+            event=name,
+            message=message,
+            blind_seconds=blind_seconds,
+            details=details or {},
+        )
+        self._tally.event("health", "delivered" if self._write(event) else "failed")
+
+    def _count(self, kind: abi.Kind, result: Result) -> None:
+        counts = {"delivered": self.delivered, "failed": self.failed, "filtered": self.muted}
+        counts[result][kind] += 1
+        self._tally.event(kind.label, result)
+
+    def _origin(
+        self, boot_ns: int, process: events.Process | None, workload: events.Workload | None
+    ) -> events.Origin:
+        self._sequence += 1
+        return events.Origin(
+            events.event_id(self._host.boot_id, boot_ns, self._sequence),
+            events.timestamp(boot_ns, self.offset),
+            boot_ns,
+            self._host,
+            process,
+            workload,
+        )
+
+    def _process(self, record: abi.Record) -> events.Process:
+        identity = self._identities.lookup(
+            record.pid, record.start_boot_ns, uid=record.uid, base_name=record.executable
+        )
+        self._tally.identity(identity.result)
+        return events.Process(
+            pid=record.pid,
+            tid=record.tid,
+            parent_pid=record.parent_pid,
+            vpid=record.vpid,
+            name=printable(record.task_name, PROCESS_NAME_LIMIT),
+            executable=identity.executable or printable(record.executable) or None,
+            command_line=identity.command_line,
+            start=events.timestamp(record.start_boot_ns, self._start_offset),
+            uid=record.uid,
+            gid=record.gid,
+            user_name=identity.user_name,
+        )
+
+    def _is_muted(self, event: events.Event, process: events.Process) -> bool:
+        now = datetime.now(UTC)
+        return any(
+            mute.applies(
+                operation=getattr(event, "operation", None),
+                cause=getattr(event, "cause", None),
+                executable=process.executable or "",
+                now=now,
+            )
+            for mute in self.mutes
+        )
+
+    def _write(self, event: events.Event) -> bool:
+        errors: dict[str, OSError] = {}
+        taken = sinks.write_all(self._outputs, events.to_dict(event), errors.__setitem__)
+        for name, error in errors.items():
+            self._tally.sink_error(name)
+            if name not in self._failing:
+                self._failing.add(name)
+                self._on_sink(name, error)
+        for name in self._failing - errors.keys():
+            self._failing.discard(name)
+            self._on_sink(name, None)
+        return taken

@@ -1,0 +1,228 @@
+"""Skips that count as failures where BPF is required; fixtures that leave nothing behind."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+import tomllib
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from harness import Harness, new_cgroup, own_programs, why_no_bpf
+
+ATTACH_MODES = ("tracepoint", "raw_tracepoint")
+ASSETS = Path(__file__).parent / "assets"
+COMPILER_FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror", "-pthread")
+
+# Binaries of the assets made elsewhere, for machines without a compiler.
+BUILT_ASSETS = os.environ.get("SEAL_MONITOR_BUILT_ASSETS")
+
+
+# ---- Skips ---------------------------------------------------------------------------------------
+
+
+def required() -> bool:
+    return os.environ.get("SEAL_MONITOR_REQUIRE_BPF") == "1"
+
+
+def allowed(test: str, reason: str, entries: Sequence[dict[str, str]]) -> bool:
+    """Whether an entry of allowed_skips.toml covers this skip."""
+    return any(
+        fnmatch.fnmatchcase(test, entry["test"]) and fnmatch.fnmatchcase(reason, entry["reason"])
+        for entry in entries
+    )
+
+
+def allowed_skips() -> list[dict[str, str]]:
+    """The entries of allowed_skips.toml. Raises ValueError for one that is not complete."""
+    path = Path(__file__).parent / "allowed_skips.toml"
+    entries: list[dict[str, str]] = tomllib.loads(path.read_text("utf-8")).get("skip", [])
+    for entry in entries:
+        if set(entry) != {"test", "reason", "why"} or not all(entry.values()):
+            raise ValueError(f"{path}: an entry has test, reason and why: {entry}")
+    return entries
+
+
+def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if not (required() and report.skipped) or hasattr(report, "wasxfail"):
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    reason = reason.removeprefix("Skipped: ")
+    if not allowed(report.nodeid, reason, allowed_skips()):
+        report.outcome = "failed"
+        report.longrepr = (
+            f"skipped though SEAL_MONITOR_REQUIRE_BPF=1: {reason}\n"
+            f"Make it run, or list it with its reason in tests/allowed_skips.toml."
+        )
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport() -> Generator[None, Any, None]:
+    outcome = yield
+    _refuse_skip(outcome.get_result())
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_make_collect_report() -> Generator[None, Any, None]:
+    outcome = yield
+    _refuse_skip(outcome.get_result())
+
+
+# ---- Nothing is left behind ----------------------------------------------------------------------
+
+
+class Belongings(NamedTuple):
+    """What a session could leave behind. Programs and children by id, with their names."""
+
+    programs: dict[int, str]
+    children: dict[int, str]
+    mounts: set[str]
+
+
+def _children() -> dict[int, str]:
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            text = path.read_text(errors="replace")
+        except OSError:
+            continue
+        before, _, after = text.rpartition(")")
+        if int(after.split()[1]) == os.getpid():
+            found[int(path.parent.name)] = before.partition("(")[2]
+    return found
+
+
+def _held_by_others() -> set[int]:
+    """Ids of the BPF programs that processes outside of this session hold."""
+    ours = {os.getpid(), *_children()}
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/fdinfo/*"):
+        if int(path.parts[2]) in ours:
+            continue
+        try:
+            text = path.read_text()
+        except OSError:
+            continue
+        found |= {int(line.split()[1]) for line in text.splitlines() if line.startswith("prog_id:")}
+    return found
+
+
+def _belongings() -> Belongings:
+    mounts = {
+        " ".join(line.split()[3:5])
+        for line in Path("/proc/self/mountinfo").read_text().splitlines()
+    }
+    return Belongings(own_programs() if not why_no_bpf() else {}, _children(), mounts)
+
+
+def _left_behind(before: Belongings) -> list[str]:
+    now = _belongings()
+    programs = {number: name for number, name in now.programs.items() if number not in before[0]}
+    held = _held_by_others() if programs else set()
+    return [
+        *(f"BPF program {name} ({number})" for number, name in programs.items() - held_items(held)),
+        *(
+            f"child process {name} ({pid})"
+            for pid, name in now.children.items() - before[1].items()
+        ),
+        *(f"mount {mount}" for mount in now.mounts - before.mounts),
+    ]
+
+
+def held_items(held: set[int]) -> set[tuple[int, str]]:
+    return {(number, name) for number, name in own_programs().items() if number in held}
+
+
+_BEFORE = pytest.StashKey[Belongings]()
+_LEFT = pytest.StashKey[list[str]]()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.config.stash[_BEFORE] = _belongings()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
+    yield
+    deadline = time.monotonic() + 5  # the kernel frees programs a grace period after their end
+    while (left := _left_behind(session.config.stash[_BEFORE])) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    session.config.stash[_LEFT] = left
+    if left:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    for what in config.stash.get(_LEFT, []):
+        terminalreporter.write_line(f"FAILED: the tests left behind: {what}", red=True)
+
+
+# ---- Fixtures ------------------------------------------------------------------------------------
+
+
+def _compiler() -> str:
+    found = shutil.which("gcc")
+    if not found:
+        pytest.skip("gcc is not installed")
+    return found
+
+
+@pytest.fixture(scope="session")
+def build_directory() -> Iterator[Path]:
+    """A directory that any user may enter, unlike pytest's own."""
+    with tempfile.TemporaryDirectory(prefix="seal-monitor-test-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.fixture(scope="session")
+def compiled(build_directory: Path) -> Callable[[str], Path]:
+    """Path of the compiled program tests/assets/NAME.c."""
+
+    def build(name: str) -> Path:
+        if BUILT_ASSETS:
+            return Path(BUILT_ASSETS) / name
+        program = build_directory / name
+        if not program.exists():
+            source = ASSETS / f"{name}.c"
+            subprocess.run([_compiler(), *COMPILER_FLAGS, source, "-o", program], check=True)
+        return program
+
+    return build
+
+
+@pytest.fixture
+def run_c(tmp_path: Path) -> Callable[..., str]:
+    """Compile a C program given as text, run it; its output."""
+
+    def run(text: str, *flags: str) -> str:
+        source, program = tmp_path / "program.c", tmp_path / "program"
+        source.write_text(text)
+        subprocess.run([_compiler(), "-w", *flags, source, "-o", program], check=True)
+        return subprocess.run([program], check=True, capture_output=True, text=True).stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def require_bpf() -> None:
+    """Skips on a machine that cannot load the programs."""
+    if reason := why_no_bpf():
+        pytest.skip(f"no BPF programs can be loaded here: {reason}")
+
+
+@pytest.fixture(scope="session", params=ATTACH_MODES)
+def harness(request: pytest.FixtureRequest, require_bpf: None) -> Iterator[Harness]:
+    """The programs, attached in each mode in turn."""
+    with new_cgroup(request.param) as cgroup:
+        harness = Harness(request.param, cgroup)
+        try:
+            yield harness
+        finally:
+            harness.close()

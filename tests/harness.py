@@ -1,0 +1,461 @@
+"""The loaded programs in the hands of a test: make violations, see what was counted and told.
+
+The counters are the whole host's, and other processes may make violations while tests run. So
+limits are lifted, every violation has its record, and what the host counted is compared with the
+records of all processes; a test then looks at those of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from monitor import calibrate, loader, provoke
+from monitor.abi import (
+    Bank,
+    Bucket,
+    Cause,
+    Counters,
+    Disposition,
+    Kind,
+    Outcome,
+    Record,
+    RecordFlag,
+    Verdict,
+)
+from monitor.counters import KernelState, missed_runs
+from monitor.operations import OPERATIONS
+from monitor.ring import Ring
+from monitor.syscalls import call
+
+__all__ = ["Cell", "Child", "Harness", "Made", "counts", "own_programs", "tally", "why_no_bpf"]
+
+RING_SIZE = 1 << 25
+PROCESS_LIMIT = 60.0
+SECOND_NS = 10**9
+SWITCHES = frozenset({"watch.io_uring", "watch.compat"})
+_SETTLE_LIMIT = 20.0
+
+Cell = tuple[str, ...]
+Line = dict[str, Any]
+
+
+def why_no_bpf() -> str:
+    """Why BPF programs can't be loaded on this machine; empty when they can."""
+    if os.geteuid():
+        return "not root"
+    if not Path("/sys/kernel/btf/vmlinux").exists():
+        return "this kernel has no BTF"
+    if importlib.util.find_spec("bcc") is None:
+        return "bcc is not installed"
+    if call("mseal", 0, 0, 0) == -errno.ENOSYS:
+        return "this kernel has no mseal"
+    return ""
+
+
+def counts(counters: Counters) -> Counter[Cell]:
+    """Every counter that is not 0, by its labels."""
+    cells: dict[Cell, int] = {
+        ("seals",): counters.seals,
+        ("sealed_bytes",): counters.sealed_bytes,
+    }
+    for operation in OPERATIONS:
+        index = OPERATIONS.index(operation)
+        cells["partial_update", operation.name] = counters.partial_updates[index]
+        for verdict in Verdict:
+            cells["denial", operation.name, verdict.label] = counters.denials[index][verdict]
+    for verdict in Verdict:
+        cells["other_workloads", verdict.label] = counters.other_workloads[verdict]
+    for cause in Cause:
+        for disposition in Disposition:
+            cells["fault", cause.label, disposition.label] = counters.faults[cause][disposition]
+    for kind in Kind:
+        for outcome in Outcome:
+            cells["event", kind.label, outcome.label] = counters.events[kind][outcome]
+    return Counter({cell: number for cell, number in cells.items() if number})
+
+
+def tally(records: Iterable[Record]) -> Counter[Cell]:
+    """What the counters must have gained when these are the records of all that happened."""
+    cells: Counter[Cell] = Counter()
+    for record in records:
+        kind = Kind(record.kind)
+        cells["event", kind.label, "submitted"] += 1
+        if kind == Kind.DENIAL:
+            operation = OPERATIONS[record.operation].name
+            cells["denial", operation, Verdict(record.verdict).label] += 1
+            if record.partial_end > record.partial_start:
+                cells["partial_update", operation] += 1
+        elif kind == Kind.FAULT:
+            cells["fault", Cause(record.cause).label, Disposition(record.disposition).label] += 1
+        else:
+            cells["seals",] += 1
+            cells["sealed_bytes",] += record.length
+    return cells
+
+
+def _less(more: Counter[Cell], fewer: Counter[Cell]) -> Counter[Cell]:
+    """Difference; a negative one stays, so that a comparison shows it."""
+    result = Counter(more)
+    result.subtract(fewer)
+    return Counter({cell: number for cell, number in result.items() if number})
+
+
+# ---- Processes -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Area:
+    """A line of /proc/PID/maps."""
+
+    start: int
+    end: int
+    permissions: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Child:
+    """What /proc said of a child that waited for its start."""
+
+    pid: int
+    start_ticks: int
+    task_name: str
+    executable: str
+    areas: list[Area]
+
+    def area(self, address: int) -> Area | None:
+        return next((area for area in self.areas if area.start <= address < area.end), None)
+
+    @classmethod
+    def of(cls, pid: int) -> Child:
+        proc = Path("/proc", str(pid))
+        areas = []
+        for line in _text(proc / "maps").splitlines():
+            bounds, permissions, _, _, _, *path = line.split(maxsplit=5)
+            start, end = (int(bound, 16) for bound in bounds.split("-"))
+            areas.append(Area(start, end, permissions, "".join(path)))
+        return cls(
+            pid,
+            int(_text(proc / "stat").rpartition(")")[2].split()[19]),
+            _text(proc / "comm").removesuffix("\n"),
+            (proc / "exe").readlink().name,
+            areas,
+        )
+
+
+def _text(path: Path) -> str:
+    return path.read_text("utf-8", "surrogateescape")
+
+
+def wait_until_reading(process: subprocess.Popen[str]) -> None:
+    """Returns when the process reads its standard input: it has started and waits."""
+    deadline = time.monotonic() + PROCESS_LIMIT
+    while not Path(f"/proc/{process.pid}/syscall").read_text().startswith("0 0x0 "):
+        if process.poll() is not None:
+            raise RuntimeError(f"{process.args!r} ended with {process.returncode}")
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{process.args!r} does not come to wait for its start")
+        time.sleep(0.001)
+
+
+def cgroup_root() -> Path | None:
+    """Where cgroup2 is mounted."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        if after.startswith("cgroup2 "):
+            return Path(before.split()[4])
+    return None
+
+
+@contextmanager
+def new_cgroup(name: str) -> Iterator[Path]:
+    """A cgroup2 directory; its inode is the cgroup's id. Skips where none is mounted."""
+    root = cgroup_root()
+    if root is None:
+        pytest.skip("cgroup2 is not mounted")
+    path = root / f"seal-monitor-test-{os.getpid()}-{name}"
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        deadline = time.monotonic() + 5
+        while path.exists():
+            try:  # busy until its last process is gone
+                path.rmdir()
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+
+
+# ---- Programs ------------------------------------------------------------------------------------
+
+
+class _ProgramInfo(ctypes.Structure):
+    """The start of struct bpf_prog_info."""
+
+    _fields_ = [
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("tag", ctypes.c_uint8 * 8),
+        ("jited_length", ctypes.c_uint32),
+        ("xlated_length", ctypes.c_uint32),
+        ("jited", ctypes.c_uint64),
+        ("xlated", ctypes.c_uint64),
+        ("load_time", ctypes.c_uint64),
+        ("created_by_uid", ctypes.c_uint32),
+        ("nr_map_ids", ctypes.c_uint32),
+        ("map_ids", ctypes.c_uint64),
+        ("name", ctypes.c_char * 16),
+    ]
+
+
+def own_programs() -> dict[int, str]:
+    """Ids and names of the loaded BPF programs that bear a name of ours."""
+    names = set(re.findall(r"^int (\w+)\(", _sources(), re.MULTILINE))
+    names |= {f"exit_{name}" for name in re.findall(r"^EXIT_PROGRAM\((\w+),", _sources(), re.M)}
+    names = {name[:15] for name in names}
+    try:
+        library = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    except OSError:
+        return {}
+    found: dict[int, str] = {}
+    number = ctypes.c_uint32(0)
+    while not library.bpf_prog_get_next_id(number, ctypes.byref(number)):
+        descriptor = library.bpf_prog_get_fd_by_id(number)
+        if descriptor < 0:
+            continue
+        information = _ProgramInfo()
+        size = ctypes.c_uint32(ctypes.sizeof(information))
+        library.bpf_obj_get_info_by_fd(descriptor, ctypes.byref(information), ctypes.byref(size))
+        os.close(descriptor)
+        name = information.name.decode(errors="replace")
+        if name in names:
+            found[number.value] = name
+    return found
+
+
+def _sources() -> str:
+    root = Path(__file__).parent.parent / "bpf"
+    return "".join(path.read_text() for path in sorted(root.glob("*.c")))
+
+
+# ---- The harness ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Made:
+    """What came of some processes' violations: their own records, and what they added."""
+
+    lines: list[Line]
+    records: list[Record]
+    counted: Counter[Cell]
+    children: list[Child]
+    exits: list[int]
+
+    @property
+    def line(self) -> Line:
+        (line,) = self.lines
+        return line
+
+    @property
+    def child(self) -> Child:
+        (child,) = self.children
+        return child
+
+    def of_kind(self, kind: Kind) -> list[Record]:
+        return [record for record in self.records if record.kind == kind]
+
+
+class Harness:
+    """Loaded, calibrated programs with limits lifted and every event on."""
+
+    def __init__(self, attach: str, cgroup: Path, **request: Any) -> None:
+        self.attach = attach
+        self.cgroup = cgroup
+        ring_size = request.setdefault("ring_size", RING_SIZE)
+        trying = calibrate.start()
+        try:
+            self.loaded = loader.load(
+                loader.LoadRequest(attach=attach, switches=SWITCHES, **request)
+            )
+        except BaseException:
+            trying.communicate("")
+            raise
+        self.ring = Ring(self.loaded.maps["ring"], ring_size)
+        self.state = KernelState(self.loaded)
+        self.config = self.state.config
+        raw = {probe.probe for probe in self.loaded.probes if probe.target == "sys_exit"}
+        self.config.raw_operations = sum(
+            1 << index for index, operation in enumerate(OPERATIONS) if operation.name in raw
+        )
+        self.config.raw_mseal = "mseal" in raw
+        self.config.mmap_min_addr = int(Path("/proc/sys/vm/mmap_min_addr").read_text())
+        self.findings = calibrate.calibrate(trying, self.config, self.ring)
+        self.emit_all()
+        self._counted: Counter[Cell] = Counter()
+        self.settle()
+
+    def close(self) -> None:
+        self.loaded.detach()
+        self.ring.close()
+        self.config = None  # type: ignore[assignment]
+        self.state.close()
+        self.loaded.close()
+
+    def emit_all(self) -> None:
+        self.config.emit_verdicts = (1 << len(Verdict)) - 1
+        self.config.emit_causes = (1 << len(Cause)) - 1
+        self.config.emit_seals = 1
+        self.config.event_interval_ns = self.config.event_burst_ns = 0
+        self.config.host_interval_ns = self.config.host_burst_ns = 0
+
+    @contextmanager
+    def configured(self, **values: int) -> Iterator[None]:
+        """The kernel's configuration with some values changed; limits begin with a full burst."""
+        for name, value in values.items():
+            setattr(self.config, name, value)
+        self._reset_buckets()
+        try:
+            yield
+        finally:
+            self.emit_all()
+            self._reset_buckets()
+
+    def _reset_buckets(self) -> None:
+        shared = self.state._shared
+        shared[: 2 * ctypes.sizeof(Bucket)] = bytes(2 * ctypes.sizeof(Bucket))
+        for key, _ in list(self.state.buckets.items()):
+            self.state.buckets.remove(key)
+
+    def drain(self) -> list[Record]:
+        """All records; waits for those whose program still runs."""
+        deadline = time.monotonic() + _SETTLE_LIMIT
+        records = []
+        while self.ring.used_bytes:
+            drained = self.ring.drain()
+            assert drained.corrupt == 0
+            records += drained.records
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.ring.used_bytes} bytes of the ring stay unread")
+        return [record for record in records if not record.flags & RecordFlag.CANARY]
+
+    def settle(self) -> tuple[list[Record], Counter[Cell]]:
+        """Records and counts since the last time, of one and the same moment."""
+        deadline = time.monotonic() + _SETTLE_LIMIT
+        records: list[Record] = []
+        while True:
+            before = counts(self.state.counters())
+            records += self.drain()
+            if counts(self.state.counters()) == before:
+                break
+            if time.monotonic() > deadline:
+                raise TimeoutError("the host does not stop making violations")
+        gained = _less(before, self._counted)
+        self._counted = before
+        return records, gained
+
+    def workload(self, cgroup: Path | None = None) -> dict[str, int]:
+        """Denials counted for a cgroup, by verdict."""
+        wanted = (cgroup or self.cgroup).stat().st_ino
+        for key, value in self.state.workloads.items():
+            if key.value == wanted:
+                return {verdict.label: value.denials[verdict] for verdict in Verdict}
+        return {verdict.label: 0 for verdict in Verdict}
+
+    def missed(self) -> int:
+        """Runs that the kernel skipped, of all programs."""
+        programs = {probe.program for probe in self.loaded.probes if probe.attached}
+        return sum(missed_runs(program) for program in programs)
+
+    def canary_counts(self) -> Counter[Cell]:
+        return counts(self.state.counters(Bank.CANARY))
+
+    def run(
+        self, *commands: Sequence[str | Path], cgroup: Path | None = None, **popen: Any
+    ) -> Made:
+        """Run commands that wait for a byte, all at the same time, in the harness's cgroup.
+
+        Their standard output is a JSON object a line.
+        """
+        self.settle()
+        with started(commands, **popen) as processes:
+            for process in processes:
+                wait_until_reading(process)
+                procs = (cgroup or self.cgroup) / "cgroup.procs"
+                procs.write_text(str(process.pid))
+            children = [Child.of(process.pid) for process in processes]
+            for process in processes:
+                assert process.stdin
+                process.stdin.write("x")
+                process.stdin.close()
+            lines = []
+            for process in processes:
+                process.wait(PROCESS_LIMIT)
+                assert process.stdout
+                lines += [json.loads(line) for line in process.stdout.read().splitlines()]
+        records, counted = self.settle()
+        pids = {child.pid for child in children}
+        own = [record for record in records if {record.pid, record.parent_pid} & pids]
+        others = [record for record in records if not {record.pid, record.parent_pid} & pids]
+        exits = [process.returncode for process in processes]
+        return Made(lines, own, _less(counted, tally(others)), children, exits)
+
+    def provoke(self, name: str) -> Made:
+        """Make one provocation. Skips the test where this kernel or CPU cannot make it."""
+        made = self.run(provoke.command([name], wait=True), env=provoke.environment())
+        if "unsupported" in made.line:
+            pytest.skip(made.line["unsupported"])
+        return made
+
+    def python(self, code: str, *arguments: str, **popen: Any) -> Made:
+        """Run Python code in the way provocations run, after a wait for the start."""
+        imports = "import ctypes, json, os, sys\nfrom monitor.syscalls import *\n"
+        imports += "from monitor.provocation import *\n"
+        text = f"{imports}os.read(0, 1)\n{code}"
+        command = [sys.executable, "-S", "-P", "-c", text, *arguments]
+        return self.run(command, env=provoke.environment(), **popen)
+
+
+@contextmanager
+def started(
+    commands: Iterable[Sequence[str | Path]], **popen: Any
+) -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes with pipes, ended when the block is left."""
+    processes: list[subprocess.Popen[str]] = []
+    try:
+        for command in commands:
+            processes.append(
+                subprocess.Popen(
+                    [str(word) for word in command],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    **popen,
+                )
+            )
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                if stream:
+                    with suppress(OSError):
+                        stream.close()

@@ -1,0 +1,303 @@
+"""What the loader attaches, hands over and says where it can't."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import own_programs
+
+from monitor import loader
+from monitor.loader import Loaded, LoadError, LoadRequest
+from monitor.operations import OPERATIONS
+from monitor.probes import PROBES, Hook, Probe
+
+ROOT = Path(__file__).parent.parent.parent
+WITH_NUMBER = [operation.name for operation in OPERATIONS if operation.number is not None]
+ALWAYS = [*WITH_NUMBER, "mseal", "signal_deliver"]
+MISSING = "syscalls:sys_exit_no_such_call"
+
+
+@pytest.fixture
+def load(require_bpf: None) -> Iterator[LoadFunction]:
+    loads: list[Loaded] = []
+
+    def load(attach: str, *switches: str) -> Loaded:
+        loads.append(loader.load(LoadRequest(attach=attach, switches=frozenset(switches))))
+        return loads[-1]
+
+    yield load
+    for loaded in loads:
+        loaded.close()
+
+
+class LoadFunction:
+    def __call__(self, attach: str, *switches: str) -> Loaded:
+        raise NotImplementedError
+
+
+def by_probe(loaded: Loaded) -> dict[str, tuple[str, str]]:
+    return {probe.probe: (probe.mode, probe.target) for probe in loaded.probes if probe.attached}
+
+
+def prog_ids(loaded: Loaded) -> set[int]:
+    found = set()
+    for probe in loaded.probes:
+        for line in Path(f"/proc/self/fdinfo/{probe.program}").read_text().splitlines():
+            if line.startswith("prog_id:"):
+                found.add(int(line.split()[1]))
+    return found
+
+
+def wait_for_programs(gone: set[int]) -> None:
+    """Until none of them is loaded; the kernel frees a program a grace period after its end."""
+    deadline = time.monotonic() + 5
+    while gone & own_programs().keys():
+        assert time.monotonic() < deadline, f"still loaded: {gone & own_programs().keys()}"
+        time.sleep(0.02)
+
+
+def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python with the project's modules."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_auto_takes_the_first_hook_of_each_probe(load: LoadFunction) -> None:
+    loaded = load("auto")
+    expected = {name: ("tracepoint", f"syscalls:sys_exit_{name}") for name in WITH_NUMBER}
+    expected["mseal"] = ("tracepoint", "syscalls:sys_exit_mseal")
+    expected["signal_deliver"] = ("raw_tracepoint", "signal_deliver")
+    assert by_probe(loaded) == expected
+    assert all(probe.error == "" for probe in loaded.probes)
+    assert len(loaded.links) == len(expected)
+
+
+def test_raw_tracepoint_is_attached_once(load: LoadFunction) -> None:
+    loaded = load("raw_tracepoint")
+    expected = dict.fromkeys([*WITH_NUMBER, "mseal"], ("raw_tracepoint", "sys_exit"))
+    expected["signal_deliver"] = ("raw_tracepoint", "signal_deliver")
+    expected["compat"] = ("raw_tracepoint", "sys_exit")  # comes with it
+    assert by_probe(loaded) == expected
+    assert len(loaded.links) == 2
+
+
+@pytest.mark.parametrize(
+    ("switch", "probe", "target"),
+    [
+        ("watch.io_uring", "io_uring_madvise", "io_uring_complete"),
+        ("watch.compat", "compat", "sys_exit"),
+    ],
+)
+def test_a_switch_adds_its_probe(load: LoadFunction, switch: str, probe: str, target: str) -> None:
+    loaded = load("tracepoint", switch)
+    assert by_probe(loaded)[probe] == ("raw_tracepoint", target)
+    assert len(loaded.links) == len(ALWAYS) + 1
+
+
+def with_hooks(name: str, *hooks: Hook) -> tuple[Probe, ...]:
+    return tuple(probe._replace(hooks=hooks) if probe.name == name else probe for probe in PROBES)
+
+
+def test_a_refused_probe_falls_back_alone(
+    load: LoadFunction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bogus = Hook("tracepoint", MISSING, "exit_mprotect")
+    raw = Hook("raw_tracepoint", "sys_exit", "raw_exit")
+    monkeypatch.setattr(loader, "PROBES", with_hooks("mprotect", bogus, raw))
+    found = by_probe(load("auto"))
+    assert found["mprotect"] == ("raw_tracepoint", "sys_exit")
+    assert found["munmap"] == ("tracepoint", "syscalls:sys_exit_munmap")
+    assert set(found) >= set(ALWAYS)
+
+
+def test_a_refused_probe_leaves_the_others(
+    load: LoadFunction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bogus = Hook("tracepoint", MISSING, "exit_mprotect")
+    monkeypatch.setattr(loader, "PROBES", with_hooks("mprotect", bogus))
+    loaded = load("tracepoint")
+    (refused,) = [probe for probe in loaded.probes if not probe.attached]
+    assert (refused.probe, refused.mode, refused.target) == ("mprotect", "tracepoint", MISSING)
+    assert refused.program == -1
+    assert refused.error.startswith(f"cannot attach to {MISSING}: ")
+    assert "\n" not in refused.error
+    assert set(by_probe(loaded)) == set(ALWAYS) - {"mprotect"}
+
+
+def test_a_refused_raw_tracepoint_leaves_the_others(
+    load: LoadFunction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bogus = Hook("raw_tracepoint", "no_such_tracepoint", "signal_deliver")
+    monkeypatch.setattr(loader, "PROBES", with_hooks("signal_deliver", bogus))
+    loaded = load("tracepoint")
+    (refused,) = [probe for probe in loaded.probes if not probe.attached]
+    assert refused.probe == "signal_deliver"
+    assert refused.error.startswith("cannot attach to no_such_tracepoint: ")
+    assert set(by_probe(loaded)) == set(ALWAYS) - {"signal_deliver"}
+
+
+def test_nothing_attached_is_an_error(require_bpf: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    bogus = Hook("tracepoint", MISSING, "exit_mprotect")
+    monkeypatch.setattr(loader, "PROBES", (Probe("mprotect", (bogus,)),))
+    before = set(own_programs())
+    with pytest.raises(LoadError, match=f"^cannot attach to {MISSING}: "):
+        loader.load(LoadRequest(attach="tracepoint"))
+    wait_for_programs(set(own_programs()) - before)
+
+
+def test_descriptors_are_not_inherited(load: LoadFunction) -> None:
+    loaded = load("tracepoint", "watch.io_uring", "watch.compat")
+    descriptors = {*loaded.maps.values(), *loaded.links, *(p.program for p in loaded.probes)}
+    assert min(descriptors) > 2
+    assert all(fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC for fd in descriptors)
+
+
+def test_close_leaves_no_descriptor_and_no_program(load: LoadFunction) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    loaded = load("tracepoint")
+    programs = prog_ids(loaded)
+    assert len(programs) == len(ALWAYS)
+    assert programs <= own_programs().keys()
+    loaded.close()
+    assert set(os.listdir("/proc/self/fd")) == before
+    wait_for_programs(programs)
+
+
+def test_the_loader_leaves_no_child(load: LoadFunction) -> None:
+    load("tracepoint")
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+HOLD = """
+import os, signal, time
+from monitor import loader
+loaded = loader.load(loader.LoadRequest(attach="tracepoint"))
+ids = []
+for probe in loaded.probes:
+    text = open(f"/proc/self/fdinfo/{probe.program}").read()
+    ids += [int(line.split()[1]) for line in text.splitlines() if line.startswith("prog_id:")]
+print(*ids, flush=True)
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_programs_end_with_the_process_that_holds_them(
+    require_bpf: None, number: signal.Signals
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout
+            programs = {int(word) for word in process.stdout.readline().split()}
+            assert programs
+            assert programs <= own_programs().keys()
+        finally:
+            process.send_signal(number)
+            process.wait(10)
+    assert process.returncode == -number
+    wait_for_programs(programs)
+
+
+TRY_AS = """
+import os, sys
+from monitor import loader
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+try:
+    loader.load(loader.LoadRequest(attach=sys.argv[1]))
+except loader.LoadError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("attach", ["auto", "tracepoint", "raw_tracepoint"])
+def test_not_root_is_one_clear_line(require_bpf: None, attach: str) -> None:
+    done = run(TRY_AS, attach)
+    assert done.stderr == ""
+    (line,) = done.stdout.splitlines()
+    assert "ermission denied" in line or "not permitted" in line
+    if attach == "raw_tracepoint" or "tracefs" not in line:
+        assert line.endswith("; run as root, or with CAP_BPF, CAP_PERFMON and CAP_DAC_READ_SEARCH")
+    else:
+        assert line.endswith("; run: mount -t tracefs tracefs /sys/kernel/tracing")
+
+
+# In a mount namespace of its own, with tracefs mounted or not.
+WITH_TRACEFS = """
+import ctypes, json, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.unshare(0x20000) == 0
+assert libc.mount(b"none", b"/", None, 16384 | 1 << 18, None) == 0
+path = b"/sys/kernel/tracing"
+while libc.umount2(path, 2) == 0:
+    pass
+if sys.argv[1] == "mounted":
+    assert libc.mount(b"tracefs", path, b"tracefs", 0, None) == 0
+from monitor import loader
+loaded = loader.load(loader.LoadRequest(attach="tracepoint"))
+print(json.dumps([loaded.notes, all(probe.attached for probe in loaded.probes),
+    os.path.isdir("/sys/kernel/tracing/events")]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("state", "notes"),
+    [
+        ("mounted", []),
+        (
+            "unmounted",
+            ["tracefs was not mounted on /sys/kernel/tracing: used a private mount while loading"],
+        ),
+    ],
+)
+def test_tracefs(require_bpf: None, state: str, notes: list[str]) -> None:
+    done = run(WITH_TRACEFS, state)
+    assert done.stderr == ""
+    said, attached, visible = json.loads(done.stdout)
+    assert said == notes
+    assert attached
+    assert visible == (state == "mounted")  # nothing stays mounted that was not
+
+
+def test_ring_and_workloads_have_the_size_asked_for(require_bpf: None) -> None:
+    loaded = loader.load(LoadRequest(attach="tracepoint", ring_size=1 << 17, workloads_max=3))
+    try:
+        entries = {}
+        for name in ("ring", "workloads"):
+            text = Path(f"/proc/self/fdinfo/{loaded.maps[name]}").read_text()
+            fields = dict(line.split(":\t") for line in text.splitlines() if ":\t" in line)
+            entries[name] = int(fields["max_entries"])
+        assert entries == {"ring": 1 << 17, "workloads": 3}
+    finally:
+        loaded.close()
+
+
+def test_calibration_agrees_with_this_kernel(harness: object) -> None:
+    from harness import Harness
+
+    assert isinstance(harness, Harness)
+    assert harness.config.sealed_mask.bit_count() == 1
+    assert harness.config.maybe_guard_mask.bit_count() <= 1
+    assert harness.config.canary_pid == 0
+    assert set(harness.findings.partial_updates) == {"mprotect", "madvise", "mremap"}
+    assert ctypes.sizeof(harness.config) > 0

@@ -1,0 +1,329 @@
+"""The whole daemon, as a user runs it: a process, its events, its metrics, its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from monitor import events, provoke
+
+Compile = Callable[[str], Path]
+Event = dict[str, Any]
+VALIDATOR = jsonschema.Draft202012Validator(events.schema())
+READY_SECONDS = 20.0
+
+
+class Running:
+    """A daemon in a process of its own; its events are read from its standard output."""
+
+    def __init__(self, folder: Path, configuration: str, *flags: str) -> None:
+        self.configuration = folder / "config.toml"
+        self.configuration.write_text(configuration, "utf-8")
+        self._output = folder / "events.jsonl"
+        self.errors = folder / "stderr"
+        with self._output.open("wb") as output, self.errors.open("wb") as errors:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "monitor", "run"),
+                    *("--config", str(self.configuration), "--output", "json"),
+                    *("--web.listen-address", "127.0.0.1:0", *flags),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=errors,
+            )
+
+    def events(self, kind: str | None = None) -> list[Event]:
+        """Every whole line so far, each valid by the schema."""
+        text = self._output.read_text("utf-8")
+        found = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        for event in found:
+            VALIDATOR.validate(event)
+        return [event for event in found if kind in (None, event["kind"])]
+
+    def wait_for(self, wanted: Callable[[Event], bool], seconds: float = 5.0) -> Event:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            for event in self.events():
+                if wanted(event):
+                    return event
+            assert self.process.poll() is None, self.errors.read_text("utf-8")
+            time.sleep(0.02)
+        raise AssertionError(f"no such event among {self.events()}")
+
+    def health(self, name: str, seconds: float = 5.0) -> Event:
+        return self.wait_for(
+            lambda event: event["kind"] == "health" and event["event"] == name, seconds
+        )
+
+    def get(self, path: str) -> tuple[int, str]:
+        root = self.health("started", READY_SECONDS)["details"]["metrics"].removesuffix("/metrics")
+        try:
+            with urllib.request.urlopen(root + path, timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def metric(self, name: str) -> float:
+        """The value of one series, written as in the exposition."""
+        _, text = self.get("/metrics")
+        for line in text.splitlines():
+            if line.startswith(name + " "):
+                return float(line.rpartition(" ")[2])
+        raise AssertionError(f"no series {name} in:\n{text}")
+
+    def stop(self) -> Event:
+        """SIGTERM; the last event, once it has ended well."""
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(10) == 0, self.errors.read_text("utf-8")
+        last = self.events()[-1]
+        assert last["event"] == "stopped"
+        return last
+
+
+Start = Callable[..., Running]
+
+
+@pytest.fixture
+def start(tmp_path: Path, require_bpf: None) -> Iterator[Start]:
+    """Starts a daemon with a configuration and flags, and waits until it is ready."""
+    running: list[Running] = []
+
+    def _start(configuration: str = "", *flags: str) -> Running:
+        folder = tmp_path / str(len(running))
+        folder.mkdir()
+        daemon = Running(folder, configuration, *flags)
+        running.append(daemon)
+        daemon.health("started", READY_SECONDS)
+        return daemon
+
+    yield _start
+    for daemon in running:
+        if daemon.process.poll() is None:
+            daemon.process.kill()
+            daemon.process.wait()
+
+
+def assert_conserved(stopped: Event) -> None:
+    for kind, numbers in stopped["details"].items():
+        results = sum(value for name, value in numbers.items() if name != "counted")
+        assert numbers["counted"] == results, (kind, numbers)
+
+
+def storm(program: Path, *arguments: object) -> dict[str, Any]:
+    output = subprocess.run(
+        [program, *map(str, arguments)], capture_output=True, check=True, timeout=120
+    ).stdout
+    result: dict[str, Any] = json.loads(output)
+    return result
+
+
+def test_denial_and_fault_become_events_and_counts(start: Start) -> None:
+    daemon = start()
+    child = provoke.run("mprotect", "guard_region_write")
+    denied, fault = (json.loads(line) for line in child.communicate()[0].splitlines())
+
+    event = daemon.wait_for(lambda event: event["kind"] == "fault")
+    assert event["cause"] == "guard_region"
+    assert event["access"] == "write"
+    assert event["disposition"] == "default"
+    assert event["address"] == hex(fault["address"])
+    assert event["process"]["pid"] == fault["pid"]
+
+    event = daemon.events("denial")[0]
+    assert event["operation"] == "mprotect"
+    assert event["verdict"] == "sealed"
+    assert event["sealed"]["start"] == hex(denied["sealed_start"])
+    assert event["sealed"]["end"] == hex(denied["sealed_end"])
+    assert event["process"]["pid"] == denied["pid"]
+    assert event["process"]["parent_pid"] == os.getpid()
+    assert event["process"]["user_name"] == "root"
+
+    assert daemon.metric('seal_monitor_denials_total{operation="mprotect",verdict="sealed"}') == 1
+    assert daemon.metric('seal_monitor_denials_total{operation="munmap",verdict="sealed"}') == 0
+    assert (
+        daemon.metric('seal_monitor_faults_total{cause="guard_region",disposition="default"}') == 1
+    )
+    assert daemon.metric('seal_monitor_events_total{kind="denial",result="delivered"}') == 1
+    assert_conserved(daemon.stop())
+
+
+def test_ready_only_after_the_canary(start: Start) -> None:
+    daemon = start()
+    assert daemon.get("/-/ready") == (200, "ready\n")
+    assert daemon.get("/-/healthy")[0] == 200
+    assert daemon.metric('seal_monitor_canary_runs_total{result="success"}') == 1
+    assert daemon.metric('seal_monitor_canary_runs_total{result="failure"}') == 0
+
+
+def test_canary_is_in_no_public_count(start: Start) -> None:
+    daemon = start("[canary]\ninterval = 1\n[events]\nseals = true\n")
+    time.sleep(3.5)
+    runs = daemon.metric('seal_monitor_canary_runs_total{result="success"}')
+    assert runs >= 3
+    assert daemon.metric('seal_monitor_canary_runs_total{result="failure"}') == 0
+    stopped = daemon.stop()
+    assert [numbers["counted"] for numbers in stopped["details"].values()] == [0, 0, 0]
+    assert daemon.events("denial") == daemon.events("fault") == daemon.events("seal") == []
+
+
+@pytest.mark.parametrize("attach", ["tracepoint", "raw_tracepoint"])
+def test_storm_is_counted_exactly(start: Start, compiled: Compile, attach: str) -> None:
+    daemon = start("", "--attach", attach)
+    done = storm(compiled("storm"), 8, 0, 2, "mixed")
+    for operation in ("mprotect", "munmap", "madvise"):
+        series = f'seal_monitor_denials_total{{operation="{operation}",verdict="sealed"}}'
+        assert daemon.metric(series) == done[operation] > 0
+    stopped = daemon.stop()
+    assert stopped["details"]["denial"]["counted"] == done["total"]
+    assert stopped["details"]["denial"]["suppressed"] > 0
+    assert_conserved(stopped)
+
+    told = sum(event["count"] for event in daemon.events("suppression"))
+    assert told == stopped["details"]["denial"]["suppressed"]
+
+
+def test_sigterm_in_a_storm(start: Start, compiled: Compile) -> None:
+    daemon = start()
+    with subprocess.Popen([compiled("storm"), "2", "0", "4", "mprotect"]) as child:
+        time.sleep(1)
+        stopped = daemon.stop()
+        assert child.poll() is None
+        child.kill()
+    assert stopped["details"]["denial"]["counted"] > 0
+    assert_conserved(stopped)
+
+
+def test_a_thousand_processes_die_at_once(start: Start, compiled: Compile) -> None:
+    daemon = start()
+    assert storm(compiled("crowd"), 1000) == {"mprotect": 1000}
+    stopped = daemon.stop()
+    assert stopped["details"]["denial"]["counted"] == 1000
+    assert_conserved(stopped)
+    for event in daemon.events("denial"):
+        assert event["process"]["name"] == "crowd"
+        assert event["process"]["executable"].rpartition("/")[2] == "crowd"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        (b"a\nb", "a\\x0ab"),
+        (b'"quoted"', None),
+        (b"\x1b[31mred", "\\x1b[31mred"),
+        (b"\xff\xfe", "\\xff\\xfe"),
+    ],
+)
+def test_hostile_process_names(
+    start: Start, compiled: Compile, name: bytes, shown: str | None
+) -> None:
+    daemon = start()
+    subprocess.run([compiled("names"), name.hex()], check=True, capture_output=True, timeout=10)
+    event = daemon.wait_for(lambda event: event["kind"] == "denial")
+    assert event["process"]["name"].isprintable()
+    if shown is not None:
+        assert event["process"]["name"] == shown
+
+
+def test_mute_filters_the_event_and_keeps_the_count(start: Start) -> None:
+    daemon = start('[[mute]]\noperation = "munmap"\nreason = "a known leak"\n')
+    provoke.run("munmap", "mprotect").communicate()
+    daemon.wait_for(lambda event: event["kind"] == "denial")
+    assert daemon.metric('seal_monitor_denials_total{operation="munmap",verdict="sealed"}') == 1
+    assert daemon.metric('seal_monitor_events_total{kind="denial",result="filtered"}') == 1
+    assert [event["operation"] for event in daemon.events("denial")] == ["mprotect"]
+    assert_conserved(daemon.stop())
+
+
+def test_seal_events_when_asked_for(start: Start, compiled: Compile) -> None:
+    daemon = start("[events]\nseals = true\n")
+    done = storm(compiled("seals"), 7)
+    stopped = daemon.stop()
+    assert len(daemon.events("seal")) == 7
+    assert stopped["details"]["seal"]["delivered"] == 7
+    assert done["count"] == 7
+
+
+def test_reload(start: Start) -> None:
+    daemon = start()
+    daemon.configuration.write_text("[rate_limit]\nburst = 0\n", "utf-8")
+    daemon.process.send_signal(signal.SIGHUP)
+    assert "burst" in daemon.health("reload_failed")["message"]
+    assert daemon.metric("seal_monitor_config_last_reload_successful") == 0
+
+    daemon.configuration.write_text("[events]\ndenials = []\n[ring]\nsize = 65536\n", "utf-8")
+    daemon.process.send_signal(signal.SIGHUP)
+    assert "ring takes effect after a restart" in daemon.health("reloaded")["message"]
+    assert daemon.metric("seal_monitor_config_last_reload_successful") == 1
+    provoke.run("munmap").communicate()
+    stopped = daemon.stop()
+    assert stopped["details"]["denial"] == {
+        **dict.fromkeys(("delivered", "suppressed", "dropped", "failed"), 0),
+        "counted": 1,
+        "filtered": 1,
+    }
+
+
+def test_full_disk_is_counted_and_recovers(start: Start, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], check=True)
+    try:
+        daemon = start("", "--events-file", str(disk / "events.jsonl"))
+        filler = disk / "filler"
+        with filler.open("wb") as file:
+            try:
+                while True:
+                    file.write(b"x" * 4096)
+                    file.flush()
+            except OSError:
+                pass
+        for _ in range(8):  # the file's last page may have room for some
+            provoke.run("munmap").communicate()
+        daemon.health("sink_failed")
+        assert daemon.metric('seal_monitor_sink_errors_total{sink="file"}') >= 1
+        filler.unlink()
+        provoke.run("munmap").communicate()
+        daemon.health("sink_recovered")
+        stopped = daemon.stop()
+        assert stopped["details"]["denial"]["delivered"] == 9  # standard output took all
+        for line in (disk / "events.jsonl").read_text("utf-8").splitlines():
+            VALIDATOR.validate(json.loads(line))
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_port_taken(start: Start) -> None:
+    daemon = start()
+    address = daemon.health("started")["details"]["metrics"].split("/")[2]
+    second = subprocess.run(
+        [sys.executable, "-m", "monitor", "run", "--web.listen-address", address],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert second.returncode == 2
+    assert f"cannot listen on {address}: address already in use" in second.stderr.lower()
+    assert "Traceback" not in second.stderr
+
+
+def test_demo_tells_every_violation_right(require_bpf: None) -> None:
+    demo = subprocess.run(
+        [sys.executable, "-m", "monitor", "demo"], capture_output=True, text=True, timeout=60
+    )
+    assert demo.returncode == 0, demo.stdout
+    assert demo.stdout.rstrip().endswith("all told right.")
+    assert "WRONG" not in demo.stdout
+    assert 'seal_monitor_denials_total{operation="brk",verdict="sealed"} 1.0' in demo.stdout

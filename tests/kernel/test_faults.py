@@ -1,0 +1,205 @@
+"""Faults as their SIGSEGV is delivered: what the record and the counters say of them."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness import Harness, Made
+
+from monitor import provoke
+from monitor.abi import Access, Cause, Disposition, Kind, Record, RecordFlag
+from monitor.syscalls import PAGE
+
+FAULTS = [p.name for p in provoke.PROVOCATIONS if p.kind == "fault"]
+PRESENT, WRITE, USER, FETCH = 1, 2, 4, 16
+
+# Of the fault itself: si_code, x86 error code, permissions of the mapping, inferred.
+MAPERR, ACCERR, PKUERR, FROM_KERNEL = 1, 2, 4, 0x80
+GUARD, ANY = "guard", None
+EXPECTED: dict[str, tuple[int, int | None, str | None, bool | str]] = {
+    "guard_region_write": (MAPERR, USER | WRITE, "rw-", GUARD),
+    "guard_region_read": (MAPERR, USER, "rw-", GUARD),
+    "guard_region_handled": (MAPERR, USER | WRITE, "rw-", GUARD),
+    "prot_none": (ACCERR, ANY, "---", False),
+    "stack_overflow": (MAPERR, USER | WRITE, None, True),
+    "stack_overflow_handler_failed": (MAPERR, USER | WRITE, None, True),
+    "stack_overflow_altstack_handled": (MAPERR, USER | WRITE, None, True),
+    "sealed_write": (ACCERR, PRESENT | USER | WRITE, "r--", False),
+    "sealed_exec": (ACCERR, PRESENT | USER | FETCH, "r--", False),
+    "sealed_prot_none": (ACCERR, ANY, "---", False),
+    "pkey": (PKUERR, ANY, "rw-", False),
+    "unmapped": (MAPERR, USER | WRITE, None, True),
+    "null": (MAPERR, USER, None, True),
+    "non_canonical": (FROM_KERNEL, ANY, None, False),
+    "execute_nx": (ACCERR, PRESENT | USER | FETCH, "rw-", False),
+    "read_only_write": (ACCERR, PRESENT | USER | WRITE, "r--", False),
+}
+
+
+def told(record: Record) -> dict[str, object]:
+    return {
+        "cause": Cause(record.cause).label,
+        "access": Access(record.access).label,
+        "address": record.address,
+        "disposition": Disposition(record.disposition).label,
+        "mapping_start": record.mapping.start,
+        "mapping_end": record.mapping.end,
+    }
+
+
+def permissions(record: Record) -> str | None:
+    if not record.mapping.end:
+        return None
+    return "".join(
+        letter if record.mapping.flags & bit else "-"
+        for letter, bit in (("r", 1), ("w", 2), ("x", 4))
+    )
+
+
+def faults_counted(made: Made) -> dict[tuple[str, ...], int]:
+    return {cell: number for cell, number in made.counted.items() if cell[0] == "fault"}
+
+
+def test_every_fault_has_its_row() -> None:
+    assert sorted(EXPECTED) == sorted(FAULTS)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_fault(harness: Harness, name: str) -> None:
+    made = harness.provoke(name)
+    facts = made.line
+    *first, last = made.of_kind(Kind.FAULT)
+    code, error_code, permission, inferred = EXPECTED[name]
+    if inferred == GUARD:  # told for certain by kernels that mark mappings with guard regions
+        inferred = not harness.config.maybe_guard_mask
+
+    assert made.exits == [facts["exit"]]
+    assert told(last) == {key: facts[key] for key in told(last)}
+    assert last.signal_code == code
+    assert permissions(last) == permission
+    assert bool(last.flags & RecordFlag.INFERRED) == inferred
+    if error_code is not None:
+        assert last.error_code & (PRESENT | WRITE | USER | FETCH) == error_code
+    assert last.caller == last.instruction_pointer
+
+    cause = facts["cause"]
+    counted = {("fault", cause, facts["disposition"]): 1}
+    if facts["disposition"] == "handler_failed":
+        counted["fault", cause, "handler"] = 1
+        (handler,) = first
+        assert told(handler) == told(last) | {"disposition": "handler"}
+        assert (handler.instruction_pointer, handler.stack_pointer, handler.error_code) == (
+            last.instruction_pointer,
+            last.stack_pointer,
+            last.error_code,
+        )
+    else:
+        assert first == []
+    assert faults_counted(made) == counted
+    assert made.counted["event", "fault", "submitted"] == len(counted)
+    assert not made.of_kind(Kind.DENIAL)
+
+
+@pytest.mark.parametrize("name", ["guard_region_write", "sealed_write", "null"])
+def test_fault_tells_its_process_and_place(harness: Harness, name: str) -> None:
+    made = harness.provoke(name)
+    (record,) = made.of_kind(Kind.FAULT)
+    place = made.child.area(record.instruction_pointer)
+    assert place is not None
+    assert place.permissions == "r-xp"
+    assert (record.pid, record.tid) == (made.child.pid, made.child.pid)
+    assert record.task_name.decode() == made.child.task_name
+    assert record.executable.decode() == made.child.executable
+    assert record.cgroup_id == harness.cgroup.stat().st_ino
+
+
+def test_guard_region_is_certain_where_the_kernel_marks_it(harness: Harness) -> None:
+    if not harness.config.maybe_guard_mask:
+        pytest.skip("this kernel does not mark mappings with guard regions")
+    made = harness.provoke("guard_region_write")
+    (record,) = made.of_kind(Kind.FAULT)
+    assert record.mapping.flags & harness.config.maybe_guard_mask
+    assert not record.flags & RecordFlag.INFERRED
+
+
+@pytest.mark.parametrize("name", ["raise_sigsegv", "kill_sigsegv"])
+def test_a_sent_signal_is_no_fault(harness: Harness, name: str) -> None:
+    made = harness.provoke(name)
+    assert made.exits == [-signal.SIGSEGV]
+    assert made.records == []
+    assert made.counted == {}
+
+
+# rt_sigqueueinfo to itself: a process may make up every member of siginfo, for itself alone.
+FORGED = """
+pages = lay({layout!r})
+information = (ctypes.c_uint64 * 16)()
+ctypes.c_int32.from_buffer(information, 0).value = 11
+ctypes.c_int32.from_buffer(information, 8).value = {code}
+information[2] = pages.start
+LIBC.syscall.argtypes = None
+LIBC.syscall(129, os.getpid(), 11, ctypes.byref(information))
+"""
+
+
+@pytest.mark.parametrize("code", [MAPERR, ACCERR, PKUERR, FROM_KERNEL])
+@pytest.mark.parametrize("layout", ["w", "n", "S"])
+def test_forged_fault_is_cause_other(harness: Harness, code: int, layout: str) -> None:
+    made = harness.python(FORGED.format(code=code, layout=layout))
+    assert made.exits == [-signal.SIGSEGV]
+    (record,) = made.of_kind(Kind.FAULT)
+    assert Cause(record.cause) == Cause.OTHER
+    assert Disposition(record.disposition) == Disposition.DEFAULT
+    assert faults_counted(made) == {("fault", "other", "default"): 1}
+
+
+def test_handled_fault_then_another(harness: Harness) -> None:
+    """A handler that takes its fault, then a fault elsewhere with the default action."""
+    made = harness.python(
+        """
+handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
+pages = lay("nn")
+def on_fault(number):
+    need("mprotect", pages.start, PAGE, 3)
+    LIBC.signal(11, None)
+keep = handler(on_fault)
+LIBC.signal(11, keep)
+ctypes.c_ubyte.from_address(pages.start + 5).value = 1
+ctypes.c_ubyte.from_address(pages.start + PAGE + 6).value = 1
+"""
+    )
+    first, second = made.of_kind(Kind.FAULT)
+    assert second.address - first.address == PAGE + 1
+    assert [Disposition(r.disposition).label for r in (first, second)] == ["handler", "default"]
+    assert faults_counted(made) == {
+        ("fault", "prot_none", "handler"): 1,
+        ("fault", "prot_none", "default"): 1,
+    }
+
+
+@pytest.mark.parametrize(("threads", "count"), [(1, 1009), (8, 127)])
+def test_handled_faults(
+    harness: Harness, compiled: Callable[[str], Path], threads: int, count: int
+) -> None:
+    made = harness.run([compiled("faults"), str(threads), str(count), "--wait"])
+    if made.exits == [77]:
+        pytest.skip("this kernel has no guard regions")
+    assert made.line["handled"] == threads * count
+    assert faults_counted(made) == {("fault", "guard_region", "handler"): threads * count}
+    records = made.of_kind(Kind.FAULT)
+    assert len(records) == threads * count
+    assert len({record.tid for record in records}) == threads
+    assert len({record.address for record in records}) == threads
+
+
+def test_nothing_is_attached_to_page_faults(harness: Harness) -> None:
+    targets = {probe.target for probe in harness.loaded.probes}
+    own = {"signal_deliver", "io_uring_complete", "sys_exit"}
+    assert all(target in own or target.startswith("syscalls:sys_exit_") for target in targets)
+    assert all(probe.attached for probe in harness.loaded.probes)
+    by_tracepoint = {target for target in targets if target.startswith("syscalls:")}
+    assert len(by_tracepoint) == (12 if harness.attach == "tracepoint" else 0)
+    assert len(harness.loaded.links) == len(targets)

@@ -1,0 +1,74 @@
+"""mseal itself: calls and bytes, and events when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from harness import Harness
+
+from monitor.abi import Kind
+from monitor.syscalls import PAGE
+
+SEALS = 1009
+
+
+def test_counts_are_exact(harness: Harness, compiled: Callable[[str], Path]) -> None:
+    made = harness.run([compiled("seals"), str(SEALS), "--wait"])
+    assert made.line == {"seals": SEALS, "bytes": SEALS * PAGE}
+    assert made.counted == {
+        ("seals",): SEALS,
+        ("sealed_bytes",): SEALS * PAGE,
+        ("event", "seal", "submitted"): SEALS,
+    }
+    starts = [record.address for record in made.of_kind(Kind.SEAL)]
+    assert starts == [starts[0] + index * PAGE for index in range(SEALS)]
+
+
+def test_no_events_unless_asked_for(harness: Harness, compiled: Callable[[str], Path]) -> None:
+    with harness.configured(emit_seals=0):
+        made = harness.run([compiled("seals"), str(SEALS), "--wait"])
+    assert made.counted == {
+        ("seals",): SEALS,
+        ("sealed_bytes",): SEALS * PAGE,
+        ("event", "seal", "filtered"): SEALS,
+    }
+    assert made.records == []
+
+
+def test_event(harness: Harness) -> None:
+    made = harness.provoke("seal")
+    (record,) = made.records
+    assert Kind(record.kind) == Kind.SEAL
+    assert (record.address, record.length) == (made.line["address"], PAGE)
+    assert list(record.arguments[:3]) == made.line["arguments"][:3]
+    assert (record.mapping.start, record.mapping.end) == (record.address, record.address + PAGE)
+    assert record.mapping.flags & harness.config.sealed_mask
+    assert record.pid == made.child.pid
+    caller = made.child.area(record.caller)
+    assert caller is not None
+    assert "libc" not in Path(caller.path).name
+
+
+def test_bytes_are_whole_pages(harness: Harness) -> None:
+    made = harness.python('pages = lay("www")\nneed("mseal", pages.start, PAGE + 1, 0)')
+    assert made.counted["seals",] == 1
+    assert made.counted["sealed_bytes",] == 2 * PAGE
+
+
+def test_an_mseal_that_fails_counts_nothing(harness: Harness) -> None:
+    made = harness.python(
+        """
+pages = lay("w")
+results = [
+    call("mseal", pages.start, PAGE, 1),
+    call("mseal", pages.start + 1, PAGE, 0),
+    call("mseal", pages.start, -2 * PAGE % 2**64, 0),
+    call("mseal", 1 << 46, PAGE, 0),
+]
+print(json.dumps(results))
+"""
+    )
+    assert made.line == [-22, -22, -22, -12]
+    assert made.counted == {}
+    assert made.records == []

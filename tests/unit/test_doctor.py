@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from monitor import abi, blind_spots, calibrate, config, doctor, host
+from monitor.checklist import Row, table, verdict
+from monitor.loader import AttachedProbe
+from monitor.operations import OPERATIONS
+
+EXIT = "syscalls:sys_exit_"
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+def attached(name: str, mode: str = "tracepoint", target: str = "") -> AttachedProbe:
+    return AttachedProbe(name, mode, target or f"{EXIT}{name}", "", 9)
+
+
+# ---- The table -----------------------------------------------------------------------------------
+
+ROWS = [
+    Row("Host", "kernel", "ok", "6.18.44"),
+    Row("Host", "preemption", "degraded", "full: runs may be skipped", "use --attach raw"),
+    Row("Blind spots", "SIGBUS", "blind", "not watched"),
+]
+
+
+def test_the_table_is_aligned() -> None:
+    assert table(ROWS, 80, colours=False).splitlines() == [
+        "Host",
+        "  ok        kernel      6.18.44",
+        "  degraded  preemption  full: runs may be skipped",
+        "                        remedy: use --attach raw",
+        "",
+        "Blind spots",
+        "  blind     SIGBUS      not watched",
+        "",
+        "This host can be monitored, with limits: 1 degraded; 1 blind spots.",
+    ]
+
+
+def test_long_findings_are_wrapped_under_their_column() -> None:
+    row = Row("Host", "kernel", "ok", "word " * 30, "one " * 30)
+    lines = table([row], 80, colours=False).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[1].startswith("  ok        kernel  word word")
+    assert lines[2].startswith(" " * 20 + "word word")
+    assert sum("remedy:" in line for line in lines) == 1
+
+
+def test_colours_change_nothing_but_colour() -> None:
+    plain, coloured = (table(ROWS, 80, colours) for colours in (False, True))
+    assert coloured != plain
+    assert re.sub("\x1b\\[[0-9;]*m", "", coloured) == plain
+
+
+def test_control_characters_are_escaped() -> None:
+    shown = table([Row("Host", "mute", "ok", "a\x1b[31m\nb\udc80")], 80, colours=False)
+    assert shown.splitlines()[1] == r"  ok        mute  a\x1b[31m\nb\udc80"
+
+
+@pytest.mark.parametrize(
+    ("statuses", "expected"),
+    [
+        (("ok", "ok"), "ok"),
+        (("ok", "blind"), "ok"),
+        (("degraded", "blind"), "degraded"),
+        (("degraded", "failed", "ok"), "failed"),
+        ((), "ok"),
+    ],
+)
+def test_verdict_is_the_worst_status(statuses: tuple[str, ...], expected: str) -> None:
+    assert verdict(Row("s", "c", status, "f") for status in statuses) == expected
+
+
+@pytest.mark.parametrize(
+    ("statuses", "words"),
+    [
+        (("ok", "blind"), "This host can be monitored, with full force; 1 blind spots."),
+        (("ok", "failed"), "This host cannot be monitored: 1 of 2 checks failed."),
+    ],
+)
+def test_last_line(statuses: tuple[str, ...], words: str) -> None:
+    found = [Row("s", "c", status, "f") for status in statuses]
+    assert table(found, 80, colours=False).splitlines()[-1] == words
+
+
+# ---- The rows ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "skips", "attach", "status"),
+    [
+        ("none", False, "auto", "ok"),
+        ("full", True, "auto", "degraded"),
+        ("full", True, "tracepoint", "degraded"),
+        ("full", True, "raw_tracepoint", "ok"),
+        ("unknown", None, "auto", "degraded"),
+    ],
+)
+def test_preemption(model: str, skips: bool | None, attach: str, status: str) -> None:
+    row = doctor.preemption_row(host.Preemption(model, skips, "/proc/cmdline"), attach)
+    assert row.status == status
+    assert row.finding.startswith(f"{model} (/proc/cmdline): ")
+    assert bool(row.remedy) is (status == "degraded")
+
+
+def test_probes_say_how_they_are_attached() -> None:
+    lost = AttachedProbe("munmap", "raw_tracepoint", "sys_exit", "cannot attach: no", -1)
+    rows = doctor.probe_rows(
+        [attached("mprotect"), attached("madvise", "raw_tracepoint", "sys_exit"), lost], "auto"
+    )
+    assert rows == [
+        Row("Probes", "mprotect", "ok", f"tracepoint {EXIT}mprotect"),
+        Row(
+            "Probes",
+            "madvise",
+            "degraded",
+            "raw_tracepoint sys_exit, because tracepoint was refused",
+        ),
+        Row(
+            "Probes",
+            "munmap",
+            "degraded",
+            "not attached, so what it watches is not seen: cannot attach: no",
+        ),
+    ]
+
+
+def test_asked_for_raw_tracepoints_are_no_fallback() -> None:
+    probe = attached("madvise", "raw_tracepoint", "sys_exit")
+    assert [row.status for row in doctor.probe_rows([probe], "raw_tracepoint")] == ["ok"]
+
+
+@pytest.mark.parametrize(
+    ("guard_bit", "guard_regions", "row"),
+    [
+        (11, True, ("ok", "bit 11 of vm_flags: the cause guard_region is proved")),
+        (None, True, ("degraded", "none: a fault in a guard region is told as inferred")),
+        (None, False, ("ok", "none, and no guard regions to mark")),
+    ],
+)
+def test_calibration(guard_bit: int | None, guard_regions: bool, row: tuple[str, str]) -> None:
+    kernel = abi.Config()
+    kernel.sealed_mask = 1 << 42
+    kernel.maybe_guard_mask = 0 if guard_bit is None else 1 << guard_bit
+    partial = {"mprotect": True, "madvise": True, "mremap": False}
+    rows = doctor.calibration_rows(kernel, calibrate.Findings(guard_regions, partial))
+    found = {row.check: (row.status, row.finding) for row in rows}
+    assert found["seal bit"] == ("ok", "bit 42 of vm_flags")
+    assert found["maybe-guard bit"] == row
+    assert found["partial mremap"] == ("ok", "a refused call changes nothing")
+    assert found["partial mprotect"][1].startswith("what precedes the seal is changed")
+
+
+ALL_ON = {"CONFIG_IA32_EMULATION": "y", "CONFIG_IO_URING": "y"}
+RAW = [
+    attached(operation.name, "raw_tracepoint", "sys_exit")
+    for operation in OPERATIONS
+    if operation.number is not None
+]
+
+
+@pytest.mark.parametrize(
+    ("probes", "options", "takes_x32", "statuses"),
+    [
+        ([attached("mprotect")], ALL_ON, True, ("blind", "blind", "blind")),
+        ([attached("mprotect")], {}, True, ("blind", "blind", "blind")),
+        ([attached("mprotect")], {"CONFIG_X": "y"}, False, ("ok", "ok", "ok")),
+        (
+            [attached("compat", "raw_tracepoint", "sys_exit")],
+            ALL_ON,
+            True,
+            ("ok", "blind", "blind"),
+        ),
+        ([attached("io_uring_madvise")], ALL_ON, False, ("blind", "ok", "ok")),
+        (RAW, ALL_ON, True, ("blind", "blind", "ok")),
+    ],
+)
+def test_blind_spots_by_what_is_attached(
+    tmp_path: Path,
+    probes: list[AttachedProbe],
+    options: dict[str, str],
+    takes_x32: bool,
+    statuses: tuple[str, ...],
+) -> None:
+    rows = blind_spots.blind_rows(probes, options, takes_x32, tmp_path)
+    checks = ("32-bit callers", "io_uring", "x32 callers")
+    assert [(row.check, row.status) for row in rows[:3]] == list(zip(checks, statuses, strict=True))
+    assert all(row.remedy for row in rows[:3] if row.status == "blind")
+    assert [(row.check, row.status) for row in rows[3:]] == [
+        ("kernel's accesses", "blind"),
+        ("SIGBUS", "blind"),
+    ]
+
+
+def test_what_the_administrator_has_closed_is_no_blind_spot(tmp_path: Path) -> None:
+    for name, value in (("io_uring_disabled", "2\n"), ("yama/ptrace_scope", "3\n")):
+        path = tmp_path / "sys/kernel" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(value)
+    rows = [
+        *blind_spots.blind_rows([], ALL_ON, False, tmp_path),
+        *blind_spots.bypass_rows(False, tmp_path),
+    ]
+    found = {row.check: (row.status, row.finding) for row in rows}
+    assert found["io_uring"] == ("ok", "switched off (kernel.io_uring_disabled = 2)")
+    assert found["ptrace"] == ("ok", "nobody may attach (kernel.yama.ptrace_scope = 3)")
+    assert found["/proc/PID/mem"] == ("ok", "a write to sealed read-only memory is refused")
+
+
+def test_ways_around_a_seal(tmp_path: Path) -> None:
+    rows = blind_spots.bypass_rows(True, tmp_path)
+    assert [(row.check, row.status) for row in rows] == [
+        ("/proc/PID/mem", "blind"),
+        ("ptrace", "blind"),
+        ("MADV_DONTNEED", "blind"),
+        ("userfaultfd", "blind"),
+        ("uprobes", "blind"),
+    ]
+
+
+def test_mutes_and_switched_off_events_are_told() -> None:
+    text = """
+        [events]
+        denials = ["sealed"]
+        faults = ["guard_region", "stack_guard", "sealed", "pkey"]
+        [[mute]]
+        operation = "munmap"
+        executable = "/opt/engine/*"
+        reason = "leaks what it sealed"
+        until = 2031-12-31
+        [[mute]]
+        cause = "prot_none"
+        reason = "a collector"
+        until = 2029-12-31
+    """
+    rows = blind_spots.filter_rows(config.parse(text, "test"), NOW)
+    assert [row[1:] for row in rows] == [
+        ("events", "blind", "counted, no events: denials unverified, faults prot_none", ""),
+        (
+            "mute",
+            "blind",
+            "counted, no events: munmap of /opt/engine/* until 2031-12-31 23:59 UTC "
+            "(leaks what it sealed)",
+            "",
+        ),
+        (
+            "mute",
+            "ok",
+            "expired: prot_none of every executable (a collector)",
+            "remove the entry",
+        ),
+    ]
+
+
+def test_the_defaults_hide_nothing() -> None:
+    assert blind_spots.filter_rows(config.parse("", "test"), NOW) == []
+
+
+@pytest.mark.parametrize(
+    ("files", "statuses"),
+    [
+        ({}, ("degraded", "degraded", "degraded")),
+        ({"1/maps": ""}, ("degraded", "ok", "degraded")),
+        (
+            {"self/mountinfo": "30 20 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"},
+            ("degraded", "degraded", "ok"),
+        ),
+    ],
+)
+def test_identity(tmp_path: Path, files: dict[str, str], statuses: tuple[str, ...]) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    rows = doctor.identity_rows(tmp_path)
+    assert [row.check for row in rows] == ["PID namespace", "processes", "cgroup v2"]
+    assert tuple(row.status for row in rows) == statuses
+    assert all(row.remedy for row in rows if row.status != "ok")

@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import errno
+import gzip
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from monitor import host
+from monitor.events import Host
+
+ALL = "000001ffffffffff"
+BPF_ALONE = f"{1 << 39:016x}"
+BPF_AND_PERFMON = f"{1 << 39 | 1 << 38:016x}"
+ADMIN = f"{1 << 21:016x}"
+INITIAL = "         0          0 4294967295\n"
+
+
+def write(root: Path, files: Mapping[str, str | bytes]) -> Path:
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return root
+
+
+def status(capabilities: str = ALL, seccomp: int = 0) -> str:
+    return f"Name:\tpython3\nCapEff:\t{capabilities}\nSeccomp:\t{seccomp}\n"
+
+
+def refused(require: Callable[[], None]) -> tuple[str, str]:
+    with pytest.raises(host.HostError) as caught:
+        require()
+    assert str(caught.value) == f"{caught.value.why}\n{caught.value.remedy}"
+    assert len(str(caught.value).splitlines()) == 2
+    return caught.value.why, caught.value.remedy
+
+
+@pytest.mark.parametrize("machine", ["aarch64", "i686", "riscv64"])
+def test_another_architecture_is_refused(machine: str) -> None:
+    assert refused(lambda: host.require_architecture(machine)) == (
+        f"this machine is {machine}; seal-monitor knows x86-64 alone",
+        "run it on an x86-64 host",
+    )
+
+
+def test_a_32_bit_python_is_refused() -> None:
+    assert refused(lambda: host.require_architecture("x86_64", 4)) == (
+        "this Python is a 32-bit program",
+        "use a 64-bit Python",
+    )
+
+
+def test_a_kernel_without_mseal_is_refused(tmp_path: Path) -> None:
+    proc = write(tmp_path, {"self/status": status()})
+    assert refused(lambda: host.require_mseal(lambda: errno.ENOSYS, proc)) == (
+        "this kernel has no mseal(2)",
+        "boot Linux 6.10 or later",
+    )
+
+
+@pytest.mark.parametrize("error", [errno.ENOSYS, errno.EPERM])
+def test_a_filter_that_may_hide_mseal_is_named(tmp_path: Path, error: int) -> None:
+    proc = write(tmp_path, {"self/status": status(seccomp=2)})
+    assert refused(lambda: host.require_mseal(lambda: error, proc)) == (
+        f"mseal(2) fails with {errno.errorcode[error]}: a seccomp filter forbids it, or this "
+        "kernel has none",
+        "run outside the filter, or allow system call 462 in it, on Linux 6.10 or later",
+    )
+
+
+def test_wrong_flags_mean_that_mseal_is_there(tmp_path: Path) -> None:
+    host.require_mseal(lambda: errno.EINVAL, tmp_path)
+
+
+def test_missing_btf_is_refused(tmp_path: Path) -> None:
+    assert refused(lambda: host.require_btf(tmp_path)) == (
+        f"this kernel offers no BTF: {tmp_path}/kernel/btf/vmlinux cannot be read",
+        "boot a kernel built with CONFIG_DEBUG_INFO_BTF=y, as those of distributions are",
+    )
+    host.require_btf(write(tmp_path, {"kernel/btf/vmlinux": b"\x9f\xeb"}))
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "missing"),
+    [
+        ("0000000000000000", "CAP_BPF and CAP_PERFMON"),
+        (BPF_ALONE, "CAP_PERFMON"),
+        (f"{1 << 38:016x}", "CAP_BPF"),
+    ],
+)
+def test_a_missing_capability_is_named(tmp_path: Path, capabilities: str, missing: str) -> None:
+    proc = write(tmp_path, {"self/status": status(capabilities), "self/uid_map": INITIAL})
+    assert refused(lambda: host.require_privileges(proc)) == (
+        f"this process lacks {missing}",
+        "run it as root, or with CAP_BPF, CAP_PERFMON and CAP_DAC_READ_SEARCH",
+    )
+
+
+@pytest.mark.parametrize("capabilities", [ALL, BPF_AND_PERFMON, ADMIN])
+def test_enough_capabilities(tmp_path: Path, capabilities: str) -> None:
+    files = {"self/status": status(capabilities), "self/uid_map": INITIAL}
+    host.require_privileges(write(tmp_path, files))
+
+
+def test_root_of_a_user_namespace_is_refused(tmp_path: Path) -> None:
+    proc = write(tmp_path, {"self/status": status(), "self/uid_map": "0 1000 1\n"})
+    assert refused(lambda: host.require_privileges(proc)) == (
+        "this process runs in a user namespace, where no capability allows BPF programs",
+        "run it as root of the host (with containers: without user namespaces)",
+    )
+
+
+def test_missing_bcc_is_refused() -> None:
+    assert refused(lambda: host.require_bcc(lambda: False)) == (
+        "bcc, which compiles the BPF programs, is missing",
+        "run: apt-get install python3-bpfcc (a virtual environment must be made with "
+        "--system-site-packages)",
+    )
+
+
+def test_looking_for_bcc_does_not_import_it() -> None:
+    program = (
+        "import sys; from monitor import host\n"
+        "try: host.require_bcc()\n"
+        "except host.HostError: pass\n"
+        "assert 'bcc' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "mode"),
+    [
+        ("[none] integrity confidentiality\n", "none"),
+        ("none [integrity] confidentiality\n", "integrity"),
+        (None, None),
+    ],
+)
+def test_lockdown_that_lets_us_work(tmp_path: Path, text: str | None, mode: str | None) -> None:
+    if text is not None:
+        write(tmp_path, {"kernel/security/lockdown": text})
+    assert host.lockdown(tmp_path) == mode
+    host.require_no_lockdown(tmp_path)
+
+
+def test_lockdown_confidentiality_is_refused(tmp_path: Path) -> None:
+    files = {"kernel/security/lockdown": "none integrity [confidentiality]\n"}
+    sys_root = write(tmp_path, files)
+    assert refused(lambda: host.require_no_lockdown(sys_root)) == (
+        "the kernel is locked down (confidentiality), so BPF programs may not read its memory",
+        "boot with lockdown=integrity, or without lockdown",
+    )
+
+
+def test_require_tells_the_first_reason(tmp_path: Path) -> None:
+    files = {"self/status": status("0"), "self/uid_map": INITIAL}
+    proc = write(tmp_path / "proc", files)
+    assert refused(lambda: host.require(proc, tmp_path))[0].startswith("this kernel offers no BTF")
+    write(tmp_path, {"kernel/btf/vmlinux": b""})
+    assert refused(lambda: host.require(proc, tmp_path))[0].startswith("this process lacks")
+
+
+DYNAMIC = "Linux version 6.12.0 (x@y) #1 SMP PREEMPT_DYNAMIC Thu Jan  1 00:00:00 UTC 1970\n"
+STATIC = "Linux version 6.12.0 (x@y) #1 SMP Thu Jan  1 00:00:00 UTC 1970\n"
+REAL_TIME = "Linux version 6.12.0 (x@y) #1 SMP PREEMPT_RT Thu Jan  1 00:00:00 UTC 1970\n"
+CONFIG = b"# CONFIG_PREEMPT_NONE is not set\nCONFIG_PREEMPT_VOLUNTARY=y\nCONFIG_PREEMPT_DYNAMIC=y\n"
+DEBUGFS = "sys/kernel/debug/sched/preempt"
+
+
+@pytest.mark.parametrize(
+    ("files", "model", "skips", "source"),
+    [
+        ({DEBUGFS: "none voluntary (full) lazy\n"}, "full", True, DEBUGFS),
+        ({DEBUGFS: "(none) voluntary full\n", "proc/version": DYNAMIC}, "none", False, DEBUGFS),
+        ({"proc/version": REAL_TIME}, "rt", True, "proc/version"),
+        (
+            {"proc/version": DYNAMIC, "proc/cmdline": "quiet preempt=lazy root=/dev/vda\n"},
+            "lazy",
+            True,
+            "proc/cmdline",
+        ),
+        (
+            {
+                "proc/version": DYNAMIC,
+                "proc/cmdline": "preempt=full\n",
+                "proc/config.gz": gzip.compress(CONFIG),
+            },
+            "full",
+            True,
+            "proc/cmdline",
+        ),
+        (
+            {
+                "proc/version": STATIC,
+                "proc/cmdline": "preempt=full\n",
+                "proc/config.gz": gzip.compress(CONFIG),
+            },
+            "voluntary",
+            False,
+            "proc/config.gz",
+        ),
+        (
+            {"proc/sys/kernel/osrelease": "6.12.0\n", "boot/config-6.12.0": CONFIG},
+            "voluntary",
+            False,
+            "boot/config-6.12.0",
+        ),
+        ({"proc/config.gz": b"no gzip", "proc/version": DYNAMIC}, "unknown", None, ""),
+        ({"proc/version": DYNAMIC, "proc/cmdline": "preempt=bogus\n"}, "unknown", None, ""),
+        ({}, "unknown", None, ""),
+    ],
+)
+def test_preemption_model(
+    tmp_path: Path, files: dict[str, str | bytes], model: str, skips: bool | None, source: str
+) -> None:
+    write(tmp_path, files)
+    found = host.preemption(tmp_path / "proc", tmp_path / "sys", tmp_path / "boot")
+    assert found == host.Preemption(model, skips, str(tmp_path / source) if source else "")
+
+
+def test_facts_are_those_of_proc(tmp_path: Path) -> None:
+    proc = write(
+        tmp_path,
+        {
+            "sys/kernel/random/boot_id": "1b4e28ba-2fa1-11d2-883f-0016d3cca427\n",
+            "sys/kernel/osrelease": "6.18.44-generic\n",
+        },
+    )
+    name = os.uname().nodename
+    boot_id = "1b4e28ba-2fa1-11d2-883f-0016d3cca427"
+    assert host.host_facts(proc) == Host(name, boot_id, "6.18.44-generic")
+
+
+def test_facts_of_this_host() -> None:
+    assert host.host_facts().kernel_release == os.uname().release
+
+
+@pytest.mark.parametrize(
+    ("namespace", "initial"),
+    [("pid:[4026531836]", True), ("pid:[4026532301]", False), (None, False)],
+)
+def test_pid_namespace(tmp_path: Path, namespace: str | None, initial: bool) -> None:
+    (tmp_path / "self/ns").mkdir(parents=True)
+    if namespace:
+        (tmp_path / "self/ns/pid").symlink_to(namespace)
+    assert host.is_initial_pid_namespace(tmp_path) is initial
+
+
+def test_x32_is_tried_as_the_kernel_was_built() -> None:
+    options, _ = host.kernel_configuration()
+    if not options:
+        pytest.skip("the kernel's configuration cannot be read")
+    assert host.takes_x32_calls() is ("CONFIG_X86_X32_ABI" in options)

@@ -1,0 +1,193 @@
+"""The consumer of the ring buffer, on a file of the same layout as the kernel's."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from monitor.abi import Record
+from monitor.ring import Ring
+
+PAGE = mmap.PAGESIZE
+SIZE = 1 << 16
+LENGTH = ctypes.sizeof(Record)
+FRAME = 8 + LENGTH
+BUSY, DISCARDED = 1 << 31, 1 << 30
+
+
+class KernelSide:
+    """Writes what the kernel would: the data lie twice in a row, so each byte is written twice."""
+
+    def __init__(self) -> None:
+        self.descriptor = os.memfd_create("ring")
+        os.ftruncate(self.descriptor, 2 * PAGE + 2 * SIZE)
+        self.position = 0
+
+    def seek(self, position: int) -> None:
+        """Both positions, as after so many bytes."""
+        self.position = position
+        self._word(0, position)
+        self._word(PAGE, position)
+
+    def _word(self, offset: int, value: int) -> None:
+        os.pwrite(self.descriptor, struct.pack("<Q", value), offset)
+
+    @property
+    def consumed(self) -> int:
+        (value,) = struct.unpack("<Q", os.pread(self.descriptor, 8, 0))
+        return int(value)
+
+    def put(self, data: bytes, position: int | None = None) -> None:
+        """Bytes into the ring, at its end or over what is there."""
+        start = self.position if position is None else position
+        for index in range(0, len(data), 8):
+            offset = (start + index) % SIZE
+            for copy in (0, SIZE):
+                os.pwrite(self.descriptor, data[index : index + 8], 2 * PAGE + copy + offset)
+        if position is None:
+            self.position += len(data)
+            self._word(PAGE, self.position)
+
+    def record(self, pid: int, flags: int = 0) -> None:
+        record = Record(pid=pid)
+        self.put(struct.pack("<II", LENGTH | flags, 0) + bytes(record))
+
+    def entry(self, length: int, flags: int = 0) -> None:
+        self.put(struct.pack("<II", length | flags, 0) + bytes(length + 7 & ~7))
+
+
+@pytest.fixture
+def kernel() -> Iterator[KernelSide]:
+    side = KernelSide()
+    yield side
+    os.close(side.descriptor)
+
+
+@pytest.fixture
+def ring(kernel: KernelSide) -> Iterator[Ring]:
+    ring = Ring(kernel.descriptor, SIZE)
+    yield ring
+    ring.close()
+
+
+def pids(ring: Ring, most: int = 256) -> list[int]:
+    return [record.pid for record in ring.drain(most).records]
+
+
+def test_empty(kernel: KernelSide, ring: Ring) -> None:
+    assert ring.drain() == ([], 0)
+    assert ring.used_bytes == 0
+    assert kernel.consumed == 0
+
+
+def test_records_in_order(kernel: KernelSide, ring: Ring) -> None:
+    for pid in (3, 1, 2):
+        kernel.record(pid)
+    assert ring.used_bytes == 3 * FRAME
+    assert pids(ring) == [3, 1, 2]
+    assert kernel.consumed == 3 * FRAME
+    assert ring.used_bytes == 0
+    assert pids(ring) == []
+
+
+def test_at_most_so_many(kernel: KernelSide, ring: Ring) -> None:
+    for pid in range(5):
+        kernel.record(pid)
+    assert [pids(ring, 2), pids(ring, 2), pids(ring, 2), pids(ring, 2)] == [[0, 1], [2, 3], [4], []]
+
+
+def test_wrapped_record_is_whole(kernel: KernelSide, ring: Ring) -> None:
+    kernel.seek(7 * SIZE - 64)
+    kernel.record(11)
+    kernel.record(12)
+    assert pids(ring) == [11, 12]
+
+
+def test_position_beyond_32_bits(kernel: KernelSide, ring: Ring) -> None:
+    kernel.seek((1 << 40) + SIZE // 2)
+    kernel.record(5)
+    assert pids(ring) == [5]
+    assert kernel.consumed == (1 << 40) + SIZE // 2 + FRAME
+
+
+def test_busy_record_is_waited_for(kernel: KernelSide, ring: Ring) -> None:
+    kernel.record(1)
+    kernel.record(2, BUSY)
+    kernel.record(3)
+    assert pids(ring) == [1]
+    assert pids(ring) == []
+    assert kernel.consumed == FRAME
+    kernel.put(struct.pack("<II", LENGTH, 0), position=FRAME)
+    assert pids(ring) == [2, 3]
+
+
+def test_busy_and_discarded_is_busy(kernel: KernelSide, ring: Ring) -> None:
+    kernel.record(1, BUSY | DISCARDED)
+    assert ring.drain() == ([], 0)
+    assert kernel.consumed == 0
+
+
+def test_discarded_record_is_passed(kernel: KernelSide, ring: Ring) -> None:
+    kernel.record(1)
+    kernel.record(2, DISCARDED)
+    kernel.record(3)
+    assert [pids(ring), pids(ring)] == [[1], [3]]
+
+
+@pytest.mark.parametrize("length", [1, 8, LENGTH - 8, LENGTH + 8])
+def test_entry_of_another_length_is_corrupt(kernel: KernelSide, ring: Ring, length: int) -> None:
+    kernel.entry(length)
+    kernel.record(9)
+    first = ring.drain()
+    assert (first.records, first.corrupt) == ([], 1)
+    assert pids(ring) == [9]
+    assert ring.used_bytes == 0
+
+
+def test_records_outlive_the_ring(kernel: KernelSide, ring: Ring) -> None:
+    kernel.record(4)
+    (record,) = ring.drain().records
+    kernel.put(bytes(FRAME), position=0)
+    assert record.pid == 4
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    data=st.lists(
+        st.one_of(
+            st.integers(0, 2**32 - 1),
+            st.sampled_from([LENGTH, LENGTH | BUSY, LENGTH | DISCARDED, 0, 8, BUSY, DISCARDED]),
+        ),
+        max_size=60,
+    ),
+    start=st.integers(0, 2 * SIZE // 8).map(lambda word: word * 8),
+)
+def test_any_bytes(data: list[int], start: int) -> None:
+    """Whatever lies there: no crash, and each turn goes forward or waits for a busy entry."""
+    kernel = KernelSide()
+    kernel.seek(start)
+    kernel.put(b"".join(struct.pack("<II", word, 0).ljust(64, b"\0") for word in data))
+    end = start + 64 * len(data)
+    ring = Ring(kernel.descriptor, SIZE)
+    try:
+        while ring.used_bytes:
+            before = kernel.consumed
+            drained = ring.drain()
+            if kernel.consumed == before:
+                assert drained == ([], 0)
+                (header,) = struct.unpack(
+                    "<I", os.pread(kernel.descriptor, 4, 2 * PAGE + before % SIZE)
+                )
+                assert header & BUSY
+                break
+            assert before < kernel.consumed <= end
+    finally:
+        ring.close()
+        os.close(kernel.descriptor)
