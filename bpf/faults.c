@@ -70,9 +70,9 @@ static __always_inline u64 cause_of(struct config *config, struct fault *fault, 
     case SEGV_ACCERR:
         if (!mapped)
             return CAUSE_OTHER;
-        if (flags & config->sealed_mask) /* inaccessible or not: the seal keeps it so */
-            return CAUSE_SEALED;
-        return flags & (VM_READ | VM_WRITE | VM_EXEC) ? CAUSE_OTHER : CAUSE_PROT_NONE;
+        if (!(flags & (VM_READ | VM_WRITE | VM_EXEC))) /* a guard page, sealed or not */
+            return CAUSE_PROT_NONE;
+        return flags & config->sealed_mask ? CAUSE_SEALED : CAUSE_OTHER;
     case SEGV_MAPERR:
         if (!mapped) {
             fault->inferred = true;

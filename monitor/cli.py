@@ -211,7 +211,10 @@ def _report(error: Exception) -> int:
         case loader.LoadError():
             lines = [_one_line(error), "what to do: see what 'seal-monitor doctor' says"]
             code = UNFIT_HOST
-        case OSError() | calibrate.CalibrationError():
+        case calibrate.CalibrationError():
+            text = f"cannot calibrate: {_one_line(error)}; see what 'seal-monitor doctor' says"
+            lines, code = [text], FAILED
+        case OSError():
             lines, code = [_one_line(error)], FAILED
         case _:
             lines = [

@@ -86,6 +86,9 @@ def _provoke(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     child = provoke.run(provocation.name)
     with child:
+        while child.poll() is None:  # its few lines fit into the pipes
+            daemon.turn()
+            time.sleep(0.001)
         output, errors = child.communicate()
     lines = [json.loads(line) for line in output.splitlines()]
     if not lines:

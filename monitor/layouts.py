@@ -58,7 +58,7 @@ MEMBERS: tuple[Member, ...] = (
     Member("vm_area_struct", "anon_name", required=False),
     Member("anon_vma_name", "name", required=False),
     *_members("maple_range_64", "pivot", "slot"),
-    *_members("maple_arange_64", "pivot", "slot"),
+    Member("maple_arange_64", "slot"),
     *_members("file", "f_inode", "f_path.dentry", "f_path.mnt", "private_data"),
     Member("dentry", "d_name.name"),
     Member("vfsmount", "mnt_flags"),
@@ -104,10 +104,6 @@ class _Type(ctypes.Structure):
 
 class _BtfMember(ctypes.Structure):
     _fields_ = [("name_off", c_uint32), ("type", c_uint32), ("offset", c_uint32)]
-
-
-class _BtfArray(ctypes.Structure):
-    _fields_ = [("type", c_uint32), ("index_type", c_uint32), ("count", c_uint32)]
 
 
 def _library() -> ctypes.CDLL:
@@ -174,14 +170,6 @@ class Btf:
             type_id = found[1]
         return bits // 8, type_id
 
-    def length(self, type_id: int) -> int:
-        """Number of elements of an array type."""
-        _, pointer = self._strip(type_id)
-        array = ctypes.cast(
-            ctypes.addressof(pointer.contents) + ctypes.sizeof(_Type), POINTER(_BtfArray)
-        )
-        return int(array.contents.count)
-
     def _strip(self, type_id: int) -> tuple[int, ctypes._Pointer[_Type]]:
         while True:
             pointer = self._lib.btf__type_by_id(self._btf, type_id)
@@ -245,8 +233,4 @@ def c_definitions(btf: Btf) -> str:
             raise LayoutError(f"this kernel has no {name}; Linux 6.4 or later has")
         lines.append(f"#define KFUNC_{name} {function}")
     lines.append(f"#define TYPE_maple_range_64 {btf.find('maple_range_64', KIND_STRUCT)}")
-    arange = btf.find("maple_arange_64", KIND_STRUCT)
-    pivots = btf.member(arange, "pivot") if arange is not None else None
-    assert pivots is not None  # required above
-    lines.append(f"#define MAPLE_ARANGE_64_PIVOTS {btf.length(pivots[1])}")
     return "\n".join(lines) + "\n"

@@ -13,8 +13,8 @@ import os
 import platform
 import re
 import socket
-import sys
 import tempfile
+import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,9 +157,9 @@ def _child(request: LoadRequest, parent: socket.socket, diagnostics: int) -> Non
         status = 0
     except (LoadError, layouts.LayoutError) as error:
         parent.send(json.dumps({"error": str(error)}).encode())
+    except BaseException:  # whatever it is, the parent tells it
+        os.write(diagnostics, traceback.format_exc().encode(errors="replace"))
     finally:
-        if status:
-            sys.excepthook(*sys.exc_info()) if sys.exc_info()[0] else None
         os._exit(status)
 
 

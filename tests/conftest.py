@@ -123,20 +123,17 @@ def _belongings() -> Belongings:
 
 def _left_behind(before: Belongings) -> list[str]:
     now = _belongings()
-    programs = {number: name for number, name in now.programs.items() if number not in before[0]}
-    held = _held_by_others() if programs else set()
+    programs = {
+        number: name for number, name in now.programs.items() if number not in before.programs
+    }
+    children = {pid: name for pid, name in now.children.items() if pid not in before.children}
+    for number in _held_by_others() if programs else ():
+        programs.pop(number, None)
     return [
-        *(f"BPF program {name} ({number})" for number, name in programs.items() - held_items(held)),
-        *(
-            f"child process {name} ({pid})"
-            for pid, name in now.children.items() - before[1].items()
-        ),
+        *(f"BPF program {name} ({number})" for number, name in programs.items()),
+        *(f"child process {name} ({pid})" for pid, name in children.items()),
         *(f"mount {mount}" for mount in now.mounts - before.mounts),
     ]
-
-
-def held_items(held: set[int]) -> set[tuple[int, str]]:
-    return {(number, name) for number, name in own_programs().items() if number in held}
 
 
 _BEFORE = pytest.StashKey[Belongings]()

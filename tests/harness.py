@@ -43,7 +43,21 @@ from monitor.operations import OPERATIONS
 from monitor.ring import Ring
 from monitor.syscalls import call
 
-__all__ = ["Cell", "Child", "Harness", "Made", "counts", "own_programs", "tally", "why_no_bpf"]
+__all__ = [
+    "SECOND_NS",
+    "Cell",
+    "Child",
+    "Command",
+    "Harness",
+    "Made",
+    "counts",
+    "new_cgroup",
+    "own_programs",
+    "started",
+    "tally",
+    "wait_until_reading",
+    "why_no_bpf",
+]
 
 RING_SIZE = 1 << 25
 PROCESS_LIMIT = 60.0
@@ -52,7 +66,7 @@ SWITCHES = frozenset({"watch.io_uring", "watch.compat"})
 _SETTLE_LIMIT = 20.0
 
 Cell = tuple[str, ...]
-Line = dict[str, Any]
+Command = Sequence[object]  # words
 
 
 def why_no_bpf() -> str:
@@ -263,14 +277,14 @@ def _sources() -> str:
 class Made:
     """What came of some processes' violations: their own records, and what they added."""
 
-    lines: list[Line]
+    lines: list[Any]
     records: list[Record]
     counted: Counter[Cell]
     children: list[Child]
     exits: list[int]
 
     @property
-    def line(self) -> Line:
+    def line(self) -> Any:
         (line,) = self.lines
         return line
 
@@ -387,9 +401,7 @@ class Harness:
     def canary_counts(self) -> Counter[Cell]:
         return counts(self.state.counters(Bank.CANARY))
 
-    def run(
-        self, *commands: Sequence[str | Path], cgroup: Path | None = None, **popen: Any
-    ) -> Made:
+    def run(self, *commands: Command, cgroup: Path | None = None, **popen: Any) -> Made:
         """Run commands that wait for a byte, all at the same time, in the harness's cgroup.
 
         Their standard output is a JSON object a line.
@@ -434,9 +446,7 @@ class Harness:
 
 
 @contextmanager
-def started(
-    commands: Iterable[Sequence[str | Path]], **popen: Any
-) -> Iterator[list[subprocess.Popen[str]]]:
+def started(commands: Iterable[Command], **popen: Any) -> Iterator[list[subprocess.Popen[str]]]:
     """Processes with pipes, ended when the block is left."""
     processes: list[subprocess.Popen[str]] = []
     try:

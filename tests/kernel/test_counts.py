@@ -6,12 +6,14 @@ import ctypes
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from harness import (
     SECOND_NS,
     Cell,
+    Command,
     Harness,
     Made,
     new_cgroup,
@@ -35,7 +37,7 @@ LIMITS = {
 }
 
 
-def storms(compiled: Compiled, processes: int, threads: int, count: int) -> list[list[str | Path]]:
+def storms(compiled: Compiled, processes: int, threads: int, count: int) -> list[Command]:
     return [[compiled("storm"), str(threads), str(count), "0", "mixed", "--wait"]] * processes
 
 
@@ -125,7 +127,7 @@ def suppressed(harness: Harness) -> int:
     by_key = sum(
         bucket.suppressed for key, bucket in harness.state.buckets.items() if key.kind == 0
     )
-    return by_key + harness.state.shared_bucket(1).suppressed
+    return int(by_key + harness.state.shared_bucket(1).suppressed)
 
 
 def test_filtered_verdicts_are_counted(harness: Harness, compiled: Compiled) -> None:
@@ -196,7 +198,7 @@ def test_rate_after_the_burst(harness: Harness, compiled: Compiled) -> None:
     elapsed = made.line["seconds"]
     assert abs(len(times) - (100 + 10 * elapsed)) <= 2
     after = times[100:]
-    gaps = [later - earlier for earlier, later in zip(after, after[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(after)]
     assert gaps
     assert min(gaps) > 0.05 * SECOND_NS
 

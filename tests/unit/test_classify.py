@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from monitor import abi, events
 from monitor.abi import Access, Cause, Disposition, Kind, Reason, RecordFlag, Role, Verdict
-from monitor.classify import ClassifyError, classify, printable, suppression
+from monitor.classify import ClassifyError, classify, suppression
 from monitor.events import (
     AddressRange,
     Denial,
@@ -29,6 +29,7 @@ from monitor.events import (
     Workload,
 )
 from monitor.operations import OPERATIONS
+from monitor.printable import printable
 
 SEALED_BIT = 1 << 42
 READ, WRITE, EXEC, SHARED = 1, 2, 4, 8

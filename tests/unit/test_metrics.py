@@ -12,15 +12,14 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from monitor.abi import Cause, Counters, Disposition, Kind, Outcome, Verdict
 from monitor.metrics import (
-    DELAY_BUCKETS,
     METRICS,
     KernelFacts,
     ProbeState,
-    Tally,
     build,
     page,
 )
 from monitor.operations import OPERATIONS
+from monitor.tally import DELAY_BUCKETS, Tally
 
 PAGE = Path(__file__).parents[2] / "docs/metrics.md"
 OPERATION = {operation.name: index for index, operation in enumerate(OPERATIONS)}

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import CounterMetricFamily
 
-from monitor.web import BasicAuth, Server, WebConfig, WebError, load_web_config, serve
+from monitor.web import BasicAuth, Server, WebConfig, WebError, serve
+from monitor.web_config import load_web_config
 
 HASH = bcrypt.hashpw(b"correct horse", bcrypt.gensalt(4)).decode()
 OTHER_HASH = bcrypt.hashpw(b"a" * 72, bcrypt.gensalt(5)).decode().replace("$2b$", "$2y$")

@@ -1,0 +1,118 @@
+"""Calibration but for the programs: what the trying process does, and how its end is judged."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from monitor import calibrate
+from monitor.abi import Config
+from monitor.calibrate import CalibrationError, mark
+from monitor.ring import Ring
+from monitor.syscalls import call
+
+needs_mseal = pytest.mark.skipif(
+    call("mseal", 0, 0, 0) == -errno.ENOSYS, reason="this kernel has no mseal"
+)
+
+
+@pytest.fixture
+def empty_ring() -> Iterator[Ring]:
+    descriptor = os.memfd_create("ring")
+    os.ftruncate(descriptor, 4 * 4096)
+    ring = Ring(descriptor, 4096)
+    yield ring
+    ring.close()
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "bit"),
+    [
+        (0b0001, 0b0101, 0b0100),
+        (0, 1 << 63, 1 << 63),
+        (5, 5, 0),
+        (0b0000, 0b0110, 0),  # two: which one it is cannot be told
+        (0b0100, 0b0000, 0),  # it went: no seal does that
+        (0b0100, 0b0010, 0),
+    ],
+)
+def test_single_bit(before: int, after: int, bit: int) -> None:
+    assert calibrate._single_bit(before, after) == bit
+
+
+def test_mark_names_a_process_by_pid_and_start() -> None:
+    config = Config()
+    mark(config, os.getpid())
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    assert (config.canary_pid, config.canary_start_ticks) == (os.getpid(), ticks)
+    mark(config, 0)
+    assert config.canary_pid == 0
+
+
+def test_mark_of_no_process() -> None:
+    config = Config(canary_pid=7)
+    with pytest.raises(FileNotFoundError):
+        mark(config, 2**22 + 1)
+    assert config.canary_pid == 0
+
+
+@needs_mseal
+def test_the_process_tries_everything() -> None:
+    with calibrate.start() as process:
+        output, _ = process.communicate("x", timeout=20)
+    found = json.loads(output)
+    assert process.returncode == 0
+    assert found.pop("mseal") == 0
+    assert set(found) == {
+        "guard_regions",
+        "partial_mprotect",
+        "partial_madvise",
+        "partial_mremap",
+        "anonymous_by_ops",
+    }
+    assert all(isinstance(value, bool) for value in found.values())
+
+
+def test_the_process_waits_for_its_start() -> None:
+    with calibrate.start() as process:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=0.2)
+        process.kill()
+
+
+def fake(found: dict[str, Any]) -> subprocess.Popen[str]:
+    code = f"input(); print({json.dumps(json.dumps(found))})"
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_kernel_without_mseal(empty_ring: Ring) -> None:
+    config = Config()
+    with (
+        fake({"mseal": -errno.ENOSYS}) as process,
+        pytest.raises(CalibrationError, match=r"^mseal failed in the calibrating process: .*-38"),
+    ):
+        calibrate.calibrate(process, config, empty_ring)
+    assert (config.canary_pid, config.sealed_mask) == (0, 0)
+    assert process.returncode is not None
+
+
+def test_probe_that_sees_nothing(empty_ring: Ring, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "_TIMEOUT", 0.5)
+    config = Config()
+    with (
+        fake({"mseal": 0}) as process,
+        pytest.raises(CalibrationError, match=r"^the probe on mseal saw 0 of 4 calls$"),
+    ):
+        calibrate.calibrate(process, config, empty_ring)
+    assert (config.canary_pid, config.sealed_mask) == (0, 0)
