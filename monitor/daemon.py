@@ -14,19 +14,17 @@ import sys
 import time
 from collections.abc import Callable
 from importlib import metadata
-from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from monitor import abi, calibrate, host, loader, metrics, sinks, web
+from monitor import abi, host, metrics, sinks, web
+from monitor.attached import Attached
 from monitor.canary import Canary
 from monitor.cgroups import Cgroups
 from monitor.config import Config, ConfigError
-from monitor.counters import KernelState, missed_runs
+from monitor.counters import missed_runs
 from monitor.identity import Identities
-from monitor.operations import OPERATIONS
 from monitor.pipeline import Pipeline, clock_offset
-from monitor.ring import Ring
 from monitor.source import KernelSource
 from monitor.suppression import Suppressions
 from monitor.tally import Tally
@@ -39,7 +37,6 @@ SWEEP_SECONDS = 1.0
 MISSED_SECONDS = 10.0
 DRAIN_SECONDS = 2.0
 CANARY_POLL_SECONDS = 0.01
-_MIN_ADDRESS = Path("/proc/sys/vm/mmap_min_addr")
 
 
 def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
@@ -135,34 +132,11 @@ class Daemon:
             from monitor.web_config import load_web_config  # noqa: PLC0415 - YAML and bcrypt: 3 MB
 
             web_options = load_web_config(config.web.config_file)
-        trying = calibrate.start()
-        self._cleanup.callback(trying.wait)
-        self._cleanup.callback(trying.kill)
-        self.loaded = loader.load(
-            loader.LoadRequest(
-                attach=config.attach,
-                switches=frozenset(
-                    name
-                    for name, is_on in (
-                        ("watch.compat", config.watch.compat),
-                        ("watch.io_uring", config.watch.io_uring),
-                    )
-                    if is_on
-                ),
-                ring_size=config.ring.size,
-                workloads_max=config.workloads.maximum,
-            )
-        )
-        self._cleanup.callback(self.loaded.close)
-        self.state = KernelState(self.loaded)
-        self._cleanup.callback(self.state.close)
-        self.ring = Ring(self.loaded.maps["ring"], config.ring.size)
-        self._cleanup.callback(self.ring.close)
+        attached = self._cleanup.enter_context(Attached(config))
+        self.loaded, self.state, self.ring = attached.loaded, attached.state, attached.ring
         kernel = self.state.config
         configure(kernel, config)
-        kernel.mmap_min_addr = int(_MIN_ADDRESS.read_text("ascii"))
-        self._set_raw_operations(kernel)
-        self.findings = calibrate.calibrate(trying, kernel, self.ring)
+        self.findings = attached.calibrate()
         self.identities = Identities(command_line=config.events.command_line)
         cgroups = Cgroups()
         self.facts = host.host_facts()
@@ -189,14 +163,6 @@ class Daemon:
         for probe in self.loaded.probes:
             if not probe.attached:
                 self.pipeline.health("probe_lost", f"{probe.probe}: {probe.error}")
-
-    def _set_raw_operations(self, kernel: abi.Config) -> None:
-        """Have the raw tracepoint report what no tracepoint does, and nothing twice."""
-        raw = {p.probe for p in self.loaded.probes if p.attached and p.target == "sys_exit"}
-        kernel.raw_operations = sum(
-            1 << index for index, operation in enumerate(OPERATIONS) if operation.name in raw
-        )
-        kernel.raw_mseal = "mseal" in raw
 
     def _registry(self, source: KernelSource) -> CollectorRegistry:
         facts = metrics.KernelFacts(self.facts.kernel_release, True, self.findings.partial_updates)

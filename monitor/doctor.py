@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -13,14 +12,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from monitor import abi, calibrate, host, loader
+from monitor.attached import Attached
 from monitor.blind_spots import blind_rows, bypass_rows, filter_rows, memory_file_overrides
 from monitor.cgroups import cgroup_mount
 from monitor.checklist import Row, table, verdict
 from monitor.config import Config
-from monitor.counters import KernelState
-from monitor.operations import OPERATIONS
 from monitor.probes import PROBES, candidates
-from monitor.ring import Ring
 
 __all__ = ["calibration_rows", "identity_rows", "preemption_row", "probe_rows", "rows", "run"]
 
@@ -121,47 +118,23 @@ def calibration_rows(kernel: abi.Config, findings: calibrate.Findings) -> list[R
     return [Row("Kernel behaviour", *row) for row in behaviour]
 
 
-def _request(config: Config) -> loader.LoadRequest:
-    switches = {"watch.compat": config.watch.compat, "watch.io_uring": config.watch.io_uring}
-    return loader.LoadRequest(
-        attach=config.attach,
-        switches=frozenset(name for name, is_on in switches.items() if is_on),
-        ring_size=config.ring.size,
-        workloads_max=config.workloads.maximum,
-    )
-
-
 def _try_probes(config: Config) -> tuple[list[Row], list[loader.AttachedProbe]]:
     """Load, attach and calibrate as the daemon does, then let go of everything."""
-    with contextlib.ExitStack() as cleanup:
-        trying = cleanup.enter_context(calibrate.start())
-        cleanup.callback(trying.kill)
+    try:
+        attached = Attached(config)
+    except loader.LoadError as error:
+        return [Row("Probes", "attach", "failed", str(error))], []
+    with attached:
+        probes = list(attached.loaded.probes)
+        found = [_tracefs_row(attached.loaded.notes), *probe_rows(probes, config.attach)]
         try:
-            loaded = loader.load(_request(config))
-        except loader.LoadError as error:
-            return [Row("Probes", "attach", "failed", str(error))], []
-        cleanup.callback(loaded.close)
-        probes = list(loaded.probes)
-        found = [_tracefs_row(loaded.notes), *probe_rows(probes, config.attach)]
-        state = KernelState(loaded)
-        cleanup.callback(state.close)
-        ring = Ring(loaded.maps["ring"], config.ring.size)
-        cleanup.callback(ring.close)
-        raw = {probe.probe for probe in probes if probe.attached and probe.target == "sys_exit"}
-        state.config.raw_mseal = "mseal" in raw
-        state.config.raw_operations = sum(
-            1 << index for index, operation in enumerate(OPERATIONS) if operation.name in raw
-        )
-        try:
-            findings = calibrate.calibrate(trying, state.config, ring)
-        except calibrate.CalibrationError as error:
+            findings = attached.calibrate()
+        except (calibrate.CalibrationError, loader.LoadError) as error:
             remedy = "--attach raw_tracepoint" if config.attach != "raw_tracepoint" else ""
             problem = f"the programs do not see what they must: {error}"
-            return [
-                *found,
-                Row("Kernel behaviour", "calibration", "failed", problem, remedy),
-            ], probes
-        return [*found, *calibration_rows(state.config, findings)], probes
+            found.append(Row("Kernel behaviour", "calibration", "failed", problem, remedy))
+            return found, probes
+        return [*found, *calibration_rows(attached.state.config, findings)], probes
 
 
 # ---- Who did it ----------------------------------------------------------------------------------

@@ -5,12 +5,9 @@ A client, slow or hostile, can hold one of a few connections for a few seconds, 
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import hashlib
 import os
 import re
-import secrets
 import socket
 import ssl
 import threading
@@ -19,13 +16,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-import bcrypt
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-__all__ = ["BasicAuth", "Server", "WebConfig", "WebError", "one_line", "serve"]
+__all__ = ["Server", "WebConfig", "WebError", "one_line", "serve"]
 
 CONNECTIONS = 16
 REQUEST_SECONDS = 5.0
@@ -110,58 +106,9 @@ def _parse(head: bytes) -> Request:
     return Request(start[1], start[2].partition("?")[0], headers)
 
 
-class BasicAuth:
-    """Checks passwords one at a time, so that guessing costs at most one core.
-
-    A right password is checked once; its keyed digest is kept, never the password.
-    """
-
-    def __init__(
-        self,
-        users: Mapping[str, bytes],
-        checkpw: Callable[[bytes, bytes], bool] = bcrypt.checkpw,
-    ) -> None:
-        self._checkpw = checkpw
-        self._users = {name.encode(): hashed for name, hashed in users.items()}
-        self._slowest = max(self._users.values(), key=lambda hashed: int(hashed[4:6]))
-        self._secret = secrets.token_bytes(32)
-        self._accepted: set[bytes] = set()
-        self._lock = threading.Lock()
-
+class Auth(Protocol):
     def accepts(self, authorization: str) -> bool:
-        """Whether an Authorization header has the name and password of a user.
-
-        An unknown name takes as long as a wrong password. Raises TimeoutError when too many
-        checks wait.
-        """
-        scheme, _, encoded = authorization.partition(" ")
-        try:
-            decoded = base64.b64decode(encoded.strip(), validate=True)
-        except ValueError:
-            return False
-        name, colon, password = decoded.partition(b":")
-        if scheme.lower() != "basic" or not colon:
-            return False
-        password = password[:72]  # bcrypt knows no more, and newer releases refuse longer ones
-        hashed = self._users.get(name)
-        identity = repr((name, hashed, password)).encode()
-        digest = hashlib.blake2b(identity, key=self._secret).digest()
-        if digest in self._accepted:
-            return True
-        if not self._check(password, hashed or self._slowest) or hashed is None:
-            return False
-        self._accepted.add(digest)
-        return True
-
-    def _check(self, password: bytes, hashed: bytes) -> bool:
-        if not self._lock.acquire(timeout=REQUEST_SECONDS):
-            raise TimeoutError
-        try:
-            return self._checkpw(password, hashed)
-        except ValueError:  # older releases refuse a password with a NUL
-            return False
-        finally:
-            self._lock.release()
+        """Whether an Authorization header may pass. Raises TimeoutError."""
 
 
 Route = Callable[[Headers], Response]
@@ -186,7 +133,7 @@ def _ready(ready: Callable[[], list[str]], _headers: Headers) -> Response:
     return _answer(HTTPStatus.OK, "ready")
 
 
-def _respond(head: bytes, *, routes: Mapping[str, Route], auth: BasicAuth | None) -> bytes:
+def _respond(head: bytes, *, routes: Mapping[str, Route], auth: Auth | None) -> bytes:
     try:
         request = _parse(head)
     except ValueError as error:
@@ -401,6 +348,10 @@ def serve(
         "/-/healthy": lambda _: _answer(HTTPStatus.OK, "healthy"),
         "/-/ready": partial(_ready, ready),
     }
-    auth = BasicAuth(settings.users) if settings.users else None
+    auth = None
+    if settings.users:
+        from monitor.basic_auth import BasicAuth  # noqa: PLC0415 - bcrypt, only where it is used
+
+        auth = BasicAuth(settings.users, request_seconds)
     respond = partial(_respond, routes=routes, auth=auth)
     return Server(_listen(address), respond, settings.tls, connections, request_seconds)

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import CounterMetricFamily
 
-from monitor.web import BasicAuth, Server, WebConfig, WebError, serve
+from monitor.basic_auth import BasicAuth
+from monitor.web import Server, WebConfig, WebError, serve
 from monitor.web_config import load_web_config
 
 HASH = bcrypt.hashpw(b"correct horse", bcrypt.gensalt(4)).decode()
@@ -417,7 +418,7 @@ def test_unknown_users_cost_a_check_and_right_passwords_only_one() -> None:
         return bcrypt.checkpw(password, hashed)
 
     fast, slow = HASH.encode(), OTHER_HASH.encode()
-    auth = BasicAuth({"fast": fast, "slow": slow}, checkpw)
+    auth = BasicAuth({"fast": fast, "slow": slow}, 5.0, checkpw)
     wrong = [("nobody", "x"), ("nobody", "x"), ("nobody", "a" * 72), ("fast", "x"), ("fast", "x")]
     assert [auth.accepts(header(*pair)) for pair in wrong] == [False] * 5
     assert checks == [
