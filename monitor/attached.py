@@ -60,7 +60,10 @@ class Attached:
         self._cleanup.close()
 
     def calibrate(self) -> calibrate.Findings:
-        """Find out what this kernel does. Raises CalibrationError, or LoadError without mseal's probe."""
+        """Find out what this kernel does.
+
+        Raises CalibrationError, and LoadError when the probe that it needs is not attached.
+        """
         for probe in self.loaded.probes:
             if probe.probe == "mseal" and not probe.attached:
                 raise loader.LoadError(f"probe mseal is not attached: {probe.error}")
