@@ -8,17 +8,29 @@ from __future__ import annotations
 import datetime
 import difflib
 import fnmatch
-import ipaddress
 import json
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from monitor.abi import Cause, Verdict
+from monitor.config_values import (
+    Check,
+    Invalid,
+    integer,
+    listen_address,
+    non_empty,
+    one_of,
+    optional_path,
+    ring_size,
+    some_of,
+    switch,
+    until,
+)
 from monitor.operations import OPERATIONS
 from monitor.redact import CommandLine
 from monitor.toml_lines import KeyPath, key_lines, line_of
@@ -156,134 +168,6 @@ _SECTIONS: Mapping[str, type] = {
 }
 
 
-class _Invalid(Exception):
-    """What is wrong with a value; the way out."""
-
-
-Check = Callable[[object], Any]  # returns the value as the program uses it, or raises _Invalid
-
-
-def _shown(value: object) -> str:
-    """`value` for a message: bounded, printable, whatever it is."""
-    match value:
-        case bool():
-            return str(value).lower()
-        case int() if value.bit_length() > 64:
-            return "a number beyond 64 bits"
-        case str():
-            return repr(value if len(value) <= 80 else value[:77] + "...")
-        case list() | dict():
-            return "a list" if isinstance(value, list) else "a table"
-    return str(value)
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    return " or ".join((", ".join(names[:-1]), names[-1])) if len(names) > 1 else names[0]
-
-
-def _string(value: object) -> str:
-    if not isinstance(value, str):
-        raise _Invalid(f"{_shown(value)} is no string; write it in quotes")
-    return value
-
-
-def _switch(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise _Invalid(f"{_shown(value)} is no switch; write true or false")
-    return value
-
-
-def _one_of(*valid: str) -> Check:
-    def check(value: object) -> str:
-        if value not in valid:
-            raise _Invalid(f"{_shown(value)} is not valid; choose {_listed(valid)}")
-        return _string(value)
-
-    return check
-
-
-def _some_of(*valid: str) -> Check:
-    one = _one_of(*valid)
-
-    def check(value: object) -> tuple[str, ...]:
-        if not isinstance(value, list):
-            raise _Invalid(f"{_shown(value)} is no list; write [] or a list of {_listed(valid)}")
-        return tuple(dict.fromkeys(one(item) for item in value))
-
-    return check
-
-
-def _integer(low: int, high: int) -> Check:
-    def check(value: object) -> int:
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise _Invalid(f"{_shown(value)} is no integer; write one from {low} to {high}")
-        if not low <= value <= high:
-            raise _Invalid(f"{_shown(value)} is out of range; write {low} to {high}")
-        return value
-
-    return check
-
-
-def _ring_size(value: object) -> int:
-    size: int = _integer(64 * 1024, 64 * 1024 * 1024)(value)
-    if size & (size - 1):  # a power of two in this range is a multiple of every page size
-        raise _Invalid(f"{size} is no power of two; the next one is {1 << size.bit_length()}")
-    return size
-
-
-def _path(value: object) -> Path | None:
-    text = _string(value)
-    if "\0" in text:
-        raise _Invalid(f"{_shown(value)} holds a NUL character; no file has such a name")
-    return Path(text) if text else None
-
-
-def _text(value: object) -> str:
-    text = _string(value)
-    if not text.strip():
-        raise _Invalid("it is empty; write some text")
-    return text
-
-
-_HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*\.?")
-
-
-def _valid_host(host: str) -> bool:
-    try:
-        if host.startswith("[") and host.endswith("]"):
-            ipaddress.IPv6Address(host[1:-1])
-        elif re.fullmatch(r"[0-9.]+", host):
-            ipaddress.IPv4Address(host)
-        else:
-            return len(host) <= 253 and _HOST_NAME.fullmatch(host) is not None
-    except ValueError:
-        return False
-    return True
-
-
-def _listen_address(value: object) -> tuple[str, int]:
-    text = _string(value)
-    form = "write ADDR:PORT, as in 127.0.0.1:10462, [::1]:10462 or 0.0.0.0:10462"
-    host, _, port = text.rpartition(":")
-    if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
-        raise _Invalid(f"{_shown(text)} has no port from 0 to 65535; {form}")
-    if not _valid_host(host):
-        raise _Invalid(f"{_shown(text)} has no valid address; {form}")
-    if host.startswith("["):
-        host = host[1:-1]
-    return host, int(port)
-
-
-def _until(value: object) -> datetime.datetime:
-    """A date lasts to its end; a time without a zone is UTC."""
-    match value:
-        case datetime.datetime():
-            return value if value.tzinfo else value.replace(tzinfo=_UTC)
-        case datetime.date():
-            return datetime.datetime.combine(value, datetime.time.max, _UTC)
-    raise _Invalid(f"{_shown(value)} is no date; write 2030-12-31 or 2030-12-31T18:00:00Z")
-
-
 _VERDICTS = tuple(verdict.label for verdict in Verdict)
 _CAUSES = tuple(cause.label for cause in Cause)
 _OPERATIONS = tuple(operation.name for operation in OPERATIONS)
@@ -308,7 +192,7 @@ KEYS: tuple[Key, ...] = (
     Key(
         "attach",
         "auto",
-        _one_of("auto", "fexit", "tracepoint", "raw_tracepoint"),
+        one_of("auto", "fexit", "tracepoint", "raw_tracepoint"),
         'How probes are attached: "auto" (the best hook that each accepts), "fexit", "tracepoint" '
         'or "raw_tracepoint".',
         "--attach",
@@ -316,96 +200,96 @@ KEYS: tuple[Key, ...] = (
     Key(
         "web.listen_address",
         "127.0.0.1:10462",
-        _listen_address,
+        listen_address,
         "ADDR:PORT of /metrics, /-/healthy and /-/ready; an IPv6 address in brackets.",
         "--web.listen-address",
     ),
     Key(
         "web.config_file",
         "",
-        _path,
+        optional_path,
         'TLS and basic auth, in the format of the Prometheus exporter toolkit; "" for neither.',
         "--web.config.file",
     ),
     Key(
         "output.format",
         "auto",
-        _one_of("auto", "pretty", "json"),
+        one_of("auto", "pretty", "json"),
         'Standard output: "pretty", "json" (an event a line) or "auto" (pretty on a terminal).',
         "--output",
     ),
     Key(
         "output.events_file",
         "",
-        _path,
+        optional_path,
         'A file that events are also appended to, one JSON object a line; "" for none.',
         "--events-file",
     ),
     Key(
         "events.denials",
         ["sealed", "unverified"],
-        _some_of(*_VERDICTS),
+        some_of(*_VERDICTS),
         f"Verdicts of denials that make events: {', '.join(_VERDICTS)}.",
     ),
     Key(
         "events.faults",
         [cause for cause in _CAUSES if cause != "other"],
-        _some_of(*_CAUSES),
+        some_of(*_CAUSES),
         f"Causes of faults that make events: {', '.join(_CAUSES)}.",
     ),
-    Key("events.seals", False, _switch, "Whether a successful mseal makes an event."),
+    Key("events.seals", False, switch, "Whether a successful mseal makes an event."),
     Key(
         "events.command_line",
         "redacted",
-        _one_of("redacted", "full", "off"),
+        one_of("redacted", "full", "off"),
         'Command lines in events: "redacted" (values that look secret replaced), "full" or "off".',
     ),
     Key(
         "rate_limit.per_caller",
         10,
-        _integer(1, 1_000_000),
+        integer(1, 1_000_000),
         "Events a second for each process, operation or cause, and caller.",
     ),
     Key(
         "rate_limit.burst",
         100,
-        _integer(1, 1_000_000),
+        integer(1, 1_000_000),
         "Events at once before that limit holds.",
     ),
     Key(
         "rate_limit.host",
         1000,
-        _integer(1, 1_000_000),
+        integer(1, 1_000_000),
         "Events a second for the whole host.",
     ),
     Key(
         "canary.interval",
         60,
-        _integer(0, 86400),
+        integer(0, 86400),
         "Seconds from one canary to the next; 0: only at start.",
     ),
     Key(
         "workloads.maximum",
         1024,
-        _integer(1, 65536),
+        integer(1, 65536),
         'Workloads with metrics of their own; any further one counts as "other".',
     ),
     Key(
         "ring.size",
         1024 * 1024,
-        _ring_size,
+        ring_size,
         "Bytes of the ring buffer, a power of two from 65536 to 67108864.",
     ),
-    Key("watch.compat", False, _switch, "Whether to watch 32-bit callers (int 0x80)."),
-    Key("watch.io_uring", False, _switch, "Whether to watch madvise through io_uring."),
+    Key("watch.compat", False, switch, "Whether to watch 32-bit callers (int 0x80)."),
+    Key("watch.io_uring", False, switch, "Whether to watch madvise through io_uring."),
 )
 
 _MUTE_KEYS: tuple[Key, ...] = (
-    Key("mute.executable", None, _text, "Glob: with a slash for the path, else the base name."),
-    Key("mute.operation", None, _one_of(*_OPERATIONS), "The operation of the denials to mute."),
-    Key("mute.cause", None, _one_of(*_CAUSES), "The cause of the faults to mute."),
-    Key("mute.until", None, _until, "The last date or time of the entry; none: for ever."),
-    Key("mute.reason", None, _text, "Why these are known and harmless."),
+    Key("mute.executable", None, non_empty, "Glob: with a slash for the path, else the base name."),
+    Key("mute.operation", None, one_of(*_OPERATIONS), "The operation of the denials to mute."),
+    Key("mute.cause", None, one_of(*_CAUSES), "The cause of the faults to mute."),
+    Key("mute.until", None, until, "The last date or time of the entry; none: for ever."),
+    Key("mute.reason", None, non_empty, "Why these are known and harmless."),
 )
 
 _BY_PATH = {key.path: key for key in KEYS}
@@ -452,7 +336,7 @@ class _Reader:
             return None
         try:
             return keys[path], keys[path].check(value)
-        except _Invalid as error:
+        except Invalid as error:
             self.mistake(place, str(error))
             return None
 
@@ -523,7 +407,7 @@ def _read(text: str, name: str, overrides: Mapping[str, object]) -> Config:
             continue
         try:
             values[key.path] = key.check(value)
-        except _Invalid as error:
+        except Invalid as error:
             messages.append(f"command line: {key.flag or key.name}: {error}")
     if messages:
         raise ConfigError("\n".join(messages))

@@ -1,10 +1,11 @@
 /*
  * bench calls BATCHES             what a call costs: others, monitored ones, a denied one
  * bench process BATCHES COUNT...  a denied mprotect in a process with COUNT more mappings
- * bench range BATCHES COUNT...    a denied mprotect whose range holds COUNT mappings, the last sealed
+ * bench range BATCHES COUNT...    a denied mprotect over COUNT mappings, the last one sealed
  *
- * Times short batches in turn, so that a disturbance meets all alike. Prints a JSON object: by name,
- * ns per call of each batch; `denied`, how many calls were refused; `mappings`, what the process had.
+ * Times short batches in turn, so that a disturbance meets all alike. Prints a JSON object: by
+ * name, ns per call of each batch; `denied`, how many calls were refused; `mappings`, how many the
+ * process had.
  */
 #define _GNU_SOURCE
 #include "asset.h"
@@ -15,7 +16,7 @@
 
 #define CASES_MAX 16
 #define WARM_UP 20
-#define DENIALS 400 /* a batch; their events fit into a ring of 1 MiB, which is read in the pauses */
+#define DENIALS 400 /* a batch: their events fit into a ring of 1 MiB, read in the pauses */
 #define PAUSE_NS 1000000L
 #define NOPS 32 /* requests a submission */
 

@@ -1,0 +1,153 @@
+"""Checks of single configuration values: each returns the value as the program uses it."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "Check",
+    "Invalid",
+    "integer",
+    "listen_address",
+    "non_empty",
+    "one_of",
+    "optional_path",
+    "ring_size",
+    "some_of",
+    "string",
+    "switch",
+    "until",
+]
+
+
+class Invalid(Exception):
+    """What is wrong with a value; the way out."""
+
+
+Check = Callable[[object], Any]  # returns the value as the program uses it, or raises Invalid
+
+
+def _shown(value: object) -> str:
+    """`value` for a message: bounded, printable, whatever it is."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case int() if value.bit_length() > 64:
+            return "a number beyond 64 bits"
+        case str():
+            return repr(value if len(value) <= 80 else value[:77] + "...")
+        case list() | dict():
+            return "a list" if isinstance(value, list) else "a table"
+    return str(value)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return " or ".join((", ".join(names[:-1]), names[-1])) if len(names) > 1 else names[0]
+
+
+def string(value: object) -> str:
+    if not isinstance(value, str):
+        raise Invalid(f"{_shown(value)} is no string; write it in quotes")
+    return value
+
+
+def switch(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise Invalid(f"{_shown(value)} is no switch; write true or false")
+    return value
+
+
+def one_of(*valid: str) -> Check:
+    def check(value: object) -> str:
+        if value not in valid:
+            raise Invalid(f"{_shown(value)} is not valid; choose {_listed(valid)}")
+        return string(value)
+
+    return check
+
+
+def some_of(*valid: str) -> Check:
+    one = one_of(*valid)
+
+    def check(value: object) -> tuple[str, ...]:
+        if not isinstance(value, list):
+            raise Invalid(f"{_shown(value)} is no list; write [] or a list of {_listed(valid)}")
+        return tuple(dict.fromkeys(one(item) for item in value))
+
+    return check
+
+
+def integer(low: int, high: int) -> Check:
+    def check(value: object) -> int:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise Invalid(f"{_shown(value)} is no integer; write one from {low} to {high}")
+        if not low <= value <= high:
+            raise Invalid(f"{_shown(value)} is out of range; write {low} to {high}")
+        return value
+
+    return check
+
+
+def ring_size(value: object) -> int:
+    size: int = integer(64 * 1024, 64 * 1024 * 1024)(value)
+    if size & (size - 1):  # a power of two in this range is a multiple of every page size
+        raise Invalid(f"{size} is no power of two; the next one is {1 << size.bit_length()}")
+    return size
+
+
+def optional_path(value: object) -> Path | None:
+    text = string(value)
+    if "\0" in text:
+        raise Invalid(f"{_shown(value)} holds a NUL character; no file has such a name")
+    return Path(text) if text else None
+
+
+def non_empty(value: object) -> str:
+    text = string(value)
+    if not text.strip():
+        raise Invalid("it is empty; write some text")
+    return text
+
+
+_HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*\.?")
+
+
+def _valid_host(host: str) -> bool:
+    try:
+        if host.startswith("[") and host.endswith("]"):
+            ipaddress.IPv6Address(host[1:-1])
+        elif re.fullmatch(r"[0-9.]+", host):
+            ipaddress.IPv4Address(host)
+        else:
+            return len(host) <= 253 and _HOST_NAME.fullmatch(host) is not None
+    except ValueError:
+        return False
+    return True
+
+
+def listen_address(value: object) -> tuple[str, int]:
+    text = string(value)
+    form = "write ADDR:PORT, as in 127.0.0.1:10462, [::1]:10462 or 0.0.0.0:10462"
+    host, _, port = text.rpartition(":")
+    if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+        raise Invalid(f"{_shown(text)} has no port from 0 to 65535; {form}")
+    if not _valid_host(host):
+        raise Invalid(f"{_shown(text)} has no valid address; {form}")
+    if host.startswith("["):
+        host = host[1:-1]
+    return host, int(port)
+
+
+def until(value: object) -> datetime.datetime:
+    """A date lasts to its end; a time without a zone is UTC."""
+    match value:
+        case datetime.datetime():
+            return value if value.tzinfo else value.replace(tzinfo=datetime.UTC)
+        case datetime.date():
+            return datetime.datetime.combine(value, datetime.time.max, datetime.UTC)
+    raise Invalid(f"{_shown(value)} is no date; write 2030-12-31 or 2030-12-31T18:00:00Z")
