@@ -75,11 +75,17 @@ def _suppression_items(event: Mapping[str, Any]) -> list[str]:
 
 def _health_items(event: Mapping[str, Any]) -> list[str]:
     blind = event["blind_seconds"]
-    return [
-        event["event"],
-        *([f"blind for {blind:g} s"] if blind is not None else []),
-        *(f"{key} {value}" for key, value in event["details"].items()),
-    ]
+    items = [event["event"], *([f"blind for {blind:g} s"] if blind is not None else [])]
+    for key, value in event["details"].items():
+        if isinstance(value, Mapping):
+            # Tables are for machines, but for the final counts, which are numbers by name.
+            numbers = [f"{name} {number}" for name, number in value.items() if number]
+            items += [f"{key}: {', '.join(numbers)}"] if "counted" in value and numbers else []
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            items += map(str, value)
+        else:
+            items.append(f"{key} {value}")
+    return items
 
 
 _ITEMS: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {

@@ -71,6 +71,7 @@ ROWS = {
 }
 WITH_SIZES = ("nothing", "empty", "filtered")
 
+Command = list[str | Path]
 Samples = dict[tuple[str, str], list[float]]  # by row and call: ns, a value a batch
 
 
@@ -286,10 +287,10 @@ class Running:
     def __init__(self, directory: Path) -> None:
         empty = directory / "config.toml"
         empty.touch()
-        command = [sys.executable, "-m", "monitor", "run", "--config", empty, "--output", "json"]
+        command: Command = [sys.executable, "-m", "monitor", "run", "--config", empty]
         began = time.monotonic()
         self._process = subprocess.Popen(
-            [*command, "--web.listen-address", "127.0.0.1:0"],
+            [*command, "--output", "json", "--web.listen-address", "127.0.0.1:0"],
             stdout=subprocess.PIPE,
             text=True,
             cwd=ASSETS.parent.parent,
@@ -369,7 +370,7 @@ def _own_cgroup() -> Iterator[Path | None]:
 
 
 def _storm(program: Path, threads: int, seconds: float, cgroup: Path | None) -> Storm:
-    command = [program, str(threads), "0", str(seconds), "mixed", "--wait"]
+    command: Command = [program, str(threads), "0", str(seconds), "mixed", "--wait"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -595,8 +596,8 @@ def _show_storms(alone: dict[int, Storm], weathered: dict[int, Weathered]) -> No
 
 def _built(directory: Path, name: str) -> Path:
     program = directory / name
-    command = ["gcc", "-O2", "-Wall", "-Wextra", "-pthread", ASSETS / f"{name}.c", "-o", program]
-    subprocess.run(command, check=True)
+    source = ASSETS / f"{name}.c"
+    subprocess.run(["gcc", "-O2", "-Wall", "-pthread", source, "-o", program], check=True)
     return program
 
 
