@@ -198,7 +198,7 @@ def _ensure_tracefs() -> list[str]:
                 f"tracefs is not mounted and mounting it failed ({reason}); "
                 f"run: mount -t tracefs tracefs {_TRACING}"
             )
-    return [f"tracefs was not mounted: used a private mount while loading"]
+    return ["tracefs was not mounted: used a private mount while loading"]
 
 
 def _flatten(path: Path) -> str:

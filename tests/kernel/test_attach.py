@@ -261,7 +261,7 @@ print(json.dumps([loaded.notes, all(probe.attached for probe in loaded.probes),
         ("mounted", []),
         (
             "unmounted",
-            ["tracefs was not mounted on /sys/kernel/tracing: used a private mount while loading"],
+            ["tracefs was not mounted: used a private mount while loading"],
         ),
     ],
 )

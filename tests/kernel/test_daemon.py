@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -17,7 +18,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from monitor import events, provoke
+from monitor import config, events, provoke
+from monitor.daemon import Daemon
+from monitor.probes import PROBES, Hook
 
 Compile = Callable[[str], Path]
 Event = dict[str, Any]
@@ -293,9 +296,10 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 def test_full_disk_is_counted_and_recovers(disk: Path, start: Start) -> None:
     daemon = start("", "--events-file", str(disk / "events.jsonl"))
     filler = disk / "filler"
-    with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(b"x" * 4096)
+    assert os.statvfs(disk).f_bfree == 0
     for _ in range(8):  # the file's last page has room for some
         provoke.run("munmap").communicate()
     daemon.health("sink_failed")
@@ -336,3 +340,41 @@ def test_demo_tells_every_violation_right(require_bpf: None) -> None:
     assert demo.stdout.rstrip().endswith("all told right.")
     assert "WRONG" not in demo.stdout
     assert 'seal_monitor_denials_total{operation="brk",verdict="sealed"} 1.0' in demo.stdout
+
+
+class Collected:
+    """A sink that keeps the events."""
+
+    name = "collected"
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def emit(self, event: dict[str, object]) -> None:
+        self.events.append(event)
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_lost_probe_is_told(monkeypatch: pytest.MonkeyPatch, require_bpf: None) -> None:
+    lost = Hook("tracepoint", "syscalls:sys_exit_no_such_call", "exit_shmat")
+    table = [p._replace(hooks=(lost,)) if p.name == "shmat" else p for p in PROBES]
+    monkeypatch.setattr("monitor.loader.PROBES", table)
+    settings = config.load(
+        None, {"attach": "tracepoint", "web.listen_address": "127.0.0.1:0"}, default=Path("/none")
+    )
+    collected = Collected()
+    with Daemon(settings, [collected]) as daemon:
+        daemon.loop(until=lambda: len(daemon.not_ready()) == 1)
+        (reason,) = daemon.not_ready()
+        assert reason.startswith("probe shmat is not attached: cannot attach to syscalls:sys_exit")
+        address, port = daemon.server.address
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            urllib.request.urlopen(f"http://{address}:{port}/-/ready", timeout=5)
+        with urllib.request.urlopen(f"http://{address}:{port}/metrics", timeout=5) as answer:
+            metrics = answer.read().decode()
+    assert 'seal_monitor_probe_attached{mode="tracepoint",probe="shmat"} 0.0' in metrics
+    assert 'seal_monitor_probe_attached{mode="tracepoint",probe="munmap"} 1.0' in metrics
+    told = [event for event in collected.events if event.get("event") == "probe_lost"]
+    assert [event["message"].partition(":")[0] for event in told] == ["shmat"]
