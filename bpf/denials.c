@@ -37,11 +37,12 @@ static __always_inline int report(struct scratch *scratch, struct task_struct *t
     count = counters_of(canary ? BANK_CANARY : BANK_HOST);
     if (!count || operation >= OPERATIONS || verdict >= VERDICTS)
         return 0;
+    /* The workload first: whoever sees the total has seen its parts. */
+    if (!canary)
+        count_workload(count, verdict);
     COUNT(count->denials[operation][verdict]);
     if (judgement->partial_end > judgement->partial_start)
         COUNT(count->partial_updates[operation]);
-    if (!canary)
-        count_workload(count, verdict);
     if (!canary && !(config->emit_verdicts >> verdict & 1)) {
         COUNT(count->events[KIND_DENIAL][OUTCOME_FILTERED]);
         return 0;

@@ -122,10 +122,17 @@ def mark(config: Config, pid: int) -> None:
 
 def _flags_seen(ring: Ring, wanted: int) -> list[int]:
     """vm_flags at each of the `wanted` mseal calls."""
+    from monitor.abi import Kind, RecordFlag  # noqa: PLC0415 - the child needs none of it
+
     deadline = time.monotonic() + _TIMEOUT
     flags: list[int] = []
     while len(flags) < wanted:
-        flags += [record.mapping.flags for record in ring.drain().records]
+        # Others may seal meanwhile.
+        flags += [
+            record.mapping.flags
+            for record in ring.drain().records
+            if record.flags & RecordFlag.CANARY and record.kind == Kind.SEAL
+        ]
         if time.monotonic() > deadline:
             raise CalibrationError(f"the probe on mseal saw {len(flags)} of {wanted} calls")
         time.sleep(0.001)
@@ -149,25 +156,32 @@ def calibrate(process: Popen[str], config: Config, ring: Ring) -> Findings:
 
     Raises CalibrationError.
     """
-    mark(config, process.pid)
+    from subprocess import TimeoutExpired  # noqa: PLC0415 - the child needs none of it
+
     try:
+        mark(config, process.pid)
         output, _ = process.communicate("x", timeout=_TIMEOUT)
         found = json.loads(output or "{}")
         if found.get("mseal") != 0:
             raise CalibrationError(f"mseal failed in the calibrating process: {found}")
         plain, guarded, unsealed, sealed, *_ = _flags_seen(ring, 4)
+    except TimeoutExpired as error:
+        raise CalibrationError(f"its process did not end within {_TIMEOUT:g} s") from error
+    except (OSError, json.JSONDecodeError) as error:
+        raise CalibrationError(f"its process ended early: {error}") from error
     finally:
-        config.canary_pid = 0
         process.kill()
         process.wait()
-    config.sealed_mask = _single_bit(unsealed, sealed)
-    if not config.sealed_mask:
+        config.canary_pid = 0
+    sealed_mask = _single_bit(unsealed, sealed)
+    if not sealed_mask:
         raise CalibrationError(f"sealing changed vm_flags from {unsealed:#x} to {sealed:#x}")
     config.maybe_guard_mask = _single_bit(plain, guarded)
     config.anonymous_by_ops = found["anonymous_by_ops"]
     config.partial_mprotect = found["partial_mprotect"]
     config.partial_madvise = found["partial_madvise"]
     config.partial_mremap = found["partial_mremap"]
+    config.sealed_mask = sealed_mask  # last: from now on the programs count
     return Findings(
         found["guard_regions"],
         {name: found[f"partial_{name}"] for name in ("mprotect", "madvise", "mremap")},

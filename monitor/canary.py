@@ -6,12 +6,14 @@ through the ring with the right verdict. The kernel counts them apart from every
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from monitor import abi, calibrate, provoke
 from monitor.operations import OPERATIONS
+from monitor.printable import printable
 
 if TYPE_CHECKING:
     from subprocess import Popen
@@ -21,38 +23,50 @@ __all__ = ["Canary"]
 TIMEOUT = 5.0
 
 
+_OPERATION_NAMES = [operation.name for operation in OPERATIONS]
+
+
 def _matches(expected: dict[str, Any], record: abi.Record) -> bool:
     if expected["kind"] == "denial":
-        names = ("operation", "verdict", "sealed_start", "sealed_end")
-        seen: tuple[object, ...] = (
-            OPERATIONS[record.operation].name,
-            abi.Verdict(record.verdict).label,
-            record.mapping.start,
-            record.mapping.end,
+        return (record.kind, record.operation, record.verdict) == (
+            abi.Kind.DENIAL,
+            _OPERATION_NAMES.index(expected["operation"]),
+            abi.Verdict[expected["verdict"].upper()],
+        ) and (record.mapping.start, record.mapping.end) == (
+            expected["sealed_start"],
+            expected["sealed_end"],
         )
-    else:
-        names = ("cause", "disposition", "address", "access")
-        seen = (
-            abi.Cause(record.cause).label,
-            abi.Disposition(record.disposition).label,
-            record.address,
-            abi.Access(record.access).label,
-        )
-    return abi.Kind(record.kind).label == expected["kind"] and seen == tuple(
-        expected[name] for name in names
+    return (record.kind, record.cause, record.disposition, record.access, record.address) == (
+        abi.Kind.FAULT,
+        abi.Cause[expected["cause"].upper()],
+        abi.Disposition[expected["disposition"].upper()],
+        abi.Access[expected["access"].upper()],
+        expected["address"],
     )
 
 
-def _missing(lines: list[dict[str, Any]], records: list[abi.Record]) -> str:
-    """What did not come back; empty when all did."""
-    if not lines:
-        return "the canary's process did nothing"
-    for line in lines:
+def _missing(
+    names: Sequence[str], lines: Sequence[dict[str, Any]], records: Sequence[abi.Record]
+) -> str:
+    """What was not done or did not come back; empty when all did."""
+    by_name = {line["name"]: line for line in lines}
+    for name in names:
+        line = by_name.get(name)
+        if line is None:
+            return f"its process did not make {name}"
         if "unsupported" in line:
-            return f"{line['name']} cannot be made: {line['unsupported']}"
+            return f"{name} cannot be made: {line['unsupported']}"
         if not any(_matches(line, record) for record in records):
-            return f"{line['name']} was not seen with its verdict"
+            return f"{name} was not seen with its verdict"
     return ""
+
+
+def _last_words(child: Popen[str]) -> str:
+    """How the child ended, for a person."""
+    assert child.stderr is not None
+    lines = child.stderr.read().split("\n")
+    words = printable(next((line for line in reversed(lines) if line.strip()), ""))
+    return f"status {child.returncode}{': ' if words else ''}{words}"
 
 
 class Canary:
@@ -84,28 +98,36 @@ class Canary:
         self._child.stdin.close()
 
     def collect(self, record: abi.Record) -> None:
-        """Take a record that the kernel marked as the canary's."""
-        if self.running:
+        """Take a record that the kernel marked as the canary's; one of an earlier run is none."""
+        if self._child is not None and record.pid == self._child.pid:
             self._records.append(record)
 
     def result(self) -> str | None:
         """None while it runs; then once: empty for success, else what is wrong."""
         if self._child is None:
             return None
-        has_ended = self._child.poll() is not None
-        if has_ended and not self._lines:
-            assert self._child.stdout is not None
-            # Two short lines: they fit into the pipe of a child that has ended.
-            self._lines = [json.loads(line) for line in self._child.stdout.read().splitlines()]
-        problem = _missing(self._lines, self._records) if has_ended else "it did not end in time"
+        if self._child.poll() is None:
+            problem = "its process did not end in time"
+        else:
+            self._read_lines(self._child)
+            problem = _missing(self._names, self._lines, self._records)
         if problem and self._clock() < self._deadline:
             return None  # the record may be on its way
+        if problem and self._child.returncode and len(self._lines) < len(self._names):
+            problem += f" ({_last_words(self._child)})"
         self.stop()
         return problem
 
+    def _read_lines(self, child: Popen[str]) -> None:
+        """What the child did: short lines, that fit into the pipe of one that has ended."""
+        assert child.stdout is not None
+        for line in child.stdout:
+            # A child that was killed may leave half a line: that violation was not made.
+            with contextlib.suppress(json.JSONDecodeError):
+                self._lines.append(json.loads(line))
+
     def stop(self) -> None:
-        """End the child, if there is one."""
-        self._config.canary_pid = 0
+        """End the child, if there is one, while the kernel still counts it apart."""
         if self._child is not None:
             self._child.kill()
             self._child.wait()
@@ -113,3 +135,4 @@ class Canary:
                 if stream is not None:
                     stream.close()
             self._child = None
+        self._config.canary_pid = 0

@@ -10,9 +10,8 @@ import os
 import select
 import signal
 import socket
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 
 from prometheus_client import CollectorRegistry
@@ -35,8 +34,10 @@ __all__ = ["Daemon", "run"]
 SECOND_NS = 1_000_000_000
 SWEEP_SECONDS = 1.0
 MISSED_SECONDS = 10.0
+TURN_SECONDS = 0.5  # what a storm leaves in the ring after so long waits for the next turn
 DRAIN_SECONDS = 2.0
 CANARY_POLL_SECONDS = 0.01
+CANARY_RETRY_SECONDS = 60
 
 
 def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
@@ -44,6 +45,7 @@ def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
 
     Raises HostError, LoadError, CalibrationError, ConfigError, WebError.
     """
+    _occupy_standard_descriptors()
     with Daemon(config, open_sinks(config), reload) as daemon:
         daemon.watch_signals()
         daemon.loop()
@@ -51,9 +53,19 @@ def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
     return 0
 
 
+def _occupy_standard_descriptors() -> None:
+    """Whoever started us may have closed one: nothing else of ours may get its number.
+
+    Writing to it stays the error that it was, and is counted as one of the sink's.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDONLY)) <= 2:
+        pass
+    os.close(descriptor)
+
+
 def open_sinks(config: Config) -> list[sinks.Sink]:
     """The sinks that the configuration asks for. Raises ConfigError."""
-    is_terminal = sys.stdout.isatty()
+    is_terminal = os.isatty(1)
     is_pretty = config.output.format == "pretty" or (config.output.format == "auto" and is_terminal)
     opened: list[sinks.Sink] = [
         sinks.pretty(colours=is_terminal) if is_pretty else sinks.json_lines()
@@ -67,12 +79,18 @@ def open_sinks(config: Config) -> list[sinks.Sink]:
 
 
 def notify(message: str) -> None:
-    """sd_notify(3): tell systemd, if it started us."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if address:
+    """sd_notify(3): tell systemd, if it started us. What fails is told on standard error."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
-            connection.connect(address.replace("@", "\0", 1))
+            connection.connect("\0" + address[1:] if address.startswith("@") else address)
             connection.send(message.encode())
+    except OSError as error:
+        words = f"seal-monitor: cannot tell the service manager {message}: {address}: {error}\n"
+        with contextlib.suppress(OSError):  # there is nowhere else to tell it
+            os.write(2, words.encode(errors="backslashreplace"))
 
 
 def configure(kernel: abi.Config, config: Config) -> None:
@@ -97,7 +115,7 @@ class Daemon:
         reload: Callable[[], Config] | None = None,
     ) -> None:
         self._started = time.monotonic()
-        self._config = config
+        self._config = self._started_with = config
         self._reload = reload
         self._outputs = outputs
         self._cleanup = contextlib.ExitStack()
@@ -112,7 +130,8 @@ class Daemon:
         self._missed: dict[str, int] = {}
         self._dropped = 0
         self._sweep_at = self._missed_at = 0.0
-        self._canary_at = float("inf")
+        self._canary_ended = self._started
+        self._trouble: set[str] = set()
         with contextlib.ExitStack() as on_failure:
             on_failure.push(self._cleanup)
             self._start()
@@ -132,19 +151,21 @@ class Daemon:
             from monitor.web_config import load_web_config  # noqa: PLC0415 - YAML and bcrypt: 3 MB
 
             web_options = load_web_config(config.web.config_file)
+        self._has_tls = web_options is not None and web_options.tls is not None
         attached = self._cleanup.enter_context(Attached(config))
         self.loaded, self.state, self.ring = attached.loaded, attached.state, attached.ring
         kernel = self.state.config
-        configure(kernel, config)
         self.findings = attached.calibrate()
-        self.identities = Identities(command_line=config.events.command_line)
+        # Only now: an event made before would be taken for one of the calibration's.
+        configure(kernel, config)
         cgroups = Cgroups()
         self.facts = host.host_facts()
         self.tally = Tally(sink.name for sink in self._outputs)
+        self.tally.reload(True, time.time())
         self.pipeline = Pipeline(
             self.facts,
             kernel.sealed_mask,
-            identities=self.identities,
+            identities=Identities(command_line=config.events.command_line),
             cgroups=cgroups,
             outputs=self._outputs,
             tally=self.tally,
@@ -169,6 +190,13 @@ class Daemon:
         version = metadata.version("seal-monitor")
         return metrics.build(source, self.tally, facts, version, "")
 
+    @property
+    def metrics_url(self) -> str:
+        address, port = self.server.address
+        shown = f"[{address}]" if ":" in address else address
+        scheme = "https" if self._has_tls else "http"
+        return f"{scheme}://{shown}:{port}/metrics"
+
     def not_ready(self) -> list[str]:
         """Why the daemon is not ready, a reason a line; empty when it is."""
         reasons = [
@@ -178,8 +206,8 @@ class Daemon:
         ]
         if self._stopping:
             reasons.append("it is stopping")
-        if self._canary_problem:
-            reasons.append(f"canary: {self._canary_problem}")
+        if problem := self._canary_problem:  # read once: the other thread may clear it
+            reasons.append(f"canary: {problem}")
         return reasons
 
     # ---- the loop --------------------------------------------------------------------------------
@@ -237,8 +265,9 @@ class Daemon:
             self._reload_configuration()
 
     def drain(self) -> int:
-        """Take every record that is in the ring; how many."""
-        taken = 0
+        """Take the records that are in the ring, for half a second at most; how many."""
+        taken = corrupt = 0
+        deadline = time.monotonic() + TURN_SECONDS
         while True:
             self.pipeline.offset = clock_offset()
             drained = self.ring.drain()
@@ -250,27 +279,53 @@ class Daemon:
                     self.pipeline.take(record)
             for _ in range(drained.corrupt):
                 self.tally.decode_error()
-                self._pending_health.append(("records_corrupt", "the ring held no whole record"))
-            if not drained.records and not drained.corrupt:
-                return taken
+            corrupt += drained.corrupt
+            is_empty = not drained.records and not drained.corrupt
+            if is_empty or time.monotonic() > deadline:
+                break
+        if corrupt:
+            self._pending_health.append(
+                ("records_corrupt", f"{corrupt} entries of the ring were no records")
+            )
+        return taken
 
     def _sweep(self, final: bool = False) -> None:
-        for gap in self._suppressions.sweep(time.clock_gettime_ns(time.CLOCK_BOOTTIME), final):
-            self.pipeline.suppression(gap)
+        with self._survived("cannot read what was suppressed"):
+            now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+            for gap in self._suppressions.sweep(now, final):
+                self.pipeline.suppression(gap)
+
+    @contextlib.contextmanager
+    def _survived(self, what: str) -> Iterator[None]:
+        """An OSError (no memory, no descriptor left) is told once; the next turn tries again."""
+        try:
+            yield
+        except OSError as error:
+            if what not in self._trouble:
+                self._trouble.add(what)
+                self.pipeline.health("probe_degraded", f"{what}: {error}")
+        else:
+            self._trouble.discard(what)
 
     def _run_canary(self, now: float) -> None:
         problem = self._canary.result()
         if problem is not None:
             self._canary_came_back(problem, now)
-        elif not self._canary.running and self._config.canary.interval and now >= self._canary_at:
+        elif self._canary_is_due(now):
             try:
                 self._canary.start()
             except OSError as error:
                 self._canary.stop()
                 self._canary_came_back(f"its process cannot be started: {error}", now)
 
+    def _canary_is_due(self, now: float) -> bool:
+        interval = self._config.canary.interval
+        if not interval and self._canary_problem:  # once at start means: until it has passed once
+            interval = CANARY_RETRY_SECONDS
+        return not self._canary.running and 0 < interval <= now - self._canary_ended
+
     def _canary_came_back(self, problem: str, now: float) -> None:
-        self._canary_at = now + self._config.canary.interval
+        self._canary_ended = now
         self._canary_problem = problem or None
         self.tally.canary("failure" if problem else "success", time.time())
         if problem:
@@ -288,14 +343,12 @@ class Daemon:
     def _tell_started(self) -> None:
         ready_after = time.monotonic() - self._started
         modes = sorted({probe.mode for probe in self.loaded.probes if probe.attached})
-        address, port = self.server.address
-        shown = f"[{address}]" if ":" in address else address
         self.pipeline.health(
             "started",
             f"ready after {ready_after:.2f} s, attached by {', '.join(modes)}, "
-            f"metrics on http://{shown}:{port}/metrics",
+            f"metrics on {self.metrics_url}",
             details={
-                "metrics": f"http://{shown}:{port}/metrics",
+                "metrics": self.metrics_url,
                 "ready_seconds": round(ready_after, 3),
                 "probes": {p.probe: p.mode for p in self.loaded.probes if p.attached},
                 "partial_updates": dict(self.findings.partial_updates),
@@ -305,6 +358,11 @@ class Daemon:
         notify("READY=1")
 
     def _look_at_losses(self) -> None:
+        with self._survived("cannot read the runs that probes missed"):
+            self._look_at_missed_runs()
+        self._look_at_dropped_events()
+
+    def _look_at_missed_runs(self) -> None:
         for probe in self.loaded.probes:
             if not probe.attached:
                 continue
@@ -318,6 +376,8 @@ class Daemon:
                     "bound (--attach raw_tracepoint never skips)",
                     details={"probe": probe.probe, "missed_runs": missed},
                 )
+
+    def _look_at_dropped_events(self) -> None:
         counters = self.state.counters()
         dropped = sum(outcomes[abi.Outcome.DROPPED] for outcomes in counters.events)
         if dropped > self._dropped:
@@ -350,11 +410,13 @@ class Daemon:
             return
         configure(self.state.config, config)
         self.pipeline.mutes = config.mutes
-        self.identities.command_line = config.events.command_line
+        if config.events.command_line != self._config.events.command_line:
+            # Anew: what it knows of processes was shown by the old setting.
+            self.pipeline.identities = Identities(command_line=config.events.command_line)
         restart = [
             name
             for name in ("attach", "web", "output", "workloads", "ring", "watch")
-            if getattr(config, name) != getattr(self._config, name)
+            if getattr(config, name) != getattr(self._started_with, name)
         ]
         self._config = config
         self.tally.reload(True, time.time())
@@ -368,12 +430,12 @@ class Daemon:
         self._stopping = True
         notify("STOPPING=1")
         self._canary.stop()
-        self._look_at_losses()
         self.loaded.detach()
         deadline = time.monotonic() + DRAIN_SECONDS
         # A program that was running when it was detached may still have a record to submit.
         while self.drain() or (self.ring.used_bytes and time.monotonic() < deadline):
             time.sleep(0.001)
+        self._look_at_losses()
         self._sweep(final=True)
         self._tell_pending()
         counters = self.state.counters()

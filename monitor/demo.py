@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from monitor import provoke, sinks
-from monitor.config import Config, Watch
+from monitor.config import Config, Watch, Web, parse
 from monitor.daemon import Daemon
 from monitor.provocation import Provocation
 
@@ -113,10 +113,14 @@ def run(config: Config) -> int:
     Raises what starting the daemon raises.
     """
     began = time.monotonic()
+    defaults = parse("", "")
     config = replace(
         config,
+        events=defaults.events,
+        rate_limit=defaults.rate_limit,
+        mutes=(),
         watch=Watch(compat=True, io_uring=True),
-        web=replace(config.web, listen_address=(config.web.listen_address[0], 0)),
+        web=Web(listen_address=("127.0.0.1", 0), config_file=None),  # it reads them itself
     )
     colours = sys.stdout.isatty()
     collected = _Collected()
@@ -170,9 +174,7 @@ def _show_all(
 
 
 def _show_metrics(daemon: Daemon) -> None:
-    address, port = daemon.server.address
-    url = f"http://{address}:{port}/metrics"
-    with urllib.request.urlopen(url, timeout=5) as answer:
+    with urllib.request.urlopen(daemon.metrics_url, timeout=5) as answer:
         lines = answer.read().decode().splitlines()
     _show("\n== Metrics (those that are not 0) ==\n")
     for line in lines:

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from monitor import abi, classify, events, sinks
-from monitor.cgroups import Cgroups
+from monitor.cgroups import NO_WORKLOAD, Cgroups
 from monitor.config import Mute
-from monitor.identity import Identities
+from monitor.identity import Identities, Identity
 from monitor.printable import printable
 from monitor.suppression import Gap
 from monitor.tally import Result, Tally
@@ -60,7 +60,7 @@ class Pipeline:
         """`on_sink` is called when a sink fails, and with None when it takes events again."""
         self._host = host
         self._sealed_mask = sealed_mask
-        self._identities = identities
+        self.identities = identities
         self._cgroups = cgroups
         self._outputs = outputs
         self._tally = tally
@@ -85,7 +85,7 @@ class Pipeline:
             return
         process = self._process(record)
         origin = self._origin(
-            record.time_boot_ns, process, self._cgroups.workload(record.cgroup_id, record.pid)
+            record.time_boot_ns, process, self._workload(record.cgroup_id, record.pid)
         )
         path = _mapped_file(record, self._proc)
         try:
@@ -94,7 +94,7 @@ class Pipeline:
             self._tally.decode_error()
             self._count(kind, "failed")
             return
-        if self._is_muted(event, process):
+        if self._is_muted(event, process.executable):
             self._count(kind, "filtered")
             return
         taken = self._write(event)
@@ -104,11 +104,22 @@ class Pipeline:
             self._tally.delay((now - record.time_boot_ns) / 1e9)
 
     def suppression(self, gap: Gap) -> None:
-        """Tell of events that the rate limit held back."""
+        """Tell of events that the rate limit held back, unless a mute applies to them."""
+        key, bucket = gap
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        workload = self._cgroups.workload(gap.bucket.cgroup_id) if gap.key.pid else None
+        workload = self._workload(bucket.cgroup_id) if key.pid else None
         origin = self._origin(now, None, workload)
-        event = classify.suppression(gap.key, gap.bucket, origin, offset_ns=self.offset)
+        try:
+            event = classify.suppression(key, bucket, origin, offset_ns=self.offset)
+        except classify.ClassifyError:
+            self._tally.decode_error()
+            self._tally.event("suppression", "failed")
+            return
+        if self.mutes and key.pid:
+            identity = self._identity(key.pid, key.start_boot_ns)
+            if self._is_muted(event, identity.executable):
+                self._tally.event("suppression", "filtered")
+                return
         self._tally.event("suppression", "delivered" if self._write(event) else "failed")
 
     def health(
@@ -155,9 +166,7 @@ class Pipeline:
         )
 
     def _process(self, record: abi.Record) -> events.Process:
-        identity = self._identities.lookup(
-            record.pid, record.start_boot_ns, uid=record.uid, base_name=record.executable
-        )
+        identity = self._identity(record.pid, record.start_boot_ns, record.uid, record.executable)
         self._tally.identity(identity.result)
         return events.Process(
             pid=record.pid,
@@ -173,13 +182,27 @@ class Pipeline:
             user_name=identity.user_name,
         )
 
-    def _is_muted(self, event: events.Event, process: events.Process) -> bool:
+    def _identity(
+        self, pid: int, start_boot_ns: int, uid: int | None = None, base_name: bytes = b""
+    ) -> Identity:
+        try:
+            return self.identities.lookup(pid, start_boot_ns, uid=uid, base_name=base_name)
+        except OSError:  # /proc hides it (hidepid), or no descriptor is left on the host
+            return Identity(None, None, None, "partial")
+
+    def _workload(self, cgroup_id: int, pid: int | None = None) -> events.Workload:
+        try:
+            return self._cgroups.workload(cgroup_id, pid)
+        except OSError:  # cgroup2 is being unmounted
+            return NO_WORKLOAD
+
+    def _is_muted(self, event: events.Event, executable: str | None) -> bool:
         now = datetime.now(UTC)
         return any(
             mute.applies(
                 operation=getattr(event, "operation", None),
                 cause=getattr(event, "cause", None),
-                executable=process.executable or "",
+                executable=executable or "",
                 now=now,
             )
             for mute in self.mutes

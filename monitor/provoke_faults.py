@@ -112,11 +112,12 @@ def _guard_region(access: str, disposition: str = "default") -> Fault:
     return _fault("guard_region", access, guard + _OFFSET, mapping, disposition=disposition)
 
 
-def _page(layout: str, cause: str, access: str) -> Fault:
+def _page(layout: str, cause: str, access: str, disposition: str = "default") -> Fault:
     """Hit the second of three pages, a mapping of its own."""
     start = lay(layout).start + PAGE
-    _prepare_to_die()
-    return _fault(cause, access, start + _OFFSET, (start, start + PAGE))
+    _prepare_to_die(handled=disposition == "handler")
+    mapping = (start, start + PAGE)
+    return _fault(cause, access, start + _OFFSET, mapping, disposition=disposition)
 
 
 def _unmapped() -> Fault:
@@ -186,6 +187,11 @@ _TABLE: tuple[tuple[str, str, Callable[[], Fault]], ...] = (
         lambda: _guard_region("write", "handler"),
     ),
     ("prot_none", "write into an inaccessible page", lambda: _page("wnw", "prot_none", "write")),
+    (
+        "prot_none_handled",
+        "write into an inaccessible page; a signal handler takes it",
+        lambda: _page("wnw", "prot_none", "write", "handler"),
+    ),
     (
         "stack_overflow",
         "grow the stack past its limit",

@@ -30,8 +30,7 @@ class Gap(NamedTuple):
 
 class _Told(NamedTuple):
     suppressed: int
-    last_ns: int
-    at_ns: int
+    at_ns: int  # nothing suppressed up to then is untold
 
 
 class Suppressions:
@@ -41,37 +40,47 @@ class Suppressions:
         self._state = state
         self._told: dict[bytes, _Told] = {}
         self._activity = -1
+        self._quiet_ns = 0  # up to then nothing was suppressed since all was told
         self._buckets = 0
         self._open = False
 
     def sweep(self, now_ns: int, final: bool = False) -> list[Gap]:
         """Gaps that have ended, or lasted for another interval; with `final` every one.
 
-        `now_ns` is of the boot clock. Buckets long idle are removed on the way.
+        `now_ns` is of the boot clock. Buckets long idle are removed on the way. Raises OSError
+        when the buckets cannot be read; what is untold then stays for the next time.
         """
         activity = sum(
             outcomes[Outcome.SUBMITTED] + outcomes[Outcome.SUPPRESSED]
             for outcomes in self._state.counters().events
         )
         if activity == self._activity and not self._open and not self._buckets:
+            self._quiet_ns = now_ns
             return []
-        self._activity = activity
+        buckets = list(self._all())
         self._open = False
         gaps = []
-        self._buckets = 0
-        idle = []
-        for key, bucket in self._all():
-            self._buckets += 1
+        for key, bucket in buckets:
             gap = self._gap(key, bucket, now_ns, final)
             if gap is not None:
                 gaps.append(gap)
-            elif key.pid and now_ns - bucket.last_used_ns > IDLE_NS:
-                idle.append(key)
-        for key in idle:
-            self._state.buckets.remove(key)
-            self._told.pop(bytes(key), None)
-            self._buckets -= 1
+        self._buckets = sum(1 for key, _ in buckets if key.pid)
+        self._activity = activity
+        for key, bucket in buckets:
+            if key.pid and self._is_idle(key, bucket, now_ns):
+                self._told.pop(bytes(key), None)
+                self._buckets -= 1
+                self._state.buckets.remove(key)
         return gaps
+
+    def _is_idle(self, key: BucketKey, bucket: Bucket, now_ns: int) -> bool:
+        """Whether all is told and a new bucket would allow no more than this one does."""
+        told = self._told.get(bytes(key))
+        return bool(
+            now_ns - bucket.last_used_ns > IDLE_NS
+            and bucket.arrival <= now_ns
+            and bucket.suppressed == (told.suppressed if told else 0)
+        )
 
     def _all(self) -> Iterator[tuple[BucketKey, Bucket]]:
         yield from self._state.buckets.items()
@@ -80,17 +89,23 @@ class Suppressions:
             yield BucketKey(), overflow
 
     def _gap(self, key: BucketKey, bucket: Bucket, now_ns: int, final: bool) -> Gap | None:
-        told = self._told.get(bytes(key), _Told(0, 0, bucket.first_suppressed_ns))
+        told = self._told.get(bytes(key), _Told(0, 0))
         more = bucket.suppressed - told.suppressed
         if not more:
+            if told.suppressed:
+                self._told[bytes(key)] = told._replace(at_ns=now_ns)
             return None
+        # The kernel keeps the first time of all; of a later gap only the earliest possible time is
+        # known, a sweep's interval before the true one at most.
+        first_ns = bucket.first_suppressed_ns
+        if told.suppressed:
+            first_ns = min(max(told.at_ns, self._quiet_ns), bucket.last_suppressed_ns)
         has_ended = now_ns - bucket.last_suppressed_ns >= QUIET_NS
-        if not (final or has_ended or now_ns - told.at_ns >= INTERVAL_NS):
+        if not (final or has_ended or now_ns - first_ns >= INTERVAL_NS):
             self._open = True
             return None
-        self._told[bytes(key)] = _Told(bucket.suppressed, bucket.last_suppressed_ns, now_ns)
+        self._told[bytes(key)] = _Told(bucket.suppressed, now_ns)
         part = Bucket.from_buffer_copy(bucket)
         part.suppressed = more
-        if told.suppressed:
-            part.first_suppressed_ns = told.last_ns
+        part.first_suppressed_ns = first_ns
         return Gap(key, part)

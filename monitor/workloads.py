@@ -41,6 +41,7 @@ class Workloads:
         self._counts: dict[int, Denials] = {}
         self._retired: dict[str, Denials] = {}
         self._seen = -1
+        self._settled = False
 
     @property
     def tracked(self) -> int:
@@ -49,15 +50,18 @@ class Workloads:
     def denials(self, counters: Counters) -> Mapping[str, Denials]:
         """Denials by workload name and verdict, `other` included.
 
-        A name's figures never go down while any cgroup of that name is there.
+        A name's figures never go down while any cgroup of that name is there. Raises OSError.
         """
         total = sum(sum(by_verdict) for by_verdict in counters.denials)
-        if total != self._seen:
-            self._seen = total
+        # A denial is in the counters a moment before it is in the map: it is read once more when
+        # the counters have come to rest.
+        if total != self._seen or not self._settled:
             self._counts = {
                 key.value: (value.denials[0], value.denials[1], value.denials[2])
                 for key, value in self._state.workloads.items()
             }
+            self._settled = total == self._seen
+            self._seen = total
         self._look_at_cgroups()
         sums: dict[str, Counter[int]] = {OTHER: Counter()}
         for cgroup_id, denials in self._counts.items():
@@ -74,16 +78,17 @@ class Workloads:
             name = workload_name(self._cgroups.workload(cgroup_id).cgroup or cgroup_id)
             exists = self._cgroups.exists(cgroup_id)
             known = self._known.get(cgroup_id)
-            if known is None or (exists and known.removed_at is None):
+            # What exists was never removed, whatever an earlier look said: no id comes twice.
+            if exists or known is None:
                 self._known[cgroup_id] = _Known(name, None if exists else now)
             elif known.removed_at is None:
-                self._known[cgroup_id] = _Known(known.name, now)
+                self._known[cgroup_id] = known._replace(removed_at=now)
             elif now - known.removed_at > REMOVED_SECONDS:
                 self._forget(cgroup_id, known.name)
 
     def _forget(self, cgroup_id: int, name: str) -> None:
+        self._state.workloads.remove(c_uint64(cgroup_id))
         past = self._retired.get(name, (0, 0, 0))
         gone = self._counts.pop(cgroup_id)
         self._retired[name] = (past[0] + gone[0], past[1] + gone[1], past[2] + gone[2])
         del self._known[cgroup_id]
-        self._state.workloads.remove(c_uint64(cgroup_id))

@@ -208,6 +208,34 @@ def run_c(tmp_path: Path) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with server.key and .pem, client.key and .pem, and encrypted.key."""
+    folder = tmp_path_factory.mktemp("tls")
+    for name in ("server", "client"):
+        subprocess.run(
+            [
+                *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt"),
+                *("ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj", f"/CN={name}"),
+                *("-addext", "subjectAltName=IP:127.0.0.1"),
+                *("-keyout", f"{name}.key", "-out", f"{name}.pem"),
+            ],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+        )
+    subprocess.run(
+        [
+            *("openssl", "ec", "-aes128", "-passout", "pass:secret"),
+            *("-in", "server.key", "-out", "encrypted.key"),
+        ],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
 def require_bpf() -> None:
     """Skips on a machine that cannot load the programs."""
     if reason := why_no_bpf():

@@ -24,6 +24,7 @@ EXPECTED: dict[str, tuple[int, int | None, str | None, bool | str]] = {
     "guard_region_read": (MAPERR, USER, "rw-", GUARD),
     "guard_region_handled": (MAPERR, USER | WRITE, "rw-", GUARD),
     "prot_none": (ACCERR, ANY, "---", False),
+    "prot_none_handled": (ACCERR, ANY, "---", False),
     "stack_overflow": (MAPERR, USER | WRITE, None, True),
     "stack_overflow_handler_failed": (MAPERR, USER | WRITE, None, True),
     "stack_overflow_altstack_handled": (MAPERR, USER | WRITE, None, True),

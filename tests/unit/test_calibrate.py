@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from monitor import calibrate
-from monitor.abi import Config
+from monitor.abi import Config, Kind, Mapping, Record, RecordFlag
 from monitor.calibrate import CalibrationError, mark
-from monitor.ring import Ring
+from monitor.ring import Drained, Ring
 from monitor.syscalls import call
 
 needs_mseal = pytest.mark.skipif(
@@ -105,6 +105,66 @@ def test_kernel_without_mseal(empty_ring: Ring) -> None:
         calibrate.calibrate(process, config, empty_ring)
     assert (config.canary_pid, config.sealed_mask) == (0, 0)
     assert process.returncode is not None
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ('input(); print(\'{"mseal": 0, "gua\')', "^its process ended early: "),
+        ("input(); raise SystemExit(1)", "^mseal failed in the calibrating process: {}"),
+        ("import time; time.sleep(60)", "^its process did not end within 0.5 s$"),
+    ],
+)
+def test_process_that_goes_wrong(
+    code: str, message: str, empty_ring: Ring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "_TIMEOUT", 0.5)
+    config = Config()
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process,
+        pytest.raises(CalibrationError, match=message),
+    ):
+        calibrate.calibrate(process, config, empty_ring)
+    assert (config.canary_pid, config.sealed_mask) == (0, 0)
+    assert process.returncode is not None
+
+
+class Drains:
+    """A ring with these records."""
+
+    def __init__(self, *records: Record) -> None:
+        self._records = list(records)
+
+    def drain(self) -> Drained:
+        records, self._records = self._records, []
+        return Drained(records, 0)
+
+
+def seal(flags: int, marked: int = RecordFlag.CANARY, kind: Kind = Kind.SEAL) -> Record:
+    return Record(kind=kind, flags=marked, mapping=Mapping(flags=flags))
+
+
+def test_seals_of_others_are_not_taken_for_the_calibrations() -> None:
+    found = {
+        **dict.fromkeys(("partial_mprotect", "partial_madvise", "partial_mremap"), True),
+        **{"mseal": 0, "guard_regions": True, "anonymous_by_ops": False},
+    }
+    ring = Drains(
+        seal(0x1234, marked=0),
+        seal(0x1),
+        seal(0x801),
+        seal(0x8000, marked=0),
+        seal(0x4000, kind=Kind.DENIAL),
+        seal(0x1),
+        seal(1 << 42 | 0x1),
+    )
+    config = Config()
+    with fake(found) as process:
+        findings = calibrate.calibrate(process, config, ring)  # type: ignore[arg-type]
+    assert (config.sealed_mask, config.maybe_guard_mask) == (1 << 42, 0x800)
+    assert findings.partial_updates == {"mprotect": True, "madvise": True, "mremap": True}
 
 
 def test_probe_that_sees_nothing(empty_ring: Ring, monkeypatch: pytest.MonkeyPatch) -> None:

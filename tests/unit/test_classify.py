@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import ctypes
 import struct
-import unicodedata
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -29,7 +28,6 @@ from monitor.events import (
     Workload,
 )
 from monitor.operations import OPERATIONS
-from monitor.printable import printable
 
 SEALED_BIT = 1 << 42
 READ, WRITE, EXEC, SHARED = 1, 2, 4, 8
@@ -486,49 +484,6 @@ def test_any_bytes_make_an_event_or_an_error(raw: bytes) -> None:
     except ClassifyError:
         return
     VALIDATOR.validate(events.to_dict(event))
-
-
-@pytest.mark.parametrize(
-    ("raw", "expected"),
-    [
-        (b"", ""),
-        (b"python3", "python3"),
-        (b"two words", "two words"),
-        ("Käse 日本".encode(), "Käse 日本"),
-        (b"a\nb\tc\rd", "a\\x0ab\\x09c\\x0dd"),
-        (b"\x1b[31mred", "\\x1b[31mred"),
-        (b"\0\x7f", "\\x00\\x7f"),
-        (b"\xff\xfe", "\\xff\\xfe"),
-        (b"caf\xc3", "caf\\xc3"),
-        (b'"it\'s"', "\\x22it\\x27s\\x22"),
-        ("\x85".encode(), "\\u0085"),
-        ("a\u202eb".encode(), "a\\u202eb"),
-        ("a\u200bb\ufeff".encode(), "a\\u200bb\\ufeff"),
-        ("a\u2028b\u00a0c".encode(), "a\\u2028b\\u00a0c"),
-        ("\U000e0041".encode(), "\\U000e0041"),
-        (b"C:\\x0a", "C:\\x0a"),
-        ("\udcff\ud800", "\\xff\\ud800"),
-        (b"x" * 16, "x" * 16),
-        (b"x" * 17, "x" * 15 + "…"),
-        (b"x" * 13 + b"\n", "x" * 13 + "…"),
-        (b"x" * 12 + b"\n", "x" * 12 + "\\x0a"),
-        (b"\n" * 1_000_000, "\\x0a\\x0a\\x0a…"),
-    ],
-)
-def test_printable(raw: bytes | str, expected: str) -> None:
-    assert printable(raw, 16) == expected
-
-
-@given(st.binary() | st.text(), st.integers(min_value=1, max_value=40))
-def test_printable_is_safe_and_bounded(raw: bytes | str, limit: int) -> None:
-    text = printable(raw, limit)
-    assert len(text) <= limit
-    assert not any(unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp"} for c in text)
-    assert "'" not in text
-    assert '"' not in text
-    text.encode("utf-8")
-    assert printable(text, limit) == text
-    assert printable(text.encode(), limit) == text
 
 
 @given(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -236,19 +236,6 @@ def test_the_daemons_own_counts() -> None:
         "config_last_reload_successful 0.0",
         "config_last_reload_success_timestamp_seconds 2000.0",
     ]
-
-
-@pytest.mark.parametrize(
-    "count",
-    [
-        lambda tally: tally.event("incident", "delivered"),
-        lambda tally: tally.event("denial", "dropped"),
-        lambda tally: tally.sink_error("journald"),
-    ],
-)
-def test_an_unknown_series_is_refused(count: Callable[[Tally], None]) -> None:
-    with pytest.raises(KeyError):
-        count(Tally(["console"]))
 
 
 def test_the_delay_histogram() -> None:

@@ -120,6 +120,7 @@ FAULTS = (
     ExpectedFault("guard_region_read", "guard_region", "read", [SEGV_MAPERR]),
     ExpectedFault("guard_region_handled", "guard_region", "write", [SEGV_MAPERR], "handler", 11),
     ExpectedFault("prot_none", "prot_none", "write", [SEGV_ACCERR]),
+    ExpectedFault("prot_none_handled", "prot_none", "write", [SEGV_ACCERR], "handler", 11),
     ExpectedFault("stack_overflow", "stack_guard", "write", [SEGV_MAPERR]),
     ExpectedFault(
         "stack_overflow_handler_failed",

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import base64
+
+import bcrypt
+
+from monitor.basic_auth import BasicAuth
+
+HASH = bcrypt.hashpw(b"correct horse", bcrypt.gensalt(4)).decode()
+
+
+OTHER_HASH = bcrypt.hashpw(b"a" * 72, bcrypt.gensalt(5)).decode().replace("$2b$", "$2y$")
+
+
+def header(name: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()
+
+
+def test_unknown_users_cost_a_check_and_right_passwords_only_one() -> None:
+    checks: list[tuple[bytes, bytes]] = []
+
+    def checkpw(password: bytes, hashed: bytes) -> bool:
+        checks.append((password, hashed))
+        return bcrypt.checkpw(password, hashed)
+
+    fast, slow = HASH.encode(), OTHER_HASH.encode()
+    auth = BasicAuth({"fast": fast, "slow": slow}, 5.0, checkpw)
+    wrong = [("nobody", "x"), ("nobody", "x"), ("nobody", "a" * 72), ("fast", "x"), ("fast", "x")]
+    assert [auth.accepts(header(*pair)) for pair in wrong] == [False] * 5
+    assert checks == [
+        *((b"x", slow), (b"x", slow), (b"a" * 72, slow)),
+        *((b"x", fast), (b"x", fast)),
+    ]
+    checks.clear()
+    assert [auth.accepts(header("fast", "correct horse")) for _ in range(3)] == [True] * 3
+    assert checks == [(b"correct horse", fast)]
+    assert not auth.accepts(header("slow", "correct horse"))
+    assert not auth.accepts(header("nobody", "correct horse"))
+    assert len(checks) == 3

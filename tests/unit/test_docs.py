@@ -1,0 +1,162 @@
+"""What the pages say is so: examples, commands, flags, links, names. (The metrics page and the
+manual page have their tests with the code that they describe.)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from monitor import cli, config, events, metrics
+from monitor.abi import Cause, Disposition, Reason, Verdict
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
+EVENTS = (ROOT / "docs/events.md").read_text("utf-8")
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text("utf-8")
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))
+}
+SCHEMA = events.schema()
+KINDS = [reference["$ref"].rpartition("/")[2] for reference in SCHEMA["oneOf"]]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def table(text: str, header: str) -> list[list[str]]:
+    """Cells of the rows below the header line that begins so."""
+    rows = text[text.index(header) :].partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip(" `") for cell in row.strip("|").split("|")] for row in rows]
+
+
+# ---- Examples ------------------------------------------------------------------------------------
+
+
+EXAMPLES = {
+    f"{page}, {event['kind']}": event
+    for page, text in (("README", README), ("events", EVENTS))
+    for event in map(json.loads, blocks(text, "json"))
+}
+
+
+@pytest.mark.parametrize("event", EXAMPLES.values(), ids=EXAMPLES.keys())
+def test_examples_are_events(event: dict[str, Any]) -> None:
+    jsonschema.validate(event, SCHEMA)
+    assert event["id"].split("-")[:2] == [
+        event["host"]["boot_id"][:8],
+        f"{event['time_boot_ns']:016x}",
+    ]
+
+
+def test_every_kind_has_its_example() -> None:
+    assert [event["kind"] for event in map(json.loads, blocks(EVENTS, "json"))] == KINDS
+    assert re.findall(r"^## (\w+)$", EVENTS, re.MULTILINE) == KINDS
+
+
+def test_every_health_event_is_named() -> None:
+    section = EVENTS.partition("## health")[2].partition("```")[0]
+    assert set(re.findall(r"`([a-z_]+)`", section)) - {"event", "details", "blind_seconds"} == set(
+        events.HEALTH_SEVERITY
+    )
+
+
+def test_the_view_shows_the_example() -> None:
+    """The live view at the top and the JSON below it are of one event."""
+    (event,) = map(json.loads, blocks(README, "json"))
+    view = " ".join(README.partition("## Start")[0].split())
+    assert event["summary"] in view
+    assert f"caller {event['caller']}" in view
+
+
+def test_configuration() -> None:
+    (text,) = blocks(README, "toml")
+    assert config.parse(text, "README.md").mutes[0].operation == "munmap"
+    assert set(tomllib.loads(text)) == {"events", "watch", "mute"}
+
+
+# ---- Names ---------------------------------------------------------------------------------------
+
+
+def help_of(*command: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-m", "monitor", *command, "--help"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+
+
+def test_commands_and_flags() -> None:
+    commands = set(re.findall(r"^    ([a-z-]+) +\S", help_of(), re.MULTILINE))
+    assert {"run", "demo", "doctor", "check-config", "schema"} == commands
+    shown = [row[0].split()[1] for row in table(README, "| Command |")]
+    assert set(shown) == commands
+    flags = set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", help_of() + help_of("doctor")))
+    for page, text in PAGES.items():
+        used = set(re.findall(r"`seal-monitor ([a-z][a-z-]*)", text))
+        assert used <= commands, page
+    named = set(re.findall(r"`(--[a-z.-]+)", README))
+    assert named <= flags
+    assert {key.flag for key in config.KEYS if key.flag} <= named
+
+
+def test_make_targets() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page, text in PAGES.items():
+        named = set(re.findall(r"(?:^    |`)make ([a-z]+)", text, re.MULTILINE))
+        assert named <= targets, page
+    assert {"demo", "run", "test"} <= set(re.findall(r"^    make (\w+)", README, re.MULTILINE))
+
+
+def test_exit_codes() -> None:
+    codes = [int(row[0]) for row in table(README, "| Exit code |")]
+    assert codes == [cli.DONE, cli.FAILED, cli.WRONG_USAGE, cli.UNFIT_HOST, cli.INTERRUPTED]
+
+
+def test_verdicts_and_reasons() -> None:
+    rows = table(README, "| Verdict |")
+    assert {row[0] for row in rows} - {""} == {verdict.label for verdict in Verdict}
+    reasons = {reason.label for reason in Reason if reason is not Reason.NONE}
+    assert {row[1] for row in rows} - {""} == reasons
+    for name in (*Cause, *Disposition):
+        assert f"`{name.label}`" in README
+
+
+def test_metrics() -> None:
+    known = {metric.full_name: metric for metric in metrics.METRICS}
+    shown = re.findall(r"^    (seal_monitor_\w+)(?:{(.*)})? [\d.]+$", README, re.MULTILINE)
+    assert len(shown) >= 5
+    for name, labels in shown:
+        assert set(re.findall(r'(\w+)="', labels)) == set(known[name].labels)
+    assert set(re.findall(r"`(seal_monitor_\w+)`", README)) <= set(known)
+
+
+# ---- Links ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links(page: str) -> None:
+    targets = re.findall(r"\]\(([^)]+)\)", PAGES[page])
+    missing = [
+        target
+        for target in targets
+        if not target.startswith("http") and not (ROOT / page).parent.joinpath(target).exists()
+    ]
+    assert missing == []
+
+
+def test_the_readme_leads_everywhere() -> None:
+    linked = set(re.findall(r"\]\(([^)]+)\)", README))
+    pages = {str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*") if path.is_file()}
+    assert pages | {"LICENSE", "bpf/LICENSE", "CONTRIBUTING.md", "CHANGELOG.md"} <= linked

@@ -1,0 +1,426 @@
+"""Records become events in sinks, and every one of them is counted once."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from monitor import abi, events
+from monitor.abi import Bucket, BucketKey, Cause, Kind, Record, Verdict
+from monitor.cgroups import Cgroups
+from monitor.config import Mute
+from monitor.identity import TICK_NS, Identities
+from monitor.operations import OPERATIONS
+from monitor.pipeline import Pipeline, clock_offset
+from monitor.suppression import Gap
+from monitor.tally import Tally
+
+VALIDATOR = jsonschema.Draft202012Validator(events.schema())
+HOST = events.Host("web-1", "1b4e28ba-2fa1-4d2e-883f-0016d3cca427", "6.18.44")
+SEALED_BIT = 1 << 42
+START = 0x7F0000001000
+MUNMAP = [operation.name for operation in OPERATIONS].index("munmap")
+DEAD = 4_194_305  # beyond the largest pid
+Event = dict[str, Any]
+
+
+class Sink:
+    """Takes events, unless it has an error."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.events: list[Event] = []
+        self.error: OSError | None = None
+
+    def emit(self, event: dict[str, object]) -> None:
+        if self.error is not None:
+            raise self.error
+        VALIDATOR.validate(event)
+        self.events.append(event)
+
+    def close(self) -> None: ...
+
+
+class Setting:
+    """A pipeline, its sinks and what it told of them."""
+
+    def __init__(self, folder: Path, *sinks: str, **options: Any) -> None:
+        self.sinks = [Sink(name) for name in sinks or ("json",)]
+        self.tally = Tally(sink.name for sink in self.sinks)
+        self.told: list[tuple[str, str | None]] = []
+        options.setdefault("identities", Identities(proc=folder))
+        self.pipeline = Pipeline(
+            HOST,
+            SEALED_BIT,
+            cgroups=Cgroups(proc=folder),
+            outputs=self.sinks,
+            tally=self.tally,
+            on_sink=lambda name, error: self.told.append(
+                (name, None if error is None else error.strerror)
+            ),
+            **options,
+        )
+
+    @property
+    def events(self) -> list[Event]:
+        return self.sinks[0].events
+
+    def results(self) -> dict[tuple[str, str], int]:
+        return {key: count for key, count in self.tally.events.items() if count}
+
+
+Make = Callable[..., Setting]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    return lambda *sinks, **options: Setting(tmp_path, *sinks, **options)
+
+
+def record(kind: Kind = Kind.DENIAL, **values: Any) -> Record:
+    facts: dict[str, Any] = {
+        "kind": kind,
+        "time_boot_ns": time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+        "start_boot_ns": 5_000_000_000,
+        "pid": DEAD,
+        "tid": DEAD,
+        "parent_pid": 1,
+        "vpid": 7,
+        "operation": MUNMAP,
+        "address": START,
+        "length": 0x1000,
+        "task_name": b"worker",
+        "executable": b"python3",
+        "mapping": abi.Mapping(start=START, end=START + 0x1000, flags=1 | SEALED_BIT),
+    }
+    return Record(**{**facts, **values})
+
+
+def gap(**values: Any) -> Gap:
+    bucket = Bucket(
+        suppressed=3,
+        first_suppressed_ns=10_000_000_000,
+        last_suppressed_ns=12_000_000_000,
+        task_name=b"worker",
+    )
+    key = {"pid": DEAD, "start_boot_ns": 5_000_000_000, "kind": Kind.DENIAL, "what": MUNMAP}
+    return Gap(BucketKey(**{**key, **values}), bucket)
+
+
+def mute(
+    executable: str | None = None,
+    operation: str | None = None,
+    cause: str | None = None,
+    until: datetime | None = None,
+) -> Mute:
+    return Mute(executable, operation, cause, until, "known")
+
+
+# ---- Events --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_every_kind_of_record(make: Make, kind: Kind) -> None:
+    setting = make()
+    setting.pipeline.take(record(kind))
+    (event,) = setting.events
+    assert event["kind"] == kind.label
+    assert event["host"] == {"name": "web-1", "boot_id": HOST.boot_id, "kernel_release": "6.18.44"}
+    assert setting.results() == {(kind.label, "delivered"): 1}
+    assert sum(setting.tally.delays) == 1
+
+
+def test_suppression(make: Make) -> None:
+    setting = make()
+    setting.pipeline.suppression(gap())
+    setting.pipeline.suppression(Gap(BucketKey(), gap().bucket))
+    one, many = setting.events
+    assert (one["kind"], one["of"], one["operation"], one["count"]) == (
+        "suppression",
+        "denial",
+        "munmap",
+        3,
+    )
+    assert one["process"]["pid"] == DEAD
+    assert many["process"] is None
+    assert setting.results() == {("suppression", "delivered"): 2}
+
+
+@pytest.mark.parametrize("name", events.HEALTH_SEVERITY)
+def test_health(make: Make, name: str) -> None:
+    setting = make()
+    setting.pipeline.health(name, "what happened", 1.5, {"more": [1, "two"]})
+    (event,) = setting.events
+    assert event["event"] == name
+    assert event["summary"] == f"{name.replace('_', ' ')}: what happened"
+    assert event["severity"] == events.HEALTH_SEVERITY[name]
+    assert (event["blind_seconds"], event["details"]) == (1.5, {"more": [1, "two"]})
+    assert setting.results() == {("health", "delivered"): 1}
+
+
+def test_ids_are_unique_in_one_nanosecond(make: Make) -> None:
+    setting = make()
+    for _ in range(3):
+        setting.pipeline.take(record(time_boot_ns=255))
+    assert [event["id"] for event in setting.events] == [
+        "1b4e28ba-00000000000000ff-00000001",
+        "1b4e28ba-00000000000000ff-00000002",
+        "1b4e28ba-00000000000000ff-00000003",
+    ]
+
+
+def test_times_follow_the_clock_and_a_process_starts_once(make: Make) -> None:
+    setting = make()
+    setting.pipeline.take(record(time_boot_ns=7_000_000_000))
+    setting.pipeline.offset += 3600 * 1_000_000_000  # the clock was set
+    setting.pipeline.take(record(time_boot_ns=7_000_000_000))
+    before, after = setting.events
+    passed = datetime.fromisoformat(after["time"]) - datetime.fromisoformat(before["time"])
+    assert passed == timedelta(hours=1)
+    assert before["process"]["start"] == after["process"]["start"]
+
+
+def test_clock_offset() -> None:
+    boot = time.clock_gettime(time.CLOCK_BOOTTIME)
+    assert clock_offset() / 1e9 == pytest.approx(time.time() - boot, abs=1)
+
+
+# ---- Processes -----------------------------------------------------------------------------------
+
+
+def test_a_dead_process_is_told_from_the_record(make: Make) -> None:
+    setting = make()
+    setting.pipeline.take(record(uid=0, gid=5))
+    assert setting.events[0]["process"] == {
+        "pid": DEAD,
+        "tid": DEAD,
+        "parent_pid": 1,
+        "vpid": 7,
+        "name": "worker",
+        "executable": "python3",
+        "command_line": None,
+        "start": events.timestamp(5_000_000_000, setting.pipeline._start_offset),
+        "uid": 0,
+        "gid": 5,
+        "user_name": "root",
+    }
+    assert setting.tally.identity_lookups["gone"] == 1
+
+
+def ourselves(**values: Any) -> Record:
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    own = {"pid": os.getpid(), "start_boot_ns": ticks * TICK_NS, "executable": b""}
+    return record(**{**own, **values})
+
+
+def test_a_living_process_is_told_from_proc(make: Make) -> None:
+    setting = make(identities=Identities(), proc=Path("/proc"))
+    setting.pipeline.take(ourselves())
+    process = setting.events[0]["process"]
+    assert process["executable"] == os.readlink("/proc/self/exe")
+    assert process["command_line"]
+    assert setting.tally.identity_lookups["complete"] == 1
+
+
+def test_other_identities_take_effect_at_once(make: Make) -> None:
+    """As at a reload that turns command lines off."""
+    setting = make(identities=Identities())
+    setting.pipeline.take(ourselves())
+    setting.pipeline.identities = Identities(command_line="off")
+    setting.pipeline.take(ourselves())
+    assert [bool(event["process"]["command_line"]) for event in setting.events] == [True, False]
+
+
+class _Hidden(Identities):
+    def lookup(self, *_: object, **__: object) -> Any:
+        raise PermissionError(errno.EACCES, "hidden")
+
+
+def test_a_process_that_may_not_be_looked_at(make: Make) -> None:
+    setting = make(identities=_Hidden())
+    setting.pipeline.take(record())
+    assert setting.events[0]["process"]["executable"] == "python3"
+    assert setting.tally.identity_lookups["partial"] == 1
+
+
+def test_path_of_a_mapped_file_while_it_is_the_same(make: Make, tmp_path: Path) -> None:
+    folder = tmp_path / str(DEAD) / "map_files"
+    folder.mkdir(parents=True)
+    (folder / f"{START:x}-{START + 0x1000:x}").symlink_to("/usr/lib/libfoo.so")
+    setting = make(proc=tmp_path)
+    for name in (b"libfoo.so", b"libbar.so"):
+        mapping = abi.Mapping(start=START, end=START + 0x1000, flags=SEALED_BIT, file=name)
+        setting.pipeline.take(record(mapping=mapping))
+    paths = [event["sealed"]["file"]["path"] for event in setting.events]
+    assert paths == ["/usr/lib/libfoo.so", "libbar.so"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "shown"),
+    [
+        (b"a\nb", "a\\x0ab"),
+        (b"\x1b[31mred", "\\x1b[31mred"),
+        (b'"quoted"', "\\x22quoted\\x22"),
+        (b"\xff\xfe", "\\xff\\xfe"),
+    ],
+)
+def test_hostile_names(make: Make, raw: bytes, shown: str) -> None:
+    setting = make()
+    mapping = abi.Mapping(start=START, end=START + 0x1000, flags=SEALED_BIT, file=raw, name=raw)
+    setting.pipeline.take(record(task_name=raw, executable=raw, mapping=mapping))
+    (event,) = setting.events
+    assert event["process"]["name"] == event["process"]["executable"] == shown
+    assert event["sealed"]["file"]["path"] == event["sealed"]["name"] == shown
+    assert event["summary"].isprintable()
+    bucket = gap().bucket
+    bucket.task_name = raw
+    setting.pipeline.suppression(Gap(gap().key, bucket))
+    assert setting.events[1]["process"]["name"] == shown
+
+
+# ---- What becomes of an event --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("entry", "muted"),
+    [
+        (mute(operation="munmap"), True),
+        (mute(operation="mprotect"), False),
+        (mute(cause="sealed"), False),
+        (mute(executable="python3"), True),
+        (mute(executable="python*", operation="munmap"), True),
+        (mute(executable="perl"), False),
+        (mute(operation="munmap", until=datetime.now(UTC) - timedelta(1)), False),
+        (mute(operation="munmap", until=datetime.now(UTC) + timedelta(1)), True),
+    ],
+)
+def test_mute(make: Make, entry: Mute, muted: bool) -> None:
+    setting = make(mutes=[mute(cause="pkey"), entry])
+    setting.pipeline.take(record())
+    assert setting.results() == {("denial", "filtered" if muted else "delivered"): 1}
+    assert len(setting.events) == (not muted)
+    assert setting.pipeline.muted[Kind.DENIAL] == muted
+
+
+def test_mute_of_a_fault(make: Make) -> None:
+    setting = make(mutes=[mute(cause="guard_region")])
+    setting.pipeline.take(record(Kind.FAULT, cause=Cause.GUARD_REGION))
+    setting.pipeline.take(record(Kind.FAULT, cause=Cause.SEALED))
+    assert setting.results() == {("fault", "filtered"): 1, ("fault", "delivered"): 1}
+
+
+@pytest.mark.parametrize(
+    ("entry", "muted"),
+    [
+        (mute(operation="munmap"), True),
+        (mute(operation="mprotect"), False),
+        (mute(executable=os.path.basename(os.readlink("/proc/self/exe"))), True),
+        (mute(executable="perl"), False),
+    ],
+)
+def test_mute_of_a_gap(make: Make, entry: Mute, muted: bool) -> None:
+    setting = make(mutes=[entry], identities=Identities())
+    own = ourselves()
+    setting.pipeline.suppression(gap(pid=own.pid, start_boot_ns=own.start_boot_ns))
+    assert setting.results() == {("suppression", "filtered" if muted else "delivered"): 1}
+
+
+def test_no_mute_hides_what_many_share(make: Make) -> None:
+    setting = make(mutes=[mute(executable="*")])
+    setting.pipeline.suppression(Gap(BucketKey(), gap().bucket))
+    assert setting.results() == {("suppression", "delivered"): 1}
+
+
+def test_a_failing_sink_is_told_once_and_once_when_it_recovers(make: Make) -> None:
+    setting = make("json", "file")
+    file = setting.sinks[1]
+    file.error = OSError(errno.ENOSPC, "disk full")
+    for _ in range(3):
+        setting.pipeline.take(record())
+    assert setting.told == [("file", "disk full")]
+    file.error = None
+    for _ in range(3):
+        setting.pipeline.take(record())
+    assert setting.told == [("file", "disk full"), ("file", None)]
+    assert setting.tally.sink_errors == {"json": 0, "file": 3}
+    assert setting.results() == {("denial", "delivered"): 6}  # the other one took them
+    assert [len(sink.events) for sink in setting.sinks] == [6, 3]
+
+
+def test_an_event_that_no_sink_takes_has_failed(make: Make) -> None:
+    setting = make("json", "file")
+    for sink in setting.sinks:
+        sink.error = OSError(errno.EPIPE, "broken pipe")
+    setting.pipeline.take(record())
+    setting.pipeline.suppression(gap())
+    setting.pipeline.health("started", "ready")
+    assert setting.told == [("json", "broken pipe"), ("file", "broken pipe")]
+    assert setting.results() == {
+        ("denial", "failed"): 1,
+        ("suppression", "failed"): 1,
+        ("health", "failed"): 1,
+    }
+    assert sum(setting.tally.delays) == 0
+
+
+@pytest.mark.parametrize(
+    ("broken", "results"),
+    [
+        ({"operation": 99}, {("denial", "failed"): 1}),
+        ({"verdict": 9}, {("denial", "failed"): 1}),
+        ({"kind": Kind.FAULT, "cause": 9}, {("fault", "failed"): 1}),
+        ({"stack_size": 2**32 - 1}, {("denial", "failed"): 1}),
+        ({"kind": 9}, {}),
+    ],
+)
+def test_a_corrupt_record(
+    make: Make, broken: dict[str, Any], results: Mapping[tuple[str, str], int]
+) -> None:
+    setting = make()
+    setting.pipeline.take(record(**broken))
+    assert setting.tally.decode_errors == 1
+    assert setting.results() == results
+    assert setting.events == []
+
+
+@pytest.mark.parametrize("broken", [{"kind": 9}, {"what": 99}, {"kind": Kind.FAULT, "what": 9}])
+def test_a_corrupt_bucket(make: Make, broken: dict[str, int]) -> None:
+    setting = make()
+    setting.pipeline.suppression(gap(**broken))
+    assert setting.tally.decode_errors == 1
+    assert setting.results() == {("suppression", "failed"): 1}
+
+
+def test_every_record_is_counted_once(make: Make) -> None:
+    setting = make(mutes=[mute(operation="munmap"), mute(cause="other")])
+    (sink,) = setting.sinks
+    taken = dict.fromkeys(Kind, 0)
+    for number in range(300):
+        sink.error = OSError(errno.ENOSPC, "disk full") if number % 5 == 0 else None
+        made = record(
+            Kind(number % 3),
+            operation=number % (len(OPERATIONS) + 1),
+            cause=number % (len(Cause) + 1),
+            verdict=number % (len(Verdict) + 1),
+        )
+        taken[Kind(number % 3)] += 1
+        setting.pipeline.take(made)
+    pipeline = setting.pipeline
+    for kind in Kind:
+        results = {
+            "delivered": pipeline.delivered[kind],
+            "failed": pipeline.failed[kind],
+            "filtered": pipeline.muted[kind],
+        }
+        assert sum(results.values()) == taken[kind] == 100
+        assert results == {name: setting.tally.events[kind.label, name] for name in results}
+    assert len(sink.events) == sum(pipeline.delivered.values())
+    assert len({event["id"] for event in sink.events}) == len(sink.events)

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import bcrypt
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from monitor.web import WebConfig, WebError
+from monitor.web_config import load_web_config
+
+HASH = bcrypt.hashpw(b"correct horse", bcrypt.gensalt(4)).decode()
+
+
+def web_config(folder: Path, text: str) -> WebConfig:
+    file = folder / "web.yml"
+    file.write_text(text)
+    return load_web_config(file)
+
+
+TLS = "tls_server_config:\n  cert_file: server.pem\n  key_file: server.key\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "# nothing\n", "{}", "basic_auth_users:\ntls_server_config:\n"]
+)
+def test_empty_web_config(tmp_path: Path, text: str) -> None:
+    assert web_config(tmp_path, text) == WebConfig(tls=None, users={})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "tls_config: {}",
+            [
+                "{}:1: key 'tls_config': it is not supported; "
+                "the nearest that is: 'tls_server_config'"
+            ],
+        ),
+        (
+            TLS + "  min_versoin: TLS12\n",
+            [
+                "{}:4: key 'tls_server_config.min_versoin': it is not supported; "
+                "the nearest that is: 'min_version'"
+            ],
+        ),
+        (
+            TLS + "  min_version: TLS10\n  client_auth_type: RequestClientCert\n",
+            [
+                "{}:4: key 'tls_server_config.min_version': 'TLS10' is not supported; "
+                "choose TLS12 or TLS13",
+                "{}:5: key 'tls_server_config.client_auth_type': 'RequestClientCert' is not "
+                "supported; choose NoClientCert or RequireAndVerifyClientCert",
+            ],
+        ),
+        (
+            "tls_server_config:\n  cert_file: 7\n",
+            [
+                "{}:2: key 'tls_server_config.cert_file': its value is no string; "
+                "write it in quotes",
+                "{}:2: key 'tls_server_config.cert_file': it is missing; "
+                "TLS needs cert_file and key_file",
+                "{}:2: key 'tls_server_config.key_file': it is missing; "
+                "TLS needs cert_file and key_file",
+            ],
+        ),
+        (
+            TLS + "  client_ca_file: client.pem\n",
+            [
+                "{}:2: key 'tls_server_config.client_ca_file': it goes with client_auth_type: "
+                "RequireAndVerifyClientCert; write both or neither"
+            ],
+        ),
+        (
+            f"basic_auth_users:\n  a: secret\n  a: {HASH}\n  'b:c': {HASH}\n",
+            [
+                "{}:2: key 'basic_auth_users.a': not a bcrypt hash of cost 4 to 15; "
+                "make one with: htpasswd -nBC 10 NAME",
+                "{}:3: key 'basic_auth_users.a': it is there twice; leave one",
+                "{}:4: key 'basic_auth_users.b:c': a user name cannot hold a colon; choose another",
+            ],
+        ),
+        (
+            f"basic_auth_users:\n  a: {HASH.replace('$04$', '$31$')}\n",
+            [
+                "{}:2: key 'basic_auth_users.a': not a bcrypt hash of cost 4 to 15; "
+                "make one with: htpasswd -nBC 10 NAME"
+            ],
+        ),
+        (
+            "basic_auth_users: [a]",
+            ["{}:1: key 'basic_auth_users': it is no mapping; write its keys indented beneath it"],
+        ),
+        ("a: [", ["{}:1: not valid YAML: expected the node content, but found '<stream end>'"]),
+        ("a: \x01", ["{}: not valid YAML: unacceptable character #x0001: special characters"]),
+        ("[" * 5000, ["{}: not valid YAML: maximum recursion depth exceeded"]),
+    ],
+)
+def test_web_config_mistakes(tmp_path: Path, text: str, expected: list[str]) -> None:
+    with pytest.raises(WebError) as caught:
+        web_config(tmp_path, text)
+    beginnings = [line.replace("{}", str(tmp_path / "web.yml"), 1) for line in expected]
+    lines = str(caught.value).splitlines()
+    assert len(lines) == len(beginnings)
+    for line, beginning in zip(lines, beginnings, strict=True):
+        assert line[: len(beginning)] == beginning
+
+
+@pytest.mark.parametrize(
+    ("cert", "key", "more", "expected"),
+    [
+        ("none.pem", "server.key", "", "cannot use {}/none.pem: No such file or directory; "),
+        ("server.pem", "none.key", "", "cannot use {}/none.key: No such file or directory; "),
+        (
+            "server.pem",
+            "client.key",
+            "",
+            "cannot use {}/server.pem, {}/client.key: KEY_VALUES_MISMATCH; ",
+        ),
+        ("server.pem", "encrypted.key", "", "cannot use {}/server.pem, {}/encrypted.key: "),
+        ("web.yml", "server.key", "", "cannot use {}/web.yml, {}/server.key: "),
+        (
+            "server.pem",
+            "server.key",
+            "  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: web.yml\n",
+            "cannot use {}/web.yml: ",
+        ),
+    ],
+)
+def test_certificates_that_cannot_be_used(
+    certificates: Path, cert: str, key: str, more: str, expected: str
+) -> None:
+    text = f"tls_server_config:\n  cert_file: {cert}\n  key_file: {key}\n{more}"
+    with pytest.raises(WebError) as caught:
+        web_config(certificates, text)
+    message = str(caught.value)
+    assert message.startswith(expected.replace("{}", str(certificates)))
+    assert message.endswith("; correct it or name another file")
+    assert "\n" not in message
+
+
+def test_unreadable_web_config(tmp_path: Path) -> None:
+    file = tmp_path / "web.yml"
+    with pytest.raises(WebError, match=r"cannot use .*/web\.yml: No such file or directory; "):
+        load_web_config(file)
+    with pytest.raises(WebError, match=r"cannot use .*: Is a directory; "):
+        load_web_config(tmp_path)
+    file.write_bytes(b"\xff")
+    with pytest.raises(WebError, match=r"web\.yml: not UTF-8; save the file as UTF-8"):
+        load_web_config(file)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.one_of(st.binary(), st.text().map(str.encode)))
+def test_any_file_is_a_web_config_or_a_clear_error(tmp_path: Path, data: bytes) -> None:
+    file = tmp_path / "web.yml"
+    file.write_bytes(data)
+    try:
+        load_web_config(file)
+    except WebError as error:
+        lines = str(error).split("\n")
+    else:
+        lines = []
+    assert all(str(file) in line and line.isprintable() for line in lines)
