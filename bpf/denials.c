@@ -76,9 +76,15 @@ static __always_inline int report(struct scratch *scratch, struct task_struct *t
 }
 
 /*
- * All that a call costs that is not refused. Three calls do not tell their caller of a refusal: brk
- * returns the old break, shmdt 0, process_madvise the bytes done; for these a success is looked at.
+ * brk returns the old break, shmdt 0, process_madvise the bytes done: three calls do not tell their
+ * caller of a refusal, so a success of theirs is looked at.
  */
+static __always_inline bool hides_refusal(u32 operation)
+{
+    return operation == OP_BRK || operation == OP_SHMDT || operation == OP_PROCESS_MADVISE;
+}
+
+/* All that a call costs that is not refused. */
 static __always_inline bool may_be_refused(u32 operation, s64 result, struct pt_regs *regs)
 {
     if (result == -EPERM)
@@ -149,7 +155,7 @@ static __always_inline int on_exit(struct sys_exit *ctx, u32 operation)
 {
     struct pt_regs *regs = NULL;
 
-    if (operation == OP_BRK || operation == OP_PROCESS_MADVISE)
+    if (hides_refusal(operation))
         regs = saved_registers((struct task_struct *)bpf_get_current_task_btf());
     if (may_be_refused(operation, ctx->result, regs))
         tracepoint_tails.call(ctx, TAIL_DENIED);

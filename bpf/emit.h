@@ -169,8 +169,7 @@ static __always_inline u32 pid_in_namespace(struct task_struct *task)
 
     READ_KERNEL(pid, leader, task_struct__thread_pid);
     READ_KERNEL(level, pid, pid__level);
-    bpf_probe_read_kernel(&number, sizeof(number),
-                          (void *)(pid + OFF_pid__numbers + (u64)level * SIZE_upid + OFF_upid__nr));
+    number = *kernel_words(pid + OFF_pid__numbers + (u64)level * SIZE_upid + OFF_upid__nr);
     return number;
 }
 

@@ -15,11 +15,6 @@
 /* Verified direct load: only for pointers that the verifier knows (the current task). */
 #define TASK_FIELD(type, task, member) (*(type *)((char *)(task) + OFF_task_struct__##member))
 
-/* Load through a pointer that is only a number to the verifier. Leaves 0 behind when it faults. */
-#define READ_KERNEL(destination, pointer, member)                                                  \
-    bpf_probe_read_kernel(&(destination), sizeof(destination),                                     \
-                          (void *)((u64)(pointer) + OFF_##member))
-
 #define TASK_SIZE_LIMIT (1ULL << 56) /* above every user address, five-level paging included */
 
 #define VM_READ 1ULL
@@ -86,6 +81,10 @@ static __always_inline u64 *kernel_words(u64 address)
 }
 
 #define KERNEL_WORD(address, member) (*kernel_words((u64)(address) + OFF_##member))
+
+/* The same into a variable of the member's own size. */
+#define READ_KERNEL(destination, pointer, member)                                                  \
+    ((destination) = (__typeof__(destination))KERNEL_WORD(pointer, member))
 
 /* Keeps clang from turning arithmetic back into branches, which the verifier would follow one by
  * one. */

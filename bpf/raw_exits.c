@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The raw tracepoint sys_exit: every system call of the host passes here, which costs each about
- * 16 ns. It is never skipped by the kernel, and sees 32-bit callers, to whom syscalls:* is blind.
+ * The raw tracepoint sys_exit: every system call of the host passes here, and pays for it. It is
+ * never skipped by the kernel, and sees 32-bit callers, to whom syscalls:* is blind.
  */
 
 #define TS_COMPAT 0x0002
@@ -35,18 +35,24 @@ int raw_denied(struct bpf_raw_tracepoint_args *ctx)
     return report(scratch, task, regs);
 }
 
-static __always_inline int on_raw_exit(struct bpf_raw_tracepoint_args *ctx,
-                                       struct task_struct *task)
+/* The first look, at the registers alone: a helper costs more than all of it. */
+static __always_inline bool may_matter(struct bpf_raw_tracepoint_args *ctx)
 {
-    struct pt_regs *regs = saved_registers(task);
+    u64 number = *kernel_words(ctx->args[0] + __builtin_offsetof(struct pt_regs, orig_ax));
     s64 result = ctx->args[1];
-    struct config *config;
-    u32 operation;
 
-    if (result < 0 && result != -EPERM)
-        return 0;
-    operation = raw_operation_of(task, regs);
-    if (operation >= OPERATIONS || !may_be_refused(operation, result, regs))
+    return result == -EPERM || number == NR_MSEAL ||
+           (result >= 0 && (hides_refusal(operation_of(number & ~X32_SYSCALL_BIT)) ||
+                            hides_refusal(operation_of_32(number))));
+}
+
+static __always_inline int on_raw_exit(struct bpf_raw_tracepoint_args *ctx,
+                                       struct task_struct *task, struct pt_regs *regs)
+{
+    u32 operation = raw_operation_of(task, regs);
+    struct config *config;
+
+    if (operation >= OPERATIONS || !may_be_refused(operation, ctx->args[1], regs))
         return 0;
     config = configuration();
     /* Only what no tracepoint reports; those are blind to 32-bit callers. */
@@ -57,22 +63,29 @@ static __always_inline int on_raw_exit(struct bpf_raw_tracepoint_args *ctx,
 
 int raw_exit(struct bpf_raw_tracepoint_args *ctx)
 {
-    struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
-    struct pt_regs *regs = saved_registers(task);
+    struct task_struct *task;
     struct config *config;
+    struct pt_regs *regs;
 
+    if (!may_matter(ctx))
+        return 0;
+    task = (struct task_struct *)bpf_get_current_task_btf();
+    regs = saved_registers(task);
     if (regs->orig_ax == NR_MSEAL && !is_compat(task)) {
         config = configuration();
         if (config && config->raw_mseal)
             return sealed(SCRATCH_RAW_SEALED, task, regs, ctx->args[1]);
     }
-    return on_raw_exit(ctx, task);
+    return on_raw_exit(ctx, task, regs);
 }
 
 /* Beside the per-call tracepoints: 32-bit callers alone. */
 int raw_exit_compat(struct bpf_raw_tracepoint_args *ctx)
 {
-    struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
+    struct task_struct *task;
 
-    return is_compat(task) ? on_raw_exit(ctx, task) : 0;
+    if (!may_matter(ctx))
+        return 0;
+    task = (struct task_struct *)bpf_get_current_task_btf();
+    return is_compat(task) ? on_raw_exit(ctx, task, saved_registers(task)) : 0;
 }

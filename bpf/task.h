@@ -39,7 +39,7 @@ static __always_inline u64 file_of(struct task_struct *task, s32 descriptor)
     READ_KERNEL(size, table, fdtable__max_fds);
     READ_KERNEL(slots, table, fdtable__fd);
     if (descriptor >= 0 && (u32)descriptor < size)
-        bpf_probe_read_kernel(&file, sizeof(file), (void *)(slots + (u64)descriptor * 8));
+        file = *kernel_words(slots + (u64)descriptor * 8);
     return file;
 }
 
@@ -67,14 +67,12 @@ static __always_inline bool is_write_sealed(u64 file)
     READ_KERNEL(super_block, inode, inode__i_sb);
     READ_KERNEL(magic, super_block, super_block__s_magic);
     if (magic == TMPFS_MAGIC)
-        bpf_probe_read_kernel(
-            &seals, sizeof(seals),
-            (void *)(inode - OFF_shmem_inode_info__vfs_inode + OFF_shmem_inode_info__seals));
+        seals =
+            *kernel_words(inode - OFF_shmem_inode_info__vfs_inode + OFF_shmem_inode_info__seals);
 #ifdef HAS_hugetlbfs_inode_info__seals
     if (magic == HUGETLBFS_MAGIC)
-        bpf_probe_read_kernel(&seals, sizeof(seals),
-                              (void *)(inode - OFF_hugetlbfs_inode_info__vfs_inode +
-                                       OFF_hugetlbfs_inode_info__seals));
+        seals = *kernel_words(inode - OFF_hugetlbfs_inode_info__vfs_inode +
+                              OFF_hugetlbfs_inode_info__seals);
 #endif
     return seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE);
 }
@@ -83,9 +81,8 @@ static __always_inline bool has_no_lock_limit(struct task_struct *task)
 {
     u64 signal = (u64)TASK_FIELD(void *, task, signal), limit = 0;
 
-    bpf_probe_read_kernel(&limit, sizeof(limit),
-                          (void *)(signal + OFF_signal_struct__rlim + RLIMIT_MEMLOCK * SIZE_rlimit +
-                                   OFF_rlimit__rlim_cur));
+    limit = *kernel_words(signal + OFF_signal_struct__rlim + RLIMIT_MEMLOCK * SIZE_rlimit +
+                          OFF_rlimit__rlim_cur);
     return limit == 0;
 }
 
@@ -113,7 +110,7 @@ static __always_inline bool seccomp_excluded(struct task_struct *task, u32 numbe
         return false;
 #endif
     }
-    bpf_probe_read_kernel(&word, sizeof(word), (void *)(bitmap + (number / 64) * 8));
+    word = *kernel_words(bitmap + (number / 64) * 8);
     return word >> (number & 63) & 1;
 #else
     return false;
@@ -133,9 +130,7 @@ static __always_inline u64 xarray_entry(u64 head, u32 index)
         entry -= 2;
         READ_KERNEL(shift, entry, xa_node__shift);
         index &= 0xffffff;
-        bpf_probe_read_kernel(
-            &entry, sizeof(entry),
-            (void *)(entry + OFF_xa_node__slots + ((index >> (shift & 31)) & 63) * 8));
+        entry = *kernel_words(entry + OFF_xa_node__slots + ((index >> (shift & 31)) & 63) * 8);
     }
     return entry & 3 ? 0 : entry;
 }
@@ -151,9 +146,8 @@ static __always_inline u64 segment_size(struct task_struct *task, s32 id)
     s32 found = -1;
 
     READ_KERNEL(namespace, proxy, nsproxy__ipc_ns);
-    bpf_probe_read_kernel(&head, sizeof(head),
-                          (void *)(namespace + OFF_ipc_namespace__ids + IPC_SHM_IDS * SIZE_ipc_ids +
-                                   OFF_ipc_ids__ipcs_idr_idr_rt_xa_head));
+    head = *kernel_words(namespace + OFF_ipc_namespace__ids + IPC_SHM_IDS * SIZE_ipc_ids +
+                         OFF_ipc_ids__ipcs_idr_idr_rt_xa_head);
     segment = xarray_entry(head, id & 0x7fff);
     READ_KERNEL(found, segment, shmid_kernel__shm_perm_id);
     if (found != id) {
@@ -180,8 +174,7 @@ static __always_inline bool is_own_pidfd(struct task_struct *task, s32 pidfd)
     READ_KERNEL(inode, file, file__f_inode);
     READ_KERNEL(pid, inode, inode__i_private);
     READ_KERNEL(private, file, file__private_data);
-    bpf_probe_read_kernel(&own, sizeof(own),
-                          (void *)(signal + OFF_signal_struct__pids + PIDTYPE_TGID * 8));
+    own = *kernel_words(signal + OFF_signal_struct__pids + PIDTYPE_TGID * 8);
     return own && (pid == own || private == own);
 }
 

@@ -238,7 +238,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("only run, demo and doctor take these flags")
     try:
         code = arguments.does(arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it may have been closed before we were started
+            sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read standard output has gone; the interpreter must not try to flush at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -41,7 +41,6 @@ class Workloads:
         self._counts: dict[int, Denials] = {}
         self._retired: dict[str, Denials] = {}
         self._seen = -1
-        self._settled = False
 
     @property
     def tracked(self) -> int:
@@ -53,14 +52,12 @@ class Workloads:
         A name's figures never go down while any cgroup of that name is there. Raises OSError.
         """
         total = sum(sum(by_verdict) for by_verdict in counters.denials)
-        # A denial is in the counters a moment before it is in the map: it is read once more when
-        # the counters have come to rest.
-        if total != self._seen or not self._settled:
+        # The programs write to the map first: what is in the counters is in the map, too.
+        if total != self._seen:
             self._counts = {
                 key.value: (value.denials[0], value.denials[1], value.denials[2])
                 for key, value in self._state.workloads.items()
             }
-            self._settled = total == self._seen
             self._seen = total
         self._look_at_cgroups()
         sums: dict[str, Counter[int]] = {OTHER: Counter()}

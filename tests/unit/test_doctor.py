@@ -265,7 +265,7 @@ def test_the_defaults_hide_nothing() -> None:
     ("files", "statuses"),
     [
         ({}, ("degraded", "degraded", "degraded")),
-        ({"1/maps": ""}, ("degraded", "ok", "degraded")),
+        ({"1/exe": "a program"}, ("degraded", "ok", "degraded")),
         (
             {"self/mountinfo": "30 20 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"},
             ("degraded", "degraded", "ok"),
@@ -275,7 +275,10 @@ def test_the_defaults_hide_nothing() -> None:
 def test_identity(tmp_path: Path, files: dict[str, str], statuses: tuple[str, ...]) -> None:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+        if name == "1/exe":
+            (tmp_path / name).symlink_to(text)
+        else:
+            (tmp_path / name).write_text(text)
     rows = doctor.identity_rows(tmp_path)
     assert [row.check for row in rows] == ["PID namespace", "processes", "cgroup v2"]
     assert tuple(row.status for row in rows) == statuses

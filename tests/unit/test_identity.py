@@ -187,8 +187,11 @@ def test_a_deleted_executable(tmp_path: Path) -> None:
     copy = tmp_path / "sleep copy"
     copy.write_bytes(Path("/bin/sleep").read_bytes())
     copy.chmod(0o700)
-    with subprocess.Popen([copy, "60"]) as process:  # returns when the exec has happened
+    with subprocess.Popen([copy, "60"]) as process:
         try:
+            # Popen returns in the middle of the exec, when descriptors have been closed.
+            while not Path(f"/proc/{process.pid}/cmdline").read_bytes():
+                time.sleep(0.001)
             copy.unlink()
             stat = Path(f"/proc/{process.pid}/stat").read_text()
             start = int(stat.rpartition(")")[2].split()[19]) * TICK_NS
