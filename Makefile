@@ -69,7 +69,7 @@ $(READY): pyproject.toml
 	fi
 	@echo "making .venv"
 	@/usr/bin/python3 -m venv --system-site-packages .venv
-	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-input --editable '.[dev]'
+	@$(PYTHON) -m pip install --quiet --quiet --disable-pip-version-check --no-input --editable '.[dev]'
 	@touch $@
 
 # From the package, without installing it: installed, it would start a server.
