@@ -10,8 +10,8 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import platform
 import re
+import signal
 import socket
 import tempfile
 import traceback
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from monitor import abi, layouts, operations
+from monitor import layouts, operations
 from monitor.probes import PROBES, Hook, Probe, candidates
 
 __all__ = ["AttachedProbe", "LoadError", "LoadRequest", "Loaded", "load", "possible_cpus"]
@@ -48,6 +48,7 @@ _DESCRIPTORS_MAX = 200
 _CLONE_NEWNS = 0x00020000
 _MS_REC, _MS_PRIVATE = 0x4000, 1 << 18
 BUCKETS_MAX = 4096
+LOAD_SECONDS = 120  # far beyond the slowest machine: a hang
 HANDLED_FAULTS_MAX = 1024
 
 
@@ -121,7 +122,13 @@ def load(request: LoadRequest) -> Loaded:
         if not child:
             _child(request, theirs, diagnostics.fileno())
         theirs.close()
-        message, descriptors, _, _ = socket.recv_fds(ours, _MESSAGE_SIZE, _DESCRIPTORS_MAX)
+        ours.settimeout(LOAD_SECONDS)
+        try:
+            message, descriptors, _, _ = socket.recv_fds(ours, _MESSAGE_SIZE, _DESCRIPTORS_MAX)
+        except TimeoutError:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            raise LoadError(f"compiling and attaching took longer than {LOAD_SECONDS} s") from None
         for descriptor in descriptors:  # recv_fds has no say in it: it drops its flags
             os.set_inheritable(descriptor, False)
         _, status = os.waitpid(child, 0)
@@ -336,10 +343,3 @@ class _Loader:
             "notes": notes,
         }
         return answer, descriptors
-
-
-def machine_is_supported() -> bool:
-    return platform.machine() == "x86_64" and ctypes.sizeof(ctypes.c_void_p) == 8
-
-
-assert abi.ABI_VERSION == 1  # loader and programs come from one tree

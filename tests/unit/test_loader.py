@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 import signal
 import sys
@@ -127,10 +126,6 @@ def test_text_has_the_sizes_asked_for() -> None:
     ):
         assert f"#define {definition}\n" in text
     assert "#define WITH_RAW_EXITS" not in text
-
-
-def test_machine() -> None:
-    assert loader.machine_is_supported() == (platform.machine() == "x86_64")
 
 
 def test_bcc_is_not_imported_here() -> None:
