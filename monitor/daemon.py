@@ -12,7 +12,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from importlib import metadata
 
 from prometheus_client import CollectorRegistry
 
@@ -27,6 +26,7 @@ from monitor.pipeline import Pipeline, clock_offset
 from monitor.source import KernelSource
 from monitor.suppression import Suppressions
 from monitor.tally import Tally
+from monitor.version import revision, version
 from monitor.workloads import Workloads
 
 __all__ = ["Daemon", "run"]
@@ -187,8 +187,7 @@ class Daemon:
 
     def _registry(self, source: KernelSource) -> CollectorRegistry:
         facts = metrics.KernelFacts(self.facts.kernel_release, True, self.findings.partial_updates)
-        version = metadata.version("seal-monitor")
-        return metrics.build(source, self.tally, facts, version, "")
+        return metrics.build(source, self.tally, facts, version(), revision())
 
     @property
     def metrics_url(self) -> str:

@@ -318,7 +318,7 @@ METRICS: tuple[Metric, ...] = (
         "gauge",
         "Always 1; the labels are the facts.",
         lambda reading: [((reading.version, reading.revision), 1)],
-        {"version": "the monitor's version", "revision": "the revision it was built from"},
+        {"version": "the monitor's version", "revision": "the commit of a checkout, else empty"},
     ),
     Metric(
         "kernel_info",

@@ -1,0 +1,33 @@
+"""Which seal-monitor this is."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+
+__all__ = ["revision", "version"]
+
+_ROOT = Path(__file__).parent.parent
+_LENGTH = 12
+
+
+def version() -> str:
+    """The installed distribution's version."""
+    return metadata.version("seal-monitor")
+
+
+def revision(root: Path = _ROOT) -> str:
+    """The commit that a checkout is at, abbreviated; empty where this is no checkout."""
+    git = root / ".git"
+    try:
+        head = (git / "HEAD").read_text("ascii").strip()
+        name = head.removeprefix("ref: ")
+        if name == head:
+            return head[:_LENGTH]
+        if (git / name).is_file():
+            return (git / name).read_text("ascii").strip()[:_LENGTH]
+        packed = (git / "packed-refs").read_text("ascii").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return ""
+    found = (line.split()[0] for line in packed if line.endswith(f" {name}"))
+    return next(found, "")[:_LENGTH]
