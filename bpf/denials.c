@@ -85,19 +85,23 @@ static __always_inline bool hides_refusal(u32 operation)
 }
 
 /* All that a call costs that is not refused. */
-static __always_inline bool may_be_refused(u32 operation, s64 result, struct pt_regs *regs)
+static __always_inline bool may_be_refused(u32 operation, s64 result, struct pt_regs *regs,
+                                           bool compat)
 {
+    u64 asked;
+
     if (result == -EPERM)
         return true;
     if (result < 0)
         return false;
     switch (operation) {
     case OP_BRK:
-        return regs->di && regs->di < result && result < TASK_SIZE_LIMIT;
+        asked = compat ? (u32)regs->bx : regs->di;
+        return asked && asked < result && result < TASK_SIZE_LIMIT;
     case OP_SHMDT:
         return true;
     case OP_PROCESS_MADVISE:
-        return regs->dx > 1 && is_destructive(regs->r10);
+        return regs->dx > 1 && is_destructive(compat ? regs->si : regs->r10);
     }
     return false;
 }
@@ -157,7 +161,7 @@ static __always_inline int on_exit(struct sys_exit *ctx, u32 operation)
 
     if (hides_refusal(operation))
         regs = saved_registers((struct task_struct *)bpf_get_current_task_btf());
-    if (may_be_refused(operation, ctx->result, regs))
+    if (may_be_refused(operation, ctx->result, regs, false))
         tracepoint_tails.call(ctx, TAIL_DENIED);
     return 0;
 }

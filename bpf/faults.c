@@ -135,7 +135,8 @@ static __always_inline void classify(struct fault *fault, struct task_struct *ta
     if (known && TASK_FIELD(u64, task, thread_trap_nr) == X86_TRAP_PF &&
         TASK_FIELD(u64, task, thread_cr2) == fault->address)
         fault->cause = cause_of(config, fault, &search->vma);
-    if (fault->disposition == DISPOSITION_HANDLER) {
+    /* What came as SI_KERNEL already could not be told from its second delivery. */
+    if (fault->disposition == DISPOSITION_HANDLER && fault->code != SI_KERNEL) {
         struct handled first = {
             .address = fault->address,
             .instruction_pointer = fault->instruction_pointer,

@@ -28,7 +28,13 @@
 #define MADV_DONTNEED_LOCKED 24
 #define MADV_GUARD_INSTALL 102
 
-#define IOVEC_LIMIT 1024 /* UIO_MAXIOV */
+#define MAP_HUGE_SHIFT 26
+#define MAP_HUGE_MASK 0x3f
+#define MAP_HUGETLB 0x40000
+#define DEFAULT_HUGE_SHIFT 21
+
+#define IOVEC_LIMIT 1024                         /* UIO_MAXIOV */
+#define TRANSFER_MAX PAGE_ALIGN_DOWN(0x7fffffff) /* MAX_RW_COUNT: vectors are cut there */
 
 struct call {
     u64 arguments[6];
@@ -106,8 +112,8 @@ static __always_inline bool mmap_has_other_cause(struct task_struct *task, struc
 
 /*
  * The range of the vector at which process_madvise stopped: the one that begins after the bytes it
- * reports as done; the range before it was changed. Returns false when the whole vector was done or
- * can't be read.
+ * reports as done; the range before it was changed. Returns false when the whole vector was done,
+ * or can't be read, or when something other than a seal stopped it there.
  */
 static __always_inline bool find_refused_range(struct call *call, struct search *search,
                                                struct judgement *judgement)
@@ -118,26 +124,54 @@ static __always_inline bool find_refused_range(struct call *call, struct search 
         u64 base;
         u64 length;
     } range;
+    u32 range_32[2];
     bool found = false;
+    long error;
+
+    if (done >= TRANSFER_MAX)
+        return false;
 
     loop_begin(&loop, IOVEC_LIMIT);
     while (loop_next(&loop)) {
-        if (!count || bpf_probe_read_user(&range, sizeof(range), (void *)vector))
+        if (!count || before > done)
             break;
-        if (range.length && before >= done) {
+        if (call->compat) {
+            error = bpf_probe_read_user(range_32, sizeof(range_32), (void *)vector);
+            range.base = range_32[0];
+            range.length = range_32[1];
+            vector += sizeof(range_32);
+        } else {
+            error = bpf_probe_read_user(&range, sizeof(range), (void *)vector);
+            vector += sizeof(range);
+        }
+        if (error)
+            break;
+        if (range.length && before == done) {
             search->start = range.base;
             search->end = range.base + PAGE_ALIGN(range.length);
-            found = true;
+            found = range.base == PAGE_ALIGN_DOWN(range.base); /* else EINVAL */
             break;
         }
         judgement->partial_start = range.base;
         judgement->partial_end = range.base + PAGE_ALIGN(range.length);
         before += range.length;
-        vector += sizeof(range);
         count--;
     }
     loop_end(&loop);
     return found;
+}
+
+/* What mmap(2) rounds its length up to: pages, of huge ones where it maps those. */
+static __always_inline u64 mapped_length(struct task_struct *task, u64 length, u64 flags,
+                                         s32 descriptor)
+{
+    u64 size = 0, shift = flags >> MAP_HUGE_SHIFT & MAP_HUGE_MASK;
+
+    if (!(flags & MAP_ANONYMOUS))
+        size = huge_page_size(file_of(task, descriptor));
+    else if (flags & MAP_HUGETLB)
+        size = 1ULL << (shift ? shift : DEFAULT_HUGE_SHIFT);
+    return size ? (length + size - 1) & -size : PAGE_ALIGN(length);
 }
 
 /* What the call was about: its ranges. False: this call can't have met a seal. */
@@ -161,7 +195,7 @@ static __always_inline bool ranges_of(struct call *call, struct task_struct *tas
         return true;
     case OP_MMAP:
         search->start = a[0];
-        search->end = a[0] + PAGE_ALIGN(a[1]);
+        search->end = a[0] + mapped_length(task, a[1], a[3], a[4]);
         return (a[3] & MAP_FIXED) && !(a[3] & MAP_FIXED_NOREPLACE);
     case OP_MREMAP:
         /*
@@ -195,7 +229,7 @@ static __always_inline bool ranges_of(struct call *call, struct task_struct *tas
             return false;
         if (!is_own_pidfd(task, a[0])) {
             judgement->reason = REASON_OTHER_PROCESS;
-            return true;
+            return call->result < 0;
         }
         if (!find_refused_range(call, search, judgement)) {
             judgement->reason = REASON_UNKNOWN_LENGTH;
@@ -229,24 +263,32 @@ static __always_inline bool ranges_of(struct call *call, struct task_struct *tas
 static __always_inline bool has_other_cause(struct call *call, struct task_struct *task,
                                             struct config *config, struct search *search)
 {
-    u64 *a = call->arguments;
+    u64 *a = call->arguments, mm = (u64)TASK_FIELD(void *, task, mm);
 
     switch (call->operation) {
+    case OP_MREMAP:
+        /* A fixed move of several mappings: the first of them finds out about the address. */
+        return (a[3] & MREMAP_FIXED) && a[4] < config->mmap_min_addr &&
+               search->vma.start > user_address(mm, a[0]);
+    case OP_BRK:
+        return exceeds_data_limit(task, mm, a[0]);
     case OP_MMAP:
         return mmap_has_other_cause(task, config, a[0], a[2], a[3], a[4]);
     case OP_SHMAT:
         return search->start < config->mmap_min_addr;
     case OP_REMAP_FILE_PAGES:
-        return (search->vma.flags & VM_LOCKED) && has_no_lock_limit(task);
+        return ((search->vma.flags | search->earlier_flags) & VM_LOCKED) && has_no_lock_limit(task);
     case OP_MADVISE:
     case OP_IO_URING_MADVISE:
         /* Punching a hole can fail for the file's own reasons: a write-sealed memfd, immutable. */
         return (u32)a[2] == MADV_REMOVE && search->earlier_files;
     case OP_PROCESS_MADVISE:
-        if ((u32)a[3] == MADV_REMOVE && search->earlier_files)
+        if ((u32)a[3] == MADV_REMOVE && search->earlier_flags)
             return true;
         /* The error is not told: it may be the EINVAL of a mapping that came earlier. */
-        return call->result >= 0 && (search->earlier_flags & (VM_LOCKED | VM_PFNMAP | VM_HUGETLB));
+        return call->result >= 0 &&
+               (search->earlier_files ||
+                (search->earlier_flags & (VM_SHARED | VM_LOCKED | VM_PFNMAP | VM_HUGETLB)));
     }
     return false;
 }
@@ -262,7 +304,10 @@ static __always_inline bool changes_partially(struct call *call, struct config *
     case OP_PROCESS_MADVISE:
         return config->partial_madvise;
     case OP_MREMAP:
-        return role == ROLE_SOURCE && (call->arguments[3] & MREMAP_FIXED) && config->partial_mremap;
+        /* What shrinks on its way is cut first, whole or not at all. */
+        return role == ROLE_SOURCE && (call->arguments[3] & MREMAP_FIXED) &&
+               PAGE_ALIGN(call->arguments[1]) == PAGE_ALIGN(call->arguments[2]) &&
+               config->partial_mremap;
     }
     return false;
 }
@@ -289,6 +334,10 @@ static __always_inline void judge(struct scratch *scratch, struct task_struct *t
     }
     find_vma(mm, config, search);
     if (search->outcome == LOOKUP_NONE)
+        return;
+    /* A success: shmdt passes over what is no part of a segment. */
+    if (call->operation == OP_SHMDT && search->outcome == LOOKUP_FOUND &&
+        !is_segment(search->vma.address))
         return;
     judgement->verdict = VERDICT_UNVERIFIED;
     if (search->outcome == LOOKUP_TOO_LONG)

@@ -1,22 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * The raw tracepoint sys_exit: every system call of the host passes here, and pays for it. It is
- * never skipped by the kernel, and sees 32-bit callers, to whom syscalls:* is blind.
+ * not skipped while another task is inside bpf(2), and sees 32-bit callers, to whom syscalls:* is
+ * blind.
  */
 
 #define TS_COMPAT 0x0002
-#define X32_SYSCALL_BIT 0x40000000
 
 static __always_inline bool is_compat(struct task_struct *task)
 {
     return TASK_FIELD(u32, task, thread_info_status) & TS_COMPAT;
 }
 
+/* The kernel takes the number from the low half of the register alone. */
+static __always_inline u32 number_of(struct pt_regs *regs)
+{
+    return regs->orig_ax;
+}
+
 static __always_inline u32 raw_operation_of(struct task_struct *task, struct pt_regs *regs)
 {
     if (is_compat(task))
-        return operation_of_32(regs->orig_ax);
-    return operation_of(regs->orig_ax & ~X32_SYSCALL_BIT);
+        return operation_of_32(number_of(regs));
+    return operation_of(number_of(regs) & ~X32_SYSCALL_BIT);
 }
 
 int raw_denied(struct bpf_raw_tracepoint_args *ctx)
@@ -28,7 +34,7 @@ int raw_denied(struct bpf_raw_tracepoint_args *ctx)
     if (!scratch)
         return 0;
     scratch->call.result = ctx->args[1];
-    scratch->call.number = regs->orig_ax & ~X32_SYSCALL_BIT;
+    scratch->call.number = number_of(regs);
     scratch->call.operation = raw_operation_of(task, regs);
     scratch->call.compat = is_compat(task);
     read_arguments(&scratch->call, regs);
@@ -38,7 +44,7 @@ int raw_denied(struct bpf_raw_tracepoint_args *ctx)
 /* The first look, at the registers alone: a helper costs more than all of it. */
 static __always_inline bool may_matter(struct bpf_raw_tracepoint_args *ctx)
 {
-    u64 number = *kernel_words(ctx->args[0] + __builtin_offsetof(struct pt_regs, orig_ax));
+    u32 number = *kernel_words(ctx->args[0] + __builtin_offsetof(struct pt_regs, orig_ax));
     s64 result = ctx->args[1];
 
     return result == -EPERM || number == NR_MSEAL ||
@@ -52,7 +58,7 @@ static __always_inline int on_raw_exit(struct bpf_raw_tracepoint_args *ctx,
     u32 operation = raw_operation_of(task, regs);
     struct config *config;
 
-    if (operation >= OPERATIONS || !may_be_refused(operation, ctx->args[1], regs))
+    if (operation >= OPERATIONS || !may_be_refused(operation, ctx->args[1], regs, is_compat(task)))
         return 0;
     config = configuration();
     /* Only what no tracepoint reports; those are blind to 32-bit callers. */
@@ -71,7 +77,7 @@ int raw_exit(struct bpf_raw_tracepoint_args *ctx)
         return 0;
     task = (struct task_struct *)bpf_get_current_task_btf();
     regs = saved_registers(task);
-    if (regs->orig_ax == NR_MSEAL && !is_compat(task)) {
+    if (number_of(regs) == NR_MSEAL && !is_compat(task)) {
         config = configuration();
         if (config && config->raw_mseal)
             return sealed(SCRATCH_RAW_SEALED, task, regs, ctx->args[1]);

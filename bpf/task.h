@@ -3,6 +3,7 @@
 #ifndef SEAL_MONITOR_TASK_H
 #define SEAL_MONITOR_TASK_H
 
+#define RLIMIT_DATA 2
 #define RLIMIT_MEMLOCK 8
 #define MNT_NOEXEC 0x04
 #define SB_I_NOEXEC 0x00000002
@@ -15,6 +16,7 @@
 #define PIDTYPE_TGID 1
 #define IPC_SHM_IDS 2
 #define SECCOMP_MODE_DISABLED 0
+#define X32_SYSCALL_BIT 0x40000000
 
 /* arch/x86: with linear address masking the kernel drops the tag bits of a pointer. */
 static __always_inline u64 user_address(u64 mm, u64 address)
@@ -57,6 +59,27 @@ static __always_inline bool on_noexec_mount(u64 file)
     return (mount_flags & MNT_NOEXEC) || (internal_flags & SB_I_NOEXEC);
 }
 
+/* Bytes of a huge page where the file is on hugetlbfs, else 0. */
+static __always_inline u64 huge_page_size(u64 file)
+{
+    u64 inode = KERNEL_WORD(file, file__f_inode);
+    u64 super_block = KERNEL_WORD(inode, inode__i_sb);
+
+    if (KERNEL_WORD(super_block, super_block__s_magic) != HUGETLBFS_MAGIC)
+        return 0;
+    return KERNEL_WORD(super_block, super_block__s_blocksize);
+}
+
+/* Whether a mapping is one of a System V segment: its file has that name on an internal mount. */
+static __always_inline bool is_segment(u64 vma)
+{
+    u64 file = KERNEL_WORD(vma, vm_area_struct__vm_file);
+    u64 dentry = KERNEL_WORD(file, file__f_path_dentry);
+    u64 name = KERNEL_WORD(dentry, dentry__d_name_name);
+
+    return (u32)*kernel_words(name) == 0x56535953; /* "SYSV" */
+}
+
 /* F_ADD_SEALS on a memfd, which lives on tmpfs or hugetlbfs. */
 static __always_inline bool is_write_sealed(u64 file)
 {
@@ -77,13 +100,25 @@ static __always_inline bool is_write_sealed(u64 file)
     return seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE);
 }
 
+static __always_inline u64 limit_of(struct task_struct *task, u32 resource)
+{
+    u64 signal = (u64)TASK_FIELD(void *, task, signal);
+
+    return *kernel_words(signal + OFF_signal_struct__rlim + resource * SIZE_rlimit +
+                         OFF_rlimit__rlim_cur);
+}
+
 static __always_inline bool has_no_lock_limit(struct task_struct *task)
 {
-    u64 signal = (u64)TASK_FIELD(void *, task, signal), limit = 0;
+    return limit_of(task, RLIMIT_MEMLOCK) == 0;
+}
 
-    limit = *kernel_words(signal + OFF_signal_struct__rlim + RLIMIT_MEMLOCK * SIZE_rlimit +
-                          OFF_rlimit__rlim_cur);
-    return limit == 0;
+/* mm/mmap.c, brk(2): the limit is looked at before the seal, also when the heap would shrink. */
+static __always_inline bool exceeds_data_limit(struct task_struct *task, u64 mm, u64 brk)
+{
+    u64 data = KERNEL_WORD(mm, mm_struct__end_data) - KERNEL_WORD(mm, mm_struct__start_data);
+
+    return brk - KERNEL_WORD(mm, mm_struct__start_brk) + data > limit_of(task, RLIMIT_DATA);
 }
 
 /*
@@ -99,7 +134,8 @@ static __always_inline bool seccomp_excluded(struct task_struct *task, u32 numbe
     if (mode == SECCOMP_MODE_DISABLED)
         return true;
     READ_KERNEL(filter, task, task_struct__seccomp_filter);
-    if (!filter)
+    if (!filter ||
+        number >= X32_SYSCALL_BIT) /* filters tell x32 apart, the bitmap has no place for it */
         return false;
 #ifdef HAS_seccomp_filter__cache_allow_native
     bitmap = filter + OFF_seccomp_filter__cache_allow_native;

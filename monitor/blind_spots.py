@@ -55,7 +55,7 @@ def _compat(hooks: Mapping[str, str], options: Options) -> Row:
         check,
         "blind",
         "denials of their system calls (int 0x80) are not seen",
-        "set watch.compat = true, or use --attach raw_tracepoint, which sees them for free",
+        "set watch.compat = true, or use --attach raw_tracepoint, which sees them, too",
     )
 
 

@@ -44,6 +44,7 @@ exit codes:
   1  it failed while running
   2  wrong usage or configuration
   3  this host cannot be monitored; the message says why and what to do
+  130  interrupted before it was watching
 
 SEAL_MONITOR_DEBUG=1 in the environment shows where an error was raised.
 """
@@ -62,12 +63,15 @@ def _flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS
     )
-    group = parser.add_argument_group("flags of run, demo and doctor; they override the file")
+    group = parser.add_argument_group(
+        "flags of run, demo and doctor; they override the file",
+        "demo and doctor use --config and --attach alone",
+    )
     group.add_argument(
         "--config",
         type=Path,
         metavar="FILE",
-        help=f"configuration to read (default: {config.DEFAULT_PATH}, if it is there)",
+        help=f"configuration (default: {config.DEFAULT_PATH}, if it is there)",
     )
     for key in config.KEYS:
         if key.flag:

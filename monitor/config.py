@@ -457,7 +457,7 @@ def load(
         if path is not None or not isinstance(error, FileNotFoundError):
             raise ConfigError(
                 f"cannot read {str(file)!r}: {error.strerror}; "
-                "make it a readable file or name another with --config"
+                "make it a readable file or name another"
             ) from None
         text = ""
     return _read(text, str(file), overrides)

@@ -419,7 +419,7 @@ class Daemon:
         ]
         self._config = config
         self.tally.reload(True, time.time())
-        note = f"; {', '.join(restart)} takes effect after a restart" if restart else ""
+        note = f"; changes of {', '.join(restart)} wait for a restart" if restart else ""
         self.pipeline.health("reloaded", f"the configuration was read anew{note}")
 
     # ---- the end ---------------------------------------------------------------------------------

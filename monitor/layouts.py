@@ -49,7 +49,7 @@ MEMBERS: tuple[Member, ...] = (
         "thread.error_code",
         "thread.trap_nr",
     ),
-    *_members("mm_struct", "mm_mt.ma_root", "exe_file", "start_brk"),
+    *_members("mm_struct", "mm_mt.ma_root", "exe_file", "start_brk", "start_data", "end_data"),
     # Linear address masking, 6.4 on and only where it is configured.
     Member("mm_struct", "context.untag_mask", required=False),
     *_members("vm_area_struct", "vm_start", "vm_end", "vm_mm", "vm_flags", "vm_pgoff", "vm_file"),
@@ -63,7 +63,7 @@ MEMBERS: tuple[Member, ...] = (
     Member("dentry", "d_name.name"),
     Member("vfsmount", "mnt_flags"),
     *_members("inode", "i_ino", "i_sb", "i_private"),
-    *_members("super_block", "s_dev", "s_magic", "s_iflags"),
+    *_members("super_block", "s_dev", "s_magic", "s_iflags", "s_blocksize"),
     *_members("shmem_inode_info", "vfs_inode", "seals", required=False),
     *_members("hugetlbfs_inode_info", "vfs_inode", "seals", required=False),
     *_members("pid", "level", "numbers"),

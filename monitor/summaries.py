@@ -117,7 +117,9 @@ def denial(
         f"{_what(sealed, 'sealed ')}"
     )
     if record.partial_end > record.partial_start:
-        text += f"; the {_size(record.partial_end - record.partial_start)} before it were changed"
+        text += (
+            f"; the {_size(record.partial_end - record.partial_start)} before the seal were changed"
+        )
     return text
 
 

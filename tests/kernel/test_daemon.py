@@ -272,7 +272,7 @@ def test_reload(start: Start) -> None:
 
     daemon.configuration.write_text("[events]\ndenials = []\n[ring]\nsize = 65536\n", "utf-8")
     daemon.process.send_signal(signal.SIGHUP)
-    assert "ring takes effect after a restart" in daemon.health("reloaded")["message"]
+    assert "changes of ring wait for a restart" in daemon.health("reloaded")["message"]
     assert daemon.metric("seal_monitor_config_last_reload_successful") == 1
     provoke.run("munmap").communicate()
     stopped = daemon.stop()

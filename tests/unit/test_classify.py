@@ -114,7 +114,7 @@ def test_a_denial_in_full() -> None:
         summary=(
             "mprotect of sealed memory refused: python3 (pid 4242) asked for rw- on "
             "0x7efffffff000-0x7f0000002000 (sealed r--p, libfoo.so); "
-            "the 8 KiB before it were changed"
+            "the 8 KiB before the seal were changed"
         ),
         operation="mprotect",
         arguments={"addr": "0x7efffffff000", "size": 0x3000, "prot": "rw-"},

@@ -463,8 +463,7 @@ def test_permission_denied(tmp_path: Path) -> None:
     finally:
         os.seteuid(0)
     assert str(caught.value) == (
-        f"cannot read '{file}': Permission denied; "
-        "make it a readable file or name another with --config"
+        f"cannot read '{file}': Permission denied; make it a readable file or name another"
     )
 
 
