@@ -155,8 +155,8 @@ def shown(event: dict[str, Any], pipe: tuple[int, int], **options: Any) -> str:
             DENIAL,
             """\
 03:04:05 denial      mprotect of sealed memory refused: python3 (pid 4242) asked for rw- on
-                     0x7efffffff000-0x7f0000002000 (sealed r--p, libfoo.so); the 8 KiB before
-                     the seal were changed
+                     0x7efffffff000-0x7f0000002000 (sealed r--p, libfoo.so); the 8 KiB before the
+                     seal were changed
          critical    verdict sealed  seal 0x7f0000001000-0x7f0000002000 r--p
                      file /usr/lib/libfoo.so+0x3000  changed 0x7efffffff000-0x7f0000001000
                      caller 0x401234  unit app.service  uid 1000
