@@ -108,7 +108,8 @@ def start() -> Popen[str]:
     from monitor.provoke import environment  # noqa: PLC0415
 
     command = [sys.executable, "-S", "-P", "-m", "monitor.calibrate"]
-    return Popen(command, env=environment(), stdin=PIPE, stdout=PIPE, text=True)
+    # A group of its own: Ctrl-C is for the monitor, which ends it.
+    return Popen(command, env=environment(), stdin=PIPE, stdout=PIPE, text=True, process_group=0)
 
 
 def mark(config: Config, pid: int) -> None:

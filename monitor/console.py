@@ -48,7 +48,7 @@ def _denial_items(event: Mapping[str, Any]) -> list[str]:
         f"verdict {event['verdict']}{reason}",
         *_mapping_items("seal", event["sealed"]),
         *([f"changed {_extent(changed)}"] if changed else []),
-        f"caller {event['caller']}",
+        *([f"caller {event['caller']}"] if event["caller"] != "0x0" else []),
     ]
 
 
@@ -56,7 +56,7 @@ def _fault_items(event: Mapping[str, Any]) -> list[str]:
     return [
         f"cause {event['cause']}{' (inferred)' if event['inferred'] else ''}",
         *_mapping_items("mapping", event["mapping"]),
-        f"at {event['instruction_pointer']}",
+        f"instruction {event['instruction_pointer']}",
     ]
 
 

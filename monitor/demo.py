@@ -22,7 +22,7 @@ _TITLES = {
     "denial": "Refused by a seal",
     "fault": "Stopped by a guard page, a seal or a protection",
     "seal": "Sealed",
-    "other": "Looks like one and is not",
+    "other": "Looks like one, and is not or may not be",
 }
 
 
@@ -153,7 +153,8 @@ def _show_all(
     skipped: list[tuple[Provocation, str]] = []
     made = 0
     kind = ""
-    for provocation in provoke.PROVOCATIONS:
+    kinds = list(_TITLES)
+    for provocation in sorted(provoke.PROVOCATIONS, key=lambda row: kinds.index(row.kind)):
         facts, events = _provoke(daemon, collected, provocation)
         if "unsupported" in facts:
             skipped.append((provocation, facts["unsupported"]))

@@ -140,13 +140,18 @@ def _try_probes(config: Config) -> tuple[list[Row], list[loader.AttachedProbe]]:
 # ---- Who did it ----------------------------------------------------------------------------------
 
 
-def _can_read_executables(proc: Path) -> bool:
-    """By reading one: what access(2) says leaves out the ptrace check that /proc makes."""
-    try:
-        os.readlink(proc / "1/exe")
-    except OSError:
-        return False
-    return True
+def _unreadable_executables(proc: Path) -> tuple[int, int]:
+    """Of how many processes /proc hides the executable, and of how many it was asked."""
+    asked = hidden = 0
+    for process in proc.glob("[0-9]*"):
+        asked += 1
+        try:
+            os.readlink(process / "exe")
+        except PermissionError:
+            hidden += 1
+        except OSError:  # a kernel thread, or gone
+            asked -= 1
+    return hidden, asked
 
 
 def identity_rows(proc: Path = host.PROC) -> list[Row]:
@@ -164,7 +169,8 @@ def identity_rows(proc: Path = host.PROC) -> list[Row]:
                 "run in the host's PID namespace (containers: --pid=host)",
             )
         )
-    if _can_read_executables(proc):
+    hidden, asked = _unreadable_executables(proc)
+    if asked and not hidden:
         found.append(Row("Identity", "processes", "ok", "executables and command lines of all"))
     else:
         found.append(
@@ -172,8 +178,10 @@ def identity_rows(proc: Path = host.PROC) -> list[Row]:
                 "Identity",
                 "processes",
                 "degraded",
-                "executables of other users' processes cannot be read; base names are still told",
-                "grant CAP_SYS_PTRACE; mount /proc without hidepid",
+                f"executables of {hidden} of {asked} processes cannot be read; the kernel's base "
+                "names are told",
+                "grant CAP_SYS_PTRACE and what capabilities those processes have; mount /proc "
+                "without hidepid",
             )
         )
     mount = cgroup_mount(proc)

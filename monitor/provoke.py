@@ -70,6 +70,7 @@ def run(*names: str, wait: bool = False) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        process_group=0,  # Ctrl-C is for whoever started us
     )
 
 

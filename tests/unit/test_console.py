@@ -174,7 +174,7 @@ def shown(event: dict[str, Any], pipe: tuple[int, int], **options: Any) -> str:
             """\
 03:04:05 fault       write to a guard region at 0x10: python3 (pid 4242) died of SIGSEGV
          warning     cause guard_region (inferred)  mapping 0x7f0000001000-0x7f0000002000 r--p
-                     name arena  at 0x401000  unit app.service  uid 1000
+                     name arena  instruction 0x401000  unit app.service  uid 1000
 """,
         ),
         (
