@@ -71,7 +71,6 @@
  * fault. bpf_rdonly_cast() lends an address a type; the pivots of a maple node are the numbers we
  * need, wherever the address really points.
  */
-#define KERNEL_WORDS 15
 static __always_inline u64 *kernel_words(u64 address)
 {
     u64 typed = CALL_KFUNC2(KFUNC_bpf_rdonly_cast, address - OFF_maple_range_64__pivot,

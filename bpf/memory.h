@@ -20,7 +20,6 @@
 
 /* lib/maple_tree.c: enum maple_type, and how a parent's slot points to a node. */
 #define MAPLE_LEAF_64 1
-#define MAPLE_RANGE_64 2
 #define MAPLE_ARANGE_64 3
 #define MAPLE_NODE_MASK 0xffULL
 #define MAPLE_PIVOTS 15 /* of a range node; an arange node has fewer */
