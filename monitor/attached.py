@@ -11,12 +11,13 @@ from monitor.counters import KernelState
 from monitor.operations import OPERATIONS
 from monitor.ring import Ring
 
-__all__ = ["Attached"]
+__all__ = ["Attached", "request"]
 
 _MIN_ADDRESS = Path("/proc/sys/vm/mmap_min_addr")
 
 
-def _request(config: Config) -> loader.LoadRequest:
+def request(config: Config) -> loader.LoadRequest:
+    """What to load for this configuration."""
     switches = {"watch.compat": config.watch.compat, "watch.io_uring": config.watch.io_uring}
     return loader.LoadRequest(
         attach=config.attach,
@@ -32,16 +33,16 @@ class Attached:
     Nothing is reported before calibrate() has found the seal bit.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, wanted: loader.LoadRequest) -> None:
         with contextlib.ExitStack() as cleanup:
             # It starts while the programs compile.
             self._trying = cleanup.enter_context(calibrate.start())
             cleanup.callback(self._trying.kill)
-            self.loaded = loader.load(_request(config))
+            self.loaded = loader.load(wanted)
             cleanup.callback(self.loaded.close)
             self.state = KernelState(self.loaded)
             cleanup.callback(self.state.close)
-            self.ring = Ring(self.loaded.maps["ring"], config.ring.size)
+            self.ring = Ring(self.loaded.maps["ring"], wanted.ring_size)
             cleanup.callback(self.ring.close)
             kernel = self.state.config
             kernel.mmap_min_addr = int(_MIN_ADDRESS.read_text("ascii"))

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from prometheus_client import CollectorRegistry
 
 from monitor import abi, host, metrics, sinks, web
-from monitor.attached import Attached
+from monitor.attached import Attached, request
 from monitor.canary import Canary
 from monitor.cgroups import Cgroups
 from monitor.config import Config, ConfigError
@@ -152,7 +152,7 @@ class Daemon:
 
             web_options = load_web_config(config.web.config_file)
         self._has_tls = web_options is not None and web_options.tls is not None
-        attached = self._cleanup.enter_context(Attached(config))
+        attached = self._cleanup.enter_context(Attached(request(config)))
         self.loaded, self.state, self.ring = attached.loaded, attached.state, attached.ring
         kernel = self.state.config
         self.findings = attached.calibrate()
@@ -447,14 +447,16 @@ class Daemon:
             abi.Kind.FAULT: sum(sum(dispositions) for dispositions in counters.faults),
             abi.Kind.SEAL: counters.seals,
         }
+        made = self.tally.events
         return {
             kind.label: {
                 "counted": total,
-                "delivered": self.pipeline.delivered[kind],
+                "delivered": made[kind.label, "delivered"],
                 "suppressed": counters.events[kind][abi.Outcome.SUPPRESSED],
-                "filtered": counters.events[kind][abi.Outcome.FILTERED] + self.pipeline.muted[kind],
+                "filtered": counters.events[kind][abi.Outcome.FILTERED]
+                + made[kind.label, "filtered"],
                 "dropped": counters.events[kind][abi.Outcome.DROPPED],
-                "failed": self.pipeline.failed[kind],
+                "failed": made[kind.label, "failed"],
             }
             for kind, total in counted.items()
         }

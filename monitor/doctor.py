@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from monitor import abi, calibrate, host, loader
-from monitor.attached import Attached
+from monitor.attached import Attached, request
 from monitor.blind_spots import blind_rows, bypass_rows, filter_rows, memory_file_overrides
 from monitor.cgroups import cgroup_mount
 from monitor.checklist import Row, table, verdict
@@ -121,7 +121,7 @@ def calibration_rows(kernel: abi.Config, findings: calibrate.Findings) -> list[R
 def _try_probes(config: Config) -> tuple[list[Row], list[loader.AttachedProbe]]:
     """Load, attach and calibrate as the daemon does, then let go of everything."""
     try:
-        attached = Attached(config)
+        attached = Attached(request(config))
     except loader.LoadError as error:
         return [Row("Probes", "attach", "failed", str(error))], []
     with attached:

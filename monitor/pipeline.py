@@ -14,7 +14,7 @@ from monitor.config import Mute
 from monitor.identity import Identities, Identity
 from monitor.printable import printable
 from monitor.suppression import Gap
-from monitor.tally import Result, Tally
+from monitor.tally import Tally
 
 __all__ = ["Pipeline", "clock_offset"]
 
@@ -72,9 +72,6 @@ class Pipeline:
         # One offset for start times: a process must not seem to start anew when the clock is set.
         self._start_offset = clock_offset()
         self.offset = self._start_offset
-        self.delivered = dict.fromkeys(abi.Kind, 0)
-        self.failed = dict.fromkeys(abi.Kind, 0)
-        self.muted = dict.fromkeys(abi.Kind, 0)
 
     def take(self, record: abi.Record) -> None:
         """Make the record an event and deliver it, unless a mute applies."""
@@ -92,13 +89,13 @@ class Pipeline:
             event = classify.classify(record, origin, sealed_mask=self._sealed_mask, file_path=path)
         except classify.ClassifyError:
             self._tally.decode_error()
-            self._count(kind, "failed")
+            self._tally.event(kind.label, "failed")
             return
         if self._is_muted(event, process.executable):
-            self._count(kind, "filtered")
+            self._tally.event(kind.label, "filtered")
             return
         taken = self._write(event)
-        self._count(kind, "delivered" if taken else "failed")
+        self._tally.event(kind.label, "delivered" if taken else "failed")
         if taken:
             now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
             self._tally.delay((now - record.time_boot_ns) / 1e9)
@@ -146,11 +143,6 @@ class Pipeline:
             details=details or {},
         )
         self._tally.event("health", "delivered" if self._write(event) else "failed")
-
-    def _count(self, kind: abi.Kind, result: Result) -> None:
-        counts = {"delivered": self.delivered, "failed": self.failed, "filtered": self.muted}
-        counts[result][kind] += 1
-        self._tally.event(kind.label, result)
 
     def _origin(
         self, boot_ns: int, process: events.Process | None, workload: events.Workload | None

@@ -25,7 +25,7 @@ from typing import Any
 
 import pytest
 
-from monitor import calibrate, loader, provoke
+from monitor import loader, provoke
 from monitor.abi import (
     Bank,
     Bucket,
@@ -38,9 +38,9 @@ from monitor.abi import (
     RecordFlag,
     Verdict,
 )
-from monitor.counters import KernelState, missed_runs
+from monitor.attached import Attached
+from monitor.counters import missed_runs
 from monitor.operations import OPERATIONS
-from monitor.ring import Ring
 from monitor.syscalls import call
 
 __all__ = [
@@ -303,35 +303,19 @@ class Harness:
     def __init__(self, attach: str, cgroup: Path, **request: Any) -> None:
         self.attach = attach
         self.cgroup = cgroup
-        ring_size = request.setdefault("ring_size", RING_SIZE)
-        trying = calibrate.start()
-        try:
-            self.loaded = loader.load(
-                loader.LoadRequest(attach=attach, switches=SWITCHES, **request)
-            )
-        except BaseException:
-            trying.communicate("")
-            raise
-        self.ring = Ring(self.loaded.maps["ring"], ring_size)
-        self.state = KernelState(self.loaded)
+        request.setdefault("ring_size", RING_SIZE)
+        self._attached = Attached(loader.LoadRequest(attach=attach, switches=SWITCHES, **request))
+        self.loaded, self.ring = self._attached.loaded, self._attached.ring
+        self.state = self._attached.state
         self.config = self.state.config
-        raw = {probe.probe for probe in self.loaded.probes if probe.target == "sys_exit"}
-        self.config.raw_operations = sum(
-            1 << index for index, operation in enumerate(OPERATIONS) if operation.name in raw
-        )
-        self.config.raw_mseal = "mseal" in raw
-        self.config.mmap_min_addr = int(Path("/proc/sys/vm/mmap_min_addr").read_text())
-        self.findings = calibrate.calibrate(trying, self.config, self.ring)
+        self.findings = self._attached.calibrate()
         self.emit_all()
         self._counted: Counter[Cell] = Counter()
         self.settle()
 
     def close(self) -> None:
-        self.loaded.detach()
-        self.ring.close()
         self.config = None  # type: ignore[assignment]
-        self.state.close()
-        self.loaded.close()
+        self._attached.__exit__()
 
     def emit_all(self) -> None:
         self.config.emit_verdicts = (1 << len(Verdict)) - 1
