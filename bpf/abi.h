@@ -175,8 +175,11 @@ struct config {
     u8 partial_mremap;
     u8 anonymous_by_ops; /* madvise: anonymous means vm_ops == NULL, else no file and not shared */
     u8 reserved[3];
-    u32 raw_operations; /* bit per operation that raw_exit reports; tracepoints have the others */
-    u32 raw_mseal;      /* not 0: raw_exit reports mseal, too */
+    /* Bit per operation: who reports it, so that nothing is told twice. */
+    u32 raw_operations;      /* raw_exit */
+    u32 compat_operations;   /* raw_exit or raw_exit_compat, for 32-bit callers */
+    u32 function_operations; /* the functions in which a seal refuses */
+    u32 raw_mseal;           /* not 0: raw_exit reports mseal, too */
 };
 
 #endif

@@ -33,6 +33,14 @@ struct vma {
     u64 flags;
 };
 
+static __always_inline void read_vma(struct vma *vma, u64 address)
+{
+    vma->address = address;
+    vma->start = KERNEL_WORD(address, vm_area_struct__vm_start);
+    vma->end = KERNEL_WORD(address, vm_area_struct__vm_end);
+    vma->flags = KERNEL_WORD(address, vm_area_struct__vm_flags);
+}
+
 /* Above every index of a user mapping, below every kernel address less its two top bits. */
 #define INDEX_MAX ((1ULL << 62) - 1)
 
@@ -108,9 +116,7 @@ static __always_inline void find_vma(u64 mm, struct config *config, struct searc
         }
         node = search->next & ~MAPLE_NODE_MASK;
         type = (search->next >> 3) & 0xf;
-        /* A dead node is its own parent. No node at all: the tree changed, begin again. */
-        if (type - MAPLE_LEAF_64 > MAPLE_ARANGE_64 - MAPLE_LEAF_64 ||
-            (*kernel_words(node) & ~MAPLE_NODE_MASK) == node) {
+        if (type - MAPLE_LEAF_64 > MAPLE_ARANGE_64 - MAPLE_LEAF_64) {
             search->outcome = LOOKUP_CHANGED;
             search->next = 0;
             continue;
@@ -142,15 +148,22 @@ static __always_inline void find_vma(u64 mm, struct config *config, struct searc
         slots = OFF_maple_range_64__slot +
                 is_arange * (OFF_maple_arange_64__slot - OFF_maple_range_64__slot);
         search->next = *kernel_words(node + slots + slot * 8);
+        /*
+         * A dead node is its own parent. It is asked after the node was read, as the head by which
+         * RCU frees the node is written over its first pivots.
+         */
+        if ((*kernel_words(node) & ~MAPLE_NODE_MASK) == node) {
+            search->outcome = LOOKUP_CHANGED;
+            search->next = 0;
+            continue;
+        }
         if (type != MAPLE_LEAF_64)
             continue;
 
         vma->address = search->next;
         search->next = 0;
         if (vma->address) {
-            vma->start = KERNEL_WORD(vma->address, vm_area_struct__vm_start);
-            vma->end = KERNEL_WORD(vma->address, vm_area_struct__vm_end);
-            vma->flags = KERNEL_WORD(vma->address, vm_area_struct__vm_flags);
+            read_vma(vma, vma->address);
             if (KERNEL_WORD(vma->address, vm_area_struct__vm_mm) != mm ||
                 search->index < vma->start || search->index >= vma->end) {
                 search->outcome = LOOKUP_CHANGED;

@@ -36,14 +36,6 @@
 #define IOVEC_LIMIT 1024                         /* UIO_MAXIOV */
 #define TRANSFER_MAX PAGE_ALIGN_DOWN(0x7fffffff) /* MAX_RW_COUNT: vectors are cut there */
 
-struct call {
-    u64 arguments[6];
-    s64 result;
-    u64 operation;
-    u64 number;
-    u64 compat; /* not 0: a 32-bit system call */
-};
-
 struct judgement {
     u64 verdict;
     u64 reason;
@@ -67,7 +59,12 @@ enum scratch_owner {
     SCRATCH_SEALED,
     SCRATCH_RAW_SEALED,
     SCRATCH_FAULT,
-    SCRATCHES,
+    SCRATCH_UNMAPPING,
+    SCRATCH_PROTECTION,
+    SCRATCH_MREMAP_SOURCE,
+    SCRATCH_ADVICE,
+    SCRATCH_CALLS, /* and two for each operation */
+    SCRATCHES = SCRATCH_CALLS + 2 * OPERATIONS,
 };
 BPF_TABLE("percpu_array", u32, struct scratch, scratches, SCRATCHES);
 
@@ -110,6 +107,28 @@ static __always_inline bool mmap_has_other_cause(struct task_struct *task, struc
            is_write_sealed(file);
 }
 
+/* The next range of an iovec. False: it cannot be read. */
+static __always_inline bool read_range(u64 *vector, bool compat, u64 *base, u64 *length)
+{
+    u64 range[2];
+    u32 range_32[2];
+
+    if (compat) {
+        if (bpf_probe_read_user(range_32, sizeof(range_32), (void *)*vector))
+            return false;
+        *base = range_32[0];
+        *length = range_32[1];
+        *vector += sizeof(range_32);
+        return true;
+    }
+    if (bpf_probe_read_user(range, sizeof(range), (void *)*vector))
+        return false;
+    *base = range[0];
+    *length = range[1];
+    *vector += sizeof(range);
+    return true;
+}
+
 /*
  * The range of the vector at which process_madvise stopped: the one that begins after the bytes it
  * reports as done; the range before it was changed. Returns false when the whole vector was done,
@@ -119,42 +138,25 @@ static __always_inline bool find_refused_range(struct call *call, struct search 
                                                struct judgement *judgement)
 {
     u64 vector = call->arguments[1], count = call->arguments[2], before = 0, loop = 0;
-    u64 done = call->result > 0 ? call->result : 0;
-    struct {
-        u64 base;
-        u64 length;
-    } range;
-    u32 range_32[2];
+    u64 done = call->result > 0 ? call->result : 0, base, length;
     bool found = false;
-    long error;
 
     if (done >= TRANSFER_MAX)
         return false;
 
     loop_begin(&loop, IOVEC_LIMIT);
     while (loop_next(&loop)) {
-        if (!count || before > done)
+        if (!count || before > done || !read_range(&vector, call->compat, &base, &length))
             break;
-        if (call->compat) {
-            error = bpf_probe_read_user(range_32, sizeof(range_32), (void *)vector);
-            range.base = range_32[0];
-            range.length = range_32[1];
-            vector += sizeof(range_32);
-        } else {
-            error = bpf_probe_read_user(&range, sizeof(range), (void *)vector);
-            vector += sizeof(range);
-        }
-        if (error)
-            break;
-        if (range.length && before == done) {
-            search->start = range.base;
-            search->end = range.base + PAGE_ALIGN(range.length);
-            found = range.base == PAGE_ALIGN_DOWN(range.base); /* else EINVAL */
+        if (length && before == done) {
+            search->start = base;
+            search->end = base + PAGE_ALIGN(length);
+            found = base == PAGE_ALIGN_DOWN(base); /* else EINVAL */
             break;
         }
-        judgement->partial_start = range.base;
-        judgement->partial_end = range.base + PAGE_ALIGN(range.length);
-        before += range.length;
+        judgement->partial_start = base;
+        judgement->partial_end = base + PAGE_ALIGN(length);
+        before += length;
         count--;
     }
     loop_end(&loop);

@@ -5,25 +5,7 @@
  * blind.
  */
 
-#define TS_COMPAT 0x0002
-
-static __always_inline bool is_compat(struct task_struct *task)
-{
-    return TASK_FIELD(u32, task, thread_info_status) & TS_COMPAT;
-}
-
-/* The kernel takes the number from the low half of the register alone. */
-static __always_inline u32 number_of(struct pt_regs *regs)
-{
-    return regs->orig_ax;
-}
-
-static __always_inline u32 raw_operation_of(struct task_struct *task, struct pt_regs *regs)
-{
-    if (is_compat(task))
-        return operation_of_32(number_of(regs));
-    return operation_of(number_of(regs) & ~X32_SYSCALL_BIT);
-}
+BPF_PROG_ARRAY(raw_tails, TAILS);
 
 int raw_denied(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -35,7 +17,7 @@ int raw_denied(struct bpf_raw_tracepoint_args *ctx)
         return 0;
     scratch->call.result = ctx->args[1];
     scratch->call.number = number_of(regs);
-    scratch->call.operation = raw_operation_of(task, regs);
+    scratch->call.operation = current_operation(task, regs);
     scratch->call.compat = is_compat(task);
     read_arguments(&scratch->call, regs);
     return report(scratch, task, regs);
@@ -49,20 +31,21 @@ static __always_inline bool may_matter(struct bpf_raw_tracepoint_args *ctx)
 
     return result == -EPERM || number == NR_MSEAL ||
            (result >= 0 && (hides_refusal(operation_of(number & ~X32_SYSCALL_BIT)) ||
-                            hides_refusal(operation_of_32(number))));
+                            hides_refusal(operation_of_32(number)) || number == NR_IPC_32));
 }
 
 static __always_inline int on_raw_exit(struct bpf_raw_tracepoint_args *ctx,
                                        struct task_struct *task, struct pt_regs *regs)
 {
-    u32 operation = raw_operation_of(task, regs);
+    u32 operation = current_operation(task, regs);
     struct config *config;
 
     if (operation >= OPERATIONS || !may_be_refused(operation, ctx->args[1], regs, is_compat(task)))
         return 0;
     config = configuration();
-    /* Only what no tracepoint reports; those are blind to 32-bit callers. */
-    if (config && (is_compat(task) || config->raw_operations >> operation & 1))
+    /* Only what no other hook reports. */
+    if (config &&
+        (is_compat(task) ? config->compat_operations : config->raw_operations) >> operation & 1)
         raw_tails.call(ctx, TAIL_DENIED);
     return 0;
 }
@@ -85,7 +68,7 @@ int raw_exit(struct bpf_raw_tracepoint_args *ctx)
     return on_raw_exit(ctx, task, regs);
 }
 
-/* Beside the per-call tracepoints: 32-bit callers alone. */
+/* Beside hooks that are blind to 32-bit callers: those alone. */
 int raw_exit_compat(struct bpf_raw_tracepoint_args *ctx)
 {
     struct task_struct *task;

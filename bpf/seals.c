@@ -48,13 +48,3 @@ static __always_inline int sealed(u32 scratch_owner, struct task_struct *task, s
     submit(record);
     return 0;
 }
-
-int exit_mseal(struct sys_exit *ctx)
-{
-    struct task_struct *task;
-
-    if (ctx->result != 0 && ctx->result != -EINVAL)
-        return 0;
-    task = (struct task_struct *)bpf_get_current_task_btf();
-    return sealed(SCRATCH_SEALED, task, saved_registers(task), ctx->result);
-}

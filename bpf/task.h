@@ -16,7 +16,6 @@
 #define PIDTYPE_TGID 1
 #define IPC_SHM_IDS 2
 #define SECCOMP_MODE_DISABLED 0
-#define X32_SYSCALL_BIT 0x40000000
 
 /* arch/x86: with linear address masking the kernel drops the tag bits of a pointer. */
 static __always_inline u64 user_address(u64 mm, u64 address)

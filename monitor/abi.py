@@ -229,5 +229,7 @@ class Config(ctypes.Structure):
         ("anonymous_by_ops", c_uint8),
         ("reserved", c_uint8 * 3),
         ("raw_operations", c_uint32),
+        ("compat_operations", c_uint32),
+        ("function_operations", c_uint32),
         ("raw_mseal", c_uint32),
     ]

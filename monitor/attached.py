@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
-from monitor import calibrate, loader
+from monitor import calibrate, loader, trial
+from monitor.calibrate import Findings
 from monitor.config import Config
 from monitor.counters import KernelState
-from monitor.operations import OPERATIONS
+from monitor.probes import AT_SEAL, reporters
 from monitor.ring import Ring
 
 __all__ = ["Attached", "request"]
@@ -34,6 +36,10 @@ class Attached:
     """
 
     def __init__(self, wanted: loader.LoadRequest) -> None:
+        self._load(wanted)
+
+    def _load(self, wanted: loader.LoadRequest) -> None:
+        self._wanted = wanted
         with contextlib.ExitStack() as cleanup:
             # It starts while the programs compile.
             self._trying = cleanup.enter_context(calibrate.start())
@@ -46,12 +52,11 @@ class Attached:
             cleanup.callback(self.ring.close)
             kernel = self.state.config
             kernel.mmap_min_addr = int(_MIN_ADDRESS.read_text("ascii"))
-            # The raw tracepoint reports what no tracepoint does, and nothing twice.
-            raw = {p.probe for p in self.loaded.probes if p.attached and p.target == "sys_exit"}
-            kernel.raw_mseal = "mseal" in raw
-            kernel.raw_operations = sum(
-                1 << index for index, operation in enumerate(OPERATIONS) if operation.name in raw
-            )
+            targets = {p.probe: p.target for p in self.loaded.probes if p.attached}
+            by_hook = reporters(targets.items())
+            kernel.function_operations = by_hook.functions
+            kernel.raw_operations, kernel.compat_operations = by_hook.raw, by_hook.compat
+            kernel.raw_mseal = targets.get("mseal") == "sys_exit"
             self._cleanup = cleanup.pop_all()
 
     def __enter__(self) -> Attached:
@@ -60,11 +65,28 @@ class Attached:
     def __exit__(self, *_: object) -> None:
         self._cleanup.close()
 
-    def calibrate(self) -> calibrate.Findings:
+    def calibrate(self) -> Findings:
         """Find out what this kernel does.
 
-        Raises CalibrationError, and LoadError when the probe that it needs is not attached.
+        A probe whose hook turns out not to see what it must is attached by its next one: all is
+        loaded anew, and `loaded`, `state` and `ring` are others. Raises CalibrationError, and
+        LoadError when the probe that it needs is not attached.
         """
+        findings = self._calibrate()
+        blind = self._blind_targets()
+        if not blind:
+            return findings
+        self._cleanup.close()
+        self._load(replace(self._wanted, without=self._wanted.without | blind))
+        return self.calibrate()
+
+    def _blind_targets(self) -> set[str]:
+        """Functions that no refusal of their operation came by."""
+        targets = {p.probe: p.target for p in self.loaded.probes if p.target in AT_SEAL}
+        unseen = trial.unseen(self.state) if targets else ()
+        return {targets[operation] for operation in unseen if operation in targets}
+
+    def _calibrate(self) -> Findings:
         for probe in self.loaded.probes:
             if probe.probe == "mseal" and not probe.attached:
                 raise loader.LoadError(f"probe mseal is not attached: {probe.error}")

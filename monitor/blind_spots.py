@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -12,8 +12,9 @@ from monitor.config import Config, Mute
 from monitor.loader import AttachedProbe
 from monitor.operations import OPERATIONS
 from monitor.provocation import lay
+from monitor.system_calls import Effect, calls, unreviewed
 
-__all__ = ["blind_rows", "bypass_rows", "filter_rows", "memory_file_overrides"]
+__all__ = ["blind_rows", "bypass_rows", "filter_rows", "memory_file_overrides", "review_row"]
 
 
 def _number(path: Path) -> int | None:
@@ -41,32 +42,67 @@ _ALWAYS = (
     ),
 )
 
+Hooks = Mapping[str, AttachedProbe]  # attached ones by the name of their probe
 Options = Mapping[str, str]  # the kernel's configuration; empty when it cannot be read
 
 
-def _compat(hooks: Mapping[str, str], options: Options) -> Row:
-    check = "32-bit callers"
-    if options and "CONFIG_IA32_EMULATION" not in options:
-        return Row(_BLIND, check, "ok", "the kernel takes no 32-bit calls")
-    if "compat" in hooks:
-        return Row(_BLIND, check, "ok", f"seen by {hooks['compat']}")
+def _seen(probe: AttachedProbe) -> str:
+    return f"seen by {probe.mode} {probe.target}"
+
+
+def review_row(names: Collection[str]) -> Row:
+    """Whether each of the kernel's own system calls has been reviewed. `names`: all of them."""
+    check = "system calls"
+    new = unreviewed(names)
+    if not names:
+        finding = "the kernel does not list its own: a new one would go unnoticed"
+        return Row(_BLIND, check, "degraded", finding, "boot a kernel with CONFIG_KALLSYMS=y")
+    if not new:
+        return Row(_BLIND, check, "ok", f"{len(names)} reviewed")
+    finding = (
+        f"{len(names) - len(new)} reviewed; nobody has looked whether these can change sealed "
+        f"memory: {', '.join(new)}"
+    )
+    return Row(_BLIND, check, "degraded", finding, "a newer seal-monitor")
+
+
+def _hidden(hooks: Hooks) -> Row:
+    check = "hidden refusals"
+    if "other" in hooks:
+        return Row(_BLIND, check, "ok", f"{_seen(hooks['other'])}, as operation other")
     return Row(
         _BLIND,
         check,
         "blind",
-        "denials of their system calls (int 0x80) are not seen",
+        "nobody is told where a seal keeps these from unmapping memory: "
+        + ", ".join(calls(Effect.HIDDEN)),
+        "a kernel that allows fexit programs, and --attach auto",
+    )
+
+
+def _compat(hooks: Hooks, options: Options) -> Row:
+    check = "32-bit callers"
+    if options and "CONFIG_IA32_EMULATION" not in options:
+        return Row(_BLIND, check, "ok", "the kernel takes no 32-bit calls")
+    if "compat" in hooks:
+        return Row(_BLIND, check, "ok", _seen(hooks["compat"]))
+    return Row(
+        _BLIND,
+        check,
+        "blind",
+        "denials of their system calls (int 0x80) are not all seen",
         "set watch.compat = true, or use --attach raw_tracepoint, which sees them, too",
     )
 
 
-def _io_uring(hooks: Mapping[str, str], options: Options, proc: Path) -> Row:
+def _io_uring(hooks: Hooks, options: Options, proc: Path) -> Row:
     check = "io_uring"
     if options and "CONFIG_IO_URING" not in options:
         return Row(_BLIND, check, "ok", "the kernel has none")
     if _number(proc / "sys/kernel/io_uring_disabled") == 2:
         return Row(_BLIND, check, "ok", "switched off (kernel.io_uring_disabled = 2)")
     if "io_uring_madvise" in hooks:
-        return Row(_BLIND, check, "ok", f"seen by {hooks['io_uring_madvise']}")
+        return Row(_BLIND, check, "ok", _seen(hooks["io_uring_madvise"]))
     return Row(
         _BLIND,
         check,
@@ -76,14 +112,15 @@ def _io_uring(hooks: Mapping[str, str], options: Options, proc: Path) -> Row:
     )
 
 
-def _x32(hooks: Mapping[str, str], takes_x32: bool) -> Row:
+def _x32(hooks: Hooks, takes_x32: bool) -> Row:
     check = "x32 callers"
     if not takes_x32:
         return Row(_BLIND, check, "ok", "the kernel takes no x32 calls")
-    calls = [operation.name for operation in OPERATIONS if operation.number is not None]
-    if all(hooks.get(name) == "raw_tracepoint sys_exit" for name in calls):
-        return Row(_BLIND, check, "ok", "seen by raw_tracepoint sys_exit")
-    finding = "denials of their system calls are not seen"
+    names = [operation.name for operation in OPERATIONS if operation.number is not None]
+    blind = [name for name in names if name not in hooks or hooks[name].mode == "tracepoint"]
+    if not blind:
+        return Row(_BLIND, check, "ok", "seen as all others")
+    finding = f"not seen: {', '.join(blind)}"
     return Row(_BLIND, check, "blind", finding, "use --attach raw_tracepoint")
 
 
@@ -91,8 +128,9 @@ def blind_rows(
     probes: Iterable[AttachedProbe], options: Options, takes_x32: bool, proc: Path = host.PROC
 ) -> list[Row]:
     """What happens without a trace. `options`: the kernel's configuration, where it is known."""
-    hooks = {probe.probe: f"{probe.mode} {probe.target}" for probe in probes if probe.attached}
+    hooks = {probe.probe: probe for probe in probes if probe.attached}
     return [
+        _hidden(hooks),
         _compat(hooks, options),
         _io_uring(hooks, options, proc),
         _x32(hooks, takes_x32),
@@ -157,6 +195,21 @@ def bypass_rows(overrides: bool, proc: Path = host.PROC) -> list[Row]:
             "MADV_DONTNEED",
             "blind",
             "on a private file mapping (RELRO) it succeeds and brings the file's bytes back",
+        ),
+        Row(
+            _AROUND,
+            "mapped files",
+            "blind",
+            "who writes to the file changes every page not yet copied; who truncates it drops the "
+            "private copies, too",
+            "let nobody write to files that are mapped and sealed (memfd: F_SEAL_SHRINK, "
+            "F_SEAL_WRITE)",
+        ),
+        Row(
+            _AROUND,
+            "mapped sockets",
+            "blind",
+            "getsockopt with TCP_ZEROCOPY_RECEIVE replaces the pages of a sealed mapping",
         ),
         _userfaultfd(proc),
         Row(

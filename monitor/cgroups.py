@@ -102,10 +102,14 @@ def cgroup_mount(proc: Path = Path("/proc")) -> Path | None:
         lines = (proc / "self/mountinfo").read_bytes().splitlines()
     except OSError:
         return None
-    for fields in map(bytes.split, lines):
-        if fields[fields.index(b"-") + 1] == b"cgroup2":
+    for line in lines:
+        before, _, after = line.partition(b" - ")
+        fields = before.split()
+        if after.startswith(b"cgroup2 ") and len(fields) > 4:
             # Blanks in the path are written as octal numbers (show_mountinfo()).
-            point = re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), fields[4])
+            point = re.sub(
+                rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8) & 255]), fields[4]
+            )
             return Path(os.fsdecode(point))
     return None
 
@@ -193,7 +197,7 @@ class Cgroups:
             lines = (self._proc / str(pid) / "cgroup").read_bytes().splitlines()
             path = next((line[3:] for line in lines if line.startswith(b"0::")), None)
             found = path is not None and os.stat(root + path).st_ino == cgroup_id
-        except OSError:
+        except (OSError, ValueError):  # ValueError: no path has a NUL in it
             return None
         return path if found else None
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import datetime
-import difflib
 import fnmatch
 import json
 import re
@@ -280,8 +279,18 @@ KEYS: tuple[Key, ...] = (
         ring_size,
         "Bytes of the ring buffer, a power of two from 65536 to 67108864.",
     ),
-    Key("watch.compat", False, switch, "Whether to watch 32-bit callers (int 0x80)."),
-    Key("watch.io_uring", False, switch, "Whether to watch madvise through io_uring."),
+    Key(
+        "watch.compat",
+        False,
+        switch,
+        "Whether to watch 32-bit callers (int 0x80) where fexit hooks do not see them anyway.",
+    ),
+    Key(
+        "watch.io_uring",
+        False,
+        switch,
+        "Whether to watch madvise through io_uring where fexit hooks do not see it anyway.",
+    ),
 )
 
 _MUTE_KEYS: tuple[Key, ...] = (
@@ -311,6 +320,8 @@ def _unknown(path: KeyPath, keys: Mapping[tuple[str, ...], Key]) -> str:
     names = [".".join(known) for known in keys]
     if len(path) == 1:
         names += [*_SECTIONS, "mute"]
+    import difflib  # noqa: PLC0415 - for mistakes alone
+
     nearest = difflib.get_close_matches(_dotted(path), names, n=1, cutoff=0.0)[0]
     return f"there is no such key; the nearest valid one is '{nearest}'"
 
@@ -376,6 +387,8 @@ def _syntax_error(error: Exception, text: str, name: str) -> ConfigError:
     place, what = name, str(error)
     if isinstance(error, RecursionError):
         what = "nested too deeply"
+    elif "int_max_str_digits" in what:
+        what = "a number of thousands of digits"
     elif found := re.fullmatch(r"(.*) \(at line (\d+), column (\d+)\)", what, re.DOTALL):
         place, what = f"{name}:{found[2]}", f"{found[1]} at column {found[3]}"
     elif what.endswith("(at end of document)"):

@@ -12,7 +12,9 @@ from typing import Any
 from monitor import provoke, sinks
 from monitor.config import Config, Watch, Web, parse
 from monitor.daemon import Daemon
+from monitor.probes import AT_SEAL
 from monitor.provocation import Provocation
+from monitor.refusal import as_seen
 
 __all__ = ["run"]
 
@@ -81,6 +83,16 @@ def _show(text: str = "") -> None:
     print(text, flush=True)
 
 
+def _due(daemon: Daemon, facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts as they are to be told with the hooks that are attached."""
+    probes = daemon.loaded.probes
+    at_seal = any(p.probe == facts.get("operation") and p.target in AT_SEAL for p in probes)
+    seen = as_seen(facts, at_seal)
+    if seen is None and facts["kind"] == "denial":
+        return facts | {"unsupported": "it is made and hidden; only fexit sees it"}
+    return seen or facts | {"verdict": "not_sealed"}
+
+
 def _provoke(
     daemon: Daemon, collected: _Collected, provocation: Provocation
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -93,7 +105,7 @@ def _provoke(
     lines = [json.loads(line) for line in output.splitlines()]
     if not lines:
         raise RuntimeError(f"{provocation.name} did nothing: {errors.strip()}")
-    facts = lines[-1]
+    facts = _due(daemon, lines[-1])
     deadline = time.monotonic() + EVENT_SECONDS
     events: list[dict[str, Any]] = []
     while True:

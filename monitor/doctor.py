@@ -13,11 +13,16 @@ from pathlib import Path
 
 from monitor import abi, calibrate, host, loader
 from monitor.attached import Attached, request
-from monitor.blind_spots import blind_rows, bypass_rows, filter_rows, memory_file_overrides
+from monitor.blind_spots import (
+    blind_rows,
+    bypass_rows,
+    filter_rows,
+    memory_file_overrides,
+    review_row,
+)
 from monitor.cgroups import cgroup_mount
 from monitor.checklist import Row, table, verdict
 from monitor.config import Config
-from monitor.probes import PROBES, candidates
 
 __all__ = ["calibration_rows", "identity_rows", "preemption_row", "probe_rows", "rows", "run"]
 
@@ -75,18 +80,25 @@ def _tracefs_row(notes: Sequence[str], sys_root: Path = host.SYS) -> Row:
 # ---- The probes ----------------------------------------------------------------------------------
 
 
+_NO_FEXIT = "none needed: exit tracepoints do the work, at a small cost to every system call"
+
+
 def probe_rows(probes: Iterable[loader.AttachedProbe], attach: str) -> list[Row]:
-    """A row a probe: the mode it is attached by, or why it is not."""
-    wanted = {probe.name: candidates(probe, attach) for probe in PROBES}
-    found = []
+    """A row a probe: the mode it is attached by, or why it is not.
+
+    What keeps every probe from its first hook is told once.
+    """
+    probes = list(probes)
+    reasons = {probe.fallback for probe in probes if probe.fallback}
+    is_common = len(reasons) == 1 and not any(probe.mode == "fexit" for probe in probes)
+    found = [Row("Probes", "fexit", "degraded", min(reasons), _NO_FEXIT)] if is_common else []
     for probe in probes:
-        first = next((hook.mode for hook in wanted[probe.probe]), attach)
         if not probe.attached:
             lost = f"not attached, so what it watches is not seen: {probe.error}"
             remedy = "--attach auto tries every way to attach" if attach != "auto" else ""
             found.append(Row("Probes", probe.probe, "degraded", lost, remedy))
-        elif probe.mode != first:
-            fallback = f"{probe.mode} {probe.target}, because {first} was refused"
+        elif probe.fallback and not is_common:
+            fallback = f"{probe.mode} {probe.target}, because {probe.fallback}"
             found.append(Row("Probes", probe.probe, "degraded", fallback))
         else:
             found.append(Row("Probes", probe.probe, "ok", f"{probe.mode} {probe.target}"))
@@ -217,6 +229,7 @@ def rows(config: Config) -> list[Row]:
     found += tried
     found += identity_rows()
     options, _ = host.kernel_configuration()
+    found.append(review_row(host.system_calls()))
     found += blind_rows(probes, options, host.takes_x32_calls())
     found += filter_rows(config, datetime.now(UTC))
     return found + bypass_rows(memory_file_overrides())

@@ -32,6 +32,7 @@ __all__ = [
     "require_mseal",
     "require_no_lockdown",
     "require_privileges",
+    "system_calls",
     "takes_x32_calls",
 ]
 
@@ -43,6 +44,8 @@ _CAPABILITIES = {39: "CAP_BPF", 38: "CAP_PERFMON"}
 _ALL_USERS = "0 0 4294967295"  # uid_map of the initial user namespace
 _INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO in include/linux/proc_ns.h
 _X32_GETPID = 0x40000000 | 39
+# Only T: a weak symbol (W) stands for a call that was left out, a local one (t) for a part of one.
+_SYSTEM_CALL = re.compile(rb" T __x64_sys_(\w+)\s")
 
 
 class HostError(Exception):
@@ -259,6 +262,19 @@ def is_initial_pid_namespace(proc: Path = PROC) -> bool:
         return (proc / "self/ns/pid").readlink() == Path(_INITIAL_PID_NAMESPACE)
     except OSError:
         return False
+
+
+def system_calls(proc: Path = PROC) -> frozenset[str]:
+    """The system calls that this kernel has, by its own names; empty where it does not list them.
+
+    From kallsyms, which anyone may read (kernel.kptr_restrict hides addresses, not names). tracefs
+    would have to be mounted, needs root, and leaves out what only 32-bit programs call.
+    """
+    try:
+        symbols = (proc / "kallsyms").read_bytes()
+    except OSError:
+        return frozenset()
+    return frozenset(name.decode("ascii") for name in _SYSTEM_CALL.findall(symbols))
 
 
 def takes_x32_calls() -> bool:

@@ -149,7 +149,7 @@ class Identities:
         """
         # The name, in parentheses, may hold anything; field 3 is the first behind it.
         fields = _read("stat", directory, 4096).rpartition(b")")[2].split()
-        if int(fields[19]) != start_boot_ns // TICK_NS:
+        if fields[19:20] != [b"%d" % (start_boot_ns // TICK_NS)]:
             return "reused"
         return "gone" if fields[0] in (b"Z", b"X") else "complete"
 

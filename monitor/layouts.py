@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from ctypes import POINTER, c_char_p, c_int, c_int64, c_uint32, c_void_p
 from typing import NamedTuple
 
-__all__ = ["Btf", "LayoutError", "c_definitions"]
+from monitor.operations import OPERATIONS
+
+__all__ = ["Btf", "LayoutError", "c_definitions", "functions"]
 
 KIND_STRUCT, KIND_UNION, KIND_FUNC = 4, 5, 12
 # const, volatile, restrict, typedef, type tag: a reference that leads to the type itself.
@@ -42,6 +44,7 @@ MEMBERS: tuple[Member, ...] = (
         "signal",
         "files",
         "nsproxy",
+        "flags",
         "seccomp.mode",
         "seccomp.filter",
         "thread_info.status",
@@ -87,9 +90,31 @@ MEMBERS: tuple[Member, ...] = (
     ),
     Member("k_sigaction", "sa.sa_handler"),
     *_members("io_madvise", "addr", "len", "advice", required=False),
-    Member("io_kiocb", "opcode", required=False),
+    *_members("io_kiocb", "opcode", "cqe.res", required=False),
     Member("io_uring_cqe", "res", required=False),
+    # What the functions in which a seal refuses are given.
+    *_members("vma_munmap_struct", "vmi", "vma", "start", "end", required=False),
+    Member("vma_iterator", "mas.index", required=False),
+    Member("vma_remap_struct", "vma", required=False),
+    Member("madvise_behavior", "vma", required=False),
 )
+# Functions that fexit programs attach to, with the parameters that those read. Of a function that
+# has others, as on some kernels, nothing is known.
+FUNCTIONS: dict[str, tuple[str, ...]] = {
+    "vms_gather_munmap_vmas": ("vms",),
+    "mprotect_fixup": ("vma",),
+    "check_prep_vma": ("vrm",),
+    "can_modify_vma_madv": ("vma",),
+    "madvise_vma_behavior": ("madv_behavior",),
+    "io_madvise": ("req",),
+    "__x64_sys_mseal": (),
+    **{
+        f"__{kind}_sys_{operation.name}": ()
+        for operation in OPERATIONS
+        if operation.number
+        for kind in ("x64", "ia32")
+    },
+}
 SIZES = ("upid", "rlimit", "ipc_ids")
 KFUNCS = ("bpf_iter_num_new", "bpf_iter_num_next", "bpf_iter_num_destroy", "bpf_rdonly_cast")
 
@@ -104,6 +129,10 @@ class _Type(ctypes.Structure):
 
 class _BtfMember(ctypes.Structure):
     _fields_ = [("name_off", c_uint32), ("type", c_uint32), ("offset", c_uint32)]
+
+
+class _BtfParameter(ctypes.Structure):
+    _fields_ = [("name_off", c_uint32), ("type", c_uint32)]
 
 
 def _library() -> ctypes.CDLL:
@@ -170,6 +199,21 @@ class Btf:
             type_id = found[1]
         return bits // 8, type_id
 
+    def parameters(self, function: int) -> dict[str, int]:
+        """Words that come before each parameter of a function, and before its result (""), in the
+        context of a fexit program.
+        """
+        declared = self._lib.btf__type_by_id(self._btf, function).contents.size_or_type
+        pointer = self._lib.btf__type_by_id(self._btf, declared)
+        first = ctypes.addressof(pointer.contents) + ctypes.sizeof(_Type)
+        count = pointer.contents.info & 0xFFFF
+        found, words = {}, 0
+        for parameter in ctypes.cast(first, POINTER(_BtfParameter * count)).contents:
+            text = self._lib.btf__name_by_offset(self._btf, parameter.name_off) or b""
+            found[text.decode()] = words
+            words += -(-self.size(parameter.type) // 8)
+        return found | {"": words}
+
     def _strip(self, type_id: int) -> tuple[int, ctypes._Pointer[_Type]]:
         while True:
             pointer = self._lib.btf__type_by_id(self._btf, type_id)
@@ -208,8 +252,28 @@ def _constant(member: Member) -> str:
     return f"{member.struct}__{member.path.replace('.', '_')}"
 
 
+def functions(btf: Btf) -> dict[str, int]:
+    """BTF ids of those of FUNCTIONS that this kernel has with the parameters named there."""
+    found = {}
+    for name, wanted in FUNCTIONS.items():
+        function = btf.find(name, KIND_FUNC)
+        if function is not None and btf.parameters(function).keys() >= set(wanted):
+            found[name] = function
+    return found
+
+
+def _function_lines(btf: Btf) -> Iterator[str]:
+    """Where fexit programs find what they read."""
+    for name, function in functions(btf).items():
+        words = btf.parameters(function)
+        yield f"#define HAS_FUNCTION_{name} 1"
+        yield f"#define RETURN_{name} {words['']}"
+        for parameter in FUNCTIONS[name]:
+            yield f"#define ARG_{name}__{parameter} {words[parameter]}"
+
+
 def c_definitions(btf: Btf) -> str:
-    """`#define`s of every offset, size and kfunc id that bpf/ uses.
+    """`#define`s of every offset, size, function and kfunc id that bpf/ uses.
 
     Raises LayoutError naming what this kernel lacks.
     """
@@ -232,5 +296,6 @@ def c_definitions(btf: Btf) -> str:
         if function is None:
             raise LayoutError(f"this kernel has no {name}; Linux 6.4 or later has")
         lines.append(f"#define KFUNC_{name} {function}")
+    lines += _function_lines(btf)
     lines.append(f"#define TYPE_maple_range_64 {btf.find('maple_range_64', KIND_STRUCT)}")
     return "\n".join(lines) + "\n"

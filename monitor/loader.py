@@ -15,12 +15,12 @@ import signal
 import socket
 import tempfile
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from monitor import layouts, operations
+from monitor import layouts, operations, trampolines
 from monitor.probes import PROBES, Hook, Probe, candidates
 
 __all__ = ["AttachedProbe", "LoadError", "LoadRequest", "Loaded", "load", "possible_cpus"]
@@ -38,10 +38,13 @@ _MAPS = (
     "workloads",
     "buckets",
     "shared_buckets",
-    # A program array forgets its programs when its last descriptor is closed.
-    "tracepoint_tails",
-    "raw_tails",
 )
+# By feature: array, program and its mode. A program array forgets its programs when its last
+# descriptor is closed.
+_TAILS = {
+    "WITH_EXITS": ("tracepoint_tails", "denied", "tracepoint"),
+    "WITH_RAW_EXITS": ("raw_tails", "raw_denied", "raw_tracepoint"),
+}
 _TRACING = Path("/sys/kernel/tracing")
 _MESSAGE_SIZE = 1 << 16
 _DESCRIPTORS_MAX = 200
@@ -60,18 +63,23 @@ class LoadError(Exception):
 class LoadRequest:
     attach: str = "auto"
     switches: frozenset[str] = frozenset()
+    without: frozenset[str] = frozenset()  # targets not to attach to
     ring_size: int = 1 << 20
     workloads_max: int = 1024
 
 
 class AttachedProbe(NamedTuple):
-    """`mode` is the hook's, or the one tried last; `error` is empty when it is attached."""
+    """`mode` is the hook's, or the one tried last; `error` is empty when it is attached.
+
+    `fallback`: why it is not attached by the first of its hooks.
+    """
 
     probe: str
     mode: str
     target: str
     error: str
     program: int  # descriptor, -1 when it is not attached
+    fallback: str = ""
 
     @property
     def attached(self) -> bool:
@@ -145,8 +153,10 @@ def load(request: LoadRequest) -> Loaded:
     return Loaded(
         maps={name: descriptors[index] for name, index in answer["maps"].items()},
         probes=[
-            AttachedProbe(probe, mode, target, error, descriptors[index] if index >= 0 else -1)
-            for probe, mode, target, error, index in answer["probes"]
+            AttachedProbe(
+                probe, mode, target, error, descriptors[index] if index >= 0 else -1, fallback
+            )
+            for probe, mode, target, error, index, fallback in answer["probes"]
         ],
         links=[descriptors[index] for index in answer["links"]],
         notes=answer["notes"],
@@ -171,21 +181,63 @@ def _child(request: LoadRequest, parent: socket.socket, diagnostics: int) -> Non
 
 
 def _load_and_attach(request: LoadRequest, diagnostics: int) -> tuple[dict[str, Any], list[int]]:
-    wanted = [(probe, candidates(probe, request.attach)) for probe in PROBES]
+    wanted = [(probe, candidates(probe, request.attach, request.switches)) for probe in PROBES]
     notes = []
     if any(hook.mode == "tracepoint" for _, hooks in wanted for hook in hooks):
         notes += _ensure_tracefs()
-    features = {"WITH_IO_URING"} if "watch.io_uring" in request.switches else set()
-    if request.attach == "raw_tracepoint" or "watch.compat" in request.switches:
-        features.add("WITH_RAW_EXITS")
-    loader = _Loader(request, features, diagnostics)
-    loader.attach_all(wanted)
-    if loader.lacks_raw_exits:
-        # A tracepoint was refused. The raw tracepoint can stand in for it, but was not compiled.
-        loader.discard()
-        loader = _Loader(request, features | {"WITH_RAW_EXITS"}, diagnostics)
+    kernel = _look_at_kernel()
+    impossible = _impossible(request, wanted, kernel)
+    features = _first_features(wanted, impossible)
+    while True:
+        loader = _Loader(request, kernel, features, impossible, diagnostics)
         loader.attach_all(wanted)
-    return loader.answer(notes)
+        if loader.lacking <= features:
+            return loader.answer(notes)
+        # A hook was refused, and the program of the next one to try was not compiled.
+        loader.discard()
+        features |= loader.lacking
+
+
+class _Kernel(NamedTuple):
+    """What must be known of the running kernel. `fexit_refused`: why it takes no such programs."""
+
+    offsets: str
+    functions: dict[str, int]  # BTF ids
+    fexit_refused: str
+
+
+def _look_at_kernel() -> _Kernel:
+    with layouts.Btf() as btf:
+        refused = trampolines.why_refused(btf)
+        return _Kernel(layouts.c_definitions(btf), layouts.functions(btf), refused)
+
+
+def _impossible(
+    request: LoadRequest,
+    wanted: Iterable[tuple[Probe, tuple[Hook, ...]]],
+    kernel: _Kernel,
+) -> dict[Hook, str]:
+    """Hooks that need not be tried, and why: known before anything is compiled."""
+    found = {}
+    for hook in {hook for _, hooks in wanted for hook in hooks}:
+        parts = (hook, *hook.also)
+        absent = [part.target for part in parts if part.target not in kernel.functions]
+        silent = [part.target for part in parts if part.target in request.without]
+        if hook.mode == "fexit" and kernel.fexit_refused:
+            found[hook] = kernel.fexit_refused
+        elif hook.mode == "fexit" and absent:
+            found[hook] = f"this kernel's BTF has no function {absent[0]} of the form that is known"
+        elif silent:
+            found[hook] = f"a refusal made to try {silent[0]} was not seen there"
+    return found
+
+
+def _first_features(
+    wanted: Iterable[tuple[Probe, tuple[Hook, ...]]], impossible: Mapping[Hook, str]
+) -> set[str]:
+    """What to compile when the first possible hook of every probe is accepted."""
+    possible = ([hook for hook in hooks if hook not in impossible] for _, hooks in wanted)
+    return {hooks[0].feature for hooks in possible if hooks} - {""}
 
 
 def _ensure_tracefs() -> list[str]:
@@ -217,7 +269,7 @@ def _flatten(path: Path) -> str:
     return re.sub(r'^#include "(.+)"$', replace, path.read_text("utf-8"), flags=re.MULTILINE)
 
 
-def _program_text(request: LoadRequest, features: Iterable[str]) -> str:
+def _program_text(request: LoadRequest, offsets: str, features: Iterable[str]) -> str:
     numbers = {
         "PAGE_SIZE": os.sysconf("SC_PAGE_SIZE"),
         "POSSIBLE_CPUS": possible_cpus(),
@@ -227,8 +279,6 @@ def _program_text(request: LoadRequest, features: Iterable[str]) -> str:
         "HANDLED_FAULTS_MAX": HANDLED_FAULTS_MAX,
         **dict.fromkeys(features, 1),
     }
-    with layouts.Btf() as btf:
-        offsets = layouts.c_definitions(btf)
     return "\n".join(
         (
             "#include <linux/types.h>",
@@ -240,10 +290,25 @@ def _program_text(request: LoadRequest, features: Iterable[str]) -> str:
     )
 
 
+_REMEDY = "; run as root, or with CAP_BPF, CAP_PERFMON and CAP_DAC_READ_SEARCH"
+
+
+def _with_remedy(problem: str) -> str:
+    is_denied = "not permitted" in problem or "ermission denied" in problem
+    return problem + _REMEDY if is_denied and not problem.endswith(_REMEDY) else problem
+
+
 class _Loader:
     """One compilation and what is attached of it."""
 
-    def __init__(self, request: LoadRequest, features: set[str], diagnostics: int) -> None:
+    def __init__(
+        self,
+        request: LoadRequest,
+        kernel: _Kernel,
+        features: set[str],
+        impossible: Mapping[Hook, str],
+        diagnostics: int,
+    ) -> None:
         os.environ["BCC_KERNEL_SOURCE"] = str(_SOURCES)
         try:
             from bcc import BPF  # noqa: PLC0415 - LLVM, in this process alone
@@ -253,26 +318,29 @@ class _Loader:
                 "environment made with --system-site-packages"
             ) from error
         self._request = request
+        self._functions = kernel.functions
         self._features = features
+        self._impossible = impossible
         self._diagnostics = diagnostics
-        self._type = {"tracepoint": BPF.TRACEPOINT, "raw_tracepoint": BPF.RAW_TRACEPOINT}
+        self._types = {"tracepoint": BPF.TRACEPOINT, "raw_tracepoint": BPF.RAW_TRACEPOINT}
+        self._links: list[int] = []  # of fexit programs; bcc keeps the others
         self._programs: dict[Hook, int] = {}
+        self._hooks: dict[str, Hook] = {}  # of the attached probes
         self._rows: list[AttachedProbe] = []
-        self.lacks_raw_exits = False
+        self.lacking: set[str] = set()
         try:
             self._bpf = BPF(
-                text=_program_text(request, features),
+                text=_program_text(request, kernel.offsets, features),
                 # bpf as target makes inline assembly compile; v3 has compare-and-exchange.
                 cflags=["--target=bpf", "-mcpu=v3", "-D__x86_64__", "-g0", "-Wno-unused"],
             )
-            self._set_tail("tracepoint_tails", "denied", "tracepoint")
-            if "WITH_RAW_EXITS" in features:
-                self._set_tail("raw_tails", "raw_denied", "raw_tracepoint")
+            for feature in features & _TAILS.keys():
+                self._set_tail(*_TAILS[feature])
         except Exception as error:  # bcc raises nothing more precise
             raise LoadError(self._explain("load the BPF programs", error)) from error
 
     def _set_tail(self, array: str, program: str, mode: str) -> None:
-        function = self._bpf.load_func(program, self._type[mode])
+        function = self._bpf.load_func(program, self._types[mode])
         self._bpf[array][ctypes.c_int(0)] = ctypes.c_int(function.fd)
 
     def _explain(self, what: str, error: Exception) -> str:
@@ -281,65 +349,100 @@ class _Loader:
         output = os.pread(self._diagnostics, size, 0).decode(errors="replace")
         lines = [line for line in output.splitlines() if line.strip()]
         text = f"cannot {what}: {error}" + (f" ({lines[-1].strip()})" if lines else "")
-        if "not permitted" in text or "ermission denied" in text:
-            text += "; run as root, or with CAP_BPF, CAP_PERFMON and CAP_DAC_READ_SEARCH"
-        return text
+        return _with_remedy(text)
 
     def attach_all(self, wanted: list[tuple[Probe, tuple[Hook, ...]]]) -> None:
         for probe, hooks in wanted:
-            if probe.free_with in self._programs:
-                self._add(probe, probe.free_with)
-            elif not probe.switch or probe.switch in self._request.switches:
+            carrier = self._carrier(probe)
+            if carrier:
+                self._add(probe, carrier)
+            elif hooks:
                 self._attach_first(probe, hooks)
 
+    def _carrier(self, probe: Probe) -> Hook | None:
+        """An attached hook that does the probe's work already."""
+        if probe.comes_with in self._programs:
+            return probe.comes_with
+        if probe.name == "compat":
+            names = [operation.name for operation in operations.OPERATIONS if operation.number]
+            hooks = [self._hooks.get(name) for name in names]
+            if all(hook and hook.sees_compat for hook in hooks):
+                return hooks[0]
+        return None
+
     def _attach_first(self, probe: Probe, hooks: tuple[Hook, ...]) -> None:
-        hook, errors = None, []
+        errors = []
         for hook in hooks:
-            if hook.program.startswith("raw_exit") and "WITH_RAW_EXITS" not in self._features:
-                self.lacks_raw_exits = True
+            if hook in self._impossible:
+                errors.append(self._impossible[hook])
+                continue
+            if hook.feature and hook.feature not in self._features:
+                self.lacking.add(hook.feature)
                 continue
             try:
                 self._attach(hook)
             except Exception as error:  # bcc raises nothing more precise
                 errors.append(self._explain(f"attach to {hook.target}", error))
                 continue
-            self._add(probe, hook)
+            self._add(probe, hook, *errors[:1])
             return
-        mode, target = (hook.mode, hook.target) if hook else (self._request.attach, "")
-        problem = "; ".join(errors) or f"no hook for {probe.name} in mode {self._request.attach}"
-        self._rows.append(AttachedProbe(probe.name, mode, target, problem, -1))
+        switches = {hook.switch for hook in probe.hooks} - {""}
+        if switches and not switches & self._request.switches:
+            return  # it would have been welcome, nobody asked for it
+        problem = "; ".join(dict.fromkeys(errors)) or f"{probe.name} waits for a second compilation"
+        self._rows.append(AttachedProbe(probe.name, hooks[-1].mode, hooks[-1].target, problem, -1))
 
-    def _add(self, probe: Probe, hook: Hook) -> None:
+    def _add(self, probe: Probe, hook: Hook, fallback: str = "") -> None:
+        self._hooks[probe.name] = hook
         program = self._programs[hook]
-        self._rows.append(AttachedProbe(probe.name, hook.mode, hook.target, "", program))
+        self._rows.append(AttachedProbe(probe.name, hook.mode, hook.target, "", program, fallback))
 
     def _attach(self, hook: Hook) -> None:
-        if hook in self._programs:
-            return
+        for part in (*hook.also, hook):
+            if part not in self._programs:
+                self._programs[part] = self._attach_part(part)
+
+    def _attach_part(self, hook: Hook) -> int:
+        """Descriptor of the program."""
+        if hook.mode == "fexit":
+            instructions = self._bpf.dump_func(hook.program)
+            function = self._functions[hook.target]
+            program = trampolines.load(function, hook.program, instructions)
+            self._links.append(trampolines.attach(program))
+            return program
+        descriptor: int = self._bpf.load_func(hook.program, self._types[hook.mode]).fd
         if hook.mode == "tracepoint":
-            function = self._bpf.load_func(hook.program, self._type[hook.mode])
             self._bpf.attach_tracepoint(tp=hook.target, fn_name=hook.program)
         else:
-            function = self._bpf.load_func(hook.program, self._type[hook.mode])
             self._bpf.attach_raw_tracepoint(tp=hook.target, fn_name=hook.program)
-        self._programs[hook] = function.fd
+        return descriptor
 
     def discard(self) -> None:
+        for descriptor in self._links:
+            os.close(descriptor)
+        for hook, program in self._programs.items():
+            if hook.mode == "fexit":
+                os.close(program)
         self._bpf.cleanup()
 
     def answer(self, notes: list[str]) -> tuple[dict[str, Any], list[int]]:
         attached = [row for row in self._rows if row.attached]
         if not attached:
-            raise LoadError("; ".join(dict.fromkeys(row.error for row in self._rows)))
-        maps = {name: self._bpf[name].map_fd for name in _MAPS}
-        links = [*self._bpf.tracepoint_fds.values(), *self._bpf.raw_tracepoint_fds.values()]
+            raise LoadError(_with_remedy("; ".join(dict.fromkeys(row.error for row in self._rows))))
+        arrays = [_TAILS[feature][0] for feature in sorted(self._features & _TAILS.keys())]
+        maps = {name: self._bpf[name].map_fd for name in (*_MAPS, *arrays)}
+        links = [
+            *self._links,
+            *self._bpf.tracepoint_fds.values(),
+            *self._bpf.raw_tracepoint_fds.values(),
+        ]
         descriptors = list(dict.fromkeys([*maps.values(), *links, *self._programs.values()]))
         index = {descriptor: position for position, descriptor in enumerate(descriptors)}
         index[-1] = -1
         answer = {
             "maps": {name: index[descriptor] for name, descriptor in maps.items()},
             "links": [index[descriptor] for descriptor in links],
-            "probes": [[*row[:4], index[row.program]] for row in self._rows],
+            "probes": [[*row[:4], index[row.program], row.fallback] for row in self._rows],
             "notes": notes,
         }
         return answer, descriptors

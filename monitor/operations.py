@@ -205,6 +205,8 @@ OPERATIONS: tuple[Operation, ...] = (
         ),
     ),
     Operation("io_uring_madvise", None, None, (*_RANGE, ("advice", _advice))),
+    # Any other call in which the kernel came to unmap or re-protect sealed memory.
+    Operation("other", None, None, (("system_call", _size),)),
 )
 
 

@@ -6,67 +6,188 @@ is another hook in a row.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from monitor.operations import OPERATIONS
 
-__all__ = ["MODES", "PROBES", "Hook", "Probe", "candidates"]
+__all__ = [
+    "AT_SEAL",
+    "MODES",
+    "PROBES",
+    "Hook",
+    "Probe",
+    "Reporters",
+    "candidates",
+    "find",
+    "reporters",
+]
 
 MODES = ("fexit", "tracepoint", "raw_tracepoint")
 
 
 class Hook(NamedTuple):
+    """Where a program is attached.
+
+    `feature`: the definition with which bpf/ has the program. `switch`: the configuration key that
+    allows it; empty: always. `also`: what must be attached with it. `at_seal`: it is a function in
+    which a seal refuses, and reports all that call it. `sees_compat`: it sees 32-bit callers.
+    `only`: nothing else does its work, so that it is used in every attach mode.
+    """
+
     mode: str
     target: str
     program: str
+    feature: str = ""
+    switch: str = ""
+    also: tuple[Hook, ...] = ()
+    at_seal: bool = False
+    sees_compat: bool = False
+    only: bool = False
 
 
 class Probe(NamedTuple):
-    """`switch` names the configuration key that turns the probe on; empty: it is always on.
-
-    Where the hook `free_with` is attached already, the probe comes with it, switch or not.
-    """
+    """`comes_with`: where that hook is attached already, the probe needs none of its own."""
 
     name: str
-    hooks: tuple[Hook, ...]
-    switch: str = ""
-    free_with: Hook | None = None
+    hooks: tuple[Hook, ...] = ()
+    comes_with: Hook | None = None
 
 
 # One hook for every call: it is attached once, however many probes come to share it.
-_RAW_EXIT = Hook("raw_tracepoint", "sys_exit", "raw_exit")
+_RAW_EXIT = Hook("raw_tracepoint", "sys_exit", "raw_exit", "WITH_RAW_EXITS", sees_compat=True)
 
 
-def _exit_hooks(name: str) -> tuple[Hook, ...]:
-    return (Hook("tracepoint", f"syscalls:sys_exit_{name}", f"exit_{name}"), _RAW_EXIT)
+def _at_seal(function: str, *also: Hook) -> Hook:
+    return Hook(
+        *("fexit", function, f"fexit_{function}", "WITH_FUNCTIONS"),
+        also=also,
+        at_seal=True,
+        sees_compat=True,
+    )
 
 
+def _call(operation: str) -> tuple[Hook, ...]:
+    """The functions of one system call, for both kinds of callers, or for those that there are."""
+    both, native = (
+        Hook("fexit", function, f"fexit_{function}", f"CALL_{operation}")
+        for function in (f"__ia32_sys_{operation}", f"__x64_sys_{operation}")
+    )
+    return both._replace(also=(native,), sees_compat=True), native
+
+
+_UNMAPPING = _at_seal("vms_gather_munmap_vmas")
+_PROTECTION = _at_seal("mprotect_fixup")
+# mm/madvise.c: a check of its own up to 6.16; from then on the function that called it.
+_ADVICE = (_at_seal("can_modify_vma_madv"), _at_seal("madvise_vma_behavior"))
+_AT_SEAL: dict[str, tuple[Hook, ...]] = {
+    "mprotect": (_PROTECTION,),
+    "pkey_mprotect": (_PROTECTION,),
+    # mm/mremap.c: the source is checked there from 6.17 on, before that inside the call's function.
+    # What the move replaces is unmapped.
+    "mremap": (_at_seal("check_prep_vma", _UNMAPPING),),
+    "madvise": _ADVICE,
+    "process_madvise": _ADVICE,
+}
+
+
+def _hooks(operation: str) -> tuple[Hook, ...]:
+    return (
+        *_AT_SEAL.get(operation, (_UNMAPPING,)),
+        *_call(operation),
+        Hook("tracepoint", f"syscalls:sys_exit_{operation}", f"exit_{operation}", "WITH_EXITS"),
+        _RAW_EXIT,
+    )
+
+
+_MSEAL = Hook("tracepoint", "syscalls:sys_exit_mseal", "exit_mseal", "WITH_EXITS")
+_IO_URING = ("raw_tracepoint", "io_uring_complete")
 PROBES: tuple[Probe, ...] = (
-    *(Probe(op.name, _exit_hooks(op.name)) for op in OPERATIONS if op.number is not None),
-    Probe("mseal", _exit_hooks("mseal")),
-    Probe("signal_deliver", (Hook("raw_tracepoint", "signal_deliver", "signal_deliver"),)),
+    *(Probe(op.name, _hooks(op.name)) for op in OPERATIONS if op.number is not None),
+    Probe("other", comes_with=_UNMAPPING),
+    Probe(
+        "mseal",
+        (
+            Hook("fexit", "__x64_sys_mseal", "fexit___x64_sys_mseal", "WITH_FUNCTIONS"),
+            _MSEAL,
+            _RAW_EXIT,
+        ),
+    ),
+    Probe(
+        "signal_deliver",
+        (Hook("raw_tracepoint", "signal_deliver", "signal_deliver", only=True),),
+    ),
     Probe(
         "io_uring_madvise",
         (
-            Hook("raw_tracepoint", "io_uring_complete", "io_uring_complete"),
-            Hook("raw_tracepoint", "io_uring_complete", "io_uring_complete_cqe"),
+            Hook("fexit", "io_madvise", "fexit_io_madvise", "WITH_FUNCTIONS"),
+            *(
+                Hook(*_IO_URING, program, "WITH_IO_URING", "watch.io_uring", only=True)
+                for program in ("io_uring_complete", "io_uring_complete_cqe")
+            ),
         ),
-        "watch.io_uring",
     ),
     Probe(
         "compat",
-        (Hook("raw_tracepoint", "sys_exit", "raw_exit_compat"),),
-        "watch.compat",
+        (
+            Hook(
+                *("raw_tracepoint", "sys_exit", "raw_exit_compat"),
+                *("WITH_RAW_EXITS", "watch.compat"),
+                only=True,
+            ),
+        ),
         _RAW_EXIT,
     ),
 )
 
 
-def candidates(probe: Probe, attach: str) -> tuple[Hook, ...]:
-    """The probe's hooks that the attach mode allows, in the order to try them.
+# Where a denial is proved by the refusal itself.
+AT_SEAL = frozenset(
+    part.target
+    for probe in PROBES
+    for hook in probe.hooks
+    for part in (hook, *hook.also)
+    if part.at_seal
+)
 
-    A probe that has only one kind of hook keeps it in every mode.
-    """
-    if attach == "auto" or len({hook.mode for hook in probe.hooks}) == 1:
-        return probe.hooks
-    return tuple(hook for hook in probe.hooks if hook.mode == attach)
+
+def candidates(probe: Probe, attach: str, switches: Iterable[str] = ()) -> tuple[Hook, ...]:
+    """The probe's hooks that attach mode and switches allow, in the order to try them."""
+    return tuple(
+        hook
+        for hook in probe.hooks
+        if (attach in ("auto", hook.mode) or hook.only)
+        and (not hook.switch or hook.switch in switches)
+    )
+
+
+def find(probe: str, target: str) -> Hook:
+    """The hook by which a probe is attached to a target. Raises KeyError."""
+    for row in PROBES:
+        if row.name == probe:
+            for hook in (*row.hooks, *filter(None, [row.comes_with])):
+                if hook.target == target:
+                    return hook
+    raise KeyError(f"{probe} has no hook {target}")
+
+
+class Reporters(NamedTuple):
+    """Who reports which operation: a bit for each, as in `struct config` of bpf/abi.h."""
+
+    functions: int
+    raw: int
+    compat: int
+
+
+def reporters(attached: Iterable[tuple[str, str]]) -> Reporters:
+    """For probes attached to targets. No operation has two reporters."""
+    bits = {operation.name: 1 << index for index, operation in enumerate(OPERATIONS)}
+    functions = raw = compat = 0
+    for probe, target in attached:
+        if probe not in bits:
+            continue
+        bit, hook = bits[probe], find(probe, target)
+        functions |= bit if hook.at_seal else 0
+        raw |= bit if hook.target == _RAW_EXIT.target else 0
+        compat |= bit if hook.target == _RAW_EXIT.target or not hook.sees_compat else 0
+    return Reporters(functions, raw, compat)

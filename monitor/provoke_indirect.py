@@ -22,7 +22,7 @@ from monitor.provocation import (
     seal,
 )
 from monitor.refusal import denial, expect_eperm
-from monitor.syscalls import LIBC, PAGE, call
+from monitor.syscalls import LIBC, NUMBERS, PAGE, call
 
 __all__ = ["INDIRECT_DENIALS"]
 
@@ -125,6 +125,21 @@ def _io_uring_madvise() -> Facts:
     return denial("io_uring_madvise", values, result, pages)
 
 
+def _aio_ring() -> Facts:
+    """The kernel maps the ring of completions into the process, at the address that names it."""
+    context = ctypes.c_uint64()
+    need("io_setup", 1, ctypes.addressof(context))
+    start = context.value
+    length = next(m.end - m.start for m in mappings() if m.start == start)
+    seal(start, length)
+    result = call("io_destroy", start)
+    if not any(mapping.start == start for mapping in mappings()):
+        raise Unsupported("io_destroy: not refused, the ring is gone")
+    pages = Pages(start, start + length, start, start + length)
+    values = (NUMBERS["io_destroy"],)
+    return denial("other", values, result, pages, address=start, length=length, hidden=True)
+
+
 _INT80_MPROTECT = 125
 _INT80_GETPID = 20
 
@@ -171,6 +186,7 @@ _TABLE: tuple[tuple[str, str, Callable[[], Facts]], ...] = (
     ("brk", "shrink the heap below a sealed page: the old break comes back", _brk),
     ("remap_file_pages", "remap a sealed shared file mapping", _remap_file_pages),
     ("io_uring_madvise", "discard a sealed page through io_uring", _io_uring_madvise),
+    ("aio_ring", "end an AIO context whose ring is sealed: says 0, yet it stays mapped", _aio_ring),
     ("int80_mprotect", "make a sealed page writable by a 32-bit call", _int80_mprotect),
 )
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from monitor.provocation import Facts, Pages, Unsupported, lay, mappings
 from monitor.syscalls import PAGE, call
 
-__all__ = ["denial", "expect_eperm", "refused", "watching"]
+__all__ = ["as_seen", "denial", "expect_eperm", "refused", "watching"]
 
 PageState = tuple[int, str, int | None]
 
@@ -47,6 +47,21 @@ def denial(
         "partial_end": 0,
     }
     return facts | differing
+
+
+def as_seen(facts: Facts, at_seal: bool) -> Facts | None:
+    """What a monitor says of a provocation; None: nothing.
+
+    Where the hook is the function in which a seal refuses (`at_seal`), nothing is seen of what had
+    another cause, and nothing is in doubt. Only there are calls seen that the table does not know.
+    """
+    if "verdict" not in facts:
+        return facts
+    if not at_seal:
+        return None if facts["operation"] == "other" else facts
+    if facts["kind"] == "other":
+        return None
+    return facts | {"verdict": "sealed", "reason": "none"}
 
 
 def expect_eperm(operation: str, result: int) -> None:

@@ -59,6 +59,9 @@ class Ring:
         Ends early at a record that its program has reserved and not yet submitted.
         """
         position, end = self._consumed[0], self._produced[0]
+        if not 0 <= end - position <= self.size or (position | end) % 8:
+            self._consumed[0] = end  # nothing that a kernel does; what was there is unknown
+            return Drained([], 1)
         start = position & (self.size - 1)
         limit = min((end - position) // _FRAME, most)
         # A header is read before its record is copied: once it is ready, so is what follows it.

@@ -28,7 +28,9 @@ _WANTED = {
     "brk": "tried to give back heap memory at",
     "remap_file_pages": "tried to remap pages of",
     "io_uring_madvise": "advised {advice} on",
+    "other": "in system call {system_call} tried to change",
 }
+_CALLED = {"other": "change"}  # all others by their own names
 _WANTED_AT_DESTINATION = {"mremap": "tried to move memory over"}
 
 _REASON_TEXT = {
@@ -89,12 +91,13 @@ def _what(mapping: Mapping | Sealed | None, prefix: str = "") -> str:
 
 def _refused(operation: Operation, verdict: Verdict, reason: Reason, hidden: bool) -> str:
     told = ", unknown to the caller" if hidden else ""
+    call = _CALLED.get(operation.name, operation.name)
     if verdict is Verdict.SEALED:
-        return f"{operation.name} of sealed memory refused{told}"
+        return f"{call} of sealed memory refused{told}"
     if verdict is Verdict.NOT_SEALED:
-        return f"{operation.name} refused, not by a seal{told}"
+        return f"{call} refused, not by a seal{told}"
     why = f" ({_REASON_TEXT[reason]})" if reason is not Reason.NONE else ""
-    return f"{operation.name} refused{told}, perhaps by a seal{why}"
+    return f"{call} refused{told}, perhaps by a seal{why}"
 
 
 def denial(

@@ -32,6 +32,8 @@ NUMBERS = {
     "capset": 126,
     "sigaltstack": 131,
     "prctl": 157,
+    "io_setup": 206,
+    "io_destroy": 207,
     "remap_file_pages": 216,
     "seccomp": 317,
     "pkey_mprotect": 329,

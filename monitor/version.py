@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from pathlib import Path
 
 __all__ = ["revision", "version"]
@@ -10,10 +9,14 @@ __all__ = ["revision", "version"]
 _ROOT = Path(__file__).parent.parent
 _LENGTH = 12
 
+# Here and not asked of importlib.metadata, which takes 0.8 MiB for the answer; pyproject.toml reads
+# it from here.
+VERSION = "0.1.0"
+
 
 def version() -> str:
-    """The installed distribution's version."""
-    return metadata.version("seal-monitor")
+    """This distribution's version."""
+    return VERSION
 
 
 def revision(root: Path = _ROOT) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import errno
 import re
 import ssl
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from pathlib import Path
 import bcrypt
 import yaml
 
+from monitor.printable import printable
 from monitor.web import WebConfig, WebError, one_line
 
 __all__ = ["load_web_config"]
@@ -73,6 +74,8 @@ def _known(
         if key in valid:
             yield key, dotted, value
         else:
+            import difflib  # noqa: PLC0415 - for mistakes alone
+
             nearest = difflib.get_close_matches(key[:100], valid, n=1, cutoff=0.0)[0]
             text = f"it is not supported; the nearest that is: {nearest!r}"
             mistakes.add(key_node, dotted, text)
@@ -140,7 +143,10 @@ def _load(context: ssl.SSLContext, certificate: Path, key: Path, authority: Path
     """Raises OSError, with the file's name where it is known."""
     for file in (certificate, key, authority):
         if file is not None:
-            file.open("rb").close()  # ssl's own errors name no file
+            try:
+                file.open("rb").close()  # ssl's own errors name no file
+            except ValueError:  # a NUL, or what has no encoding
+                raise OSError(errno.EINVAL, "not the name of a file", str(file)) from None
     try:
         context.load_cert_chain(certificate, key, password="")  # never asks on the terminal
     except ssl.SSLError as error:
@@ -198,7 +204,7 @@ def load_web_config(path: Path) -> WebConfig:
         )
         mistakes.check()
     except OSError as error:
-        raise WebError(
-            f"cannot use {error.filename}: {error.strerror}; correct it or name another file"
-        ) from None
+        name = printable(str(error.filename))
+        problem = f"cannot use {name}: {error.strerror}; correct it or name another file"
+        raise WebError(problem) from None
     return config

@@ -14,9 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from harness import Harness, new_cgroup, own_programs, why_no_bpf
+from harness import Harness, new_cgroup, own_programs, why_no_bpf, why_no_fexit
 
-ATTACH_MODES = ("tracepoint", "raw_tracepoint")
+# The modes that this kernel has.
+ATTACH_MODES = (
+    *(() if why_no_bpf() or why_no_fexit() else ("fexit",)),
+    *("tracepoint", "raw_tracepoint"),
+)
 ASSETS = Path(__file__).parent / "assets"
 COMPILER_FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror", "-pthread")
 

@@ -14,16 +14,16 @@ import json
 import os
 import re
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
+from warm import Warm, WarmProcess
 
 from monitor import loader, provoke
 from monitor.abi import (
@@ -34,14 +34,19 @@ from monitor.abi import (
     Disposition,
     Kind,
     Outcome,
+    Reason,
     Record,
     RecordFlag,
     Verdict,
 )
 from monitor.attached import Attached
 from monitor.counters import missed_runs
+from monitor.layouts import Btf
 from monitor.operations import OPERATIONS
+from monitor.probes import AT_SEAL, PROBES
+from monitor.refusal import as_seen
 from monitor.syscalls import call
+from monitor.trampolines import why_refused
 
 __all__ = [
     "SECOND_NS",
@@ -57,6 +62,7 @@ __all__ = [
     "tally",
     "wait_until_reading",
     "why_no_bpf",
+    "why_no_fexit",
 ]
 
 RING_SIZE = 1 << 25
@@ -67,6 +73,8 @@ _SETTLE_LIMIT = 20.0
 
 Cell = tuple[str, ...]
 Command = Sequence[object]  # words
+Process = subprocess.Popen[str] | WarmProcess
+_Process = TypeVar("_Process", subprocess.Popen[str], WarmProcess)
 
 
 def why_no_bpf() -> str:
@@ -80,6 +88,12 @@ def why_no_bpf() -> str:
     if call("mseal", 0, 0, 0) == -errno.ENOSYS:
         return "this kernel has no mseal"
     return ""
+
+
+def why_no_fexit() -> str:
+    """Why fexit programs can't be loaded; empty when they can."""
+    with Btf() as btf:
+        return why_refused(btf)
 
 
 def counts(counters: Counters) -> Counter[Cell]:
@@ -177,7 +191,7 @@ def _text(path: Path) -> str:
     return path.read_text("utf-8", "surrogateescape")
 
 
-def wait_until_reading(process: subprocess.Popen[str]) -> None:
+def wait_until_reading(process: Process) -> None:
     """Returns when the process reads its standard input: it has started and waits."""
     deadline = time.monotonic() + PROCESS_LIMIT
     while not Path(f"/proc/{process.pid}/syscall").read_text().startswith("0 0x0 "):
@@ -243,7 +257,7 @@ class _ProgramInfo(ctypes.Structure):
 def own_programs() -> dict[int, str]:
     """Ids and names of the loaded BPF programs that bear a name of ours."""
     names = set(re.findall(r"^int (\w+)\(", _sources(), re.MULTILINE))
-    names |= {f"exit_{name}" for name in re.findall(r"^EXIT_PROGRAM\((\w+),", _sources(), re.M)}
+    names |= {hook.program for probe in PROBES for hook in probe.hooks}
     names = {name[:15] for name in names}
     try:
         library = ctypes.CDLL("libbpf.so.1", use_errno=True)
@@ -293,6 +307,17 @@ class Made:
         (child,) = self.children
         return child
 
+    def denials(self) -> list[tuple[str, str, str]]:
+        """Operation, verdict and reason of each."""
+        return [
+            (
+                OPERATIONS[record.operation].name,
+                Verdict(record.verdict).label,
+                Reason(record.reason).label,
+            )
+            for record in self.of_kind(Kind.DENIAL)
+        ]
+
     def of_kind(self, kind: Kind) -> list[Record]:
         return [record for record in self.records if record.kind == kind]
 
@@ -305,15 +330,21 @@ class Harness:
         self.cgroup = cgroup
         request.setdefault("ring_size", RING_SIZE)
         self._attached = Attached(loader.LoadRequest(attach=attach, switches=SWITCHES, **request))
+        self.findings = self._attached.calibrate()
         self.loaded, self.ring = self._attached.loaded, self._attached.ring
         self.state = self._attached.state
         self.config = self.state.config
-        self.findings = self._attached.calibrate()
         self.emit_all()
         self._counted: Counter[Cell] = Counter()
+        self._warm = Warm(provoke.environment())
         self.settle()
 
+    def at_seal(self, operation: str) -> bool:
+        """Whether its denials are seen in the function in which a seal refuses."""
+        return any(p.probe == operation and p.target in AT_SEAL for p in self.loaded.probes)
+
     def close(self) -> None:
+        self._warm.close()
         self.config = None  # type: ignore[assignment]
         self._attached.__exit__()
 
@@ -390,60 +421,58 @@ class Harness:
 
         Their standard output is a JSON object a line.
         """
+        return self._follow(started(commands, **popen), cgroup or self.cgroup)
+
+    def _follow(self, starting: AbstractContextManager[Sequence[Process]], cgroup: Path) -> Made:
         self.settle()
-        with started(commands, **popen) as processes:
+        with starting as processes:
             for process in processes:
                 wait_until_reading(process)
-                procs = (cgroup or self.cgroup) / "cgroup.procs"
-                procs.write_text(str(process.pid))
+                (cgroup / "cgroup.procs").write_text(str(process.pid))
             children = [Child.of(process.pid) for process in processes]
             for process in processes:
                 assert process.stdin
                 process.stdin.write("x")
                 process.stdin.close()
-            lines = []
+            lines, exits = [], []
             for process in processes:
-                process.wait(PROCESS_LIMIT)
+                exits.append(process.wait(PROCESS_LIMIT))
                 assert process.stdout
                 lines += [json.loads(line) for line in process.stdout.read().splitlines()]
         records, counted = self.settle()
         pids = {child.pid for child in children}
         own = [record for record in records if {record.pid, record.parent_pid} & pids]
         others = [record for record in records if not {record.pid, record.parent_pid} & pids]
-        exits = [process.returncode for process in processes]
         return Made(lines, own, _less(counted, tally(others)), children, exits)
 
     def provoke(self, name: str) -> Made:
         """Make one provocation. Skips the test where this kernel or CPU cannot make it."""
-        made = self.run(provoke.command([name], wait=True), env=provoke.environment())
+        code = "from monitor.provoke import main\nraise SystemExit(main())"
+        made = self._run_warm(code, "--wait", name)
         if "unsupported" in made.line:
             pytest.skip(made.line["unsupported"])
         return made
 
-    def python(self, code: str, *arguments: str, **popen: Any) -> Made:
+    def as_seen(self, facts: dict[str, Any]) -> dict[str, Any] | None:
+        """A provocation's facts as they must be told with these hooks; None: not at all."""
+        return as_seen(facts, "operation" in facts and self.at_seal(facts["operation"]))
+
+    def python(self, code: str, *arguments: str) -> Made:
         """Run Python code in the way provocations run, after a wait for the start."""
         imports = "import ctypes, json, os, sys\nfrom monitor.syscalls import *\n"
         imports += "from monitor.provocation import *\n"
-        text = f"{imports}os.read(0, 1)\n{code}"
-        command = [sys.executable, "-S", "-P", "-c", text, *arguments]
-        return self.run(command, env=provoke.environment(), **popen)
+        return self._run_warm(f"{imports}os.read(0, 1)\n{code}", *arguments)
+
+    def _run_warm(self, code: str, *arguments: str) -> Made:
+        starting = (self._warm.start(code, *arguments) for _ in range(1))
+        return self._follow(_ended(starting), self.cgroup)
 
 
 @contextmanager
-def started(commands: Iterable[Command], **popen: Any) -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes with pipes, ended when the block is left."""
-    processes: list[subprocess.Popen[str]] = []
+def _ended(starting: Iterable[_Process]) -> Iterator[list[_Process]]:
+    processes: list[_Process] = []
     try:
-        for command in commands:
-            processes.append(
-                subprocess.Popen(
-                    [str(word) for word in command],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                    **popen,
-                )
-            )
+        processes.extend(starting)
         yield processes
     finally:
         for process in processes:
@@ -453,3 +482,19 @@ def started(commands: Iterable[Command], **popen: Any) -> Iterator[list[subproce
                 if stream:
                     with suppress(OSError):
                         stream.close()
+
+
+def started(
+    commands: Iterable[Command], **popen: Any
+) -> AbstractContextManager[list[subprocess.Popen[str]]]:
+    """Processes with pipes, ended when the block is left."""
+    return _ended(
+        subprocess.Popen(
+            [str(word) for word in command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            **popen,
+        )
+        for command in commands
+    )

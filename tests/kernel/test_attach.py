@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import Harness, own_programs
+from harness import Harness, new_cgroup, own_programs, why_no_fexit
 
-from monitor import loader
+from monitor import attached, loader, probes
 from monitor.loader import Loaded, LoadError, LoadRequest
 from monitor.operations import OPERATIONS
-from monitor.probes import PROBES, Hook, Probe
+from monitor.probes import AT_SEAL, PROBES, Hook, Probe
 
 ROOT = Path(__file__).parent.parent.parent
 WITH_NUMBER = [operation.name for operation in OPERATIONS if operation.number is not None]
@@ -73,14 +73,88 @@ def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.fixture(scope="session")
+def require_fexit(require_bpf: None) -> None:
+    if reason := why_no_fexit():
+        pytest.skip(reason)
+
+
 def test_auto_takes_the_first_hook_of_each_probe(load: LoadFunction) -> None:
+    reason = why_no_fexit()
     loaded = load("auto")
+    if not reason:
+        assert by_probe(loaded) == by_probe(load("fexit"))
+        return
     expected = {name: ("tracepoint", f"syscalls:sys_exit_{name}") for name in WITH_NUMBER}
     expected["mseal"] = ("tracepoint", "syscalls:sys_exit_mseal")
     expected["signal_deliver"] = ("raw_tracepoint", "signal_deliver")
     assert by_probe(loaded) == expected
     assert all(probe.error == "" for probe in loaded.probes)
+    assert {p.fallback for p in loaded.probes if p.probe != "signal_deliver"} == {reason}
     assert len(loaded.links) == len(expected)
+
+
+def test_functions_are_attached_once(require_fexit: None, load: LoadFunction) -> None:
+    loaded = load("fexit")
+    found = by_probe(loaded)
+    assert {mode for mode, _ in found.values()} == {"fexit", "raw_tracepoint"}
+    assert [name for name, (mode, _) in found.items() if mode != "fexit"] == ["signal_deliver"]
+    unmapping = ("munmap", "mmap", "shmat", "shmdt", "brk", "remap_file_pages", "other")
+    assert {found[name][1] for name in unmapping} == {"vms_gather_munmap_vmas"}
+    assert found["mprotect"] == found["pkey_mprotect"] == ("fexit", "mprotect_fixup")
+    assert found["madvise"] == found["process_madvise"]
+    assert set(found) == {*ALWAYS, "other", "compat", "io_uring_madvise"}
+    # Two functions for mremap where its source is checked in the call's own.
+    targets = {target for _, target in found.values()}
+    assert len(loaded.links) == len(targets) + ("__ia32_sys_mremap" in targets)
+
+
+def test_no_switch_is_needed_where_functions_see_all(
+    require_fexit: None, load: LoadFunction
+) -> None:
+    switched = load("fexit", "watch.io_uring", "watch.compat")
+    assert by_probe(switched) == by_probe(load("fexit"))
+
+
+FUNCTIONS = ("mprotect", "munmap", "mmap_fixed", "mremap_source", "madvise", "shmdt", "brk")
+
+
+def test_without_the_functions_the_calls_stand_in(require_fexit: None) -> None:
+    """Each for itself: what two calls shared is now two hooks."""
+    with new_cgroup("calls") as cgroup:
+        harness = Harness("fexit", cgroup, without=AT_SEAL)
+        try:
+            found = by_probe(harness.loaded)
+            for name in WITH_NUMBER:
+                assert found[name] == ("fexit", f"__ia32_sys_{name}")
+            assert "other" not in found
+            for name in FUNCTIONS:
+                made = harness.provoke(name)
+                assert made.denials() == [(made.line["operation"], "sealed", "none")]
+            made = harness.provoke("mlock_limit_fixed")
+            assert made.denials() == [("mmap", "unverified", "other_cause")]
+        finally:
+            harness.close()
+
+
+def test_a_function_that_sees_no_refusal_is_replaced(
+    require_fexit: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the kernel's check had moved elsewhere: real refusals are made to find that out."""
+    name = "io_madvise"
+    silent = Hook("fexit", name, f"fexit_{name}", "WITH_FUNCTIONS", at_seal=True, sees_compat=True)
+    (row,) = [probe for probe in PROBES if probe.name == "mprotect"]
+    changed = with_hooks("mprotect", silent, *row.hooks[1:])
+    for module in (loader, probes):
+        monkeypatch.setattr(module, "PROBES", changed)
+    monkeypatch.setattr(attached, "AT_SEAL", AT_SEAL | {name})
+    with attached.Attached(LoadRequest(attach="fexit")) as programs:
+        assert by_probe(programs.loaded)["mprotect"] == ("fexit", name)
+        programs.calibrate()
+        found = {probe.probe: probe for probe in programs.loaded.probes}
+        assert found["mprotect"].target == "__ia32_sys_mprotect"
+        assert found["mprotect"].fallback == ("a refusal made to try io_madvise was not seen there")
+        assert found["munmap"].target == "vms_gather_munmap_vmas"
 
 
 def test_raw_tracepoint_is_attached_once(load: LoadFunction) -> None:
@@ -113,11 +187,14 @@ def test_a_refused_probe_falls_back_alone(
     load: LoadFunction, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bogus = Hook("tracepoint", MISSING, "exit_mprotect")
-    raw = Hook("raw_tracepoint", "sys_exit", "raw_exit")
+    raw = Hook("raw_tracepoint", "sys_exit", "raw_exit", "WITH_RAW_EXITS")
     monkeypatch.setattr(loader, "PROBES", with_hooks("mprotect", bogus, raw))
-    found = by_probe(load("auto"))
+    loaded = load("auto")
+    found = by_probe(loaded)
     assert found["mprotect"] == ("raw_tracepoint", "sys_exit")
-    assert found["munmap"] == ("tracepoint", "syscalls:sys_exit_munmap")
+    assert found["munmap"][0] == ("tracepoint" if why_no_fexit() else "fexit")
+    (fallback,) = [probe.fallback for probe in loaded.probes if probe.probe == "mprotect"]
+    assert fallback.startswith(f"cannot attach to {MISSING}: ")
     assert set(found) >= set(ALWAYS)
 
 
@@ -138,7 +215,7 @@ def test_a_refused_probe_leaves_the_others(
 def test_a_refused_raw_tracepoint_leaves_the_others(
     load: LoadFunction, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bogus = Hook("raw_tracepoint", "no_such_tracepoint", "signal_deliver")
+    bogus = Hook("raw_tracepoint", "no_such_tracepoint", "signal_deliver", only=True)
     monkeypatch.setattr(loader, "PROBES", with_hooks("signal_deliver", bogus))
     loaded = load("tracepoint")
     (refused,) = [probe for probe in loaded.probes if not probe.attached]
@@ -174,15 +251,24 @@ def test_close_leaves_no_descriptor_and_no_program(load: LoadFunction) -> None:
     wait_for_programs(programs)
 
 
-def test_the_loader_leaves_no_child(load: LoadFunction) -> None:
-    load("tracepoint")
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+CHILDREN = """
+import os
+from monitor import loader
+loaded = loader.load(loader.LoadRequest(attach="tracepoint"))
+try:
+    print(os.waitpid(-1, os.WNOHANG))
+except ChildProcessError:
+    print("none")
+"""
+
+
+def test_the_loader_leaves_no_child(require_bpf: None) -> None:
+    assert run(CHILDREN).stdout == "none\n"
 
 
 HOLD = """
 import os, signal, time
-from monitor import loader
+from monitor import attached, loader, probes
 loaded = loader.load(loader.LoadRequest(attach="tracepoint"))
 ids = []
 for probe in loaded.probes:
@@ -214,7 +300,7 @@ def test_programs_end_with_the_process_that_holds_them(
 
 TRY_AS = """
 import os, sys
-from monitor import loader
+from monitor import attached, loader, probes
 os.setgroups([])
 os.setresgid(65534, 65534, 65534)
 os.setresuid(65534, 65534, 65534)
@@ -248,7 +334,7 @@ while libc.umount2(path, 2) == 0:
     pass
 if sys.argv[1] == "mounted":
     assert libc.mount(b"tracefs", path, b"tracefs", 0, None) == 0
-from monitor import loader
+from monitor import attached, loader, probes
 loaded = loader.load(loader.LoadRequest(attach="tracepoint"))
 print(json.dumps([loaded.notes, all(probe.attached for probe in loaded.probes),
     os.path.isdir("/sys/kernel/tracing/events")]))

@@ -75,7 +75,11 @@ def denials_counted(made: Made) -> dict[Cell, int]:
 def test_denial(harness: Harness, name: str) -> None:
     before = harness.workload()
     made = harness.provoke(name)
-    facts = made.line
+    facts = harness.as_seen(made.line)
+    if facts is None:
+        assert made.denials() == []
+        assert harness.workload() == before
+        return
     (record,) = made.of_kind(Kind.DENIAL)
 
     assert told(record) == expected(facts)
@@ -93,6 +97,8 @@ def test_denial(harness: Harness, name: str) -> None:
 def test_caller_is_who_called_the_wrapper(harness: Harness, name: str) -> None:
     """Provocations call libc's syscall() through ctypes, which calls through libffi."""
     made = harness.provoke(name)
+    if harness.as_seen(made.line) is None:
+        return
     (record,) = made.of_kind(Kind.DENIAL)
     if name == "io_uring_madvise":  # made by a worker of the kernel, which has no user code
         assert (record.instruction_pointer, record.caller) == (0, 0)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import why_no_fexit
 
-from monitor import config, doctor, loader, provoke
+from monitor import config, doctor, host, loader, provoke
 from monitor.operations import OPERATIONS
 from monitor.probes import PROBES
 from monitor.syscalls import call
@@ -44,30 +45,29 @@ def by_check(document: dict[str, Any]) -> dict[str, dict[str, str]]:
     return {row["check"]: row for row in document["rows"]}
 
 
-@pytest.mark.parametrize(
-    ("attach", "mode", "target"),
-    [
-        ("auto", "tracepoint", "syscalls:sys_exit_{}"),
-        ("tracepoint", "tracepoint", "syscalls:sys_exit_{}"),
-        ("raw_tracepoint", "raw_tracepoint", "sys_exit"),
-    ],
-)
-def test_every_probe_is_attached(attach: str, mode: str, target: str) -> None:
+ONLY_FEXIT = {"other", "compat", "io_uring_madvise"}
+
+
+@pytest.mark.parametrize("attach", ["auto", "fexit", "tracepoint", "raw_tracepoint"])
+def test_every_probe_is_attached(require_bpf: None, attach: str) -> None:
+    mode = attach
+    if attach in ("auto", "fexit") and (reason := why_no_fexit()):
+        if attach == "fexit":
+            pytest.skip(reason)
+        mode = "tracepoint"
     document = examine("--attach", attach)
-    probes = {row["check"]: row for row in document["rows"] if row["section"] == "Probes"}
-    expected = {probe.name for probe in PROBES if not probe.switch or probe.free_with}
-    if attach != "raw_tracepoint":
-        expected.remove("compat")
-    assert set(probes) == expected
+    rows = {row["check"]: row for row in document["rows"] if row["section"] == "Probes"}
+    by_fallback = {"fexit"} if mode != attach == "auto" and mode == "tracepoint" else set()
+    optional = {"fexit": ONLY_FEXIT, "raw_tracepoint": {"compat"}}.get(mode, set())
+    without = ONLY_FEXIT - optional
+    assert set(rows) - optional == {probe.name for probe in PROBES} - ONLY_FEXIT | by_fallback
+    assert not without & set(rows)
     for operation in OPERATIONS:
         if operation.number is not None:
-            row = probes[operation.name]
-            assert row["status"] == "ok"
-            assert row["finding"] == f"{mode} {target.format(operation.name)}"
-    assert probes["signal_deliver"]["finding"] == "raw_tracepoint signal_deliver"
-    assert by_check(document)["32-bit callers"]["status"] == (
-        "ok" if attach == "raw_tracepoint" else "blind"
-    )
+            assert rows[operation.name]["finding"].startswith(f"{mode} ")
+    assert rows["signal_deliver"]["finding"] == "raw_tracepoint signal_deliver"
+    seen = by_check(document)["32-bit callers"]["status"]
+    assert seen == ("blind" if mode == "tracepoint" else "ok")
 
 
 def test_switches_close_their_blind_spots(tmp_path: Path) -> None:
@@ -75,6 +75,12 @@ def test_switches_close_their_blind_spots(tmp_path: Path) -> None:
     path.write_text("[watch]\ncompat = true\nio_uring = true\n")
     found = by_check(examine("--config", str(path)))
     assert (found["32-bit callers"]["status"], found["io_uring"]["status"]) == ("ok", "ok")
+
+
+def test_every_system_call_of_this_kernel_is_reviewed() -> None:
+    row = by_check(examine())["system calls"]
+    assert (row["status"], row["remedy"]) == ("ok", "")
+    assert row["finding"] == f"{len(host.system_calls())} reviewed"
 
 
 def test_what_is_told_of_the_kernel_is_what_it_does() -> None:

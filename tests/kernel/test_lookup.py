@@ -28,9 +28,9 @@ def told(record: Record) -> dict[str, Any]:
     }
 
 
-def expected(trial: dict[str, Any]) -> dict[str, Any]:
+def expected(trial: dict[str, Any], at_seal: bool) -> dict[str, Any]:
     wanted = {key: trial[key] for key in ("operation", "role")}
-    if trial["walked"] > LIMIT:
+    if trial["walked"] > LIMIT and not at_seal:
         nothing = {"sealed_start": 0, "sealed_end": 0, "inode": 0}
         return wanted | {"verdict": "unverified", "reason": "range_too_long"} | nothing
     found = {key: trial[key] for key in ("sealed_start", "sealed_end", "inode")}
@@ -45,7 +45,9 @@ def test_as_smaps_has_it(
     made = harness.run([compiled("mappings"), str(mappings), str(TRIALS), str(seed), "--wait"])
     records = made.of_kind(Kind.DENIAL)
     assert len(made.lines) == TRIALS
-    assert [told(record) for record in records] == [expected(trial) for trial in made.lines]
+    assert [told(record) for record in records] == [
+        expected(trial, harness.at_seal(trial["operation"])) for trial in made.lines
+    ]
     offsets = [
         (record.mapping.page_offset * 4096, trial["offset"])
         for record, trial in zip(records, made.lines, strict=True)
@@ -80,7 +82,8 @@ def test_limit_is_exact(harness: Harness, before: int, holes: int, others: int) 
     result, sealed = made.line
     assert result == -1
     (record,) = made.of_kind(Kind.DENIAL)
-    if before < LIMIT:
+    # The function was stopped by the mapping itself: there is nothing to look for.
+    if before < LIMIT or harness.at_seal("munmap"):
         assert Verdict(record.verdict) == Verdict.SEALED
         assert record.mapping.start == sealed
     else:

@@ -514,7 +514,7 @@ def test_any_text_is_a_config_or_clear_mistakes(text: str) -> None:
     assert is_config_or_mistakes(outcome(lambda: parse(text, "c.toml")), "c.toml")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary())
 def test_any_file_is_a_config_or_clear_mistakes(tmp_path: Path, data: bytes) -> None:
     file = tmp_path / "c.toml"

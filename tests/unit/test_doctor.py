@@ -10,6 +10,7 @@ from monitor import abi, blind_spots, calibrate, config, doctor, host
 from monitor.checklist import Row, table, verdict
 from monitor.loader import AttachedProbe
 from monitor.operations import OPERATIONS
+from monitor.probes import PROBES, candidates
 
 EXIT = "syscalls:sys_exit_"
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -108,25 +109,40 @@ def test_preemption(model: str, skips: bool | None, attach: str, status: str) ->
     assert bool(row.remedy) is (status == "degraded")
 
 
+REFUSED = "fexit programs are refused (Operation not permitted)"
+
+
 def test_probes_say_how_they_are_attached() -> None:
-    lost = AttachedProbe("munmap", "raw_tracepoint", "sys_exit", "cannot attach: no", -1)
+    gone = "this kernel's BTF has no function check_prep_vma of the form that is known"
     rows = doctor.probe_rows(
-        [attached("mprotect"), attached("madvise", "raw_tracepoint", "sys_exit"), lost], "auto"
+        [
+            attached("munmap", "fexit", "vms_gather_munmap_vmas"),
+            attached("mremap", "fexit", "__ia32_sys_mremap")._replace(fallback=gone),
+            AttachedProbe("madvise", "raw_tracepoint", "sys_exit", "cannot attach: no", -1),
+        ],
+        "auto",
     )
     assert rows == [
-        Row("Probes", "mprotect", "ok", f"tracepoint {EXIT}mprotect"),
+        Row("Probes", "munmap", "ok", "fexit vms_gather_munmap_vmas"),
+        Row("Probes", "mremap", "degraded", f"fexit __ia32_sys_mremap, because {gone}"),
         Row(
             "Probes",
             "madvise",
             "degraded",
-            "raw_tracepoint sys_exit, because tracepoint was refused",
-        ),
-        Row(
-            "Probes",
-            "munmap",
-            "degraded",
             "not attached, so what it watches is not seen: cannot attach: no",
         ),
+    ]
+
+
+def test_what_keeps_all_from_their_first_hook_is_told_once() -> None:
+    probes = [attached(name)._replace(fallback=REFUSED) for name in ("mprotect", "munmap")]
+    signals = attached("signal_deliver", "raw_tracepoint", "signal_deliver")
+    rows = doctor.probe_rows([*probes, signals], "auto")
+    assert [(row.check, row.status, row.finding) for row in rows] == [
+        ("fexit", "degraded", REFUSED),
+        ("mprotect", "ok", f"tracepoint {EXIT}mprotect"),
+        ("munmap", "ok", f"tracepoint {EXIT}munmap"),
+        ("signal_deliver", "ok", "raw_tracepoint signal_deliver"),
     ]
 
 
@@ -162,22 +178,35 @@ RAW = [
     for operation in OPERATIONS
     if operation.number is not None
 ]
+FUNCTIONS = [
+    *(
+        attached(operation.name, "fexit", candidates(probe, "fexit")[0].target)
+        for operation, probe in zip(OPERATIONS, PROBES, strict=False)
+        if operation.number is not None
+    ),
+    attached("other", "fexit", "vms_gather_munmap_vmas"),
+    attached("compat", "fexit", "mprotect_fixup"),
+    attached("io_uring_madvise", "fexit", "io_madvise"),
+]
+WITHOUT_UNMAPPING = [probe for probe in FUNCTIONS if probe.target != "vms_gather_munmap_vmas"]
 
 
 @pytest.mark.parametrize(
     ("probes", "options", "takes_x32", "statuses"),
     [
-        ([attached("mprotect")], ALL_ON, True, ("blind", "blind", "blind")),
-        ([attached("mprotect")], {}, True, ("blind", "blind", "blind")),
-        ([attached("mprotect")], {"CONFIG_X": "y"}, False, ("ok", "ok", "ok")),
+        ([attached("mprotect")], ALL_ON, True, ("blind", "blind", "blind", "blind")),
+        ([attached("mprotect")], {}, True, ("blind", "blind", "blind", "blind")),
+        ([attached("mprotect")], {"CONFIG_X": "y"}, False, ("blind", "ok", "ok", "ok")),
         (
             [attached("compat", "raw_tracepoint", "sys_exit")],
             ALL_ON,
             True,
-            ("ok", "blind", "blind"),
+            ("blind", "ok", "blind", "blind"),
         ),
-        ([attached("io_uring_madvise")], ALL_ON, False, ("blind", "ok", "ok")),
-        (RAW, ALL_ON, True, ("blind", "blind", "ok")),
+        ([attached("io_uring_madvise")], ALL_ON, False, ("blind", "blind", "ok", "ok")),
+        (RAW, ALL_ON, True, ("blind", "blind", "blind", "ok")),
+        (FUNCTIONS, ALL_ON, True, ("ok", "ok", "ok", "ok")),
+        (WITHOUT_UNMAPPING[:-2], ALL_ON, True, ("blind", "blind", "blind", "blind")),
     ],
 )
 def test_blind_spots_by_what_is_attached(
@@ -188,13 +217,55 @@ def test_blind_spots_by_what_is_attached(
     statuses: tuple[str, ...],
 ) -> None:
     rows = blind_spots.blind_rows(probes, options, takes_x32, tmp_path)
-    checks = ("32-bit callers", "io_uring", "x32 callers")
-    assert [(row.check, row.status) for row in rows[:3]] == list(zip(checks, statuses, strict=True))
-    assert all(row.remedy for row in rows[:3] if row.status == "blind")
-    assert [(row.check, row.status) for row in rows[3:]] == [
+    checks = ("hidden refusals", "32-bit callers", "io_uring", "x32 callers")
+    assert [(row.check, row.status) for row in rows[:4]] == list(zip(checks, statuses, strict=True))
+    assert all(row.remedy for row in rows[:4] if row.status == "blind")
+    assert [(row.check, row.status) for row in rows[4:]] == [
         ("kernel's accesses", "blind"),
         ("SIGBUS", "blind"),
     ]
+
+
+def test_what_is_seen_and_what_not_is_named(tmp_path: Path) -> None:
+    rows = blind_spots.blind_rows(FUNCTIONS, ALL_ON, True, tmp_path)
+    assert rows[0].finding == "seen by fexit vms_gather_munmap_vmas, as operation other"
+    rows = blind_spots.blind_rows([*WITHOUT_UNMAPPING, attached("munmap")], ALL_ON, True, tmp_path)
+    assert rows[3].finding == ("not seen: munmap, mmap, shmat, shmdt, brk, remap_file_pages")
+
+
+def test_hidden_refusals_are_named(tmp_path: Path) -> None:
+    row = blind_spots.blind_rows([], ALL_ON, True, tmp_path)[0]
+    assert row.finding == (
+        "nobody is told where a seal keeps these from unmapping memory: arch_prctl, close, "
+        "close_range, dup2, dup3, exit, io_destroy, uselib"
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "row"),
+    [
+        (["munmap", "newuname"], ("ok", "2 reviewed", "")),
+        (
+            ["vma_swap", "munmap", "map_merge"],
+            (
+                "degraded",
+                "1 reviewed; nobody has looked whether these can change sealed memory: map_merge, "
+                "vma_swap",
+                "a newer seal-monitor",
+            ),
+        ),
+        (
+            [],
+            (
+                "degraded",
+                "the kernel does not list its own: a new one would go unnoticed",
+                "boot a kernel with CONFIG_KALLSYMS=y",
+            ),
+        ),
+    ],
+)
+def test_system_calls_that_nobody_has_reviewed(names: list[str], row: tuple[str, ...]) -> None:
+    assert blind_spots.review_row(names) == Row("Blind spots", "system calls", *row)
 
 
 def test_what_the_administrator_has_closed_is_no_blind_spot(tmp_path: Path) -> None:
@@ -218,6 +289,8 @@ def test_ways_around_a_seal(tmp_path: Path) -> None:
         ("/proc/PID/mem", "blind"),
         ("ptrace", "blind"),
         ("MADV_DONTNEED", "blind"),
+        ("mapped files", "blind"),
+        ("mapped sockets", "blind"),
         ("userfaultfd", "blind"),
         ("uprobes", "blind"),
     ]

@@ -256,3 +256,27 @@ def test_x32_is_tried_as_the_kernel_was_built() -> None:
     if not options:
         pytest.skip("the kernel's configuration cannot be read")
     assert host.takes_x32_calls() is ("CONFIG_X86_X32_ABI" in options)
+
+
+SYMBOLS = """\
+ffffffff81000000 T _stext
+ffffffff8120ed26 t __x64_sys_setitimer.cold
+ffffffff8120ed27 T __x64_sys_setitimer
+ffffffff812fda70 T __pfx___x64_sys_mseal
+ffffffff812fda80 T __x64_sys_mseal
+ffffffff812fda90 T __ia32_sys_sigaction
+0000000000000000 W __x64_sys_uselib
+0000000000000000 T __x64_sys_pread64
+ffffffffc0001000 T __x64_sys_added\t[module]
+ffffffffc0001010 T do__x64_sys_nothing
+"""
+
+
+def test_system_calls_of_the_kernel(tmp_path: Path) -> None:
+    """Its own: neither those left out of the build nor parts of one; also with addresses hidden."""
+    proc = write(tmp_path, {"kallsyms": SYMBOLS})
+    assert host.system_calls(proc) == {"setitimer", "mseal", "pread64", "added"}
+
+
+def test_a_kernel_may_not_list_its_system_calls(tmp_path: Path) -> None:
+    assert host.system_calls(tmp_path) == frozenset()

@@ -71,7 +71,10 @@ def test_descriptors_come_over_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path
         answer: dict[str, object] = {
             "maps": {"counters": 0},
             "links": [1],
-            "probes": [["munmap", "tracepoint", "t", "", 2], ["brk", "tracepoint", "u", "no", -1]],
+            "probes": [
+                ["munmap", "tracepoint", "t", "", 2, "refused"],
+                ["brk", "tracepoint", "u", "no", -1, ""],
+            ],
             "notes": ["noted"],
         }
         return answer, [os.open(tmp_path / name, os.O_RDONLY) for name in names]
@@ -83,6 +86,7 @@ def test_descriptors_come_over_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert os.pread(loaded.maps["counters"], 99, 0) == b"counters"
     assert [os.pread(link, 99, 0) for link in loaded.links] == [b"link"]
     assert os.pread(attached.program, 99, 0) == b"program"
+    assert attached.fallback == "refused"
     assert (attached.attached, refused.attached, refused.error) == (True, False, "no")
     assert loaded.notes == ["noted"]
     assert not any(os.get_inheritable(fd) for fd in (*loaded.maps.values(), *loaded.links))
@@ -102,7 +106,7 @@ def test_probe_without_error_is_attached() -> None:
 
 @needs_btf
 def test_text_has_no_local_include_left() -> None:
-    text = loader._program_text(LoadRequest(), ())
+    text = loader._program_text(LoadRequest(), "", ())
     assert not re.search(r'^#include "', text, re.MULTILINE)
     assert re.findall(r"^#include (.*)$", text, re.MULTILINE) == ["<linux/types.h>"]
     for path in (Path(loader.__file__).parent.parent / "bpf").glob("*.[ch]"):
@@ -114,7 +118,7 @@ def test_text_has_no_local_include_left() -> None:
 @needs_btf
 def test_text_has_the_sizes_asked_for() -> None:
     request = LoadRequest(ring_size=1 << 18, workloads_max=77)
-    text = loader._program_text(request, {"WITH_IO_URING"})
+    text = loader._program_text(request, "", {"WITH_IO_URING"})
     for definition in (
         "PAGE_SIZE 4096",
         "RING_PAGES 64",

@@ -30,6 +30,7 @@ def test_names_are_those_of_the_contract() -> None:
         "brk",
         "remap_file_pages",
         "io_uring_madvise",
+        "other",
     ]
 
 

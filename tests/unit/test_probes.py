@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from monitor import probes
+from monitor.layouts import FUNCTIONS
 from monitor.operations import OPERATIONS
-from monitor.probes import MODES, PROBES, Hook, Probe, candidates
+from monitor.probes import AT_SEAL, MODES, PROBES, candidates, find, reporters
 
 BPF = Path(probes.__file__).parent.parent / "bpf"
 BY_NAME = {probe.name: probe for probe in PROBES}
+HOOKS = {hook for probe in PROBES for hook in probe.hooks}
+SWITCHES = ("watch.compat", "watch.io_uring")
 
 
 def test_every_operation_has_a_probe_of_its_name() -> None:
@@ -34,41 +37,119 @@ def test_every_program_exists() -> None:
     text = "".join(path.read_text("utf-8") for path in BPF.glob("*.c"))
     programs = set(re.findall(r"^int (\w+)\(", text, re.MULTILINE))
     programs |= {f"exit_{name}" for name in re.findall(r"^EXIT_PROGRAM\((\w+),", text, re.M)}
-    assert {hook.program for probe in PROBES for hook in probe.hooks} <= programs
+    for name in re.findall(r"^CALL_PROGRAMS\((\w+),", text, re.M):
+        programs |= {f"fexit___x64_sys_{name}", f"fexit___ia32_sys_{name}"}
+    parts = {part for hook in HOOKS for part in (hook, *hook.also)}
+    assert {part.program for part in parts} <= programs
+
+
+def test_every_function_is_known_to_the_layouts() -> None:
+    targets = {hook.target for hook in HOOKS if hook.mode == "fexit"}
+    assert targets == set(FUNCTIONS)
 
 
 def test_exit_programs_are_told_apart() -> None:
     """Each system call's program is compiled for its own operation."""
-    text = (BPF / "denials.c").read_text("utf-8")
+    text = (BPF / "exits.c").read_text("utf-8")
     rows = dict(re.findall(r"^EXIT_PROGRAM\((\w+), (OP_\w+)\)$", text, re.MULTILINE))
     assert rows == {op.name: op.constant for op in OPERATIONS if op.number is not None}
 
 
-TRACEPOINT = Hook("tracepoint", "syscalls:sys_exit_munmap", "exit_munmap")
-RAW = Hook("raw_tracepoint", "sys_exit", "raw_exit")
-SIGNAL = Hook("raw_tracepoint", "signal_deliver", "signal_deliver")
+def test_calls_are_told_apart() -> None:
+    """So is the program of each call's function."""
+    text = (BPF / "calls.c").read_text("utf-8")
+    rows = re.findall(
+        r"^#ifdef CALL_(\w+)\nCALL_PROGRAMS\((\w+), (OP_\w+)\)\n#endif$", text, re.MULTILINE
+    )
+    expected = [(op.name, op.name, op.constant) for op in OPERATIONS if op.number is not None]
+    assert sorted(rows) == sorted(expected)
 
 
 @pytest.mark.parametrize(
     ("probe", "attach", "expected"),
     [
-        ("munmap", "auto", (TRACEPOINT, RAW)),
-        ("munmap", "tracepoint", (TRACEPOINT,)),
-        ("munmap", "raw_tracepoint", (RAW,)),
+        (
+            "munmap",
+            "auto",
+            [
+                "vms_gather_munmap_vmas",
+                "__ia32_sys_munmap",
+                "__x64_sys_munmap",
+                "syscalls:sys_exit_munmap",
+                "sys_exit",
+            ],
+        ),
+        ("munmap", "fexit", ["vms_gather_munmap_vmas", "__ia32_sys_munmap", "__x64_sys_munmap"]),
+        ("munmap", "tracepoint", ["syscalls:sys_exit_munmap"]),
+        ("munmap", "raw_tracepoint", ["sys_exit"]),
         # The only kind of hook there is serves in every mode.
-        *(("signal_deliver", attach, (SIGNAL,)) for attach in ("auto", *MODES)),
+        *(("signal_deliver", attach, ["signal_deliver"]) for attach in ("auto", *MODES)),
+        ("other", "auto", []),
     ],
 )
-def test_candidates(probe: str, attach: str, expected: tuple[Hook, ...]) -> None:
-    assert candidates(BY_NAME[probe], attach) == expected
-
-
-def test_mode_without_a_hook() -> None:
-    probe = Probe("munmap", (TRACEPOINT, RAW))
-    assert candidates(probe, "fexit") == ()
+def test_candidates(probe: str, attach: str, expected: list[str]) -> None:
+    assert [hook.target for hook in candidates(BY_NAME[probe], attach)] == expected
 
 
 def test_what_costs_every_call_has_a_switch() -> None:
-    switched = {probe.name: probe.switch for probe in PROBES if probe.switch}
-    assert switched == {"io_uring_madvise": "watch.io_uring", "compat": "watch.compat"}
-    assert BY_NAME["compat"].free_with == RAW
+    switched = {probe.name: {hook.switch for hook in probe.hooks} for probe in PROBES}
+    assert {name for name, switches in switched.items() if switches - {""}} == {
+        "io_uring_madvise",
+        "compat",
+    }
+    for attach in MODES:
+        assert candidates(BY_NAME["compat"], attach) == ()
+        assert len(candidates(BY_NAME["compat"], attach, SWITCHES)) == 1
+    assert [hook.target for hook in candidates(BY_NAME["io_uring_madvise"], "auto")] == [
+        "io_madvise"
+    ]
+    assert len(candidates(BY_NAME["io_uring_madvise"], "tracepoint", SWITCHES)) == 2
+
+
+def test_a_move_needs_both_functions() -> None:
+    """mremap is refused at its source or where it unmaps."""
+    hook = BY_NAME["mremap"].hooks[0]
+    assert (hook.target, [part.target for part in hook.also]) == (
+        "check_prep_vma",
+        ["vms_gather_munmap_vmas"],
+    )
+
+
+def test_functions_in_which_a_seal_refuses() -> None:
+    assert {
+        "vms_gather_munmap_vmas",
+        "mprotect_fixup",
+        "check_prep_vma",
+        "can_modify_vma_madv",
+        "madvise_vma_behavior",
+    } == AT_SEAL
+
+
+def bits(*names: str) -> int:
+    every = [operation.name for operation in OPERATIONS]
+    return sum(1 << every.index(name) for name in names)
+
+
+def test_every_operation_has_one_reporter() -> None:
+    attached = [
+        ("mprotect", "mprotect_fixup"),
+        ("munmap", "vms_gather_munmap_vmas"),
+        ("other", "vms_gather_munmap_vmas"),
+        ("mremap", "__ia32_sys_mremap"),
+        ("madvise", "__x64_sys_madvise"),
+        ("brk", "syscalls:sys_exit_brk"),
+        ("shmdt", "sys_exit"),
+        ("mseal", "sys_exit"),
+        ("signal_deliver", "signal_deliver"),
+        ("compat", "sys_exit"),
+    ]
+    found = reporters(attached)
+    assert found.functions == bits("mprotect", "munmap", "other")
+    assert found.raw == bits("shmdt")
+    # What the other hooks are blind to.
+    assert found.compat == bits("madvise", "brk", "shmdt")
+
+
+def test_a_hook_that_is_none() -> None:
+    with pytest.raises(KeyError, match=r"munmap has no hook mprotect_fixup"):
+        find("munmap", "mprotect_fixup")

@@ -87,6 +87,7 @@ REFUSED = (
     Expected("brk", "brk", error=0, hidden=True),
     Expected("remap_file_pages", "remap_file_pages"),
     Expected("io_uring_madvise", "io_uring_madvise"),
+    Expected("aio_ring", "other", error=0, hidden=True),
     Expected("int80_mprotect", "mprotect"),
     Expected("seccomp_elsewhere", "munmap"),
     _other("seccomp", "mprotect"),

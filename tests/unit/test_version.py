@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,5 @@ def test_revision(tmp_path: Path, files: dict[str, str], expected: str) -> None:
     assert revision(tmp_path) == expected
 
 
-def test_version_is_that_of_the_project() -> None:
-    project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
-    assert f'version = "{version()}"' in project
+def test_version_is_that_of_the_installed_distribution() -> None:
+    assert version() == metadata.version("seal-monitor")

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * System calls that a seal can refuse, seen at their exit.
+ *
+ * A program per call does one comparison and, for a refusal, tail-calls `denied`: that one holds
+ * the proof, is verified once, and costs a call that succeeds nothing. The arguments come from the
+ * registers saved at entry, so no entry hook and no state between the two is needed.
+ */
+
+BPF_PROG_ARRAY(tracepoint_tails, TAILS);
+
+/* Format of the tracepoints syscalls:sys_exit_*: the number is an int. */
+struct sys_exit {
+    u64 common;
+    s32 number;
+    u32 padding;
+    s64 result;
+};
+
+int denied(struct sys_exit *ctx)
+{
+    struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
+    struct scratch *scratch = scratch_of(SCRATCH_DENIED);
+    struct pt_regs *regs = saved_registers(task);
+
+    if (!scratch)
+        return 0;
+    scratch->call.result = ctx->result;
+    scratch->call.number = ctx->number;
+    scratch->call.operation = operation_of(ctx->number);
+    read_arguments(&scratch->call, regs);
+    return report(scratch, task, regs);
+}
+
+/* The operation is a constant here, so only brk, process_madvise and shmdt keep more than a
+ * comparison. */
+static __always_inline int on_exit(struct sys_exit *ctx, u32 operation)
+{
+    struct pt_regs *regs = NULL;
+
+    if (hides_refusal(operation))
+        regs = saved_registers((struct task_struct *)bpf_get_current_task_btf());
+    if (may_be_refused(operation, ctx->result, regs, false))
+        tracepoint_tails.call(ctx, TAIL_DENIED);
+    return 0;
+}
+
+#define EXIT_PROGRAM(name, operation)                                                              \
+    int exit_##name(struct sys_exit *ctx)                                                          \
+    {                                                                                              \
+        return on_exit(ctx, operation);                                                            \
+    }
+EXIT_PROGRAM(mprotect, OP_MPROTECT)
+EXIT_PROGRAM(pkey_mprotect, OP_PKEY_MPROTECT)
+EXIT_PROGRAM(munmap, OP_MUNMAP)
+EXIT_PROGRAM(mremap, OP_MREMAP)
+EXIT_PROGRAM(mmap, OP_MMAP)
+EXIT_PROGRAM(madvise, OP_MADVISE)
+EXIT_PROGRAM(process_madvise, OP_PROCESS_MADVISE)
+EXIT_PROGRAM(shmat, OP_SHMAT)
+EXIT_PROGRAM(shmdt, OP_SHMDT)
+EXIT_PROGRAM(brk, OP_BRK)
+EXIT_PROGRAM(remap_file_pages, OP_REMAP_FILE_PAGES)
+
+int exit_mseal(struct sys_exit *ctx)
+{
+    struct task_struct *task;
+
+    if (ctx->result != 0 && ctx->result != -EINVAL)
+        return 0;
+    task = (struct task_struct *)bpf_get_current_task_btf();
+    return sealed(SCRATCH_SEALED, task, saved_registers(task), ctx->result);
+}

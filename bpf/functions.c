@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The kernel's own functions in which a seal refuses, seen at their return (fexit).
+ *
+ * Where one of them answers EPERM the proof is made: nothing but a seal has it answer so, and what
+ * could have refused earlier did not. They are seen whoever calls them: also where the caller is
+ * told of no failure, has a 32-bit system call, or one that nobody knows to touch mappings. No
+ * other system call pays anything. The call and its arguments come from the registers saved at its
+ * entry. All of them run under mmap_lock (or the lock of the mapping), so what is looked up is what
+ * they saw.
+ */
+
+#define PF_EXITING 0x4
+#define PF_IO_WORKER 0x10
+
+/*
+ * The call in which a function refused, unless another hook reports that call. io_uring's workers
+ * have no call of their own: io_madvise() tells of theirs.
+ */
+static __always_inline struct scratch *refused_call(u32 owner, struct task_struct *task,
+                                                    struct pt_regs *regs, struct config *config)
+{
+    struct scratch *scratch;
+    struct call *call;
+
+    if (!config || !config->sealed_mask || !TASK_FIELD(void *, task, mm) ||
+        TASK_FIELD(u32, task, flags) & PF_IO_WORKER)
+        return NULL;
+    scratch = scratch_of(owner);
+    if (!scratch)
+        return NULL;
+    call = &scratch->call;
+    call->result = -EPERM;
+    call->number = number_of(regs);
+    call->compat = is_compat(task);
+    call->operation = current_operation(task, regs);
+    /* A process that ends may do so in any call, or in none. */
+    if (call->operation >= OPERATIONS || TASK_FIELD(u32, task, flags) & PF_EXITING)
+        call->operation = OP_OTHER;
+    if (!(config->function_operations >> call->operation & 1))
+        return NULL;
+    read_arguments(call, regs);
+    if (call->operation == OP_OTHER) {
+        /* Its arguments may be anything; which call it was is what helps. */
+        __builtin_memset(call->arguments, 0, sizeof(call->arguments));
+        call->arguments[0] = call->number;
+        /* io_destroy, close, exit: none of those that are known tells its caller. */
+        call->result = 0;
+    }
+    return scratch;
+}
+
+/* Whether the function refused for a seal's sake; another reason would be none that we know. */
+static __always_inline void prove(struct scratch *scratch, struct config *config)
+{
+    struct search *search = &scratch->search;
+
+    if (search->vma.flags & config->sealed_mask) {
+        scratch->judgement.verdict = VERDICT_SEALED;
+        return;
+    }
+    scratch->judgement.verdict = VERDICT_NOT_SEALED;
+    scratch->judgement.partial_start = scratch->judgement.partial_end = 0;
+    search->vma.address = 0;
+}
+
+static __always_inline void range_is_first_two_arguments(struct scratch *scratch, u64 mm)
+{
+    scratch->search.start = user_address(mm, scratch->call.arguments[0]);
+    scratch->search.end = scratch->search.start + PAGE_ALIGN(scratch->call.arguments[1]);
+}
+
+/* The calls that unmap a range have different arguments: the range is the one to be unmapped. */
+static __always_inline bool find_refusing_vma(struct scratch *scratch, u64 mm,
+                                              struct config *config, u64 unmapping)
+{
+    u64 start = KERNEL_WORD(unmapping, vma_munmap_struct__start);
+    u64 end = KERNEL_WORD(unmapping, vma_munmap_struct__end);
+    u64 iterator = KERNEL_WORD(unmapping, vma_munmap_struct__vmi);
+    struct search *search = &scratch->search;
+    u64 *a = scratch->call.arguments;
+
+    /* The iterator stayed at the mapping that refused. shmdt unmaps mapping by mapping. */
+    search->start = KERNEL_WORD(iterator, vma_iterator__mas_index);
+    if (search->start < start || search->start >= end)
+        search->start = start;
+    if (scratch->call.operation == OP_SHMDT)
+        search->start = a[0];
+    search->end = end;
+    search->mask = config->sealed_mask;
+    find_vma(mm, config, search);
+    search->start = start;
+    switch (scratch->call.operation) {
+    case OP_MREMAP:
+        if ((a[3] & MREMAP_FIXED) && start - user_address(mm, a[4]) < PAGE_ALIGN(a[2])) {
+            search->role = ROLE_DESTINATION;
+            break;
+        }
+        search->role = ROLE_SOURCE;
+        range_is_first_two_arguments(scratch, mm);
+        break;
+    case OP_BRK:
+        scratch->call.result = end;
+        break;
+    case OP_SHMDT:
+        scratch->call.result = 0;
+        /* An earlier part of the segment refused: this call has been told of. */
+        if (search->vma.address && search->vma.start < start && is_segment(search->vma.address))
+            return false;
+        read_vma(&search->vma, KERNEL_WORD(unmapping, vma_munmap_struct__vma));
+        search->outcome = LOOKUP_FOUND;
+        break;
+    }
+    return true;
+}
+
+#ifdef HAS_FUNCTION_vms_gather_munmap_vmas
+int fexit_vms_gather_munmap_vmas(u64 *ctx)
+{
+    struct config *config = configuration();
+    struct task_struct *task;
+    struct scratch *scratch;
+    struct pt_regs *regs;
+    u64 mm;
+
+    if ((s32)ctx[RETURN_vms_gather_munmap_vmas] != -EPERM)
+        return 0;
+    task = (struct task_struct *)bpf_get_current_task_btf();
+    regs = saved_registers(task);
+    scratch = refused_call(SCRATCH_UNMAPPING, task, regs, config);
+    if (!scratch)
+        return 0;
+    mm = (u64)TASK_FIELD(void *, task, mm);
+    if (!find_refusing_vma(scratch, mm, config, ctx[ARG_vms_gather_munmap_vmas__vms]))
+        return 0;
+    if (scratch->search.outcome == LOOKUP_FOUND) {
+        prove(scratch, config);
+    } else {
+        scratch->judgement.verdict = VERDICT_UNVERIFIED;
+        scratch->judgement.reason = REASON_CHANGED_MEANWHILE;
+    }
+    return tell(scratch, task, regs, config);
+}
+#endif
+
+#ifdef HAS_FUNCTION_mprotect_fixup
+int fexit_mprotect_fixup(u64 *ctx)
+{
+    struct config *config = configuration();
+    struct task_struct *task;
+    struct scratch *scratch;
+    struct search *search;
+    struct pt_regs *regs;
+
+    if ((s32)ctx[RETURN_mprotect_fixup] != -EPERM)
+        return 0;
+    task = (struct task_struct *)bpf_get_current_task_btf();
+    regs = saved_registers(task);
+    scratch = refused_call(SCRATCH_PROTECTION, task, regs, config);
+    if (!scratch)
+        return 0;
+    search = &scratch->search;
+    read_vma(&search->vma, ctx[ARG_mprotect_fixup__vma]);
+    range_is_first_two_arguments(scratch, (u64)TASK_FIELD(void *, task, mm));
+    /* It came here mapping by mapping: what lies before this one was mapped, and is changed. */
+    if (config->partial_mprotect && search->start < search->vma.start) {
+        scratch->judgement.partial_start = search->start;
+        scratch->judgement.partial_end = search->vma.start;
+    }
+    prove(scratch, config);
+    return tell(scratch, task, regs, config);
+}
+#endif
+
+#ifdef HAS_FUNCTION_check_prep_vma
+int fexit_check_prep_vma(u64 *ctx)
+{
+    struct config *config = configuration();
+    struct task_struct *task;
+    struct scratch *scratch;
+    struct search *search;
+    struct pt_regs *regs;
+    u64 *a;
+
+    if ((s32)ctx[RETURN_check_prep_vma] != -EPERM)
+        return 0;
+    task = (struct task_struct *)bpf_get_current_task_btf();
+    regs = saved_registers(task);
+    scratch = refused_call(SCRATCH_MREMAP_SOURCE, task, regs, config);
+    if (!scratch)
+        return 0;
+    search = &scratch->search;
+    a = scratch->call.arguments;
+    read_vma(&search->vma, KERNEL_WORD(ctx[ARG_check_prep_vma__vrm], vma_remap_struct__vma));
+    search->role = ROLE_SOURCE;
+    range_is_first_two_arguments(scratch, (u64)TASK_FIELD(void *, task, mm));
+    /* A fixed move of several mappings: those before this one have moved. */
+    if (changes_partially(&scratch->call, config, ROLE_SOURCE) &&
+        search->start < search->vma.start) {
+        scratch->judgement.partial_start = search->start;
+        scratch->judgement.partial_end = search->vma.start;
+    }
+    prove(scratch, config);
+    return tell(scratch, task, regs, config);
+}
+#endif
+
+/*
+ * The range of the vector that the mapping lies in: what process_madvise had come to. The ranges
+ * before it are done, and their bytes are what the caller is told.
+ */
+static __always_inline void find_range_of(struct scratch *scratch, struct vma *vma)
+{
+    u64 vector = scratch->call.arguments[1], count = scratch->call.arguments[2], done = 0, loop = 0;
+    struct judgement *judgement = &scratch->judgement;
+    struct search *search = &scratch->search;
+    u64 base, length;
+
+    search->start = vma->start;
+    search->end = vma->end;
+    loop_begin(&loop, IOVEC_LIMIT);
+    while (loop_next(&loop)) {
+        if (!count || !read_range(&vector, scratch->call.compat, &base, &length))
+            break;
+        if (base < vma->end && base + length > vma->start) {
+            search->start = base;
+            search->end = base + PAGE_ALIGN(length);
+            break;
+        }
+        judgement->partial_start = base;
+        judgement->partial_end = base + PAGE_ALIGN(length);
+        done += length;
+        count--;
+    }
+    loop_end(&loop);
+    if (done)
+        scratch->call.result = done;
+}
+
+static __always_inline int advice_refused(u64 address, bool is_proof)
+{
+    struct config *config = configuration();
+    struct task_struct *task;
+    struct scratch *scratch;
+    struct search *search;
+    struct pt_regs *regs;
+    struct vma refusing;
+
+    task = (struct task_struct *)bpf_get_current_task_btf();
+    regs = saved_registers(task);
+    scratch = refused_call(SCRATCH_ADVICE, task, regs, config);
+    if (!scratch)
+        return 0;
+    search = &scratch->search;
+    read_vma(&search->vma, address);
+    /* Punching a hole into a file can fail here, too: no seal's business. */
+    if (!is_proof && !refuses_advice(config, &search->vma))
+        return 0;
+    refusing = search->vma;
+    if (scratch->call.operation == OP_PROCESS_MADVISE)
+        find_range_of(scratch, &refusing);
+    else
+        range_is_first_two_arguments(scratch, (u64)TASK_FIELD(void *, task, mm));
+    if (config->partial_madvise && search->start < refusing.start) {
+        u64 start = search->start, end = search->end;
+
+        /* Unlike mprotect it passes over holes: something must have been there. */
+        search->end = refusing.start;
+        find_vma(KERNEL_WORD(address, vm_area_struct__vm_mm), config, search);
+        if (search->outcome == LOOKUP_FOUND) {
+            scratch->judgement.partial_start = start;
+            scratch->judgement.partial_end = refusing.start;
+        }
+        search->start = start;
+        search->end = end;
+        search->vma = refusing;
+    }
+    prove(scratch, config);
+    return tell(scratch, task, regs, config);
+}
+
+#ifdef HAS_FUNCTION_can_modify_vma_madv
+int fexit_can_modify_vma_madv(u64 *ctx)
+{
+    /* A bool: one byte, the rest of the register is anything. */
+    if ((u8)ctx[RETURN_can_modify_vma_madv])
+        return 0;
+    return advice_refused(ctx[ARG_can_modify_vma_madv__vma], true);
+}
+#endif
+
+#ifdef HAS_FUNCTION_madvise_vma_behavior
+int fexit_madvise_vma_behavior(u64 *ctx)
+{
+    if ((s32)ctx[RETURN_madvise_vma_behavior] != -EPERM)
+        return 0;
+    return advice_refused(
+        KERNEL_WORD(ctx[ARG_madvise_vma_behavior__madv_behavior], madvise_behavior__vma), false);
+}
+#endif
+
+#ifdef HAS_FUNCTION_io_madvise
+int fexit_io_madvise(u64 *ctx)
+{
+    s32 result = 0;
+
+    READ_KERNEL(result, ctx[ARG_io_madvise__req], io_kiocb__cqe_res);
+    return on_completion(ctx[ARG_io_madvise__req], result);
+}
+#endif
+
+#ifdef HAS_FUNCTION___x64_sys_mseal
+int fexit___x64_sys_mseal(u64 *ctx)
+{
+    s64 result = ctx[RETURN___x64_sys_mseal];
+    struct task_struct *task;
+
+    if (result != 0 && result != -EINVAL)
+        return 0;
+    task = (struct task_struct *)bpf_get_current_task_btf();
+    return sealed(SCRATCH_SEALED, task, saved_registers(task), result);
+}
+#endif

@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What becomes of a refused call: it is judged, counted and, within the limits, told. */
+#ifndef SEAL_MONITOR_REPORT_H
+#define SEAL_MONITOR_REPORT_H
+
+enum tail { TAIL_DENIED, TAILS };
+
+/* Counts one judged refusal and, within the limits, tells of it. */
+static __always_inline int tell(struct scratch *scratch, struct task_struct *task,
+                                struct pt_regs *regs, struct config *config)
+{
+    struct judgement *judgement = &scratch->judgement;
+    struct search *search = &scratch->search;
+    struct call *call = &scratch->call;
+    u64 operation = call->operation, verdict = judgement->verdict;
+    struct bucket_key key = {};
+    struct counters *count;
+    struct record *record;
+    bool canary;
+
+    canary = is_canary(config, task);
+    count = counters_of(canary ? BANK_CANARY : BANK_HOST);
+    if (!count || operation >= OPERATIONS || verdict >= VERDICTS)
+        return 0;
+    /* The workload first: whoever sees the total has seen its parts. */
+    if (!canary)
+        count_workload(count, verdict);
+    COUNT(count->denials[operation][verdict]);
+    if (judgement->partial_end > judgement->partial_start)
+        COUNT(count->partial_updates[operation]);
+    if (!canary && !(config->emit_verdicts >> verdict & 1)) {
+        COUNT(count->events[KIND_DENIAL][OUTCOME_FILTERED]);
+        return 0;
+    }
+    key.what = operation;
+    key.caller = caller_of(regs->ip, regs->sp, call->compat);
+    record = reserve(count, config, task, KIND_DENIAL, &key, canary);
+    if (!record)
+        return 0;
+    if (call->compat)
+        record->flags |= RECORD_COMPAT;
+    if (call->result != -EPERM)
+        record->flags |= RECORD_HIDDEN;
+    record->operation = operation;
+    record->verdict = verdict;
+    record->reason = judgement->reason;
+    record->role = search->role;
+    record->result = call->result;
+    __builtin_memcpy(record->arguments, call->arguments, sizeof(record->arguments));
+    record->instruction_pointer = regs->ip;
+    record->stack_pointer = regs->sp;
+    record->caller = key.caller;
+    record->address = search->start;
+    record->length = search->end - search->start;
+    record->partial_start = judgement->partial_start;
+    record->partial_end = judgement->partial_end;
+    if (search->vma.address)
+        fill_mapping(&record->mapping, &search->vma);
+    submit(record);
+    return 0;
+}
+
+/* Judges a call that was refused or may have been, and tells of it. */
+static __always_inline int report(struct scratch *scratch, struct task_struct *task,
+                                  struct pt_regs *regs)
+{
+    struct config *config = configuration();
+
+    if (!config || !config->sealed_mask)
+        return 0;
+    judge(scratch, task, config);
+    if (scratch->call.result != -EPERM && scratch->judgement.verdict == VERDICT_NOT_SEALED)
+        return 0; /* a success that only looked like a hidden refusal */
+    return tell(scratch, task, regs, config);
+}
+
+/*
+ * brk returns the old break, shmdt 0, process_madvise the bytes done: three calls do not tell their
+ * caller of a refusal, so a success of theirs is looked at.
+ */
+static __always_inline bool hides_refusal(u32 operation)
+{
+    return operation == OP_BRK || operation == OP_SHMDT || operation == OP_PROCESS_MADVISE;
+}
+
+/* All that a call costs that is not refused. */
+static __always_inline bool may_be_refused(u32 operation, s64 result, struct pt_regs *regs,
+                                           bool compat)
+{
+    u64 asked;
+
+    if (result == -EPERM)
+        return true;
+    if (result < 0)
+        return false;
+    switch (operation) {
+    case OP_BRK:
+        asked = compat ? (u32)regs->bx : regs->di;
+        return asked && asked < result && result < TASK_SIZE_LIMIT;
+    case OP_SHMDT:
+        return true;
+    case OP_PROCESS_MADVISE:
+        return regs->dx > 1 && is_destructive(compat ? regs->si : regs->r10);
+    }
+    return false;
+}
+
+#endif
