@@ -139,9 +139,6 @@ static __always_inline void fill_mapping(struct mapping *mapping, struct vma *vm
 {
     u64 file = 0, inode = 0, super_block = 0;
 
-    mapping->start = vma->start;
-    mapping->end = vma->end;
-    mapping->flags = vma->flags;
     READ_KERNEL(mapping->page_offset, vma->address, vm_area_struct__vm_pgoff);
     READ_KERNEL(file, vma->address, vm_area_struct__vm_file);
     if (file) {
@@ -159,6 +156,11 @@ static __always_inline void fill_mapping(struct mapping *mapping, struct vma *vm
         bpf_probe_read_kernel_str(mapping->name, sizeof(mapping->name),
                                   (void *)(name + OFF_anon_vma_name__name));
 #endif
+    if (!is_still(vma)) /* what was read may be another's */
+        __builtin_memset(mapping, 0, sizeof(*mapping));
+    mapping->start = vma->start;
+    mapping->end = vma->end;
+    mapping->flags = vma->flags;
 }
 
 /* The pid of the thread group as seen inside the innermost pid namespace. */

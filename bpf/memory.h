@@ -33,6 +33,14 @@ struct vma {
     u64 flags;
 };
 
+/* A vm_area_struct may be given to another mapping, of this process or not, while it is read. */
+static __always_inline bool is_still(struct vma *vma)
+{
+    return KERNEL_WORD(vma->address, vm_area_struct__vm_start) == vma->start &&
+           KERNEL_WORD(vma->address, vm_area_struct__vm_end) == vma->end &&
+           KERNEL_WORD(vma->address, vm_area_struct__vm_flags) == vma->flags;
+}
+
 static __always_inline void read_vma(struct vma *vma, u64 address)
 {
     vma->address = address;
@@ -164,7 +172,7 @@ static __always_inline void find_vma(u64 mm, struct config *config, struct searc
         search->next = 0;
         if (vma->address) {
             read_vma(vma, vma->address);
-            if (KERNEL_WORD(vma->address, vm_area_struct__vm_mm) != mm ||
+            if (KERNEL_WORD(vma->address, vm_area_struct__vm_mm) != mm || !is_still(vma) ||
                 search->index < vma->start || search->index >= vma->end) {
                 search->outcome = LOOKUP_CHANGED;
                 continue;

@@ -182,13 +182,13 @@ def _child(request: LoadRequest, parent: socket.socket, diagnostics: int) -> Non
 
 def _load_and_attach(request: LoadRequest, diagnostics: int) -> tuple[dict[str, Any], list[int]]:
     wanted = [(probe, candidates(probe, request.attach, request.switches)) for probe in PROBES]
-    notes = []
-    if any(hook.mode == "tracepoint" for _, hooks in wanted for hook in hooks):
-        notes += _ensure_tracefs()
     kernel = _look_at_kernel()
     impossible = _impossible(request, wanted, kernel)
     features = _first_features(wanted, impossible)
+    notes: list[str] = []
     while True:
+        if "WITH_EXITS" in features:
+            notes += _ensure_tracefs()
         loader = _Loader(request, kernel, features, impossible, diagnostics)
         loader.attach_all(wanted)
         if loader.lacking <= features:
