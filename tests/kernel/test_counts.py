@@ -196,7 +196,7 @@ def test_rate_after_the_burst(harness: Harness, compiled: Compiled) -> None:
     )
     times = [record.time_boot_ns for record in made.records]
     elapsed = made.line["seconds"]
-    assert abs(len(times) - (100 + 10 * elapsed)) <= 2
+    assert 100 + 5 * elapsed <= len(times) <= 102 + 10 * elapsed  # fewer when it was held up
     # However the process was delayed: no event comes before its turn at the steady rate.
     after = [time - times[0] for time in times[100:]]
     assert after
