@@ -17,19 +17,28 @@ struct sys_exit {
     s64 result;
 };
 
-int denied(struct sys_exit *ctx)
+static __always_inline void tell_denied(struct sys_exit *ctx)
 {
     struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
     struct scratch *scratch = scratch_of(SCRATCH_DENIED);
     struct pt_regs *regs = saved_registers(task);
 
     if (!scratch)
-        return 0;
+        return;
     scratch->call.result = ctx->result;
     scratch->call.number = ctx->number;
     scratch->call.operation = operation_of(ctx->number);
     read_arguments(&scratch->call, regs);
-    return report(scratch, task, regs);
+    report(scratch, task, regs);
+}
+
+int denied(struct sys_exit *ctx)
+{
+    tracepoint_tails.call(ctx, TAIL_NONE);
+    begin_alone();
+    tell_denied(ctx);
+    end_alone();
+    return 0;
 }
 
 /* The operation is a constant here, so only brk, process_madvise and shmdt keep more than a

@@ -64,16 +64,25 @@ static __always_inline void prove(struct scratch *scratch, struct config *config
     search->vma.address = 0;
 }
 
-static __always_inline void range_is_first_two_arguments(struct scratch *scratch, u64 mm)
+/* Most calls begin with address and length; of another one the mapping is all that is known. */
+static __always_inline void set_range(struct scratch *scratch, struct task_struct *task)
 {
-    scratch->search.start = user_address(mm, scratch->call.arguments[0]);
-    scratch->search.end = scratch->search.start + PAGE_ALIGN(scratch->call.arguments[1]);
+    struct search *search = &scratch->search;
+
+    if (scratch->call.operation == OP_OTHER) {
+        search->start = search->vma.start;
+        search->end = search->vma.end;
+        return;
+    }
+    search->start = user_address((u64)TASK_FIELD(void *, task, mm), scratch->call.arguments[0]);
+    search->end = search->start + PAGE_ALIGN(scratch->call.arguments[1]);
 }
 
 /* The calls that unmap a range have different arguments: the range is the one to be unmapped. */
-static __always_inline bool find_refusing_vma(struct scratch *scratch, u64 mm,
+static __always_inline bool find_refusing_vma(struct scratch *scratch, struct task_struct *task,
                                               struct config *config, u64 unmapping)
 {
+    u64 mm = (u64)TASK_FIELD(void *, task, mm);
     u64 start = KERNEL_WORD(unmapping, vma_munmap_struct__start);
     u64 end = KERNEL_WORD(unmapping, vma_munmap_struct__end);
     u64 iterator = KERNEL_WORD(unmapping, vma_munmap_struct__vmi);
@@ -97,7 +106,7 @@ static __always_inline bool find_refusing_vma(struct scratch *scratch, u64 mm,
             break;
         }
         search->role = ROLE_SOURCE;
-        range_is_first_two_arguments(scratch, mm);
+        set_range(scratch, task);
         break;
     case OP_BRK:
         scratch->call.result = end;
@@ -117,21 +126,20 @@ static __always_inline bool find_refusing_vma(struct scratch *scratch, u64 mm,
 #ifdef HAS_FUNCTION_vms_gather_munmap_vmas
 int fexit_vms_gather_munmap_vmas(u64 *ctx)
 {
-    struct config *config = configuration();
     struct task_struct *task;
     struct scratch *scratch;
+    struct config *config;
     struct pt_regs *regs;
-    u64 mm;
 
     if ((s32)ctx[RETURN_vms_gather_munmap_vmas] != -EPERM)
         return 0;
+    config = configuration();
     task = (struct task_struct *)bpf_get_current_task_btf();
     regs = saved_registers(task);
     scratch = refused_call(SCRATCH_UNMAPPING, task, regs, config);
     if (!scratch)
         return 0;
-    mm = (u64)TASK_FIELD(void *, task, mm);
-    if (!find_refusing_vma(scratch, mm, config, ctx[ARG_vms_gather_munmap_vmas__vms]))
+    if (!find_refusing_vma(scratch, task, config, ctx[ARG_vms_gather_munmap_vmas__vms]))
         return 0;
     if (scratch->search.outcome == LOOKUP_FOUND) {
         prove(scratch, config);
@@ -146,14 +154,15 @@ int fexit_vms_gather_munmap_vmas(u64 *ctx)
 #ifdef HAS_FUNCTION_mprotect_fixup
 int fexit_mprotect_fixup(u64 *ctx)
 {
-    struct config *config = configuration();
     struct task_struct *task;
     struct scratch *scratch;
+    struct config *config;
     struct search *search;
     struct pt_regs *regs;
 
     if ((s32)ctx[RETURN_mprotect_fixup] != -EPERM)
         return 0;
+    config = configuration();
     task = (struct task_struct *)bpf_get_current_task_btf();
     regs = saved_registers(task);
     scratch = refused_call(SCRATCH_PROTECTION, task, regs, config);
@@ -161,7 +170,7 @@ int fexit_mprotect_fixup(u64 *ctx)
         return 0;
     search = &scratch->search;
     read_vma(&search->vma, ctx[ARG_mprotect_fixup__vma]);
-    range_is_first_two_arguments(scratch, (u64)TASK_FIELD(void *, task, mm));
+    set_range(scratch, task);
     /* It came here mapping by mapping: what lies before this one was mapped, and is changed. */
     if (config->partial_mprotect && search->start < search->vma.start) {
         scratch->judgement.partial_start = search->start;
@@ -175,25 +184,24 @@ int fexit_mprotect_fixup(u64 *ctx)
 #ifdef HAS_FUNCTION_check_prep_vma
 int fexit_check_prep_vma(u64 *ctx)
 {
-    struct config *config = configuration();
     struct task_struct *task;
     struct scratch *scratch;
+    struct config *config;
     struct search *search;
     struct pt_regs *regs;
-    u64 *a;
 
     if ((s32)ctx[RETURN_check_prep_vma] != -EPERM)
         return 0;
+    config = configuration();
     task = (struct task_struct *)bpf_get_current_task_btf();
     regs = saved_registers(task);
     scratch = refused_call(SCRATCH_MREMAP_SOURCE, task, regs, config);
     if (!scratch)
         return 0;
     search = &scratch->search;
-    a = scratch->call.arguments;
     read_vma(&search->vma, KERNEL_WORD(ctx[ARG_check_prep_vma__vrm], vma_remap_struct__vma));
     search->role = ROLE_SOURCE;
-    range_is_first_two_arguments(scratch, (u64)TASK_FIELD(void *, task, mm));
+    set_range(scratch, task);
     /* A fixed move of several mappings: those before this one have moved. */
     if (changes_partially(&scratch->call, config, ROLE_SOURCE) &&
         search->start < search->vma.start) {
@@ -260,7 +268,7 @@ static __always_inline int advice_refused(u64 address, bool is_proof)
     if (scratch->call.operation == OP_PROCESS_MADVISE)
         find_range_of(scratch, &refusing);
     else
-        range_is_first_two_arguments(scratch, (u64)TASK_FIELD(void *, task, mm));
+        set_range(scratch, task);
     if (config->partial_madvise && search->start < refusing.start) {
         u64 start = search->start, end = search->end;
 

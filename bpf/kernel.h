@@ -32,6 +32,11 @@
  * clang cannot declare kfuncs; a call with src_reg 2 and the function's BTF id is what one compiles
  * to.
  */
+#define CALL_KFUNC0(id)                                                                            \
+    asm volatile(".byte 0x85, 0x20, 0, 0\n.long %0"                                                \
+                 :                                                                                 \
+                 : "i"(id)                                                                         \
+                 : "r0", "r1", "r2", "r3", "r4", "r5", "memory")
 #define CALL_KFUNC1(id, a1)                                                                        \
     ({                                                                                             \
         register u64 _r0 asm("r0");                                                                \

@@ -44,8 +44,9 @@ struct judgement {
 };
 
 /*
- * Working memory of one run, in a map: the BPF stack is small. Each program has its own per CPU,
- * and where programs can be preempted the kernel does not run one again on a CPU that is inside it.
+ * Working memory of one run, in a map: the BPF stack is small. Each program has its own per CPU:
+ * where programs can be preempted the kernel does not run one again on a CPU that is inside it, and
+ * what it does not keep apart, the target of two programs' tail calls, report.h does.
  */
 struct scratch {
     struct call call;

@@ -7,20 +7,29 @@
 
 BPF_PROG_ARRAY(raw_tails, TAILS);
 
-int raw_denied(struct bpf_raw_tracepoint_args *ctx)
+static __always_inline void tell_raw_denied(struct bpf_raw_tracepoint_args *ctx)
 {
     struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
     struct scratch *scratch = scratch_of(SCRATCH_RAW_DENIED);
     struct pt_regs *regs = saved_registers(task);
 
     if (!scratch)
-        return 0;
+        return;
     scratch->call.result = ctx->args[1];
     scratch->call.number = number_of(regs);
     scratch->call.operation = current_operation(task, regs);
     scratch->call.compat = is_compat(task);
     read_arguments(&scratch->call, regs);
-    return report(scratch, task, regs);
+    report(scratch, task, regs);
+}
+
+int raw_denied(struct bpf_raw_tracepoint_args *ctx)
+{
+    raw_tails.call(ctx, TAIL_NONE);
+    begin_alone();
+    tell_raw_denied(ctx);
+    end_alone();
+    return 0;
 }
 
 /* The first look, at the registers alone: a helper costs more than all of it. */

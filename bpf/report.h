@@ -3,7 +3,25 @@
 #ifndef SEAL_MONITOR_REPORT_H
 #define SEAL_MONITOR_REPORT_H
 
-enum tail { TAIL_DENIED, TAILS };
+/* TAIL_NONE has no program: see begin_alone(). */
+enum tail { TAIL_DENIED, TAIL_NONE, TAILS };
+
+/*
+ * A program that several others tail-call runs alone on its CPU between these two. Kernels that let
+ * the programs of system calls be preempted keep the same program from running twice on a CPU, but
+ * not the target that two programs share: neither its scratch, nor its stack where the kernel gives
+ * it one per CPU instead of the task's. A program with a tail call in it gets none: hence the calls
+ * of TAIL_NONE.
+ */
+static __always_inline void begin_alone(void)
+{
+    CALL_KFUNC0(KFUNC_bpf_preempt_disable);
+}
+
+static __always_inline void end_alone(void)
+{
+    CALL_KFUNC0(KFUNC_bpf_preempt_enable);
+}
 
 /* Counts one judged refusal and, within the limits, tells of it. */
 static __always_inline int tell(struct scratch *scratch, struct task_struct *task,

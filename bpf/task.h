@@ -158,7 +158,6 @@ static __always_inline u64 xarray_entry(u64 head, u32 index)
     u64 entry = head;
     u8 shift = 0;
 
-#pragma unroll
     for (int level = 0; level < 5; level++) {
         if ((entry & 3) != 2)
             break;

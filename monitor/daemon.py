@@ -381,7 +381,7 @@ class Daemon:
                 self.pipeline.health(
                     "runs_missed",
                     f"the kernel skipped {more} runs of probe {probe.probe}; counts are a lower "
-                    "bound (--attach raw_tracepoint never skips)",
+                    "bound",
                     details={"probe": probe.probe, "missed_runs": missed},
                 )
 

@@ -116,7 +116,10 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     },
 }
 SIZES = ("upid", "rlimit", "ipc_ids")
-KFUNCS = ("bpf_iter_num_new", "bpf_iter_num_next", "bpf_iter_num_destroy", "bpf_rdonly_cast")
+KFUNCS = (
+    *("bpf_iter_num_new", "bpf_iter_num_next", "bpf_iter_num_destroy", "bpf_rdonly_cast"),
+    *("bpf_preempt_disable", "bpf_preempt_enable"),
+)
 
 
 class LayoutError(Exception):

@@ -151,7 +151,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 @pytest.hookimpl(hookwrapper=True)
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
     yield
-    deadline = time.monotonic() + 5  # the kernel frees programs a grace period after their end
+    deadline = time.monotonic() + 60  # the kernel frees programs a grace period after their end
     while (left := _left_behind(session.config.stash[_BEFORE])) and time.monotonic() < deadline:
         time.sleep(0.05)
     session.config.stash[_LEFT] = left

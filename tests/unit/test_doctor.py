@@ -98,7 +98,7 @@ def test_last_line(statuses: tuple[str, ...], words: str) -> None:
         ("none", False, "auto", "ok"),
         ("full", True, "auto", "degraded"),
         ("full", True, "tracepoint", "degraded"),
-        ("full", True, "raw_tracepoint", "ok"),
+        ("full", True, "raw_tracepoint", "degraded"),
         ("unknown", None, "auto", "degraded"),
     ],
 )
