@@ -1,6 +1,8 @@
 # GNU make. `make` alone lists the targets.
 
 PACKAGES := python3-bpfcc libbpf1 python3-venv gcc libc6-dev clang-format openssl util-linux
+KERNEL_PACKAGES := qemu-system-x86 iproute2 debian-archive-keyring
+BENCH_PACKAGES := bpftrace linux-perf strace
 PYTHON := .venv/bin/python
 C_SOURCES := $(sort $(shell find bpf tests/assets -name '*.[ch]'))
 READY := .venv/.ready
@@ -11,10 +13,10 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup demo run doctor test lint check bench docs clean
+.PHONY: help setup demo run doctor test test-kernels lint check bench instructions docs clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: $(READY) ## install what is missing (Debian packages as root, .venv); does nothing twice
 	@true
@@ -31,6 +33,10 @@ doctor: setup ## show what this host can and can't do
 test: setup $(PROMTOOL) ## run the tests; those that need root and BPF are skipped without
 	$(PYTHON) -m pytest $(ARGS)
 
+test-kernels: setup ## run the kernel tests on other kernels, in emulated machines
+	@$(call install,$(KERNEL_PACKAGES))
+	@$(PYTHON) tests/vm/matrix.py
+
 lint: setup ## check style and types
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m ruff format --check
@@ -39,8 +45,13 @@ lint: setup ## check style and types
 
 check: lint test ## setup, lint, test
 
-bench: setup ## measure what watching costs, next to empty BPF programs
-	$(PYTHON) tests/bench.py $(ARGS)
+bench: setup ## measure what watching costs, next to other observers; writes docs/cost.md
+	@$(call install,$(BENCH_PACKAGES))
+	$(PYTHON) tests/bench.py --write docs/cost.md $(ARGS)
+
+instructions: setup ## count anew the instructions of each call, in an emulated machine
+	@$(call install,$(KERNEL_PACKAGES))
+	$(PYTHON) tests/vm/instructions.py --write
 
 docs: setup ## regenerate the pages that are made from the code
 	$(PYTHON) -m monitor.metrics >docs/metrics.md.new
@@ -50,23 +61,28 @@ clean: ## remove everything that make has made
 	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
+# Debian packages, where they are missing.
+define install
+command -v dpkg-query >/dev/null || { \
+    echo "make knows how to install on Debian and its kin alone; it needs: $(1)" >&2; exit 1; }; \
+missing=(); for package in $(1); do \
+    state=$$(dpkg-query -W -f '$${db:Status-Abbrev}' "$$package" 2>/dev/null || true); \
+    [[ $$state == ii* ]] || missing+=("$$package"); \
+done; \
+if (( $${#missing[@]} )); then \
+    if (( EUID )); then \
+        echo "missing packages: run make as root, or: apt-get install $${missing[*]}" >&2; \
+        exit 1; \
+    fi; \
+    echo "installing $${missing[*]}"; \
+    apt-get update -qq; \
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+        "$${missing[@]}" </dev/null >/dev/null; \
+fi
+endef
+
 $(READY): pyproject.toml
-	@command -v dpkg-query >/dev/null || { \
-	    echo "make setup knows Debian and its kin alone; it needs: $(PACKAGES)" >&2; exit 1; }
-	@missing=(); for package in $(PACKAGES); do \
-	    state=$$(dpkg-query -W -f '$${db:Status-Abbrev}' "$$package" 2>/dev/null || true); \
-	    [[ $$state == ii* ]] || missing+=("$$package"); \
-	done; \
-	if (( $${#missing[@]} )); then \
-	    if (( EUID )); then \
-	        echo "missing packages: run make setup as root, or: apt-get install $${missing[*]}" >&2; \
-	        exit 1; \
-	    fi; \
-	    echo "installing $${missing[*]}"; \
-	    apt-get update -qq; \
-	    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
-	        "$${missing[@]}" </dev/null >/dev/null; \
-	fi
+	@$(call install,$(PACKAGES))
 	@echo "making .venv"
 	@/usr/bin/python3 -m venv --system-site-packages .venv
 	@$(PYTHON) -m pip install --quiet --quiet --disable-pip-version-check --no-input --editable '.[dev]'

@@ -1,232 +1,120 @@
-"""What watching costs, next to empty BPF programs on the same hooks (`make bench`).
+"""What watching costs (`make bench`): a report on the terminal, and as docs/cost.md.
 
-Timings are only printed. It fails when a count is not exact, an event is not accounted for, or
+Timings are only told. It fails when a count is not exact, an event is not accounted for, or
 something stays attached.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
+import json
 import os
+import re
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench_calls import (
-    CALLS,
-    CPU,
-    PROCESS_SIZES,
-    RANGE_SIZES,
-    ROWS,
-    WITH_SIZES,
-    Costs,
-    Samples,
-)
-from bench_daemon import RESULTS, Running, Storm, Weathered, problems, storm, weather
+import bench_page as page
+from bench_budgets import budgets, budgets_section, slower
+from bench_calls import CPU, Costs
+from bench_daemon import Running, Storm, Weathered, problems, storm, weather
+from bench_growth import with_processes, with_workloads
+from bench_report import Report, Section, Table, markdown, terminal
 from harness import own_programs, why_no_bpf
 
-ASSETS = Path(__file__).parent / "assets"
+from monitor import host
+from monitor.version import revision, version
+
+TESTS = Path(__file__).parent
+INSTRUCTIONS = TESTS / "vm/instructions.json"
+ASSETS = ("bench", "bench_mappings", "bench_workloads", "crowd", "storm")
+STORMS = (1, 2, 8)  # threads
 STARTS = 5
+ALONE_SECONDS = 1.5
+BUSY = 0.5  # load average
 
 
-# ---- Tables --------------------------------------------------------------------------------------
+# ---- The machine ---------------------------------------------------------------------------------
 
 
-def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """The first column to the left, numbers to the right."""
-    cells = [header, *rows]
-    widths = [max(len(row[index]) for row in cells) for index in range(len(header))]
-    lines = [
-        "  ".join((row[0].ljust(widths[0]), *(map(str.rjust, row[1:], widths[1:])))).rstrip()
-        for row in cells
+def _first(pattern: str, path: str) -> str:
+    found = re.search(pattern, Path(path).read_text(errors="replace"), re.MULTILINE)
+    return found[1] if found else "unknown"
+
+
+def _mitigations() -> str:
+    directory = Path("/sys/devices/system/cpu/vulnerabilities")
+    found = {path.name: path.read_text().strip() for path in sorted(directory.glob("*"))}
+    words = (f"{name} ({value})" for name, value in found.items() if value != "Not affected")
+    return "; ".join(words) or "none"
+
+
+def machine(rounds: int) -> Section:
+    """Where and when this was measured."""
+    is_guest = re.search(r"^flags\s*:.*\bhypervisor\b", Path("/proc/cpuinfo").read_text(), re.M)
+    commit = revision()
+    rows = [
+        ("measured", f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC"),
+        ("seal-monitor", f"{version()}{f', commit {commit}' if commit else ''}"),
+        ("processor", _first(r"^model name\s*: (.+)$", "/proc/cpuinfo")),
+        ("CPUs", f"{os.cpu_count()}, {'of a virtual machine' if is_guest else 'no hypervisor'}"),
+        ("kernel", f"Linux {os.uname().release}, preemption model {host.preemption().model}"),
+        ("load average before", " ".join(f"{load:.1f}" for load in os.getloadavg())),
+        ("memory, MiB", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') >> 20:,}"),
     ]
-    print(f"\n{title}\n\n{lines[0]}\n{'  '.join('-' * width for width in widths)}")
-    print("\n".join(lines[1:]), flush=True)
-
-
-def _cell(values: Sequence[float]) -> str:
-    """Median, and half of the range that holds the middle half."""
-    if len(values) < 2:
-        return "-"
-    low, middle, high = statistics.quantiles(values, n=4)
-    return f"{middle:.0f} ±{(high - low) / 2:.0f}"
-
-
-def _against(budget: float, value: float, form: str) -> str:
-    return form.format(value) + (" MISSED" if value > budget else "")
-
-
-def _show_calls(costs: Costs) -> None:
-    _table(
-        "Nanoseconds a call: median of all batches ± half of the range of the middle half",
-        ("attached", *CALLS.values()),
-        [
-            (row.text, *(_cell(costs.calls.get((name, call), ())) for call in CALLS))
-            for name, row in ROWS.items()
-        ],
-    )
-    if costs.dropped:
-        print(f"{costs.dropped} events found no room in the ring: `event a denial` looks cheaper")
-
-    def median(row: str, call: str) -> float:
-        return statistics.median(costs.calls.get((row, call)) or [float("nan")])
-
-    def ratio(call: str, budget: float) -> tuple[str, ...]:
-        pairs = (("filtered", "empty"), ("raw", "empty_raw"))
-        values = [median(row, call) / median(empty, call) for row, empty in pairs]
-        return (
-            f"{CALLS[call]}, times the empty program",
-            f"{budget:.2f}x",
-            *(_against(budget, value, "{:.2f}x") for value in values),
-        )
-
-    def more(text: str, call: str, budget: float, *pairs: tuple[str, str]) -> tuple[str, ...]:
-        values = [median(row, call) - median(base, call) for row, base in pairs]
-        shown = [_against(budget, value, "{:+.0f} ns") for value in values]
-        limit = f"+{budget:.0f} ns" if budget < float("inf") else "-"
-        return (text, limit, *shown, *[""] * (2 - len(shown)))
-
-    any_cost = float("inf")
-    _table(
-        "Against the empty program on the same hooks",
-        ("", "budget", "tracepoint", "raw_tracepoint"),
-        [
-            ratio("getppid", 1.05),
-            *(ratio(call, 1.10) for call in ("mprotect", "munmap+mmap", "madvise")),
-            more("a denial, proved", "denied", 200, ("filtered", "empty"), ("raw", "empty_raw")),
-            more("its event", "denied", 100, ("unlimited", "filtered")),
-            more("its event, held back", "denied", any_cost, ("limited", "filtered")),
-            more("any call, watch.compat", "getppid", any_cost, ("compat", "filtered")),
-            more(
-                "io_uring nop, watch.io_uring", "io_uring nop", any_cost, ("io_uring", "filtered")
-            ),
-        ],
+    return Section(
+        "The machine",
+        (
+            f"Calls are measured on CPU {CPU}, everything else runs elsewhere. {rounds} rounds "
+            "visit every observer in turn, so that a disturbance meets all alike; each call is "
+            "timed in short batches, and a batch is made again when something else got its CPU. "
+            "Machines are noisy: compare within a table, and take a difference below the spread "
+            "for none.",
+            f"CPU vulnerabilities that the kernel names: {_mitigations()}.",
+        ),
+        (Table("", ("", ""), rows),),
     )
 
 
-def _show_sizes(costs: Costs) -> None:
-    def medians(samples: Samples, size: int) -> list[float]:
-        return [statistics.median(samples[name, str(size)]) for name in WITH_SIZES]
-
-    def row(label: str, values: list[float]) -> tuple[str, ...]:
-        proof = _against(200, values[2] - values[1], "{:+.0f}")
-        return (label, *(f"{value:.0f}" for value in values), proof)
-
-    columns = ("nothing", "empty program", "seal-monitor", "proof")
-    _table(
-        "A denied mprotect of one page, ns, by the number of mappings of the process "
-        "(budget of the proof: +200)",
-        ("mappings", *columns),
-        [
-            row(str(costs.mappings[str(size)]), medians(costs.process, size))
-            for size in PROCESS_SIZES
-        ],
-    )
-    rows = []
-    for size in RANGE_SIZES:
-        values = medians(costs.range, size)
-        if size == 1:
-            first = values[2] - values[1]
-            rows.append((*row("1", values), ""))
-            continue
-        proof = values[2] - values[1]
-        further = _against(80, (proof - first) / (size - 1), "{:+.0f}")
-        rows.append((str(size), *(f"{value:.0f}" for value in values), f"{proof:+.0f}", further))
-    _table(
-        "The same, ns, by the number of mappings in its range, the last one sealed "
-        "(budget of each further one: +80)",
-        ("in range", *columns, "each further"),
-        rows,
-    )
+# ---- Measuring -----------------------------------------------------------------------------------
 
 
-def _show_storms(alone: dict[int, Storm], weathered: dict[int, Weathered]) -> None:
-    def row(text: str, value: Callable[[int, Weathered], str]) -> tuple[str, ...]:
-        return (text, *(value(threads, result) for threads, result in weathered.items()))
-
-    def events(name: str) -> tuple[str, ...]:
-        return row(f"  {name}", lambda _, w: f"{w.final['denial'][name]:,}")
-
-    _table(
-        "A storm of denied calls against the daemon, default limits",
-        ("", *(f"{threads} thread{'s' if threads > 1 else ''}" for threads in weathered)),
-        [
-            row("seconds", lambda _, w: f"{w.storm.seconds:.1f}"),
-            row("refused, the program says", lambda _, w: f"{w.storm.made:,}"),
-            row("refused, the kernel counted", lambda _, w: f"{w.counted:,}"),
-            row("runs missed", lambda _, w: f"{w.missed:,}"),
-            row("on the whole host, to the end", lambda _, w: f"{w.final['denial']['counted']:,}"),
-            *(events(result) for result in RESULTS),
-            row(
-                "  sum of the results",
-                lambda _, w: f"{sum(w.final['denial'][result] for result in RESULTS):,}",
-            ),
-            row("refusals a second", lambda _, w: f"{w.storm.rate:,.0f}"),
-            row("  without seal-monitor", lambda threads, _: f"{alone[threads].rate:,.0f}"),
-            row(
-                "daemon, % of a core (budget 25)",
-                lambda _, w: _against(25, 100 * w.cpu, "{:.1f}"),
-            ),
-            row("daemon, MiB before and after", lambda _, w: f"{w.rss[0]:.1f} {w.rss[1]:.1f}"),
-        ],
-    )
+def _build(directory: Path) -> dict[str, Path]:
+    for name in ASSETS:
+        command = ("gcc", "-O2", "-Wall", "-pthread", TESTS / f"assets/{name}.c")
+        subprocess.run([*command, "-o", directory / name], check=True)
+    return {name: directory / name for name in ASSETS}
 
 
-# ---- The whole -----------------------------------------------------------------------------------
-
-
-def _built(directory: Path, name: str) -> Path:
-    program = directory / name
-    source = ASSETS / f"{name}.c"
-    subprocess.run(["gcc", "-O2", "-Wall", "-pthread", source, "-o", program], check=True)
-    return program
-
-
-def _daemons(directory: Path, seconds: float) -> list[str]:
-    """Starts, storms and rest; what is wrong with the counts."""
-    program = _built(directory, "storm")
-    alone = {threads: storm(program, threads, 1.5, None) for threads in (1, 8)}
-    ready, rss, idle = [], [], 0.0
-    weathered: dict[int, Weathered] = {}
+def _daemons(
+    directory: Path, programs: dict[str, Path], seconds: float
+) -> tuple[dict[int, Storm], dict[int, Weathered], page.Service]:
+    """Starts, rest, growth and storms: every start is a daemon's that then goes through one."""
+    ready, rss = [], []
+    alone, weathered = {}, {}
     for number in range(STARTS):
+        if number < len(STORMS):
+            threads = STORMS[number]
+            alone[threads] = storm(programs["storm"], threads, ALONE_SECONDS, None)
         with Running(directory) as daemon:
             ready.append(daemon.ready_seconds)
             rss.append(daemon.rss())
-            if number == STARTS - 1:
+            if number < len(STORMS):
+                weathered[threads] = weather(daemon, programs["storm"], threads, seconds)
+                continue
+            if number == STARTS - 2:
                 before = daemon.cpu_seconds()
                 time.sleep(seconds)
                 idle = (daemon.cpu_seconds() - before) / seconds
-            threads = {STARTS - 2: 1, STARTS - 1: 8}.get(number)
-            if threads:
-                weathered[threads] = weather(daemon, program, threads, seconds)
+                workloads = with_workloads(daemon, programs["bench_workloads"])
             else:
-                daemon.stop()
-    _show_storms(alone, weathered)
-    spread = f"{min(ready):.2f} to {max(ready):.2f}"
-    _table(
-        "The daemon",
-        ("", "budget", "measured", ""),
-        [
-            (
-                f"start to ready, s, median of {STARTS}",
-                "0.60",
-                _against(0.6, statistics.median(ready), "{:.2f}"),
-                spread,
-            ),
-            ("RSS when ready, MiB", "32", _against(32, statistics.median(rss), "{:.1f}"), ""),
-            ("idle, % of a core", "0.20", _against(0.2, 100 * idle, "{:.2f}"), ""),
-        ],
-    )
-    return [
-        f"{threads} threads: {problem}"
-        for threads, result in weathered.items()
-        for problem in problems(result)
-    ]
+                processes = with_processes(daemon, programs["crowd"])
+            daemon.stop()
+    return alone, weathered, page.Service(ready, rss, idle, workloads, processes)
 
 
 def _left_attached(before: dict[int, str]) -> list[str]:
@@ -239,46 +127,63 @@ def _left_attached(before: dict[int, str]) -> list[str]:
         time.sleep(0.05)
 
 
-def run(rounds: int, seconds: float) -> int:
-    problem = why_no_bpf()
-    if problem:
-        print(f"bench: nothing can be measured here: {problem}", file=sys.stderr)
-        return 3
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what was started, too
+def _show(section: Section) -> Section:
+    print(terminal(section), flush=True)
+    return section
+
+
+def measure(rounds: int, seconds: float) -> tuple[Report, list[str]]:
+    """The report, which is shown as it grows, and what was not exact."""
     before = own_programs()
     others = os.sched_getaffinity(0) - {CPU}
     if others:
         os.sched_setaffinity(0, others)
-    print(
-        f"seal-monitor on Linux {os.uname().release}, {os.cpu_count()} CPUs; calls are measured on "
-        f"CPU {CPU}, in {rounds} rounds.\nMachines are noisy: compare within a run; a difference "
-        "below the spread is none. MISSED: above the budget.",
-        flush=True,
-    )
+    sections = [_show(machine(rounds))]
     if before:
-        print("Another seal-monitor is attached on this host: the timings mean nothing.")
+        print("\nAnother seal-monitor is attached on this host: the timings mean nothing.")
+    if os.getloadavg()[0] > BUSY:
+        print("\nThis machine is busy: others take part in what is measured.")
+    kept = json.loads(INSTRUCTIONS.read_text("utf-8"))
     with tempfile.TemporaryDirectory(prefix="seal-monitor-bench-") as name:
         directory = Path(name)
-        costs = Costs(_built(directory, "bench"))
+        programs = _build(directory)
+        costs = Costs(programs["bench"], programs["bench_mappings"])
         for _ in range(rounds):
             costs.round()
-        _show_calls(costs)
-        _show_sizes(costs)
-        failures = [*costs.failures, *_daemons(directory, seconds)]
+        sections.append(_show(page.calls_section(costs)))
+        sections.append(_show(page.instructions_section(kept)))
+        sections.append(_show(page.growth_section(costs)))
+        alone, weathered, service = _daemons(directory, programs, seconds)
+    sections.append(_show(page.storms_section(alone, weathered, seconds)))
+    sections.append(_show(page.service_section(service)))
+    found = budgets(costs, weathered, service, kept)
+    sections.insert(1, _show(budgets_section(found, slower(costs))))
+    failures = [*costs.failures]
+    for threads, result in weathered.items():
+        failures += [f"{threads} threads: {problem}" for problem in problems(result)]
     failures += [f"still attached: {name}" for name in _left_attached(before)]
-    for failure in failures:
-        print(f"\nFAILED: {failure}")
-    if not failures:
-        print("\nEvery denial was counted, every event accounted for, nothing is left attached.")
-    return 1 if failures else 0
+    return Report("What watching costs", (page.INTRODUCTION,), sections), failures
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=4, help="default: 4")
     parser.add_argument("--seconds", type=float, default=10, help="of a storm; default: 10")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="the report as a page")
     arguments = parser.parse_args()
-    return run(arguments.rounds, arguments.seconds)
+    problem = why_no_bpf()
+    if problem:
+        print(f"bench: nothing can be measured here: {problem}", file=sys.stderr)
+        return 3
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what was started, too
+    report, failures = measure(arguments.rounds, arguments.seconds)
+    if arguments.write:
+        arguments.write.write_text(markdown(report), "utf-8")
+    for failure in failures:
+        print(f"\nFAILED: {failure}")
+    if not failures:
+        print("\nEvery denial was counted, every event accounted for, nothing is left attached.")
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from harness import cgroup_root, new_cgroup, wait_until_reading
 
-__all__ = ["RESULTS", "Running", "Storm", "Weathered", "problems", "storm", "weather"]
+__all__ = ["RESULTS", "Running", "Storm", "Weathered", "problems", "storm", "total", "weather"]
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ("delivered", "suppressed", "filtered", "dropped", "failed")
@@ -58,10 +58,14 @@ class Running:
         for line in self._process.stdout:
             self.lines.append(json.loads(line))
 
+    def scrape(self) -> str:
+        with urllib.request.urlopen(self._metrics, timeout=5) as answer:
+            text: str = answer.read().decode()
+        return text
+
     def metrics(self) -> Counter[str]:
         """By name and labels, as printed."""
-        with urllib.request.urlopen(self._metrics, timeout=5) as answer:
-            text = answer.read().decode()
+        text = self.scrape()
         lines = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
         return Counter({name: int(float(value)) for name, value in lines})
 
@@ -142,7 +146,8 @@ class Weathered(NamedTuple):
     held_back: int  # the sum of the suppression events
 
 
-def _sum(metrics: Counter[str], *parts: str) -> int:
+def total(metrics: Counter[str], *parts: str) -> int:
+    """The sum of the metrics whose name and labels have all these parts."""
     return sum(value for name, value in metrics.items() if all(part in name for part in parts))
 
 
@@ -156,14 +161,14 @@ def weather(daemon: Running, program: Path, threads: int, seconds: float) -> Wea
         gained = daemon.metrics()
         gained.subtract(before)
     if cgroup:
-        counted = _sum(gained, "_workload_denials_total", 'verdict="sealed"', cgroup.name)
+        counted = total(gained, "_workload_denials_total", 'verdict="sealed"', cgroup.name)
     else:
-        counted = _sum(gained, "_monitor_denials_total", 'verdict="sealed"')
+        counted = total(gained, "_monitor_denials_total", 'verdict="sealed"')
     final = daemon.stop()["details"]
     return Weathered(
         made,
         counted,
-        _sum(gained, "_missed_runs_total"),
+        total(gained, "_missed_runs_total"),
         cpu,
         (rss, rss_after),
         final,

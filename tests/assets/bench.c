@@ -1,29 +1,41 @@
 /*
- * bench calls BATCHES             what a call costs: others, monitored ones, a denied one
- * bench process BATCHES COUNT...  a denied mprotect in a process with COUNT more mappings
- * bench range BATCHES COUNT...    a denied mprotect over COUNT mappings, the last one sealed
+ * bench calls BATCHES           what a call costs: others, monitored ones, a denied one
+ * bench range BATCHES COUNT...  a denied mprotect over COUNT mappings, the last one sealed
+ * bench instructions CALLS      the same calls one by one, by the time-stamp counter
  *
  * Times short batches in turn, so that a disturbance meets all alike. Prints a JSON object: by
- * name, ns per call of each batch; `denied`, how many calls were refused; `mappings`, how many the
- * process had.
+ * name, ns per call of each batch; `denied`, how many calls were refused; `faults`, how many
+ * accesses went to the handler.
+ *
+ * Where the clock counts instructions (QEMU with -icount) and addresses are not random, so is the
+ * least of many calls their exact number; `ns` then holds this one figure, less what the measuring
+ * takes.
  */
 #define _GNU_SOURCE
 #include "asset.h"
 
 #include <errno.h>
 #include <linux/io_uring.h>
+#include <signal.h>
+#include <sys/personality.h>
+#include <sys/resource.h>
 #include <time.h>
+#include <ucontext.h>
+#include <x86intrin.h>
 
 #define CASES_MAX 16
 #define WARM_UP 20
 #define DENIALS 400 /* a batch: their events fit into a ring of 1 MiB, read in the pauses */
 #define PAUSE_NS 1000000L
 #define NOPS 32 /* requests a submission */
+#define TOUCHES 500
+#define ATTEMPTS 5
 
 struct bench {
     char name[24];
     void (*call)(struct bench *);
-    unsigned calls; /* a batch */
+    void (*prepare)(struct bench *); /* before a batch, not timed */
+    unsigned calls;                  /* a batch */
     char *start;
     size_t length;
     unsigned made;
@@ -31,6 +43,7 @@ struct bench {
 };
 
 static unsigned long denied;
+static volatile unsigned long faults;
 
 static void *map(void *address, size_t length, int protection, int flags)
 {
@@ -77,6 +90,43 @@ static void denied_call(struct bench *bench)
     denied++;
 }
 
+/* ---- Faults -------------------------------------------------------------------------------- */
+
+static void touch_call(struct bench *bench)
+{
+    bench->start[bench->made++ * PAGE] = 1;
+}
+
+static void give_back(struct bench *bench)
+{
+    bench->made = 0;
+    if (madvise(bench->start, bench->length, MADV_DONTNEED))
+        fail("madvise");
+}
+
+#define MOVB_LENGTH 3
+
+static void skip_access(int signal, siginfo_t *information, void *context)
+{
+    (void)signal;
+    (void)information;
+    ((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP] += MOVB_LENGTH;
+    faults++;
+}
+
+static void handled_call(struct bench *bench)
+{
+    asm volatile("movb $0, (%0)" : : "D"(bench->start) : "memory");
+}
+
+static void handle_faults(void)
+{
+    struct sigaction action = {.sa_sigaction = skip_access, .sa_flags = SA_SIGINFO};
+
+    if (sigaction(SIGSEGV, &action, NULL))
+        fail("sigaction");
+}
+
 /* ---- io_uring: submissions of NOPS requests that do nothing ---------------------------------- */
 
 static struct {
@@ -121,21 +171,6 @@ static void nop_calls(struct bench *bench)
 
 /* ---- Layouts --------------------------------------------------------------------------------- */
 
-/* COUNT mappings and the sealed one in their midst. */
-static void in_process(struct bench *bench, size_t count)
-{
-    char *area = map(NULL, (count + 1) * PAGE, PROT_READ, MAP_NORESERVE);
-    size_t middle = (count + 1) / 2;
-
-    bench->start = area + middle * PAGE;
-    bench->length = PAGE;
-    for (size_t i = 0; i <= count; i++)
-        if (i % 2 != middle % 2 && mprotect(area + i * PAGE, PAGE, PROT_NONE))
-            fail("mprotect");
-    if (mseal_range(bench->start, PAGE))
-        fail("mseal");
-}
-
 /* COUNT mappings of the same protection, the last one sealed: the refused call changes nothing. */
 static void in_range(struct bench *bench, size_t count)
 {
@@ -152,19 +187,6 @@ static void in_range(struct bench *bench, size_t count)
         fail("mseal");
 }
 
-static int mappings_of_process(void)
-{
-    FILE *file = fopen("/proc/self/maps", "r");
-    int lines = 0, character;
-
-    if (!file)
-        fail("/proc/self/maps");
-    while ((character = getc(file)) != EOF)
-        lines += character == '\n';
-    fclose(file);
-    return lines;
-}
-
 /* ---- Measuring ------------------------------------------------------------------------------- */
 
 static double now(void)
@@ -175,10 +197,23 @@ static double now(void)
     return (double)time.tv_sec * 1e9 + (double)time.tv_nsec;
 }
 
+static long preemptions(void)
+{
+    struct rusage usage;
+
+    getrusage(RUSAGE_SELF, &usage);
+    return usage.ru_nivcsw;
+}
+
 static double batch(struct bench *bench)
 {
+    struct timespec pause = {0, PAUSE_NS};
     double begin;
 
+    if (bench->call == denied_call || bench->call == handled_call)
+        nanosleep(&pause, NULL); /* in which the ring is read */
+    if (bench->prepare)
+        bench->prepare(bench);
     for (int i = 0; i < WARM_UP; i++)
         bench->call(bench);
     begin = now();
@@ -187,23 +222,65 @@ static double batch(struct bench *bench)
     return (now() - begin) / bench->calls;
 }
 
+/* A batch in which something else got the CPU is made again, if it can be had for itself at all. */
+static double undisturbed_batch(struct bench *bench)
+{
+    double taken = 0;
+
+    for (int attempt = 0; attempt < ATTEMPTS; attempt++) {
+        long before = preemptions();
+
+        taken = batch(bench);
+        if (preemptions() == before)
+            break;
+    }
+    return taken;
+}
+
 static void measure(struct bench *benches, int count, int batches)
 {
-    struct timespec pause = {0, PAUSE_NS};
-
     for (int i = 0; i < count; i++)
         benches[i].ns = calloc((size_t)batches, sizeof(double));
     for (int n = 0; n < batches; n++)
-        for (int i = 0; i < count; i++) {
-            benches[i].ns[n] = batch(&benches[i]);
-            if (benches[i].call == denied_call)
-                nanosleep(&pause, NULL);
-        }
+        for (int i = 0; i < count; i++)
+            benches[i].ns[n] = undisturbed_batch(&benches[i]);
+}
+
+static void no_call(struct bench *bench)
+{
+    (void)bench;
+}
+
+static unsigned long least(struct bench *bench, int calls)
+{
+    unsigned long best = -1UL, taken;
+
+    if (bench->prepare)
+        bench->prepare(bench);
+    for (int i = 0; i < calls; i++) {
+        taken = __rdtsc();
+        bench->call(bench);
+        taken = __rdtsc() - taken;
+        if (taken < best)
+            best = taken;
+    }
+    return best;
+}
+
+static void count_instructions(struct bench *benches, int count, int calls)
+{
+    struct bench none = {.call = no_call};
+    unsigned long measuring = least(&none, calls);
+
+    for (int i = 0; i < count; i++) {
+        benches[i].ns = calloc(1, sizeof(double));
+        benches[i].ns[0] = (double)(least(&benches[i], calls) - measuring);
+    }
 }
 
 static void print(struct bench *benches, int count, int batches)
 {
-    printf("{\"denied\": %lu, \"mappings\": %d, \"ns\": {", denied, mappings_of_process());
+    printf("{\"denied\": %lu, \"faults\": %lu, \"ns\": {", denied, faults);
     for (int i = 0; i < count; i++) {
         double unit = benches[i].call == nop_calls ? NOPS : 1;
 
@@ -215,20 +292,49 @@ static void print(struct bench *benches, int count, int batches)
     printf("}}\n");
 }
 
-static int calls(struct bench *benches)
+/* A page for each fault of the longest run, in small pages. */
+static char *fresh_pages(size_t count)
 {
-    char *pages[3];
+    char *area = fenced_pages(count);
+
+    if (madvise(area, count * PAGE, MADV_NOHUGEPAGE) && errno != EINVAL)
+        fail("madvise");
+    return area;
+}
+
+static int calls(struct bench *benches, int single_calls)
+{
+    size_t fresh = (size_t)(single_calls > TOUCHES ? single_calls : TOUCHES) + WARM_UP;
+    char *pages[3], *guard = fenced_pages(1);
 
     for (int i = 0; i < 3; i++)
         pages[i] = fenced_pages(1);
     pages[0][0] = 1;
-    benches[0] = (struct bench){"getppid", getppid_call, 3000, NULL, 0, 0, NULL};
-    benches[1] = (struct bench){"mprotect", mprotect_call, 1000, pages[0], PAGE, 0, NULL};
-    benches[2] = (struct bench){"munmap+mmap", remap_calls, 500, pages[1], PAGE, 0, NULL};
-    benches[3] = (struct bench){"madvise", madvise_call, 2000, pages[2], PAGE, 0, NULL};
-    benches[4] = (struct bench){"denied", denied_call, DENIALS, sealed_page(), PAGE, 0, NULL};
-    benches[5] = (struct bench){"io_uring nop", nop_calls, 100, NULL, 0, 0, NULL};
-    return ring_open() ? 6 : 5;
+    if (mprotect(guard, PAGE, PROT_NONE))
+        fail("mprotect");
+    handle_faults();
+    benches[0] = (struct bench){"getppid", getppid_call, NULL, 3000, NULL, 0, 0, NULL};
+    benches[1] = (struct bench){"mprotect", mprotect_call, NULL, 1000, pages[0], PAGE, 0, NULL};
+    benches[2] = (struct bench){"munmap+mmap", remap_calls, NULL, 500, pages[1], PAGE, 0, NULL};
+    benches[3] = (struct bench){"madvise", madvise_call, NULL, 2000, pages[2], PAGE, 0, NULL};
+    benches[4] = (struct bench){"denied", denied_call, NULL, DENIALS, sealed_page(), PAGE, 0, NULL};
+    benches[5] = (struct bench){"page fault",       touch_call,   give_back, TOUCHES,
+                                fresh_pages(fresh), fresh * PAGE, 0,         NULL};
+    benches[6] = (struct bench){"SIGSEGV", handled_call, NULL, DENIALS, guard, PAGE, 0, NULL};
+    benches[7] = (struct bench){"io_uring nop", nop_calls, NULL, 100, NULL, 0, 0, NULL};
+    return !single_calls && ring_open() ? 8 : 7;
+}
+
+static void use_fixed_addresses(char **argv)
+{
+    int now = personality(0xffffffff);
+
+    if (now & ADDR_NO_RANDOMIZE)
+        return;
+    if (personality((unsigned long)now | ADDR_NO_RANDOMIZE) < 0)
+        fail("personality");
+    execv("/proc/self/exe", argv);
+    fail("execv");
 }
 
 int main(int argc, char **argv)
@@ -237,20 +343,25 @@ int main(int argc, char **argv)
     int batches = argc > 2 ? atoi(argv[2]) : 0, count = argc - 3;
 
     if (argc == 3 && batches > 0 && !strcmp(argv[1], "calls")) {
-        count = calls(benches);
-    } else if (count > 0 && count <= CASES_MAX && batches > 0 &&
-               (!strcmp(argv[1], "process") || !strcmp(argv[1], "range"))) {
+        count = calls(benches, 0);
+        measure(benches, count, batches);
+    } else if (argc == 3 && batches > 0 && !strcmp(argv[1], "instructions")) {
+        use_fixed_addresses(argv);
+        count = calls(benches, batches);
+        count_instructions(benches, count, batches);
+        batches = 1;
+    } else if (count > 0 && count <= CASES_MAX && batches > 0 && !strcmp(argv[1], "range")) {
         for (int i = 0; i < count; i++) {
-            benches[i] = (struct bench){"", denied_call, DENIALS, NULL, 0, 0, NULL};
+            benches[i] = (struct bench){"", denied_call, NULL, DENIALS, NULL, 0, 0, NULL};
             snprintf(benches[i].name, sizeof(benches[i].name), "%s", argv[i + 3]);
-            (argv[1][0] == 'p' ? in_process : in_range)(&benches[i],
-                                                        strtoul(argv[i + 3], NULL, 10));
+            in_range(&benches[i], strtoul(argv[i + 3], NULL, 10));
         }
+        measure(benches, count, batches);
     } else {
-        fprintf(stderr, "usage: bench calls BATCHES | process|range BATCHES COUNT...\n");
+        fprintf(stderr, "usage: bench calls BATCHES | range BATCHES COUNT... | "
+                        "instructions CALLS\n");
         return 2;
     }
-    measure(benches, count, batches);
     print(benches, count, batches);
     return 0;
 }

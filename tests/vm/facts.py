@@ -1,0 +1,30 @@
+"""What a guest's kernel is, as the loaded programs found it; told to matrix.py in every mode."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from harness import Harness
+
+from monitor.syscalls import call
+
+Tell = Callable[[str, object], None]
+
+
+def test_facts(harness: Harness, record_property: Tell) -> None:
+    probes = harness.loaded.probes
+    assert [probe.error for probe in probes if not probe.attached] == []
+    modes = {probe.probe: probe.mode for probe in probes}
+    assert {modes[name] for name in ("mprotect", "munmap")} == {harness.attach}
+    facts = {
+        "seal_bit": harness.config.sealed_mask.bit_length() - 1,
+        "partial": [name for name, changes in harness.findings.partial_updates.items() if changes],
+        "probes": dict(Counter(modes.values())),
+    }
+    record_property("facts", facts)
+
+
+def test_protection_keys_are_there(harness: Harness) -> None:
+    """The emulated CPU has them: what needs one is made here, if nowhere else."""
+    assert call("pkey_alloc", 0, 0) >= 0

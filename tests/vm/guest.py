@@ -1,0 +1,327 @@
+"""A guest made of this machine's own files, and booted under software emulation.
+
+It has no disk and no modules: Python, bcc, the virtual environment, the checkout and some programs
+lie in an initramfs at the paths that they have here. The kernel's messages leave the guest by its
+first serial port, what the command prints by its second.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import shutil
+import stat
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+__all__ = ["ROOT", "GuestError", "Result", "boot", "build"]
+
+ROOT = Path(__file__).parents[2]
+ASSETS = ROOT / "tests/assets"
+BUILT_ASSETS = Path("/usr/lib/seal-monitor-test-assets")
+PYTHON = Path("/usr/bin/python3").resolve()
+STANDARD_LIBRARY = Path("/usr/lib") / PYTHON.name
+PACKAGES = Path("/usr/lib/python3/dist-packages")
+FROM_DEBIAN = ("bcc", "yaml")
+LIBRARIES = Path("/usr/lib/x86_64-linux-gnu")
+LOADED_BY_NAME = (
+    *("libbcc.so.0", "libbpf.so.1", "libgcc_s.so.1"),
+    *("librt.so.1", "libpthread.so.0", "libdl.so.2"),
+)
+PROGRAMS = (
+    *(
+        "bash",
+        "sh",
+        "mount",
+        "umount",
+        "stty",
+        "ip",
+        "setpriv",
+        "unshare",
+        "taskset",
+        "kill",
+        "env",
+    ),
+    *(
+        "base64",
+        "cat",
+        "cp",
+        "cut",
+        "date",
+        "echo",
+        "false",
+        "grep",
+        "head",
+        "id",
+        "ls",
+        "mkdir",
+        "rm",
+    ),
+    *("sed", "sleep", "sort", "tail", "true", "uname", "wc"),
+)
+# What only developing and installing needs.
+LEFT_OUT = shutil.ignore_patterns(
+    *("config-*", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "test", "tkinter", "turtledemo"),
+    *(
+        "pip",
+        "pip-*",
+        "setuptools*",
+        "pkg_resources",
+        "_distutils_hack",
+        "distutils-precedence.pth",
+    ),
+    *("mypy", "mypyc", "mypy-*", "*__mypyc*.so", "librt*", "ast_serialize*", "ruff", "ruff-*"),
+    *("*-stubs", "types_*", "_sysconfigdata_*_i386*", "*.opt-?.pyc"),
+)
+MEMORY = "2048"  # MiB
+KERNEL_COMMAND_MAX = 2047  # COMMAND_LINE_SIZE of x86, less its end
+
+INIT = """#!/bin/sh
+export PATH={path} HOME=/root LC_ALL=C.UTF-8 PYTHONUNBUFFERED=1
+export SEAL_MONITOR_BUILT_ASSETS={assets}
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+mkdir -p /dev/shm /dev/pts
+mount -t tmpfs tmpfs /dev/shm
+mount -t devpts devpts /dev/pts
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+mount -t tracefs tracefs /sys/kernel/tracing
+ip link set lo up
+cd {root}
+for word in $(cat /proc/cmdline); do
+    case $word in seal_monitor.command=*) encoded=${{word#*=}} ;; esac
+done
+command=$(echo $encoded | base64 -d)
+stty -F /dev/ttyS1 raw
+(
+    sh -c "$command" </dev/null
+    printf '\\036%d\\n' $?
+) >/dev/ttyS1 2>&1
+echo b >/proc/sysrq-trigger
+sleep 60
+"""
+_END = re.compile(r"\x1e(\d+)\n\Z")
+
+
+class GuestError(RuntimeError):
+    """A guest that cannot be made, or did not report."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the command printed and ended with; the kernel's messages; seconds from the start."""
+
+    output: str
+    exit_code: int
+    console: str
+    seconds: float
+
+
+# ---- The image -----------------------------------------------------------------------------------
+
+
+class _Archive:
+    """A cpio archive of the kind that kernels unpack ("newc"). Directories come by themselves."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._paths: set[str] = set()
+
+    def _entry(self, path: str, mode: int, content: bytes, modified: int = 0) -> None:
+        if path in self._paths:
+            return
+        parent = os.path.dirname(path)
+        if parent:
+            self.directory(parent)
+        self._paths.add(path)
+        name = path.encode() + b"\0"
+        fields = (len(self._paths), mode, 0, 0, 1, modified, len(content))
+        header = "070701" + "".join(f"{field:08X}" for field in (*fields, 0, 0, 0, 0, len(name), 0))
+        self._write(header.encode() + name)
+        self._write(content)
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data + bytes(-len(data) % 4))
+
+    def directory(self, path: str, mode: int = 0o755) -> None:
+        self._entry(path.lstrip("/"), stat.S_IFDIR | mode, b"")
+
+    def link(self, path: str, target: str) -> None:
+        self._entry(path.lstrip("/"), stat.S_IFLNK | 0o777, target.encode())
+
+    def text(self, path: str, content: str, mode: int = 0o644) -> None:
+        self._entry(path.lstrip("/"), stat.S_IFREG | mode, content.encode())
+
+    def file(self, source: Path, path: str) -> None:
+        """A file, followed if it is a link. Python compares the time of a .py with its .pyc."""
+        found = source.stat()
+        mode = stat.S_IFREG | stat.S_IMODE(found.st_mode)
+        self._entry(path.lstrip("/"), mode, source.read_bytes(), int(found.st_mtime))
+
+    def tree(self, source: Path, path: str) -> None:
+        for folder, directories, files in os.walk(source):
+            left_out = LEFT_OUT(folder, [*directories, *files])
+            directories[:] = sorted(set(directories) - left_out)
+            inside = Path(path) / Path(folder).relative_to(source)
+            self.directory(str(inside))
+            for name in sorted(set(files) - left_out):
+                self.file(Path(folder, name), str(inside / name))
+
+    def close(self) -> None:
+        self._entry("TRAILER!!!", 0, b"")
+
+
+def _program(name: str) -> Path:
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    found = shutil.which(name, path=path)
+    if not found:
+        raise GuestError(f"the guest needs {name}, which is not installed; run: make test-kernels")
+    return Path(found)
+
+
+def _shared_libraries(programs: Iterable[Path]) -> Iterator[Path]:
+    """What the loader maps for them, by the names that they ask for."""
+    output = subprocess.run(
+        ["ldd", *programs], capture_output=True, text=True, check=False
+    ).stdout  # it fails for those that are linked statically
+    yield from {Path(name) for name in re.findall(r"(/\S+) \(0x", output)}
+
+
+def _compile_assets(directory: Path) -> Iterator[Path]:
+    for source in sorted(ASSETS.glob("*.c")):
+        program = directory / source.stem
+        subprocess.run(["gcc", "-O2", "-pthread", source, "-o", program], check=True)
+        yield program
+
+
+def _write(archive: _Archive, directory: Path, files: Sequence[tuple[Path, str]]) -> None:
+    for name in ("proc", "sys", "dev", "run", "root", "usr/sbin"):
+        archive.directory(name)
+    for name in ("bin", "sbin", "lib", "lib64"):
+        archive.link(name, f"usr/{name}")
+    archive.directory("tmp", 0o1777)
+    archive.text("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n")
+    archive.text("etc/group", "root:x:0:\nnogroup:x:65534:\n")
+    archive.text("etc/hosts", "127.0.0.1 localhost\n")
+    environment = ROOT / ".venv"
+    init = INIT.format(path=f"{environment}/bin:/usr/bin", assets=BUILT_ASSETS, root=ROOT)
+    archive.text("init", init, 0o755)
+
+    programs = [(PYTHON, f"/usr/bin/{PYTHON.name}")]
+    programs += [(_program(name), f"/usr/bin/{name}") for name in PROGRAMS]
+    programs += [(path, f"{BUILT_ASSETS}/{path.name}") for path in _compile_assets(directory)]
+    libraries = [LIBRARIES / name for name in LOADED_BY_NAME]
+    extensions = [
+        path
+        for folder in (STANDARD_LIBRARY / "lib-dynload", environment / "lib")
+        for path in folder.rglob("*.so")
+        if "mypyc" not in path.name
+    ]
+    for source, path in (*programs, *((library, str(library)) for library in libraries), *files):
+        archive.file(source, path)
+    archive.link("/usr/bin/python3", PYTHON.name)
+    binaries = [source.resolve() for source, _ in programs]
+    for library in _shared_libraries([*binaries, *libraries, *extensions]):
+        archive.file(library, str(library.parent.resolve() / library.name))
+
+    archive.tree(STANDARD_LIBRARY, str(STANDARD_LIBRARY))
+    for name in FROM_DEBIAN:
+        archive.tree(PACKAGES / name, str(PACKAGES / name))
+    packages = environment / "lib" / PYTHON.name / "site-packages"
+    archive.tree(packages, str(packages))
+    archive.file(environment / "pyvenv.cfg", str(environment / "pyvenv.cfg"))
+    archive.link(f"{environment}/bin/python", str(PYTHON))
+    archive.link(f"{environment}/bin/python3", str(PYTHON))
+    archive.file(environment / "bin/seal-monitor", f"{environment}/bin/seal-monitor")
+    for name in ("monitor", "bpf", "tests", "docs"):
+        archive.tree(ROOT / name, str(ROOT / name))
+    archive.file(ROOT / "pyproject.toml", str(ROOT / "pyproject.toml"))
+
+
+def build(directory: Path, files: Sequence[tuple[Path, str]] = ()) -> Path:
+    """The guest's initramfs, written into `directory`; with more files, at paths in the guest.
+
+    Raises GuestError where something that it needs is not installed.
+    """
+    image = directory / "guest.cpio"
+    with image.open("wb") as file, tempfile.TemporaryDirectory() as assets:
+        archive = _Archive(file)
+        _write(archive, Path(assets), files)
+        archive.close()
+    return image
+
+
+# ---- The machine ---------------------------------------------------------------------------------
+
+
+def _kernel_command(command: str, append: str) -> str:
+    encoded = base64.b64encode(command.encode()).decode()
+    # Warnings are on level 4; a panic restarts the machine, and then QEMU ends.
+    words = f"console=ttyS0 loglevel=5 panic=-1 {append} seal_monitor.command={encoded}"
+    if len(words) > KERNEL_COMMAND_MAX:
+        raise GuestError(f"the kernel's command line is too long, {len(words)} characters: {words}")
+    return words
+
+
+def _tail(console: str, lines: int = 40) -> str:
+    return "\n".join(console.splitlines()[-lines:])
+
+
+def boot(
+    kernel: Path,
+    initramfs: Path,
+    command: str,
+    *,
+    append: str = "",
+    qemu: Sequence[str] = (),
+    seconds: float = 300,
+) -> Result:
+    """Run a shell command in a guest: as root, in the checkout, with the usual mounts.
+
+    `append` goes to the kernel's command line, `qemu` to QEMU's. Raises GuestError, with the end of
+    the console, when the guest does not report the command's end within `seconds`.
+    """
+    emulator = _program("qemu-system-x86_64")
+    words = _kernel_command(command, append)
+    with tempfile.TemporaryDirectory() as name:
+        console, output = Path(name, "console"), Path(name, "output")
+        began = time.monotonic()
+        process = subprocess.Popen(
+            [
+                *(emulator, "-accel", "tcg", "-smp", "2", "-m", MEMORY),
+                # With cmpxchg16b two emulated CPUs end in a double fault under QEMU 7.2.
+                *("-cpu", "max,-cx16", "-kernel", kernel, "-initrd", initramfs, "-append", words),
+                *("-display", "none", "-monitor", "none", "-nodefaults", "-no-reboot"),
+                *("-serial", f"file:{console}", "-serial", f"file:{output}", *qemu),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            said, _ = process.communicate(timeout=seconds)
+            problem = f"QEMU ended with {process.returncode}" if process.returncode else ""
+        except subprocess.TimeoutExpired:
+            process.kill()
+            said, _ = process.communicate()
+            problem = f"it did not end within {seconds:.0f} s"
+        took = time.monotonic() - began
+        kernel_said = console.read_text(errors="replace") if console.exists() else ""
+        text = output.read_text(errors="replace") if output.exists() else ""
+    end = _END.search(text)
+    if problem or not end:
+        raise GuestError(
+            f"the guest {kernel} did not report the end of: {command}\n"
+            f"{problem or 'it ended before'}\n{said}"
+            f"---- end of its output:\n{_tail(text)}\n"
+            f"---- end of its console:\n{_tail(kernel_said)}"
+        )
+    return Result(text[: end.start()], int(end[1]), kernel_said, took)
