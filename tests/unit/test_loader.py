@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,11 +29,19 @@ def refuse(error: Exception) -> Callable[..., object]:
     return child
 
 
+def children() -> set[str]:
+    """Of this process; those of tests before may still be there."""
+    listed = ["ps", "-o", "pid=", "--ppid", str(os.getpid())]
+    with subprocess.Popen(listed, stdout=subprocess.PIPE, text=True) as process:
+        output, _ = process.communicate()
+    return set(output.split()) - {str(process.pid)}
+
+
 @pytest.fixture(autouse=True)
-def _no_child_is_left() -> object:
+def _no_child_is_left() -> Iterator[None]:
+    before = children()
     yield
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert children() == before
 
 
 @pytest.mark.parametrize("error", [LoadError("no, because; do this"), layouts.LayoutError("no x")])
