@@ -374,7 +374,7 @@ class Daemon:
         for probe in self.loaded.probes:
             if not probe.attached:
                 continue
-            missed = missed_runs(probe.program)
+            missed = sum(map(missed_runs, probe.programs))
             more = missed - self._missed.get(probe.probe, 0)
             self._missed[probe.probe] = missed
             if more:

@@ -80,6 +80,12 @@ class AttachedProbe(NamedTuple):
     error: str
     program: int  # descriptor, -1 when it is not attached
     fallback: str = ""
+    also: tuple[int, ...] = ()  # descriptors of what is attached with it
+
+    @property
+    def programs(self) -> tuple[int, ...]:
+        """Descriptors of all that the probe consists of."""
+        return (self.program, *self.also) if self.attached else ()
 
     @property
     def attached(self) -> bool:
@@ -103,9 +109,9 @@ class Loaded:
 
     def close(self) -> None:
         self.detach()
-        for descriptor in {*self.maps.values(), *(probe.program for probe in self.probes)}:
-            if descriptor >= 0:
-                os.close(descriptor)
+        programs = {number for probe in self.probes for number in probe.programs}
+        for descriptor in {*self.maps.values(), *programs}:
+            os.close(descriptor)
         self.maps.clear()
         self.probes.clear()
 
@@ -154,9 +160,12 @@ def load(request: LoadRequest) -> Loaded:
         maps={name: descriptors[index] for name, index in answer["maps"].items()},
         probes=[
             AttachedProbe(
-                probe, mode, target, error, descriptors[index] if index >= 0 else -1, fallback
+                *(probe, mode, target, error),
+                descriptors[index] if index >= 0 else -1,
+                fallback,
+                tuple(descriptors[each] for each in also),
             )
-            for probe, mode, target, error, index, fallback in answer["probes"]
+            for probe, mode, target, error, index, fallback, also in answer["probes"]
         ],
         links=[descriptors[index] for index in answer["links"]],
         notes=answer["notes"],
@@ -394,8 +403,9 @@ class _Loader:
 
     def _add(self, probe: Probe, hook: Hook, fallback: str = "") -> None:
         self._hooks[probe.name] = hook
-        program = self._programs[hook]
-        self._rows.append(AttachedProbe(probe.name, hook.mode, hook.target, "", program, fallback))
+        program, *also = (self._programs[part] for part in (hook, *hook.also))
+        row = AttachedProbe(probe.name, hook.mode, hook.target, "", program, fallback, tuple(also))
+        self._rows.append(row)
 
     def _attach(self, hook: Hook) -> None:
         for part in (*hook.also, hook):
@@ -442,7 +452,10 @@ class _Loader:
         answer = {
             "maps": {name: index[descriptor] for name, descriptor in maps.items()},
             "links": [index[descriptor] for descriptor in links],
-            "probes": [[*row[:4], index[row.program], row.fallback] for row in self._rows],
+            "probes": [
+                [*row[:4], index[row.program], row.fallback, [index[each] for each in row.also]]
+                for row in self._rows
+            ],
             "notes": notes,
         }
         return answer, descriptors

@@ -37,7 +37,7 @@ class KernelSource:
                 probe.probe,
                 probe.mode,
                 probe.attached,
-                missed_runs(probe.program) if probe.attached else 0,
+                sum(map(missed_runs, probe.programs)),
             )
             for probe in self._loaded.probes
         ]

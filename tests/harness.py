@@ -410,7 +410,7 @@ class Harness:
 
     def missed(self) -> int:
         """Runs that the kernel skipped, of all programs."""
-        programs = {probe.program for probe in self.loaded.probes if probe.attached}
+        programs = {number for probe in self.loaded.probes for number in probe.programs}
         return sum(missed_runs(program) for program in programs)
 
     def canary_counts(self) -> Counter[Cell]:

@@ -72,7 +72,7 @@ def test_killed_child(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_descriptors_come_over_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    names = ("counters", "link", "program")
+    names = ("counters", "link", "program", "another")
     for name in names:
         (tmp_path / name).write_text(name)
 
@@ -81,8 +81,8 @@ def test_descriptors_come_over_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path
             "maps": {"counters": 0},
             "links": [1],
             "probes": [
-                ["munmap", "tracepoint", "t", "", 2, "refused"],
-                ["brk", "tracepoint", "u", "no", -1, ""],
+                ["munmap", "tracepoint", "t", "", 2, "refused", [3]],
+                ["brk", "tracepoint", "u", "no", -1, "", []],
             ],
             "notes": ["noted"],
         }
@@ -95,6 +95,8 @@ def test_descriptors_come_over_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert os.pread(loaded.maps["counters"], 99, 0) == b"counters"
     assert [os.pread(link, 99, 0) for link in loaded.links] == [b"link"]
     assert os.pread(attached.program, 99, 0) == b"program"
+    assert [os.pread(number, 99, 0) for number in attached.programs] == [b"program", b"another"]
+    assert refused.programs == ()
     assert attached.fallback == "refused"
     assert (attached.attached, refused.attached, refused.error) == (True, False, "no")
     assert loaded.notes == ["noted"]
