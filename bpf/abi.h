@@ -80,7 +80,7 @@ struct record {
     u32 pid;
     u32 tid;
     u32 parent_pid;
-    u32 vpid; /* pid in the process's own namespace */
+    u32 vpid; /* pid in the process's own namespace; the others are as the monitor sees them */
     u32 uid;
     u32 gid;
     u32 flags; /* RECORD_* */
@@ -159,9 +159,9 @@ enum shared_bucket { SHARED_HOST, SHARED_OVERFLOW, SHARED_EMPTY, SHARED_BUCKETS 
 struct config {
     u64 canary_start_ticks; /* as in /proc/PID/stat */
     u32 canary_pid;         /* 0: none is running */
-    u32 reserved_canary;
-    u64 sealed_mask;      /* VM_SEALED; 0 until calibrated */
-    u64 maybe_guard_mask; /* VM_MAYBE_GUARD; 0 where the kernel has none */
+    u32 pid_namespace;      /* the monitor's own: inode number of /proc/self/ns/pid */
+    u64 sealed_mask;        /* VM_SEALED; 0 until calibrated */
+    u64 maybe_guard_mask;   /* VM_MAYBE_GUARD; 0 where the kernel has none */
     u64 mmap_min_addr;
     u64 event_interval_ns; /* per bucket: 1 s / rate */
     u64 event_burst_ns;    /* per bucket: burst * interval */

@@ -77,124 +77,6 @@ static __always_inline bool within_limits(struct config *config, struct bucket_k
     return false;
 }
 
-static __always_inline u64 process_start(struct task_struct *task)
-{
-    struct task_struct *leader = TASK_FIELD(struct task_struct *, task, group_leader);
-
-    return TASK_FIELD(u64, leader, start_boottime);
-}
-
-#define NS_PER_TICK 10000000 /* USER_HZ is 100 on x86 */
-
-static __always_inline bool is_canary(struct config *config, struct task_struct *task)
-{
-    u32 pid = bpf_get_current_pid_tgid() >> 32;
-
-    return config->canary_pid == pid &&
-           config->canary_start_ticks == process_start(task) / NS_PER_TICK;
-}
-
-/* Whether a return address follows a call instruction: opcode e8, or ff with /2 in its ModRM byte.
- */
-static __always_inline bool follows_call(u64 address)
-{
-    u8 code[7] = {}; /* the bytes before the address */
-
-    if (bpf_probe_read_user(code, sizeof(code), (void *)(address - sizeof(code))))
-        return false;
-    if (code[2] == 0xe8) /* call rel32 */
-        return true;
-    if (code[5] == 0xff && (code[6] & 0x38) == 0x10) /* call reg; call [reg] */
-        return true;
-    if (code[4] == 0xff && (code[5] & 0x38) == 0x10) /* call [reg + disp8] */
-        return true;
-    return code[1] == 0xff && (code[2] & 0x38) == 0x10; /* call [rip + disp32], [reg + disp32] */
-}
-
-/*
- * The code that made the call. ip is in libc's wrapper for nearly every program; its wrappers keep
- * no frame, so the word at sp is where they return to. Where ip is no wrapper that word is not a
- * return address, and ip is the caller itself.
- */
-static __always_inline u64 caller_of(u64 ip, u64 sp, bool compat)
-{
-    u64 word = 0;
-
-    if (compat || bpf_probe_read_user(&word, sizeof(word), (void *)sp) || !follows_call(word))
-        return ip;
-    return word;
-}
-
-/* The base name of a struct file. */
-static __always_inline void read_file_name(char *name, u64 file)
-{
-    u64 dentry = 0, text = 0;
-
-    READ_KERNEL(dentry, file, file__f_path_dentry);
-    READ_KERNEL(text, dentry, dentry__d_name_name);
-    bpf_probe_read_kernel_str(name, FILE_NAME_SIZE, (void *)text);
-}
-
-static __always_inline void fill_mapping(struct mapping *mapping, struct vma *vma)
-{
-    u64 file = 0, inode = 0, super_block = 0;
-
-    READ_KERNEL(mapping->page_offset, vma->address, vm_area_struct__vm_pgoff);
-    READ_KERNEL(file, vma->address, vm_area_struct__vm_file);
-    if (file) {
-        READ_KERNEL(inode, file, file__f_inode);
-        READ_KERNEL(mapping->inode, inode, inode__i_ino);
-        READ_KERNEL(super_block, inode, inode__i_sb);
-        READ_KERNEL(mapping->device, super_block, super_block__s_dev);
-        read_file_name(mapping->file, file);
-    }
-#ifdef HAS_vm_area_struct__anon_name
-    u64 name = 0;
-
-    READ_KERNEL(name, vma->address, vm_area_struct__anon_name);
-    if (name)
-        bpf_probe_read_kernel_str(mapping->name, sizeof(mapping->name),
-                                  (void *)(name + OFF_anon_vma_name__name));
-#endif
-    if (!is_still(vma)) /* what was read may be another's */
-        __builtin_memset(mapping, 0, sizeof(*mapping));
-    mapping->start = vma->start;
-    mapping->end = vma->end;
-    mapping->flags = vma->flags;
-}
-
-/* The pid of the thread group as seen inside the innermost pid namespace. */
-static __always_inline u32 pid_in_namespace(struct task_struct *task)
-{
-    u64 leader = (u64)TASK_FIELD(void *, task, group_leader), pid = 0;
-    u32 level = 0, number = 0;
-
-    READ_KERNEL(pid, leader, task_struct__thread_pid);
-    READ_KERNEL(level, pid, pid__level);
-    number = *kernel_words(pid + OFF_pid__numbers + (u64)level * SIZE_upid + OFF_upid__nr);
-    return number;
-}
-
-static __always_inline void fill_process(struct record *record, struct task_struct *task)
-{
-    u64 ids = bpf_get_current_pid_tgid(), owner = bpf_get_current_uid_gid();
-    u64 parent = (u64)TASK_FIELD(void *, task, real_parent), file = 0;
-    u64 mm = (u64)TASK_FIELD(void *, task, mm);
-
-    record->pid = ids >> 32;
-    record->tid = ids;
-    record->uid = owner;
-    record->gid = owner >> 32;
-    record->start_boot_ns = process_start(task);
-    record->cgroup_id = bpf_get_current_cgroup_id();
-    READ_KERNEL(record->parent_pid, parent, task_struct__tgid);
-    record->vpid = pid_in_namespace(task);
-    bpf_get_current_comm(record->task_name, sizeof(record->task_name));
-    READ_KERNEL(file, mm, mm_struct__exe_file);
-    if (file)
-        read_file_name(record->executable, file);
-}
-
 /*
  * A zeroed record for one violation, its process filled in, or NULL when the limits or the ring
  * have no room for it; every outcome is counted. The caller fills the rest and calls submit().
@@ -206,7 +88,7 @@ static __always_inline struct record *reserve(struct counters *count, struct con
     u64 now = bpf_ktime_get_boot_ns();
     struct record *record;
 
-    key->pid = bpf_get_current_pid_tgid() >> 32;
+    key->pid = process_pid(config, task);
     key->start_boot_ns = process_start(task);
     key->kind = kind;
     if (!canary && !within_limits(config, key, now)) {
@@ -223,7 +105,7 @@ static __always_inline struct record *reserve(struct counters *count, struct con
     record->time_boot_ns = now;
     record->kind = kind;
     record->flags = canary ? RECORD_CANARY : 0;
-    fill_process(record, task);
+    fill_process(record, config, task);
     return record;
 }
 

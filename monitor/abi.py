@@ -212,7 +212,7 @@ class Config(ctypes.Structure):
     _fields_ = [
         ("canary_start_ticks", c_uint64),
         ("canary_pid", c_uint32),
-        ("reserved_canary", c_uint32),
+        ("pid_namespace", c_uint32),
         ("sealed_mask", c_uint64),
         ("maybe_guard_mask", c_uint64),
         ("mmap_min_addr", c_uint64),

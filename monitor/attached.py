@@ -16,6 +16,7 @@ from monitor.ring import Ring
 __all__ = ["Attached", "request"]
 
 _MIN_ADDRESS = Path("/proc/sys/vm/mmap_min_addr")
+_PID_NAMESPACE = Path("/proc/self/ns/pid")
 
 
 def request(config: Config) -> loader.LoadRequest:
@@ -52,6 +53,7 @@ class Attached:
             cleanup.callback(self.ring.close)
             kernel = self.state.config
             kernel.mmap_min_addr = int(_MIN_ADDRESS.read_text("ascii"))
+            kernel.pid_namespace = _PID_NAMESPACE.stat().st_ino
             targets = {p.probe: p.target for p in self.loaded.probes if p.attached}
             by_hook = reporters(targets.items())
             kernel.function_operations = by_hook.functions

@@ -36,7 +36,6 @@ MEMBERS: tuple[Member, ...] = (
     *_members(
         "task_struct",
         "mm",
-        "tgid",
         "group_leader",
         "real_parent",
         "start_boottime",
@@ -70,7 +69,8 @@ MEMBERS: tuple[Member, ...] = (
     *_members("shmem_inode_info", "vfs_inode", "seals", required=False),
     *_members("hugetlbfs_inode_info", "vfs_inode", "seals", required=False),
     *_members("pid", "level", "numbers"),
-    Member("upid", "nr"),
+    *_members("upid", "nr", "ns"),
+    Member("pid_namespace", "ns.inum"),
     *_members("signal_struct", "rlim", "pids"),
     Member("rlimit", "rlim_cur"),
     Member("files_struct", "fdt"),

@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What a record tells of its process and of a mapping. */
+#ifndef SEAL_MONITOR_DESCRIBE_H
+#define SEAL_MONITOR_DESCRIBE_H
+
+static __always_inline u64 process_start(struct task_struct *task)
+{
+    struct task_struct *leader = TASK_FIELD(struct task_struct *, task, group_leader);
+
+    return TASK_FIELD(u64, leader, start_boottime);
+}
+
+/* Pid namespaces below which the monitor is found: a container in a container is at 2. */
+#define MONITOR_LEVELS 8
+
+/*
+ * A task has a pid in each pid namespace from the initial one, level 0, down to its own. This is
+ * the level of the monitor's, whose /proc shows the pids of that level; 0 for a task that is not
+ * visible there.
+ */
+static __always_inline u32 monitor_level(struct config *config, struct task_struct *task)
+{
+    u64 pid = (u64)TASK_FIELD(void *, task, thread_pid), namespace;
+    u32 last = KERNEL_WORD(pid, pid__level);
+
+#pragma unroll
+    for (u32 level = 0; level < MONITOR_LEVELS; level++) {
+        if (level > last)
+            break;
+        namespace = *kernel_words(pid + OFF_pid__numbers + level * SIZE_upid + OFF_upid__ns);
+        if ((u32)KERNEL_WORD(namespace, pid_namespace__ns_inum) == config->pid_namespace)
+            return level;
+    }
+    return 0;
+}
+
+/* The pid of a task at a level; 0 where it has none, like the parent of a namespace's first. */
+static __always_inline u32 pid_at(u64 task, u32 level)
+{
+    u64 pid = KERNEL_WORD(task, task_struct__thread_pid);
+    u32 last = KERNEL_WORD(pid, pid__level), number;
+
+    if (level > last)
+        return 0;
+    number = *kernel_words(pid + OFF_pid__numbers + (u64)level * SIZE_upid + OFF_upid__nr);
+    return number;
+}
+
+/* The pid of the process as the monitor sees it. */
+static __always_inline u32 process_pid(struct config *config, struct task_struct *task)
+{
+    return pid_at((u64)TASK_FIELD(void *, task, group_leader), monitor_level(config, task));
+}
+
+#define NS_PER_TICK 10000000 /* USER_HZ is 100 on x86 */
+
+static __always_inline bool is_canary(struct config *config, struct task_struct *task)
+{
+    return config->canary_pid && config->canary_start_ticks == process_start(task) / NS_PER_TICK &&
+           config->canary_pid == process_pid(config, task);
+}
+
+/* The base name of a struct file. */
+static __always_inline void read_file_name(char *name, u32 size, u64 file)
+{
+    u64 dentry = 0, text = 0;
+
+    READ_KERNEL(dentry, file, file__f_path_dentry);
+    READ_KERNEL(text, dentry, dentry__d_name_name);
+    bpf_probe_read_kernel_str(name, size, (void *)text);
+}
+
+static __always_inline void read_file_identity(u64 *inode_number, u32 *device, u64 file)
+{
+    u64 inode = 0, super_block = 0;
+
+    READ_KERNEL(inode, file, file__f_inode);
+    READ_KERNEL(*inode_number, inode, inode__i_ino);
+    READ_KERNEL(super_block, inode, inode__i_sb);
+    READ_KERNEL(*device, super_block, super_block__s_dev);
+}
+
+static __always_inline void fill_mapping(struct mapping *mapping, struct vma *vma)
+{
+    u64 file = 0;
+
+    READ_KERNEL(mapping->page_offset, vma->address, vm_area_struct__vm_pgoff);
+    READ_KERNEL(file, vma->address, vm_area_struct__vm_file);
+    if (file) {
+        read_file_identity(&mapping->inode, &mapping->device, file);
+        read_file_name(mapping->file, sizeof(mapping->file), file);
+    }
+#ifdef HAS_vm_area_struct__anon_name
+    u64 name = 0;
+
+    READ_KERNEL(name, vma->address, vm_area_struct__anon_name);
+    if (name)
+        bpf_probe_read_kernel_str(mapping->name, sizeof(mapping->name),
+                                  (void *)(name + OFF_anon_vma_name__name));
+#endif
+    if (!is_still(vma)) /* what was read may be another's */
+        __builtin_memset(mapping, 0, sizeof(*mapping));
+    mapping->start = vma->start;
+    mapping->end = vma->end;
+    mapping->flags = vma->flags;
+}
+
+static __always_inline void fill_process(struct record *record, struct config *config,
+                                         struct task_struct *task)
+{
+    u64 leader = (u64)TASK_FIELD(void *, task, group_leader), owner = bpf_get_current_uid_gid();
+    u64 parent = (u64)TASK_FIELD(void *, task, real_parent), mm, file = 0, pid = 0;
+    u32 level = monitor_level(config, task), own_level = 0;
+
+    mm = (u64)TASK_FIELD(void *, task, mm);
+    READ_KERNEL(parent, parent, task_struct__group_leader);
+    READ_KERNEL(pid, leader, task_struct__thread_pid);
+    READ_KERNEL(own_level, pid, pid__level);
+    record->pid = pid_at(leader, level);
+    record->tid = pid_at((u64)task, level);
+    record->parent_pid = pid_at(parent, level);
+    record->vpid = pid_at(leader, own_level);
+    record->uid = owner;
+    record->gid = owner >> 32;
+    record->start_boot_ns = process_start(task);
+    record->cgroup_id = bpf_get_current_cgroup_id();
+    bpf_get_current_comm(record->task_name, sizeof(record->task_name));
+    READ_KERNEL(file, mm, mm_struct__exe_file);
+    if (file)
+        read_file_name(record->executable, sizeof(record->executable), file);
+}
+
+#endif
