@@ -74,11 +74,18 @@ class Pipeline:
         self.offset = self._start_offset
 
     def take(self, record: abi.Record) -> None:
-        """Make the record an event and deliver it, unless a mute applies."""
+        """Make the record an event and deliver it, unless a mute applies.
+
+        One that only tells who seals is learnt: the process may be gone at its violation.
+        """
         try:
             kind = abi.Kind(record.kind)
         except ValueError:
             self._tally.decode_error()
+            return
+        if record.flags & abi.RecordFlag.SEALER:
+            self._identity(record)
+            self._workload(record.cgroup_id, record.pid)
             return
         process = self._process(record)
         origin = self._origin(
@@ -112,11 +119,9 @@ class Pipeline:
             self._tally.decode_error()
             self._tally.event("suppression", "failed")
             return
-        if self.mutes and key.pid:
-            identity = self._identity(key.pid, key.start_boot_ns)
-            if self._is_muted(event, identity.executable):
-                self._tally.event("suppression", "filtered")
-                return
+        if self.mutes and key.pid and self._is_muted(event, self._executable(key)):
+            self._tally.event("suppression", "filtered")
+            return
         self._tally.event("suppression", "delivered" if self._write(event) else "failed")
 
     def health(
@@ -158,7 +163,7 @@ class Pipeline:
         )
 
     def _process(self, record: abi.Record) -> events.Process:
-        identity = self._identity(record.pid, record.start_boot_ns, record.uid, record.executable)
+        identity = self._identity(record)
         self._tally.identity(identity.result)
         return events.Process(
             pid=record.pid,
@@ -172,15 +177,22 @@ class Pipeline:
             uid=record.uid,
             gid=record.gid,
             user_name=identity.user_name,
+            group_name=identity.group_name,
         )
 
-    def _identity(
-        self, pid: int, start_boot_ns: int, uid: int | None = None, base_name: bytes = b""
-    ) -> Identity:
+    def _identity(self, record: abi.Record) -> Identity:
         try:
-            return self.identities.lookup(pid, start_boot_ns, uid=uid, base_name=base_name)
+            return self.identities.lookup(
+                record.pid, record.start_boot_ns, record.uid, record.executable, record.gid
+            )
         except OSError:  # /proc hides it (hidepid), or no descriptor is left on the host
             return Identity(None, None, None, "partial")
+
+    def _executable(self, key: abi.BucketKey) -> str | None:
+        try:
+            return self.identities.lookup(key.pid, key.start_boot_ns).executable
+        except OSError:
+            return None
 
     def _workload(self, cgroup_id: int, pid: int | None = None) -> events.Workload:
         try:

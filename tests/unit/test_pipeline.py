@@ -211,6 +211,7 @@ def test_a_dead_process_is_told_from_the_record(make: Make) -> None:
         "uid": 0,
         "gid": 5,
         "user_name": "root",
+        "group_name": "tty",
     }
     assert setting.tally.identity_lookups["gone"] == 1
 
@@ -377,7 +378,7 @@ def test_an_event_that_no_sink_takes_has_failed(make: Make) -> None:
         ({"operation": 99}, {("denial", "failed"): 1}),
         ({"verdict": 9}, {("denial", "failed"): 1}),
         ({"kind": Kind.FAULT, "cause": 9}, {("fault", "failed"): 1}),
-        ({"stack_size": 2**32 - 1}, {("denial", "failed"): 1}),
+        ({"stack": abi.Stack(depth=21)}, {("denial", "failed"): 1}),
         ({"kind": 9}, {}),
     ],
 )
