@@ -22,6 +22,7 @@ from monitor.canary import Canary
 from monitor.cgroups import Cgroups
 from monitor.config import Config, ConfigError
 from monitor.counters import missed_runs
+from monitor.delivery import Delivery
 from monitor.identity import Identities
 from monitor.pipeline import Pipeline, clock_offset
 from monitor.source import KernelSource
@@ -37,6 +38,8 @@ SWEEP_SECONDS = 1.0
 MISSED_SECONDS = 10.0
 TURN_SECONDS = 0.5  # what a storm leaves in the ring after so long waits for the next turn
 DRAIN_SECONDS = 2.0
+FLUSH_SECONDS = 2.0  # for what waits for the sinks at the end, and then
+LAST_SECONDS = 1.0  # for the event that tells the final counts
 CANARY_POLL_SECONDS = 0.01
 CANARY_RETRY_SECONDS = 60
 
@@ -125,10 +128,10 @@ class Daemon:
         self._started = time.monotonic()
         self._config = self._started_with = config
         self._reload = reload
-        self._outputs = outputs
+        self.tally = Tally(output.name for output in outputs)
+        self.delivery = Delivery(outputs, self.tally, self._on_sink)
         self._cleanup = contextlib.ExitStack()
-        for output in outputs:
-            self._cleanup.callback(output.close)
+        self._cleanup.callback(self.delivery.close)
         self._stopping = False
         self._reload_asked = False
         self._canary_problem: str | None = "the canary has not come back yet"
@@ -168,17 +171,15 @@ class Daemon:
         configure(kernel, config)
         cgroups = Cgroups()
         self.facts = host.host_facts()
-        self.tally = Tally(sink.name for sink in self._outputs)
         self.tally.reload(True, time.time())
         self.pipeline = Pipeline(
             self.facts,
             kernel.sealed_mask,
             identities=Identities(command_line=config.events.command_line),
             cgroups=cgroups,
-            outputs=self._outputs,
+            delivery=self.delivery,
             tally=self.tally,
             mutes=config.mutes,
-            on_sink=self._on_sink,
         )
         self._suppressions = Suppressions(self.state)
         source = KernelSource(self.state, self.loaded, self.ring, Workloads(self.state, cgroups))
@@ -245,6 +246,7 @@ class Daemon:
         """Watch until a signal asks to stop, or `until` is true after some turn."""
         with select.epoll() as poll:
             poll.register(self.ring.descriptor, select.EPOLLIN)
+            poll.register(self.delivery.descriptor, select.EPOLLIN)
             wakeup = getattr(self, "_wakeup", None)
             if wakeup is not None:
                 poll.register(wakeup, select.EPOLLIN)
@@ -259,6 +261,7 @@ class Daemon:
         """Drain what is there and do what is due."""
         now = time.monotonic()
         self.drain()
+        self.delivery.collect()
         self._tell_pending()
         self._run_canary(now)
         if now >= self._sweep_at:
@@ -269,6 +272,7 @@ class Daemon:
             self._look_at_losses()
         if self._reload_asked:
             self._reload_asked = False
+            self.delivery.reopen()
             self._reload_configuration()
 
     def drain(self) -> int:
@@ -445,9 +449,11 @@ class Daemon:
             time.sleep(0.001)
         self._look_at_losses()
         self._sweep(final=True)
+        self.delivery.finish(FLUSH_SECONDS)
         self._tell_pending()
         counters = self.state.counters()
         self.pipeline.health("stopped", self._final_words(counters), details=self._final(counters))
+        self.delivery.finish(LAST_SECONDS)
 
     def _final(self, counters: abi.Counters) -> dict[str, object]:
         """By kind: counted, and what became of the events. The latter add up to the former."""

@@ -21,6 +21,7 @@ import pytest
 from monitor import config, events, provoke
 from monitor.daemon import Daemon
 from monitor.probes import PROBES, Hook
+from monitor.sinks import encode
 
 Compile = Callable[[str], Path]
 Event = dict[str, Any]
@@ -86,6 +87,13 @@ class Running:
             if line.startswith(name + " "):
                 return float(line.rpartition(" ")[2])
         raise AssertionError(f"no series {name} in:\n{text}")
+
+    def wait_for_metric(self, name: str, value: float, seconds: float = 5.0) -> None:
+        """Until the series has the value: events are counted a moment after they are written."""
+        deadline = time.monotonic() + seconds
+        while self.metric(name) != value:
+            assert time.monotonic() < deadline, f"{name} is {self.metric(name)}"
+            time.sleep(0.05)
 
     def stop(self) -> Event:
         """SIGTERM; the last event, once it has ended well."""
@@ -161,7 +169,7 @@ def test_denial_and_fault_become_events_and_counts(start: Start) -> None:
     assert (
         daemon.metric('seal_monitor_faults_total{cause="guard_region",disposition="default"}') == 1
     )
-    assert daemon.metric('seal_monitor_events_total{kind="denial",result="delivered"}') == 1
+    daemon.wait_for_metric('seal_monitor_events_total{kind="denial",result="delivered"}', 1)
     assert_conserved(daemon.stop())
 
 
@@ -350,11 +358,15 @@ class Collected:
     def __init__(self) -> None:
         self.events: list[Event] = []
 
-    def emit(self, event: dict[str, object]) -> None:
-        self.events.append(event)
+    def render(self, event: dict[str, object]) -> bytes:
+        return encode(event)
 
-    def close(self) -> None:
-        pass
+    def write(self, data: bytes) -> None:
+        self.events.append(json.loads(data))
+
+    def reopen(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def test_a_lost_probe_is_told(monkeypatch: pytest.MonkeyPatch, require_bpf: None) -> None:
@@ -374,6 +386,7 @@ def test_a_lost_probe_is_told(monkeypatch: pytest.MonkeyPatch, require_bpf: None
             urllib.request.urlopen(f"http://{address}:{port}/-/ready", timeout=5)
         with urllib.request.urlopen(f"http://{address}:{port}/metrics", timeout=5) as answer:
             metrics = answer.read().decode()
+        assert daemon.delivery.wait(5)
     assert 'seal_monitor_probe_attached{mode="tracepoint",probe="shmat"} 0.0' in metrics
     assert 'seal_monitor_probe_attached{mode="tracepoint",probe="munmap"} 1.0' in metrics
     told = [event for event in collected.events if event.get("event") == "probe_lost"]
