@@ -24,6 +24,7 @@ from monitor.config import Config, ConfigError
 from monitor.counters import missed_runs
 from monitor.delivery import Delivery
 from monitor.identity import Identities
+from monitor.journal import JournalSink
 from monitor.pipeline import Pipeline, clock_offset
 from monitor.source import KernelSource
 from monitor.suppression import Suppressions
@@ -69,16 +70,22 @@ def _occupy_standard_descriptors() -> None:
 
 def open_sinks(config: Config) -> list[sinks.Sink]:
     """The sinks that the configuration asks for. Raises ConfigError."""
-    is_terminal = os.isatty(1)
-    is_pretty = config.output.format == "pretty" or (config.output.format == "auto" and is_terminal)
-    opened: list[sinks.Sink] = [
-        sinks.pretty(colours=is_terminal) if is_pretty else sinks.json_lines()
-    ]
-    if config.output.events_file is not None:
-        try:
+    form, is_terminal = config.output.format, os.isatty(1)
+    opened: list[sinks.Sink] = []
+    if form == "pretty" or (form == "auto" and is_terminal):
+        opened.append(sinks.pretty(colours=is_terminal))
+    elif form != "none":
+        opened.append(sinks.json_lines())
+    try:
+        if config.output.events_file is not None:
             opened.append(sinks.json_file(config.output.events_file))
-        except OSError as error:
-            raise ConfigError(f"output.events_file: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"output.events_file: {error}") from error
+    try:
+        if config.output.journal:
+            opened.append(JournalSink())
+    except OSError as error:
+        raise ConfigError(f"output.journal: {error}") from error
     return opened
 
 
