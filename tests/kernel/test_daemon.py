@@ -11,9 +11,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jsonschema
 import pytest
@@ -30,16 +30,35 @@ READY_SECONDS = 20.0
 
 
 class Running:
-    """A daemon in a process of its own; its events are read from its standard output."""
+    """A daemon in a process of its own; its events are read from its standard output.
 
-    def __init__(self, folder: Path, configuration: str, *flags: str) -> None:
+    `prefix` are words before its command. Standard output goes through a process of the command
+    `through`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        configuration: str,
+        *flags: str,
+        prefix: Sequence[str] = (),
+        through: Sequence[str] = (),
+    ) -> None:
         self.configuration = folder / "config.toml"
         self.configuration.write_text(configuration, "utf-8")
         self._output = folder / "events.jsonl"
         self.errors = folder / "stderr"
-        with self._output.open("wb") as output, self.errors.open("wb") as errors:
+        self.reader: subprocess.Popen[bytes] | None = None
+        with contextlib.ExitStack() as opened:
+            output: IO[bytes] = opened.enter_context(self._output.open("wb"))
+            errors = opened.enter_context(self.errors.open("wb"))
+            if through:
+                self.reader = subprocess.Popen(through, stdin=subprocess.PIPE, stdout=output)
+                assert self.reader.stdin
+                output = opened.enter_context(self.reader.stdin)
             self.process = subprocess.Popen(
                 [
+                    *prefix,
                     *(sys.executable, "-m", "monitor", "run"),
                     *("--config", str(self.configuration), "--output", "json"),
                     *("--web.listen-address", "127.0.0.1:0", *flags),
@@ -112,19 +131,20 @@ def start(tmp_path: Path, require_bpf: None) -> Iterator[Start]:
     """Starts a daemon with a configuration and flags, and waits until it is ready."""
     running: list[Running] = []
 
-    def _start(configuration: str = "", *flags: str) -> Running:
+    def _start(configuration: str = "", *flags: str, **options: Any) -> Running:
         folder = tmp_path / str(len(running))
         folder.mkdir()
-        daemon = Running(folder, configuration, *flags)
+        daemon = Running(folder, configuration, *flags, **options)
         running.append(daemon)
         daemon.health("started", READY_SECONDS)
         return daemon
 
     yield _start
     for daemon in running:
-        if daemon.process.poll() is None:
-            daemon.process.kill()
-            daemon.process.wait()
+        for process in filter(None, (daemon.process, daemon.reader)):
+            if process.poll() is None:
+                process.kill()
+                process.wait()
 
 
 def assert_conserved(stopped: Event) -> None:
