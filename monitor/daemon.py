@@ -1,6 +1,7 @@
 """The daemon's life: load, calibrate, prove itself, watch, drain, stop.
 
-One thread does everything but answering HTTP. Nothing here waits for a process or a sink.
+One thread does everything but answering HTTP and writing to sinks, and waits for neither a process
+nor, but for seconds at the end, a sink.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ class Limits(NamedTuple):
 
     events: int = 2048
     bytes: int = 2 << 20
+    health: int = 64  # more, for what tells that others are refused
     stall_seconds: float = 10.0  # without taking one of the events that wait
     quiet_seconds: float = 2.0  # without an error, before it has recovered
 
@@ -174,15 +175,17 @@ class Delivery:
         if not self._writers:
             self._tally.event(sent.kind, "failed")
         for writer in self._writers:
-            if self._is_full(writer):
+            if self._is_full(writer, sent.kind):
                 self._not_taken(writer, sent, SinkError(f"its queue is full: {_waiting(writer)}"))
             else:
                 writer.put(_Item(sent, writer.sink.render(event)))
             self._tally.sink_queue(writer.sink.name, len(writer.unanswered))
 
-    def _is_full(self, writer: _Writer) -> bool:
-        limits = self._limits
-        return len(writer.unanswered) >= limits.events or writer.bytes >= limits.bytes
+    def _is_full(self, writer: _Writer, kind: str) -> bool:
+        limits, waiting = self._limits, len(writer.unanswered)
+        if kind == "health":
+            return waiting >= limits.events + limits.health
+        return waiting >= limits.events or writer.bytes >= limits.bytes
 
     def reopen(self) -> None:
         """Have every sink open its file anew, after what was sent before."""

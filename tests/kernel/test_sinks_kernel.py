@@ -208,9 +208,9 @@ def test_a_file_that_is_copied_and_truncated(start: Start, logs: Path) -> None:
     for _ in range(2):
         provoke.run("munmap").communicate()
         ids.append(
-            daemon.wait_for(
-                lambda event: event["kind"] == "denial" and event["id"] not in ids
-            )["id"]
+            daemon.wait_for(lambda event: event["kind"] == "denial" and event["id"] not in ids)[
+                "id"
+            ]
         )
         rotate(file, 1)
     provoke.run("munmap").communicate()

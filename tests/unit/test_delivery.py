@@ -156,6 +156,18 @@ def test_a_queue_is_full_by_bytes_too(make: Make) -> None:
     assert len(hung.taken) == 10
 
 
+def test_a_full_queue_has_room_for_news_of_the_monitor(make: Make) -> None:
+    hung = Gate("hung")
+    hung.open.clear()
+    setting = make(hung, limits=LIMITS._replace(events=10, bytes=100, health=5))
+    setting.send(*range(20), padding=50)
+    setting.send(*range(20), kind="health")
+    events = setting.tally.events
+    assert (events["denial", "failed"], events["health", "failed"]) == (18, 7)
+    assert setting.tally.sink_queue_events == {"hung": 15}
+    assert len(setting.told) == 1
+
+
 @pytest.mark.parametrize("way", ["it hung", "it failed"])
 def test_a_sink_that_recovers_is_told_once(make: Make, way: str) -> None:
     sink = Gate("file")

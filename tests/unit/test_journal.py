@@ -253,5 +253,27 @@ def test_the_catalog_explains_every_id(tmp_path: Path, daemon: Journald) -> None
     assert re.findall(r"^([0-9a-f]{32}) seal-monitor: \S", listed, re.MULTILINE) == sorted(
         MESSAGE_IDS.values()
     )
-    sent = re.findall(r'"(SEAL_MONITOR_\w+)"', (ROOT / "monitor/journal.py").read_text("utf-8"))
-    assert set(re.findall(r"@(\w+)@", CATALOG.read_text("utf-8"))) < set(sent)
+    assert set(re.findall(r"@(\w+)@", CATALOG.read_text("utf-8"))) < sent()
+
+
+def sent() -> set[str]:
+    """The names of all fields."""
+    sink = JournalSink(ROOT)
+    data = b"".join(sink.render(event) for event in EXAMPLES.values())
+    sink.close()
+    names = re.findall(rb"^((?:SEAL_MONITOR|OBJECT|MESSAGE|PRIORITY|SYSLOG)[A-Z_]*)$", data, re.M)
+    return {name.decode() for name in names}
+
+
+def test_the_page_tells_what_is_sent() -> None:
+    page = (ROOT / "docs/events.md").read_text("utf-8")
+    assert dict(re.findall(r"^\| `(\w+)` \| `([0-9a-f]{32})` \|$", page, re.MULTILINE)) == dict(
+        MESSAGE_IDS
+    )
+    first = page.partition("| Field | |")[2].partition("\n\n")[0]
+    named = {
+        f"SEAL_MONITOR{name}" if name.startswith("_") else name
+        for row in re.findall(r"^\| (`.*?`) \|", first, re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", row)
+    }
+    assert named == sent()
