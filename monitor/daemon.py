@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -40,6 +41,7 @@ SWEEP_SECONDS = 1.0
 MISSED_SECONDS = 10.0
 TURN_SECONDS = 0.5  # what a storm leaves in the ring after so long waits for the next turn
 DRAIN_SECONDS = 2.0
+SWITCH_SECONDS = 0.0005  # for so long a storm keeps the interpreter from the sinks and from scrapes
 FLUSH_SECONDS = 2.0  # for what waits for the sinks at the end, and then
 LAST_SECONDS = 1.0  # for the event that tells the final counts
 CANARY_POLL_SECONDS = 0.01
@@ -52,6 +54,7 @@ def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
     Raises HostError, LoadError, CalibrationError, ConfigError, WebError.
     """
     _occupy_standard_descriptors()
+    sys.setswitchinterval(SWITCH_SECONDS)
     with Daemon(config, open_sinks(config), reload) as daemon:
         daemon.watch_signals()
         daemon.loop()

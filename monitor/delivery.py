@@ -71,21 +71,25 @@ class _Answer(NamedTuple):
 class _Writer:
     """A sink and its thread. All but `_run` is the daemon's thread's."""
 
-    def __init__(self, sink: Sink, answer: Callable[[_Answer], None]) -> None:
+    def __init__(self, sink: Sink, answers: deque[_Answer], wake: Callable[[], None]) -> None:
         self.sink = sink
         self.unanswered: deque[_Item] = deque()
         self.bytes = 0
         self.failing = False
         self.moved_at = self.taken_at = self.failed_at = 0.0  # monotonic
-        self._answer = answer
+        self._answers = answers
+        self._wake = wake
         self._queue: SimpleQueue[_Item | None] = SimpleQueue()
         self._thread: Thread | None = None
 
+    def start(self) -> None:
+        """Not before the first event: programs are loaded in a fork. Raises RuntimeError."""
+        if self._thread is None:
+            thread = Thread(target=self._run, name=f"sink-{self.sink.name}", daemon=True)
+            thread.start()
+            self._thread = thread
+
     def put(self, item: _Item) -> None:
-        if self._thread is None:  # only now: programs are loaded in a fork, which has no threads
-            name = f"sink-{self.sink.name}"
-            self._thread = Thread(target=self._run, name=name, daemon=True)
-            self._thread.start()
         if not self.unanswered:
             self.moved_at = time.monotonic()
         self.unanswered.append(item)
@@ -130,7 +134,9 @@ class _Writer:
             except OSError as caught:
                 error = caught
             now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-            self._answer(_Answer(self, item, error, now))
+            self._answers.append(_Answer(self, item, error, now))
+            if self._queue.empty():  # in a burst, once
+                self._wake()
 
 
 class Delivery:
@@ -156,11 +162,10 @@ class Delivery:
         self._limits = limits
         self._answers: deque[_Answer] = deque()
         self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._writers = [_Writer(sink, self._take_answer) for sink in sinks]
+        self._writers = [_Writer(sink, self._answers, self._wake) for sink in sinks]
 
-    def _take_answer(self, answer: _Answer) -> None:
+    def _wake(self) -> None:
         """In a writer's thread."""
-        self._answers.append(answer)
         os.eventfd_write(self.descriptor, 1)
 
     def send(self, event: dict[str, object], record_ns: int | None = None) -> None:
@@ -175,6 +180,11 @@ class Delivery:
         if not self._writers:
             self._tally.event(sent.kind, "failed")
         for writer in self._writers:
+            try:
+                writer.start()
+            except RuntimeError as error:
+                self._not_taken(writer, sent, SinkError(f"it gets no thread: {error}"))
+                continue
             if self._is_full(writer, sent.kind):
                 self._not_taken(writer, sent, SinkError(f"its queue is full: {_waiting(writer)}"))
             else:

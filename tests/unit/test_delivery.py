@@ -7,7 +7,7 @@ import os
 import select
 import time
 from collections.abc import Callable, Iterator
-from threading import Event, Thread, active_count
+from threading import Event, Thread, active_count, stack_size
 
 import pytest
 
@@ -268,6 +268,24 @@ def test_an_answer_that_comes_too_late_counts_nothing(make: Make) -> None:
     assert sink.taken == numbers(1, 4)  # the one that was being written, and the last
     assert setting.results() == (1, 3)
     assert setting.tally.sink_errors == {"json": 3}
+
+
+def test_a_sink_that_gets_no_thread(make: Make) -> None:
+    sink = Gate("json")
+    setting = make(sink, limits=LIMITS._replace(quiet_seconds=0.1))
+    before = stack_size(1 << 45)  # more than there are addresses
+    try:
+        setting.send(1)
+    finally:
+        stack_size(before)
+    assert setting.results() == (0, 1)
+    assert setting.told == [("json", "it gets no thread: can't start new thread")]
+    setting.delivery.reopen()
+    setting.send(2)
+    assert setting.delivery.wait(10)
+    assert sink.taken[-1] == b"2"
+    assert setting.results() == (1, 1)
+    setting.until(lambda: setting.told[-1] == ("json", None))
 
 
 def test_no_sink_at_all(make: Make) -> None:
