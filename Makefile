@@ -1,6 +1,6 @@
 # GNU make. `make` alone lists the targets.
 
-PACKAGES := python3-bpfcc libbpf1 python3-venv gcc libc6-dev clang-format openssl util-linux
+PACKAGES := python3-bpfcc libbpf1 python3-venv gcc libc6-dev clang-format openssl util-linux logrotate
 KERNEL_PACKAGES := qemu-system-x86 iproute2 debian-archive-keyring
 BENCH_PACKAGES := bpftrace linux-perf strace
 PYTHON := .venv/bin/python

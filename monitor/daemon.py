@@ -1,6 +1,7 @@
 """The daemon's life: load, calibrate, prove itself, watch, drain, stop.
 
-One thread does everything but answering HTTP. Nothing here waits for a process or a sink.
+One thread does everything but answering HTTP and writing to sinks, and waits for neither a process
+nor, but for seconds at the end, a sink.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import select
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -22,7 +24,9 @@ from monitor.canary import Canary
 from monitor.cgroups import Cgroups
 from monitor.config import Config, ConfigError
 from monitor.counters import missed_runs
+from monitor.delivery import Delivery
 from monitor.identity import Identities
+from monitor.journal import JournalSink
 from monitor.pipeline import Pipeline, clock_offset
 from monitor.source import KernelSource
 from monitor.suppression import Suppressions
@@ -37,6 +41,9 @@ SWEEP_SECONDS = 1.0
 MISSED_SECONDS = 10.0
 TURN_SECONDS = 0.5  # what a storm leaves in the ring after so long waits for the next turn
 DRAIN_SECONDS = 2.0
+SWITCH_SECONDS = 0.0005  # for so long a storm keeps the interpreter from the sinks and from scrapes
+FLUSH_SECONDS = 2.0  # for what waits for the sinks at the end, and then
+LAST_SECONDS = 1.0  # for the event that tells the final counts
 CANARY_POLL_SECONDS = 0.01
 CANARY_RETRY_SECONDS = 60
 
@@ -47,6 +54,7 @@ def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
     Raises HostError, LoadError, CalibrationError, ConfigError, WebError.
     """
     _occupy_standard_descriptors()
+    sys.setswitchinterval(SWITCH_SECONDS)
     with Daemon(config, open_sinks(config), reload) as daemon:
         daemon.watch_signals()
         daemon.loop()
@@ -66,16 +74,22 @@ def _occupy_standard_descriptors() -> None:
 
 def open_sinks(config: Config) -> list[sinks.Sink]:
     """The sinks that the configuration asks for. Raises ConfigError."""
-    is_terminal = os.isatty(1)
-    is_pretty = config.output.format == "pretty" or (config.output.format == "auto" and is_terminal)
-    opened: list[sinks.Sink] = [
-        sinks.pretty(colours=is_terminal) if is_pretty else sinks.json_lines()
-    ]
-    if config.output.events_file is not None:
-        try:
+    form, is_terminal = config.output.format, os.isatty(1)
+    opened: list[sinks.Sink] = []
+    if form == "pretty" or (form == "auto" and is_terminal):
+        opened.append(sinks.pretty(colours=is_terminal))
+    elif form != "none":
+        opened.append(sinks.json_lines())
+    try:
+        if config.output.events_file is not None:
             opened.append(sinks.json_file(config.output.events_file))
-        except OSError as error:
-            raise ConfigError(f"output.events_file: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"output.events_file: {error}") from error
+    try:
+        if config.output.journal:
+            opened.append(JournalSink())
+    except OSError as error:
+        raise ConfigError(f"output.journal: {error}") from error
     return opened
 
 
@@ -125,10 +139,10 @@ class Daemon:
         self._started = time.monotonic()
         self._config = self._started_with = config
         self._reload = reload
-        self._outputs = outputs
+        self.tally = Tally(output.name for output in outputs)
+        self.delivery = Delivery(outputs, self.tally, self._on_sink)
         self._cleanup = contextlib.ExitStack()
-        for output in outputs:
-            self._cleanup.callback(output.close)
+        self._cleanup.callback(self.delivery.close)
         self._stopping = False
         self._reload_asked = False
         self._canary_problem: str | None = "the canary has not come back yet"
@@ -168,17 +182,15 @@ class Daemon:
         configure(kernel, config)
         cgroups = Cgroups()
         self.facts = host.host_facts()
-        self.tally = Tally(sink.name for sink in self._outputs)
         self.tally.reload(True, time.time())
         self.pipeline = Pipeline(
             self.facts,
             kernel.sealed_mask,
             identities=Identities(command_line=config.events.command_line),
             cgroups=cgroups,
-            outputs=self._outputs,
+            delivery=self.delivery,
             tally=self.tally,
             mutes=config.mutes,
-            on_sink=self._on_sink,
         )
         self._suppressions = Suppressions(self.state)
         source = KernelSource(self.state, self.loaded, self.ring, Workloads(self.state, cgroups))
@@ -245,6 +257,7 @@ class Daemon:
         """Watch until a signal asks to stop, or `until` is true after some turn."""
         with select.epoll() as poll:
             poll.register(self.ring.descriptor, select.EPOLLIN)
+            poll.register(self.delivery.descriptor, select.EPOLLIN)
             wakeup = getattr(self, "_wakeup", None)
             if wakeup is not None:
                 poll.register(wakeup, select.EPOLLIN)
@@ -259,6 +272,7 @@ class Daemon:
         """Drain what is there and do what is due."""
         now = time.monotonic()
         self.drain()
+        self.delivery.collect()
         self._tell_pending()
         self._run_canary(now)
         if now >= self._sweep_at:
@@ -269,6 +283,7 @@ class Daemon:
             self._look_at_losses()
         if self._reload_asked:
             self._reload_asked = False
+            self.delivery.reopen()
             self._reload_configuration()
 
     def drain(self) -> int:
@@ -445,9 +460,11 @@ class Daemon:
             time.sleep(0.001)
         self._look_at_losses()
         self._sweep(final=True)
+        self.delivery.finish(FLUSH_SECONDS)
         self._tell_pending()
         counters = self.state.counters()
         self.pipeline.health("stopped", self._final_words(counters), details=self._final(counters))
+        self.delivery.finish(LAST_SECONDS)
 
     def _final(self, counters: abi.Counters) -> dict[str, object]:
         """By kind: counted, and what became of the events. The latter add up to the former."""

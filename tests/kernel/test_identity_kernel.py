@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from harness import new_cgroup
 
-from monitor import config
+from monitor import config, sinks
 from monitor.daemon import Daemon
 
 Compile = Callable[[str], Path]
@@ -38,11 +38,15 @@ class Collected:
     def __init__(self) -> None:
         self.events: list[Event] = []
 
-    def emit(self, event: Event) -> None:
-        self.events.append(event)
+    def render(self, event: Event) -> bytes:
+        return sinks.encode(event)
 
-    def close(self) -> None:
-        """Nothing to release."""
+    def write(self, data: bytes) -> None:
+        self.events.append(json.loads(data))
+
+    def reopen(self) -> None: ...
+
+    def close(self) -> None: ...
 
     def denials_of(self, executable: str) -> list[Event]:
         return [

@@ -150,7 +150,8 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 def shown(event: dict[str, Any], pipe: tuple[int, int], **options: Any) -> str:
     reader, writer = pipe
-    pretty(writer, **{"colours": False, **options}).emit(event)
+    sink = pretty(writer, **{"colours": False, **options})
+    sink.write(sink.render(event))
     return os.read(reader, 65536).decode()
 
 

@@ -24,6 +24,7 @@ from monitor import abi, events, sinks
 from monitor.abi import Bucket, BucketKey, Kind, Record
 from monitor.cgroups import Cgroups
 from monitor.config import Mute
+from monitor.delivery import Delivery
 from monitor.identity import Identities
 from monitor.operations import OPERATIONS
 from monitor.pipeline import Pipeline
@@ -111,35 +112,37 @@ class Outputs:
             sinks.pretty(self._view, colours=False),
             sinks.json_file(self._file),
         )
-        self._sinks = written
         self.tally = Tally(sink.name for sink in written)
+        self._delivery = Delivery(written, self.tally)
         self.pipeline = Pipeline(
             HOST,
             SEALED_BIT,
             identities=Identities(proc=folder),
             cgroups=Cgroups(proc=folder),
-            outputs=written,
+            delivery=self._delivery,
             tally=self.tally,
             proc=folder,
             **options,
         )
 
     def close(self) -> None:
-        for sink in self._sinks:
-            sink.close()
+        self._delivery.close()
         os.close(self._json)
         os.close(self._view)
 
     def lines(self) -> list[str]:
         """Each event as JSON lines have it."""
+        assert self._delivery.wait(10)
         text = _content(self._json)
         assert self._file.read_bytes() == text
         return text.decode().splitlines()
 
     def view(self) -> str:
+        assert self._delivery.wait(10)
         return _content(self._view).decode()
 
     def results(self) -> dict[tuple[str, str], int]:
+        assert self._delivery.wait(10)
         return {key: number for key, number in self.tally.events.items() if number}
 
 
