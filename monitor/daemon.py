@@ -24,6 +24,7 @@ from monitor.config import Config, ConfigError
 from monitor.counters import missed_runs
 from monitor.identity import Identities
 from monitor.pipeline import Pipeline, clock_offset
+from monitor.reload import merge
 from monitor.source import KernelSource
 from monitor.suppression import Suppressions
 from monitor.tally import Tally
@@ -123,7 +124,7 @@ class Daemon:
         reload: Callable[[], Config] | None = None,
     ) -> None:
         self._started = time.monotonic()
-        self._config = self._started_with = config
+        self._config = config
         self._reload = reload
         self._outputs = outputs
         self._cleanup = contextlib.ExitStack()
@@ -416,20 +417,15 @@ class Daemon:
             self.tally.reload(False, time.time())
             self.pipeline.health("reload_failed", str(error))
             return
-        configure(self.state.config, config)
-        self.pipeline.mutes = config.mutes
-        if config.events.command_line != self._config.events.command_line:
+        done = merge(self._config, config)
+        configure(self.state.config, done.config)
+        self.pipeline.mutes = done.config.mutes
+        if "events.command_line" in done.changed:
             # Anew: what it knows of processes was shown by the old setting.
-            self.pipeline.identities = Identities(command_line=config.events.command_line)
-        restart = [
-            name
-            for name in ("attach", "web", "output", "workloads", "ring", "watch")
-            if getattr(config, name) != getattr(self._started_with, name)
-        ]
-        self._config = config
-        self.tally.reload(True, time.time())
-        note = f"; changes of {', '.join(restart)} wait for a restart" if restart else ""
-        self.pipeline.health("reloaded", f"the configuration was read anew{note}")
+            self.pipeline.identities = Identities(command_line=done.config.events.command_line)
+        self._config = done.config
+        self.tally.reload(not done.refused, time.time())
+        self.pipeline.health("reloaded", done.message, details=done.details)
 
     # ---- the end ---------------------------------------------------------------------------------
 
