@@ -242,9 +242,7 @@ KEYS: tuple[Key, ...] = (
         f"Causes of faults that make events: {', '.join(_CAUSES)}.",
         reloads=True,
     ),
-    Key(
-        "events.seals", False, switch, "Whether a successful mseal makes an event.", reloads=True
-    ),
+    Key("events.seals", False, switch, "Whether a successful mseal makes an event.", reloads=True),
     Key(
         "events.command_line",
         "redacted",

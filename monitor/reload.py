@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from monitor.config import KEYS, Config, Key
 
@@ -59,6 +59,7 @@ def merge(running: Config, asked: Config) -> Merged:
 def _with_value(config: Config, key: Key, value: object) -> Config:
     *section, name = key.path
     if section:
-        value = replace(getattr(config, section[0]), **{name: value})
-        name = section[0]
-    return replace(config, **{name: value})
+        changed: dict[str, Any] = {name: value}
+        value, name = replace(getattr(config, section[0]), **changed), section[0]
+    whole: dict[str, Any] = {name: value}
+    return replace(config, **whole)

@@ -273,7 +273,9 @@ def test_reload(start: Start) -> None:
     daemon.configuration.write_text("[events]\ndenials = []\n[ring]\nsize = 65536\n", "utf-8")
     daemon.process.send_signal(signal.SIGHUP)
     reloaded = daemon.health("reloaded")
-    assert reloaded["message"].endswith("changed events.denials; refused until a restart: ring.size")
+    assert reloaded["message"].endswith(
+        "changed events.denials; refused until a restart: ring.size"
+    )
     assert reloaded["details"] == {"changed": ["events.denials"], "refused": ["ring.size"]}
     assert daemon.metric("seal_monitor_config_last_reload_successful") == 0
 

@@ -43,7 +43,7 @@ def asked(*names: str) -> Config:
 
 def test_nothing_changed() -> None:
     merged = merge(DEFAULTS, DEFAULTS)
-    assert merged == (DEFAULTS, (), ())
+    assert (merged.config, merged.changed, merged.refused) == (DEFAULTS, (), ())
     assert merged.message == "the configuration was read anew and changed nothing"
 
 
