@@ -104,6 +104,11 @@ class Watch:
 
 
 @dataclass(frozen=True)
+class State:
+    directory: Path | None
+
+
+@dataclass(frozen=True)
 class Mute:
     """Known violations that make no events. They are still counted."""
 
@@ -152,6 +157,7 @@ class Config:
     workloads: Workloads
     ring: Ring
     watch: Watch
+    state: State
     mutes: tuple[Mute, ...]
 
 
@@ -164,6 +170,7 @@ _SECTIONS: Mapping[str, type] = {
     "workloads": Workloads,
     "ring": Ring,
     "watch": Watch,
+    "state": State,
 }
 
 
@@ -301,6 +308,13 @@ KEYS: tuple[Key, ...] = (
         False,
         switch,
         "Whether to watch madvise through io_uring where fexit hooks do not see it anyway.",
+    ),
+    Key(
+        "state.directory",
+        "",
+        optional_path,
+        "A directory in which a run leaves word for the next one: when it last lived, how it "
+        'ended; "" for the one that systemd gives, else /var/lib/seal-monitor if it is there.',
     ),
 )
 

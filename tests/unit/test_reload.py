@@ -32,6 +32,7 @@ OTHERS: Mapping[str, str] = {
     "ring.size": "65536",
     "watch.compat": "true",
     "watch.io_uring": "true",
+    "state.directory": '"/tmp"',
 }
 RELOADS = {key.name for key in KEYS if key.reloads}
 
