@@ -398,6 +398,7 @@ class Daemon:
                 "last_run": as_details(past, boot_id) if past else None,
             },
         )
+        self._last_run.alive(_totals(self.state.counters()))
         notify("READY=1")
         give_back_memory()
 
