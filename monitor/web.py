@@ -1,8 +1,9 @@
 """/metrics, /-/healthy and /-/ready over HTTP, with TLS and basic auth if configured.
 
 A client, slow or hostile, can hold one of a few connections for a few seconds, and nothing else.
-When all are taken a new one takes the place of the oldest that waits for its client. So whoever
-sends at once is answered, unless as many others as there are places connect meanwhile.
+When all are taken the oldest that waits for its client gives way to the next one, but not before
+it had a fair time; meanwhile those to come wait in the kernel's queue. So a flood of clients that
+send nothing keeps nobody out who sends at once, as long as that queue is not full.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ __all__ = ["Server", "WebConfig", "WebError", "one_line", "serve"]
 
 CONNECTIONS = 16
 REQUEST_SECONDS = 5.0
+FAIR_SECONDS = 0.05  # to send a request before another may take the place
 MAKE_ROOM_SECONDS = 1.0  # for the thread of a connection that gave way to end
 LINGER_SECONDS = 1.0
 HEAD_LIMIT = 8192  # bytes of a request line and its headers
@@ -209,6 +211,7 @@ class _Client:
     """`answering`: its request has come and its response is being made; all else waits for it."""
 
     connection: socket.socket
+    since: float  # of the monotonic clock
     answering: bool = False
     gives_way: bool = False
 
@@ -271,7 +274,7 @@ class Server:
             with self._lock:
                 admitted = self._has_room()
                 if admitted:
-                    self._open[thread] = _Client(connection)
+                    self._open[thread] = _Client(connection, time.monotonic())
             try:
                 if admitted:
                     thread.start()
@@ -286,22 +289,25 @@ class Server:
 
     def _has_room(self) -> bool:
         """Whether there is a place, or the oldest that waits for its client has given way."""
-        if len(self._open) < self._connections:
-            return True
-        oldest = next(
-            (
-                client
-                for client in self._open.values()
-                if not (client.answering or client.gives_way)
-            ),
-            None,
-        )
-        if oldest is None:
-            return False
-        oldest.gives_way = True
-        self.evicted += 1
-        _shut_down(oldest.connection, socket.SHUT_RDWR)  # its thread awakes and ends
-        return self._ended.wait_for(lambda: len(self._open) < self._connections, MAKE_ROOM_SECONDS)
+
+        def is_free() -> bool:
+            return len(self._open) < self._connections
+
+        while not is_free():
+            clients = self._open.values()
+            waiting = (c for c in clients if not (c.answering or c.gives_way))
+            oldest = next(waiting, None)
+            if oldest is None:
+                return False
+            rest = oldest.since + FAIR_SECONDS - time.monotonic()
+            if rest > 0:
+                self._ended.wait_for(is_free, rest)
+                continue
+            oldest.gives_way = True
+            self.evicted += 1
+            _shut_down(oldest.connection, socket.SHUT_RDWR)  # its thread awakes and ends
+            return self._ended.wait_for(is_free, MAKE_ROOM_SECONDS)
+        return True
 
     def _handle(self, connection: socket.socket) -> None:
         deadline = time.monotonic() + self._seconds
