@@ -154,7 +154,7 @@ class Daemon:
         self._stopped_by = ""
         self._reload_asked = False
         self._canary_problem: str | None = "the canary has not come back yet"
-        self._blind_since: float | None = None
+        self._passed_at = self._started  # the canary's last success
         self._has_started = False
         self._pending_health: list[tuple[str, str]] = []
         self._missed: dict[str, int] = {}
@@ -357,19 +357,20 @@ class Daemon:
 
     def _canary_came_back(self, problem: str, now: float) -> None:
         self._canary_ended = now
+        was_blind = self._canary_problem is not None
         self._canary_problem = problem or None
         self.tally.canary("failure" if problem else "success", time.time())
         if problem:
-            self._blind_since = self._blind_since or now
             self.pipeline.health("canary_failed", problem)
             return
         if not self._has_started:
             self._has_started = True
             self._tell_started()
-        elif self._blind_since is not None:
-            blind = now - self._blind_since
+        elif was_blind:
+            # Since its last success nothing proves that anything was seen.
+            blind = now - self._passed_at
             self.pipeline.health("canary_recovered", f"after {blind:.0f} s", blind)
-        self._blind_since = None
+        self._passed_at = now
 
     def _tell_started(self) -> None:
         ready_after = time.monotonic() - self._started
