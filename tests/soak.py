@@ -420,8 +420,7 @@ class Soak:
                 f"at most {limit:+.2f} MiB",
                 after - before <= limit,
             )
-        step = max(1, len(samples) // 12)
-        self.course = [sample.rss for sample in samples[::step]]
+        self.course = [sample.rss for sample in samples[:: max(1, len(samples) // 12)]]
         for name in ("descriptors", "threads"):
             before, after = (min(int(getattr(s, name)) for s in part) for part in (first, last))
             self.check(
@@ -485,10 +484,12 @@ def of_others(life: Life, load: Load) -> tuple[Counter[Cell], Counter[int]]:
     others: Counter[Cell] = Counter()
     by_killed: Counter[int] = Counter()
     for (name, pid, cell), number in life.told.by_process.items():
+        if cell[0] == "seal":
+            continue
         is_killed = name == EXECUTABLE and pid in load.killed
         if is_killed:
             by_killed[pid] += number
-        if cell[0] == "seal" or (name == EXECUTABLE and not is_killed):
+        if name == EXECUTABLE and not is_killed:
             continue
         others[cell] += number
         if cell[-1] == "handler_failed":  # told twice, counted once
