@@ -19,7 +19,7 @@ import pytest
 from test_daemon import READY_SECONDS, Running, assert_conserved
 
 from monitor import provoke
-from monitor.web import CONNECTIONS
+from monitor.web import CONNECTIONS, REQUEST_SECONDS
 
 SECONDS = 10.0
 IDLE = 200
@@ -145,7 +145,12 @@ def figure(pid: int, name: str) -> int:
 
 
 def descriptors(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
+    """The fewest within a second: a connection that is about to end is no leak."""
+    counts = []
+    for _ in range(50):
+        counts.append(len(os.listdir(f"/proc/{pid}/fd")))
+        time.sleep(0.02)
+    return min(counts)
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -181,16 +186,11 @@ def test_events_and_scrapes_go_on(
                 made += 1
                 series = scrape()
                 scrapes += 1
-                assert (
-                    series['seal_monitor_denials_total{operation="munmap",verdict="sealed"}']
-                    == made
-                )
+                assert series[SERIES] == made
                 assert figure(pid, "Threads") <= before[1] + CONNECTIONS + 1
                 time.sleep(0.5)
         assert scrapes >= SECONDS / 4
-        deadline = time.monotonic() + 15
-        while descriptors(pid) > before[2] and time.monotonic() < deadline:
-            time.sleep(0.05)
+        time.sleep(REQUEST_SECONDS)
         assert descriptors(pid) == before[2]
         assert figure(pid, "Threads") == before[1]
         assert (figure(pid, "VmRSS") - before[0]) / 1024 < RSS_MIB
