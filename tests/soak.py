@@ -42,7 +42,8 @@ SAMPLE_SECONDS = 10.0
 WINDOW_SECONDS = 600.0
 EVENT_SECONDS = 10.0
 IDLE_SECONDS = 100.0  # a bucket is given back after 60
-ALIVE_SECONDS = 10.0  # how old the word that a killed run left may be
+ALIVE_SECONDS = 11.0  # how old the word that a killed run left may be
+DETACH_SECONDS = 3.0  # from when nothing is seen any more to the end of the process
 GROWTH = 0.02
 GROWTH_MIB = 0.7
 USUAL_EVENTS = {"started", "stopped", "reloaded", "reload_failed", "sink_failed", "sink_recovered"}
@@ -236,10 +237,10 @@ class Soak:
         assert down_since is not None
         down = time.monotonic() - down_since
         known = past["ended"] if past else "nothing"
-        least = 0.0
-        is_well = known == ended and least < blind < down + ALIVE_SECONDS + 1
+        most = down + (ALIVE_SECONDS if ended == "killed" else DETACH_SECONDS)
+        is_well = known == ended and 0 < blind < most
         found = f"{known}, {blind:.1f} s" if past else known
-        wanted = f"{ended}, at most {down + (ALIVE_SECONDS if ended == 'killed' else 0):.1f} s"
+        wanted = f"{ended}, at most {most:.1f} s"
         self.check("blind window told at the start", found, wanted, is_well)
         return life
 
@@ -260,7 +261,7 @@ class Soak:
         """Stop it; `series` is the last scrape where the load had come to rest before."""
         cpu, seconds = life.cpu_seconds(), time.monotonic() - life.began
         lines_before = self.lines_before
-        canaries = life.scraper.scrape()
+        last = life.scraper.scrape()
         stopped = life.stop()
         life.kill()  # gives back what was opened for it
         self.file.follow()
@@ -278,7 +279,7 @@ class Soak:
                     f"{name}: {kind}: suppressed {numbers['suppressed']}, told of "
                     f"{told.suppressed[kind]}"
                 )
-        if canaries['seal_monitor_canary_runs_total{result="failure"}']:
+        if last['seal_monitor_canary_runs_total{result="failure"}']:
             self.problem(f"{name}: a canary failed")
         self.strangers += len(strangers(life))
         unusual = {event["event"] for event in told.health} - USUAL_EVENTS
@@ -311,7 +312,7 @@ class Soak:
                 life.scraper.scrapes,
                 life.scraper.slowest,
                 len(life.reports("reloaded")) + len(life.reports("reload_failed")),
-                int(canaries['seal_monitor_canary_runs_total{result="success"}']),
+                int(last['seal_monitor_canary_runs_total{result="success"}']),
                 100 * cpu / seconds,
             )
         )
