@@ -209,8 +209,14 @@ class Soak:
             for chore in chores:
                 if now >= chore.due:
                     chore.due = now + chore.interval
-                    chore.do()
+                    self.attempt(chore)
             time.sleep(0.2)
+
+    def attempt(self, chore: Chore) -> None:
+        try:
+            chore.do()
+        except OSError as error:
+            self.problem(f"{type(error).__name__}: {error}")
 
     def rotate(self) -> None:
         if not self.file.path.with_suffix(".old").exists():
@@ -591,6 +597,8 @@ def main() -> int:
             soak = Soak(folder, minutes)
             try:
                 soak.run()
+            except (OSError, RuntimeError) as error:
+                soak.problem(f"given up: {type(error).__name__}: {error}")
             finally:
                 soak.close()
     left = programs_left(programs)
