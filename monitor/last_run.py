@@ -241,12 +241,10 @@ class LastRun:
             )
             return
         self._read(path)
-        self._thread = threading.Thread(target=self._keep, name="last-run", daemon=True)
-        self._thread.start()
 
     @property
     def is_kept(self) -> bool:
-        return self._thread is not None
+        return self._directory >= 0
 
     def _read(self, path: Path) -> None:
         try:
@@ -261,30 +259,45 @@ class LastRun:
             self.problems.append(what)
 
     def alive(self, counts: Mapping[str, int]) -> None:
-        """Leave word that the run was alive now and had counted so much."""
+        """Leave word that the run was alive now and had counted so much.
+
+        The first call starts the thread: before it the process may fork.
+        """
+        if not self.is_kept:
+            return
         self._run = replace(
             self._run,
             alive=time.time(),
             alive_boot=time.clock_gettime(time.CLOCK_BOOTTIME),
             counts=dict(counts),
         )
+        self._write_soon()
+
+    def _write_soon(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._keep, name="last-run", daemon=True)
+            self._thread.start()
         self._due.set()
 
     def end(self, reason: str, counts: Mapping[str, int]) -> None:
         """Leave the last word: why it ended, and the final counts. `alive` has told when."""
         self._run = replace(self._run, reason=reason, counts=dict(counts))
+        if self.is_kept:
+            self._write_soon()
         self.close()
 
     def close(self) -> None:
         """Waits for a slow disk, for seconds only."""
-        thread, self._thread = self._thread, None
-        if thread is None:
-            return
-        self._closing = True
-        self._due.set()
-        thread.join(_CLOSE_SECONDS)
-        if not thread.is_alive():
+        if self._thread is not None:
+            self._closing = True
+            self._due.set()
+            self._thread.join(_CLOSE_SECONDS)
+            if self._thread.is_alive():
+                return  # and its descriptor stays, which it may still write with
+            self._thread = None
+        if self._directory >= 0:
             os.close(self._directory)
+            self._directory = -1
 
     def _keep(self) -> None:
         closing = False
