@@ -4,6 +4,7 @@ PACKAGES := python3-bpfcc libbpf1 python3-venv gcc libc6-dev clang-format openss
 KERNEL_PACKAGES := qemu-system-x86 iproute2 debian-archive-keyring
 BENCH_PACKAGES := bpftrace linux-perf strace
 PYTHON := .venv/bin/python
+MINUTES := 60
 C_SOURCES := $(sort $(shell find bpf tests/assets -name '*.[ch]'))
 READY := .venv/.ready
 PROMTOOL := .venv/bin/promtool
@@ -13,7 +14,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup demo run doctor test test-kernels lint check bench instructions docs clean
+.PHONY: help setup demo run doctor test test-kernels lint check bench instructions soak docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -48,6 +49,9 @@ check: lint test ## setup, lint, test
 bench: setup ## measure what watching costs, next to other observers; writes docs/cost.md
 	@$(call install,$(BENCH_PACKAGES))
 	$(PYTHON) tests/bench.py --write docs/cost.md $(ARGS)
+
+soak: setup ## watch a steady load for MINUTES=60; counts must be exact, nothing may grow
+	$(PYTHON) tests/soak.py --minutes $(MINUTES)
 
 instructions: setup ## count anew the instructions of each call, in an emulated machine
 	@$(call install,$(KERNEL_PACKAGES))

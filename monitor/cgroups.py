@@ -25,6 +25,7 @@ PATH_LIMIT = 1024
 NAME_LIMIT = 200
 SCAN_SECONDS = 10.0
 SCAN_DIRECTORIES = 4096
+CGROUPS_CACHED = 4096  # every scrape asks for each of those with a denial
 FILEID_KERNFS = 0xFE  # include/linux/exportfs.h; the handle is the node id, which is the cgroup id
 
 _CONTAINER = re.compile(r"(?:.*[-:])?([0-9a-f]{64})(?:\.scope)?")
@@ -127,7 +128,7 @@ class Cgroups:
         root = root or cgroup_mount(proc)
         self._proc = proc
         self._root = None if root is None else os.fsencode(root)
-        self._known: Recent[int, Workload] = Recent()
+        self._known: Recent[int, Workload] = Recent(CGROUPS_CACHED)
         self._clock = clock
         self._scanned: dict[int, bytes] = {}
         self._scan_again = float("-inf")

@@ -105,6 +105,11 @@ class Watch:
 
 
 @dataclass(frozen=True)
+class State:
+    directory: Path | None
+
+
+@dataclass(frozen=True)
 class Mute:
     """Known violations that make no events. They are still counted."""
 
@@ -153,6 +158,7 @@ class Config:
     workloads: Workloads
     ring: Ring
     watch: Watch
+    state: State
     mutes: tuple[Mute, ...]
 
 
@@ -165,6 +171,7 @@ _SECTIONS: Mapping[str, type] = {
     "workloads": Workloads,
     "ring": Ring,
     "watch": Watch,
+    "state": State,
 }
 
 
@@ -175,13 +182,17 @@ _OPERATIONS = tuple(operation.name for operation in OPERATIONS)
 
 @dataclass(frozen=True)
 class Key:
-    """One key: `default` as it would be written in the file, `flag` that overrides it."""
+    """One key: `default` as it would be written in the file, `flag` that overrides it.
+
+    `reloads`: whether a change takes effect on SIGHUP; else it waits for a restart.
+    """
 
     name: str
     default: object
     check: Check
     description: str
     flag: str | None = None
+    reloads: bool = False
 
     @property
     def path(self) -> tuple[str, ...]:
@@ -237,43 +248,50 @@ KEYS: tuple[Key, ...] = (
         ["sealed", "unverified"],
         some_of(*_VERDICTS),
         f"Verdicts of denials that make events: {', '.join(_VERDICTS)}.",
+        reloads=True,
     ),
     Key(
         "events.faults",
         [cause for cause in _CAUSES if cause != "other"],
         some_of(*_CAUSES),
         f"Causes of faults that make events: {', '.join(_CAUSES)}.",
+        reloads=True,
     ),
-    Key("events.seals", False, switch, "Whether a successful mseal makes an event."),
+    Key("events.seals", False, switch, "Whether a successful mseal makes an event.", reloads=True),
     Key(
         "events.command_line",
         "redacted",
         one_of("redacted", "full", "off"),
         'Command lines in events: "redacted" (values that look secret replaced), "full" or "off".',
+        reloads=True,
     ),
     Key(
         "rate_limit.per_caller",
         10,
         integer(1, 1_000_000),
         "Events a second for each process, operation or cause, and caller.",
+        reloads=True,
     ),
     Key(
         "rate_limit.burst",
         100,
         integer(1, 1_000_000),
         "Events at once before that limit holds.",
+        reloads=True,
     ),
     Key(
         "rate_limit.host",
         1000,
         integer(1, 1_000_000),
         "Events a second for the whole host.",
+        reloads=True,
     ),
     Key(
         "canary.interval",
         60,
         integer(0, 86400),
         "Seconds from one canary to the next; 0: only at start.",
+        reloads=True,
     ),
     Key(
         "workloads.maximum",
@@ -298,6 +316,13 @@ KEYS: tuple[Key, ...] = (
         False,
         switch,
         "Whether to watch madvise through io_uring where fexit hooks do not see it anyway.",
+    ),
+    Key(
+        "state.directory",
+        "",
+        optional_path,
+        "A directory in which a run leaves word for the next one: when it last lived, how it "
+        'ended; "" for the one that systemd gives, else /var/lib/seal-monitor if it is there.',
     ),
 )
 

@@ -27,7 +27,10 @@ from monitor.counters import missed_runs
 from monitor.delivery import Delivery
 from monitor.identity import Identities
 from monitor.journal import JournalSink
+from monitor.last_run import LastRun, as_details, blind_seconds, state_directory
+from monitor.last_run import ended as how_it_ended
 from monitor.pipeline import Pipeline, clock_offset
+from monitor.reload import merge
 from monitor.source import KernelSource
 from monitor.suppression import Suppressions
 from monitor.tally import Tally
@@ -55,7 +58,8 @@ def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
     """
     _occupy_standard_descriptors()
     sys.setswitchinterval(SWITCH_SECONDS)
-    with Daemon(config, open_sinks(config), reload) as daemon:
+    last_run = LastRun(state_directory(config.state.directory), host.host_facts().boot_id)
+    with Daemon(config, open_sinks(config), reload, last_run) as daemon:
         daemon.watch_signals()
         daemon.loop()
         daemon.stop()
@@ -127,6 +131,20 @@ def configure(kernel: abi.Config, config: Config) -> None:
     kernel.emit_seals = config.events.seals
 
 
+def _clocks() -> tuple[float, float]:
+    """Now, in seconds of the boot clock and of the real-time clock."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME), time.time()
+
+
+def _totals(counters: abi.Counters) -> dict[str, int]:
+    """What the kernel counted, by kind."""
+    return {
+        abi.Kind.DENIAL.label: sum(sum(verdicts) for verdicts in counters.denials),
+        abi.Kind.FAULT.label: sum(sum(dispositions) for dispositions in counters.faults),
+        abi.Kind.SEAL.label: counters.seals,
+    }
+
+
 class Daemon:
     """Everything that runs. Use as a context manager: leaving it detaches and closes all."""
 
@@ -135,18 +153,22 @@ class Daemon:
         config: Config,
         outputs: list[sinks.Sink],
         reload: Callable[[], Config] | None = None,
+        last_run: LastRun | None = None,
     ) -> None:
         self._started = time.monotonic()
-        self._config = self._started_with = config
+        self._config = config
         self._reload = reload
         self.tally = Tally(output.name for output in outputs)
         self.delivery = Delivery(outputs, self.tally, self._on_sink)
         self._cleanup = contextlib.ExitStack()
         self._cleanup.callback(self.delivery.close)
+        self._last_run = last_run or LastRun(None, "")
+        self._cleanup.callback(self._last_run.close)
         self._stopping = False
+        self._stopped_by = ""
         self._reload_asked = False
         self._canary_problem: str | None = "the canary has not come back yet"
-        self._blind_since: float | None = None
+        self._passed_at = self._started  # the canary's last success
         self._has_started = False
         self._pending_health: list[tuple[str, str]] = []
         self._missed: dict[str, int] = {}
@@ -176,6 +198,7 @@ class Daemon:
         self._has_tls = web_options is not None and web_options.tls is not None
         attached = self._cleanup.enter_context(Attached(request(config)))
         self.findings = attached.calibrate()
+        self._watching_since = _clocks()
         self.loaded, self.state, self.ring = attached.loaded, attached.state, attached.ring
         kernel = self.state.config
         # Only now: an event made before would be taken for one of the calibration's.
@@ -240,8 +263,9 @@ class Daemon:
         self._cleanup.callback(signal.set_wakeup_fd, -1)
         self._wakeup = reader
 
-        def ask_stop(*_: object) -> None:
+        def ask_stop(number: int, _: object) -> None:
             self._stopping = True
+            self._stopped_by = signal.Signals(number).name
 
         def ask_reload(*_: object) -> None:
             self._reload_asked = True
@@ -348,35 +372,49 @@ class Daemon:
 
     def _canary_came_back(self, problem: str, now: float) -> None:
         self._canary_ended = now
+        was_blind = self._canary_problem is not None
         self._canary_problem = problem or None
         self.tally.canary("failure" if problem else "success", time.time())
         if problem:
-            self._blind_since = self._blind_since or now
             self.pipeline.health("canary_failed", problem)
             return
         if not self._has_started:
             self._has_started = True
             self._tell_started()
-        elif self._blind_since is not None:
-            blind = now - self._blind_since
+        elif was_blind:
+            # Since its last success nothing proves that anything was seen.
+            blind = now - self._passed_at
             self.pipeline.health("canary_recovered", f"after {blind:.0f} s", blind)
-        self._blind_since = None
+        self._passed_at = now
 
     def _tell_started(self) -> None:
         ready_after = time.monotonic() - self._started
         modes = sorted({probe.mode for probe in self.loaded.probes if probe.attached})
+        past, boot_id, blind = self._last_run.past, self.facts.boot_id, None
+        message = (
+            f"ready after {ready_after:.2f} s, attached by {', '.join(modes)}, "
+            f"metrics on {self.metrics_url}"
+        )
+        if past is not None:
+            blind = blind_seconds(past, boot_id, *self._watching_since)
+            message += f", blind for {blind:.1f} s: the last run was {how_it_ended(past, boot_id)}"
+        notes = list(self.loaded.notes)
+        if not self._last_run.is_kept:
+            notes.append("no state directory is used: the next start will not know of this run")
         self.pipeline.health(
             "started",
-            f"ready after {ready_after:.2f} s, attached by {', '.join(modes)}, "
-            f"metrics on {self.metrics_url}",
+            message,
+            blind,
             details={
                 "metrics": self.metrics_url,
                 "ready_seconds": round(ready_after, 3),
                 "probes": {p.probe: p.mode for p in self.loaded.probes if p.attached},
                 "partial_updates": dict(self.findings.partial_updates),
-                "notes": list(self.loaded.notes),
+                "notes": notes,
+                "last_run": as_details(past, boot_id) if past else None,
             },
         )
+        self._last_run.alive(_totals(self.state.counters()))
         notify("READY=1")
         give_back_memory()
 
@@ -384,6 +422,8 @@ class Daemon:
         with self._survived("cannot read the runs that probes missed"):
             self._look_at_missed_runs()
         self._look_at_dropped_events()
+        if self._has_started:
+            self._last_run.alive(_totals(self.state.counters()))
 
     def _look_at_missed_runs(self) -> None:
         for probe in self.loaded.probes:
@@ -418,6 +458,8 @@ class Daemon:
             self._pending_health.append(("sink_failed", f"{name}: {error}"))
 
     def _tell_pending(self) -> None:
+        while self._last_run.problems:
+            self.pipeline.health("state_failed", self._last_run.problems.pop(0))
         pending, self._pending_health = self._pending_health, []
         for name, message in pending:
             self.pipeline.health(name, message)
@@ -431,20 +473,15 @@ class Daemon:
             self.tally.reload(False, time.time())
             self.pipeline.health("reload_failed", str(error))
             return
-        configure(self.state.config, config)
-        self.pipeline.mutes = config.mutes
-        if config.events.command_line != self._config.events.command_line:
+        done = merge(self._config, config)
+        configure(self.state.config, done.config)
+        self.pipeline.mutes = done.config.mutes
+        if "events.command_line" in done.changed:
             # Anew: what it knows of processes was shown by the old setting.
-            self.pipeline.identities = Identities(command_line=config.events.command_line)
-        restart = [
-            name
-            for name in ("attach", "web", "output", "workloads", "ring", "watch")
-            if getattr(config, name) != getattr(self._started_with, name)
-        ]
-        self._config = config
-        self.tally.reload(True, time.time())
-        note = f"; changes of {', '.join(restart)} wait for a restart" if restart else ""
-        self.pipeline.health("reloaded", f"the configuration was read anew{note}")
+            self.pipeline.identities = Identities(command_line=done.config.events.command_line)
+        self._config = done.config
+        self.tally.reload(not done.refused, time.time())
+        self.pipeline.health("reloaded", done.message, details=done.details)
 
     # ---- the end ---------------------------------------------------------------------------------
 
@@ -454,6 +491,7 @@ class Daemon:
         notify("STOPPING=1")
         self._canary.stop()
         self.loaded.detach()
+        self._last_run.alive(_totals(self.state.counters()))
         deadline = time.monotonic() + DRAIN_SECONDS
         # A program that was running when it was detached may still have a record to submit.
         while self.drain() or (self.ring.used_bytes and time.monotonic() < deadline):
@@ -461,22 +499,19 @@ class Daemon:
         self._look_at_losses()
         self._sweep(final=True)
         self.delivery.finish(FLUSH_SECONDS)
-        self._tell_pending()
         counters = self.state.counters()
+        reason = f"stopped by {self._stopped_by}" if self._stopped_by else "stopped"
+        self._last_run.end(reason, _totals(counters))
+        self._tell_pending()
         self.pipeline.health("stopped", self._final_words(counters), details=self._final(counters))
         self.delivery.finish(LAST_SECONDS)
 
     def _final(self, counters: abi.Counters) -> dict[str, object]:
         """By kind: counted, and what became of the events. The latter add up to the former."""
-        counted = {
-            abi.Kind.DENIAL: sum(sum(verdicts) for verdicts in counters.denials),
-            abi.Kind.FAULT: sum(sum(dispositions) for dispositions in counters.faults),
-            abi.Kind.SEAL: counters.seals,
-        }
         made = self.tally.events
         return {
             kind.label: {
-                "counted": total,
+                "counted": _totals(counters)[kind.label],
                 "delivered": made[kind.label, "delivered"],
                 "suppressed": counters.events[kind][abi.Outcome.SUPPRESSED],
                 "filtered": counters.events[kind][abi.Outcome.FILTERED]
@@ -484,7 +519,7 @@ class Daemon:
                 "dropped": counters.events[kind][abi.Outcome.DROPPED],
                 "failed": made[kind.label, "failed"],
             }
-            for kind, total in counted.items()
+            for kind in abi.Kind
         }
 
     def _final_words(self, counters: abi.Counters) -> str:
@@ -492,4 +527,8 @@ class Daemon:
         failed_handlers = sum(row[abi.Disposition.HANDLER_FAILED] for row in counters.faults)
         faults = sum(sum(row) for row in counters.faults) - failed_handlers
         life = time.monotonic() - self._started
-        return f"{denials} seal denials and {faults} faults in {life:.0f} s"
+        by = f", stopped by {self._stopped_by}" if self._stopped_by else ""
+        return (
+            f"{denials} seal denials and {faults} faults in {life:.0f} s{by}; "
+            "nothing is seen from now on"
+        )

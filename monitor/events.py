@@ -58,6 +58,7 @@ HEALTH_SEVERITY: ReadOnlyMapping[str, Severity] = {
     "sink_recovered": "info",
     "canary_failed": "critical",
     "canary_recovered": "info",
+    "state_failed": "warning",
 }
 
 

@@ -311,13 +311,14 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "config_last_reload_successful",
         "gauge",
-        "Whether the configuration was valid when last read (1) or not (0).",
+        "Whether all that the configuration asked for when last read is in force (1). 0: it had a "
+        "mistake, or a change that waits for a restart; an event names it.",
         _one(lambda reading: int(reading.tally.reload_successful)),
     ),
     Metric(
         "config_last_reload_success_timestamp_seconds",
         "gauge",
-        "Unix time at which a valid configuration was last read.",
+        "Unix time at which a configuration was last read that is all in force.",
         _one(lambda reading: reading.tally.reload_last_success),
     ),
     Metric(

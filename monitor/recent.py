@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 __all__ = ["Recent"]
 
-CACHED = 4096
+CACHED = 1024  # half a KiB each, of processes
 
 K = TypeVar("K")
 V = TypeVar("V")

@@ -57,14 +57,19 @@ class Suppressions:
         if activity == self._activity and not self._open and not self._buckets:
             self._quiet_ns = now_ns
             return []
-        buckets = list(self._all())
+        count, buckets = 0, []
+        for key, bucket in self._all():
+            count += bool(key.pid)
+            # Most are of callers that kept the limit: there may be thousands, and no more to do.
+            if bucket.suppressed or self._is_unused(bucket, now_ns):
+                buckets.append((key, bucket))
         self._open = False
         gaps = []
         for key, bucket in buckets:
             gap = self._gap(key, bucket, now_ns, final)
             if gap is not None:
                 gaps.append(gap)
-        self._buckets = sum(1 for key, _ in buckets if key.pid)
+        self._buckets = count
         self._activity = activity
         for key, bucket in buckets:
             if key.pid and self._is_idle(key, bucket, now_ns):
@@ -73,11 +78,15 @@ class Suppressions:
                 self._state.buckets.remove(key)
         return gaps
 
+    @staticmethod
+    def _is_unused(bucket: Bucket, now_ns: int) -> bool:
+        return bool(now_ns - bucket.last_used_ns > IDLE_NS)
+
     def _is_idle(self, key: BucketKey, bucket: Bucket, now_ns: int) -> bool:
         """Whether all is told and a new bucket would allow no more than this one does."""
         told = self._told.get(bytes(key))
         return bool(
-            now_ns - bucket.last_used_ns > IDLE_NS
+            self._is_unused(bucket, now_ns)
             and bucket.arrival <= now_ns
             and bucket.suppressed == (told.suppressed if told else 0)
         )

@@ -1,6 +1,9 @@
 """/metrics, /-/healthy and /-/ready over HTTP, with TLS and basic auth if configured.
 
 A client, slow or hostile, can hold one of a few connections for a few seconds, and nothing else.
+When all are taken the oldest that waits for its client gives way to the next one, but not before
+it had a fair time; meanwhile those to come wait in the kernel's queue. So a flood of clients that
+send nothing keeps nobody out who sends at once, as long as that queue is not full.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ __all__ = ["Server", "WebConfig", "WebError", "one_line", "serve"]
 
 CONNECTIONS = 16
 REQUEST_SECONDS = 5.0
+FAIR_SECONDS = 0.05  # to send a request before another may take the place
+MAKE_ROOM_SECONDS = 1.0  # for the thread of a connection that gave way to end
 LINGER_SECONDS = 1.0
 HEAD_LIMIT = 8192  # bytes of a request line and its headers
 
@@ -201,9 +206,21 @@ def _finish(connection: socket.socket, deadline: float) -> None:
             _limit(connection, deadline)
 
 
+@dataclass
+class _Client:
+    """`answering`: its request has come and its response is being made; all else waits for it."""
+
+    connection: socket.socket
+    since: float  # of the monotonic clock
+    answering: bool = False
+    gives_way: bool = False
+
+
 class Server:
     """Serves until `close()`. `address` is the one bound, `rejected` counts the connections
-    closed because too many were open, `aborted` those that ended before their response was sent.
+    closed because all places were taken by requests being answered, `evicted` those that waited for
+    their client and gave way to a newer one, `aborted` those that ended before their response was
+    sent.
     """
 
     def __init__(
@@ -217,14 +234,16 @@ class Server:
         host, port = listener.getsockname()[:2]
         self.address: tuple[str, int] = (host, port)
         self.rejected = 0
+        self.evicted = 0
         self.aborted = 0
         self._listener = listener
         self._respond = respond
         self._tls = tls
         self._connections = connections
         self._seconds = request_seconds
-        self._open: dict[threading.Thread, socket.socket] = {}
-        self._lock = threading.Lock()  # over _open and the counts
+        self._open: dict[threading.Thread, _Client] = {}  # the oldest first
+        self._lock = threading.Lock()  # over _open, its connections and the counts
+        self._ended = threading.Condition(self._lock)
         self._closing = threading.Event()
         self._acceptor = threading.Thread(target=self._accept, name="web", daemon=True)
         self._acceptor.start()
@@ -237,11 +256,9 @@ class Server:
         self._acceptor.join()
         self._listener.close()
         with self._lock:
-            still_open = dict(self._open)
-        for connection in still_open.values():
-            with contextlib.suppress(OSError):
-                # Not SSLSocket.shutdown, which would go on in clear text.
-                socket.socket.shutdown(connection, socket.SHUT_RD)
+            still_open = list(self._open)
+            for client in self._open.values():
+                _shut_down(client.connection, socket.SHUT_RD)
         deadline = time.monotonic() + self._seconds
         for thread in still_open:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -255,9 +272,9 @@ class Server:
                 continue
             thread = threading.Thread(target=self._handle, args=(connection,), daemon=True)
             with self._lock:
-                admitted = len(self._open) < self._connections
+                admitted = self._has_room()
                 if admitted:
-                    self._open[thread] = connection
+                    self._open[thread] = _Client(connection, time.monotonic())
             try:
                 if admitted:
                     thread.start()
@@ -270,40 +287,68 @@ class Server:
                     self.rejected += 1
                 connection.close()
 
+    def _has_room(self) -> bool:
+        """Whether there is a place, or the oldest that waits for its client has given way."""
+
+        def is_free() -> bool:
+            return len(self._open) < self._connections
+
+        while not is_free():
+            clients = self._open.values()
+            waiting = (c for c in clients if not (c.answering or c.gives_way))
+            oldest = next(waiting, None)
+            if oldest is None:
+                return False
+            rest = oldest.since + FAIR_SECONDS - time.monotonic()
+            if rest > 0:
+                self._ended.wait_for(is_free, rest)
+                continue
+            oldest.gives_way = True
+            self.evicted += 1
+            _shut_down(oldest.connection, socket.SHUT_RDWR)  # its thread awakes and ends
+            return self._ended.wait_for(is_free, MAKE_ROOM_SECONDS)
+        return True
+
     def _handle(self, connection: socket.socket) -> None:
         deadline = time.monotonic() + self._seconds
+        with self._lock:
+            client = self._open[threading.current_thread()]
         try:
             if self._tls is not None:
-                connection = self._encrypt(self._tls, connection, deadline)
-            head = _read_head(connection, deadline)
+                self._encrypt(self._tls, client, deadline)
+            head = _read_head(client.connection, deadline)
             if head is None:
                 status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
                 data = _answer(status, f"more than {HEAD_LIMIT} bytes of headers").encode(True)
             else:
+                client.answering = True
                 data = self._respond(head)
-            _send(connection, data, deadline)
-            _finish(connection, deadline)
-        except OSError:  # the client went away, was too slow, or spoke no TLS
+                client.answering = False
+            _send(client.connection, data, deadline)
+            _finish(client.connection, deadline)
+        except OSError:  # the client went away, was too slow, gave way, or spoke no TLS
             with self._lock:
                 self.aborted += 1
         finally:
-            connection.close()
-            with self._lock:
+            with self._ended:  # closed under the lock: nobody shuts down another's descriptor
+                client.connection.close()
                 del self._open[threading.current_thread()]
+                self._ended.notify()
 
-    def _encrypt(
-        self, tls: ssl.SSLContext, connection: socket.socket, deadline: float
-    ) -> socket.socket:
-        encrypted = tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
-        with self._lock:
-            self._open[threading.current_thread()] = encrypted
-        try:
-            _limit(encrypted, deadline)
-            encrypted.do_handshake()
-        except OSError:
-            encrypted.close()
-            raise
-        return encrypted
+    def _encrypt(self, tls: ssl.SSLContext, client: _Client, deadline: float) -> None:
+        with self._lock:  # the connection's descriptor moves to another object
+            encrypted = tls.wrap_socket(
+                client.connection, server_side=True, do_handshake_on_connect=False
+            )
+            client.connection = encrypted
+        _limit(encrypted, deadline)
+        encrypted.do_handshake()
+
+
+def _shut_down(connection: socket.socket, how: int) -> None:
+    with contextlib.suppress(OSError):
+        # Not SSLSocket.shutdown, which would go on in clear text.
+        socket.socket.shutdown(connection, how)
 
 
 def _listen(address: tuple[str, int]) -> socket.socket:
@@ -337,7 +382,8 @@ def serve(
     """A server that listens on `address` (host, port) and answers in threads of its own.
 
     `ready` tells the reasons why the monitor is not ready, none when it is. Beyond `connections`
-    at once, further ones are closed unanswered; reading a request and writing its response end
+    at once, a further one takes the place of the oldest that waits for its client, or is closed
+    unanswered where there is none; reading a request and writing its response end
     `request_seconds` after the connection began. Raises WebError when the address cannot be
     listened on.
     """

@@ -56,10 +56,10 @@ class WarmProcess:
 class Warm:
     """The process that forks. Use `close` when it is needed no more."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
+    def __init__(self, environment: dict[str, str], executable: str = sys.executable) -> None:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            command = [sys.executable, "-S", "-P", __file__, str(theirs.fileno())]
+            command = [executable, "-S", "-P", __file__, str(theirs.fileno())]
             self._process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
             )

@@ -300,7 +300,16 @@ def test_reload(start: Start) -> None:
 
     daemon.configuration.write_text("[events]\ndenials = []\n[ring]\nsize = 65536\n", "utf-8")
     daemon.process.send_signal(signal.SIGHUP)
-    assert "changes of ring wait for a restart" in daemon.health("reloaded")["message"]
+    reloaded = daemon.health("reloaded")
+    assert reloaded["message"].endswith(
+        "changed events.denials; refused until a restart: ring.size"
+    )
+    assert reloaded["details"] == {"changed": ["events.denials"], "refused": ["ring.size"]}
+    assert daemon.metric("seal_monitor_config_last_reload_successful") == 0
+
+    daemon.configuration.write_text("[events]\ndenials = []\n", "utf-8")
+    daemon.process.send_signal(signal.SIGHUP)
+    daemon.wait_for(lambda event: event.get("details") == {"changed": [], "refused": []})
     assert daemon.metric("seal_monitor_config_last_reload_successful") == 1
     provoke.run("munmap").communicate()
     stopped = daemon.stop()

@@ -41,6 +41,7 @@ def test_defaults() -> None:
     assert DEFAULTS.workloads.maximum == 1024
     assert DEFAULTS.ring.size == 1048576
     assert DEFAULTS.watch == config.Watch(compat=False, io_uring=False)
+    assert DEFAULTS.state.directory is None
     assert DEFAULTS.mutes == ()
 
 

@@ -33,7 +33,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 }
 COMMON = {"SYSLOG_IDENTIFIER", "MESSAGE", "MESSAGE_ID", "PRIORITY", "OBJECT_SYSTEMD_UNIT"}
 WORKER = {
-    "SEAL_MONITOR_PID": "15059",
+    "SEAL_MONITOR_PID": "20721",
     "SEAL_MONITOR_EXECUTABLE": "/srv/images/bin/image-worker",
     "SEAL_MONITOR_UNIT": "image-worker.service",
     "OBJECT_SYSTEMD_UNIT": "image-worker.service",
@@ -78,7 +78,7 @@ def stored(daemon: Journald, sink: JournalSink, event: dict[str, Any]) -> dict[s
             {
                 "SEAL_MONITOR_OPERATION": "mprotect",
                 "SEAL_MONITOR_VERDICT": "sealed",
-                "SEAL_MONITOR_ADDRESS": "0x55def1cfb000",
+                "SEAL_MONITOR_ADDRESS": "0x55eb77215000",
                 **WORKER,
             },
         ),
@@ -87,17 +87,17 @@ def stored(daemon: Journald, sink: JournalSink, event: dict[str, Any]) -> dict[s
             "4",
             {
                 "SEAL_MONITOR_CAUSE": "guard_region",
-                "SEAL_MONITOR_ADDRESS": "0x7f3188500000",
+                "SEAL_MONITOR_ADDRESS": "0x7f4d2e419000",
                 **WORKER,
             },
         ),
-        ("seal", "6", {"SEAL_MONITOR_ADDRESS": "0x55def1cfb000", **WORKER}),
+        ("seal", "6", {"SEAL_MONITOR_ADDRESS": "0x55eb77215000", **WORKER}),
         (
             "suppression",
             "4",
             {
                 "SEAL_MONITOR_OPERATION": "munmap",
-                "SEAL_MONITOR_PID": "15064",
+                "SEAL_MONITOR_PID": "20723",
                 "SEAL_MONITOR_UNIT": "image-worker.service",
                 "OBJECT_SYSTEMD_UNIT": "image-worker.service",
             },

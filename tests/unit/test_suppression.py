@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
@@ -204,3 +205,23 @@ def test_all_that_was_suppressed_is_told(kernel: Kernel, suppressions: Suppressi
     gaps += suppressions.sweep(START + 400 * SECOND, final=True)
     assert sum(gap.bucket.suppressed for gap in gaps) == suppressed
     assert all(gap.bucket.first_suppressed_ns <= gap.bucket.last_suppressed_ns for gap in gaps)
+
+
+def test_buckets_of_callers_that_keep_the_limit_take_no_memory(
+    kernel: Kernel, suppressions: Suppressions
+) -> None:
+    """As many as the map holds: a second of storms of short-lived processes."""
+    for pid in range(1, 4097):
+        kernel.submit(BucketKey(pid=pid), START)
+    kernel.suppress(KEY, 3, START, START)
+    suppressions.sweep(START)
+    tracemalloc.start()
+    try:
+        (gap,) = suppressions.sweep(START + 2 * SECOND)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert gap.bucket.suppressed == 3
+    assert peak < 64 * 1024
+    suppressions.sweep(START + IDLE_NS + 2 * SECOND)
+    assert kernel.buckets.content == {}

@@ -1,0 +1,205 @@
+"""Clients of the web server that are slow, many or mad, against the real daemon: events and scrapes
+go on, and nothing of them stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import ssl
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from test_daemon import READY_SECONDS, Running, assert_conserved
+
+from monitor import provoke
+from monitor.web import CONNECTIONS, REQUEST_SECONDS
+
+SECONDS = 6.0
+IDLE = 200
+RSS_MIB = 4.0  # a thread has its stack, a scrape its text
+SERIES = 'seal_monitor_denials_total{operation="munmap",verdict="sealed"}'
+Address = tuple[str, int]
+Client = Callable[[Address, threading.Event], None]
+
+
+def connect(address: Address) -> socket.socket:
+    return socket.create_connection(address, timeout=2)
+
+
+def again(pause: float) -> Callable[[Client], Client]:
+    """The client comes again for as long as the test lasts, whatever the server does to it."""
+
+    def wrap(client: Client) -> Client:
+        def repeated(address: Address, ends: threading.Event) -> None:
+            while not ends.wait(pause):
+                with contextlib.suppress(OSError):
+                    client(address, ends)
+
+        return repeated
+
+    return wrap
+
+
+def idle(address: Address, ends: threading.Event) -> None:
+    """Two hundred connections that send nothing; each that is closed comes again at once."""
+    held: list[socket.socket] = []
+    try:
+        while not ends.wait(0.05):
+            for connection in list(held):
+                connection.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    with contextlib.suppress(ConnectionError):
+                        connection.recv(1)
+                    connection.close()
+                    held.remove(connection)
+            with contextlib.suppress(OSError):
+                while len(held) < IDLE and not ends.is_set():
+                    held.append(connect(address))
+    finally:
+        for connection in held:
+            connection.close()
+
+
+@again(0)
+def byte_a_second(address: Address, ends: threading.Event) -> None:
+    with connect(address) as connection:
+        for byte in b"GET /metrics HTTP/1.1\r\nX: " + b"a" * 100:
+            connection.send(bytes([byte]))
+            if ends.wait(1):
+                return
+
+
+@again(0.05)
+def huge_headers(address: Address, _: threading.Event) -> None:
+    with connect(address) as connection:
+        connection.sendall(b"GET /metrics HTTP/1.1\r\n" + b"X: y\r\n" * 170_000)
+
+
+@again(0.02)
+def garbage(address: Address, _: threading.Event) -> None:
+    with connect(address) as connection:
+        connection.sendall(os.urandom(2000))
+        connection.recv(100)
+
+
+@again(0)
+def reads_nothing(address: Address, ends: threading.Event) -> None:
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        connection.settimeout(2)
+        connection.connect(address)
+        connection.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        ends.wait(1)
+
+
+@again(0)
+def half_a_handshake(address: Address, ends: threading.Event) -> None:
+    hello = ssl.MemoryBIO()
+    client = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), hello, server_hostname="x")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    with connect(address) as connection:
+        connection.sendall(hello.read()[:100])
+        ends.wait(1)
+
+
+CLIENTS: tuple[tuple[Client, int], ...] = (
+    (idle, 1),
+    (byte_a_second, 8),
+    (huge_headers, 1),
+    (garbage, 2),
+    (reads_nothing, 8),
+    (half_a_handshake, 4),
+)
+
+
+@contextlib.contextmanager
+def beset(address: Address) -> Iterator[None]:
+    """All of them at once."""
+    ends = threading.Event()
+    threads = [
+        threading.Thread(target=client, args=(address, ends))
+        for client, number in CLIENTS
+        for _ in range(number)
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        ends.set()
+        for thread in threads:
+            thread.join()
+
+
+def figure(pid: int, name: str) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.findall(rf"^{name}:\s+(\d+)", status, re.MULTILINE)[0])
+
+
+def at_rest(pid: int) -> tuple[int, int]:
+    """Descriptors and threads, the fewest within a second: a connection may be about to end."""
+    counts = []
+    for _ in range(50):
+        counts.append((len(os.listdir(f"/proc/{pid}/fd")), figure(pid, "Threads")))
+        time.sleep(0.02)
+    return min(counts)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_events_and_scrapes_go_on(
+    tmp_path: Path, require_bpf: None, certificates: Path, scheme: str
+) -> None:
+    flags, context = [], None
+    if scheme == "https":
+        web = certificates / "web.yml"
+        web.write_text("tls_server_config:\n  cert_file: server.pem\n  key_file: server.key\n")
+        flags = ["--web.config.file", str(web)]
+        context = ssl.create_default_context(cafile=str(certificates / "server.pem"))
+    daemon = Running(tmp_path, "[canary]\ninterval = 0\n", *flags)
+    try:
+        url = daemon.health("started", READY_SECONDS)["details"]["metrics"]
+        assert url.startswith(f"{scheme}://")
+        host, _, port = url.split("/")[2].rpartition(":")
+
+        def scrape() -> dict[str, float]:
+            with urllib.request.urlopen(url, timeout=5, context=context) as answer:
+                lines = answer.read().decode().splitlines()
+            pairs = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+            return {name: float(value) for name, _, value in pairs}
+
+        scrape()
+        pid = daemon.process.pid
+        rss, before = figure(pid, "VmRSS"), at_rest(pid)
+        made = scrapes = 0
+        with beset((host, int(port))):
+            end = time.monotonic() + SECONDS
+            while time.monotonic() < end:
+                provoke.run("munmap", "guard_region_handled").communicate()
+                made += 1
+                series = scrape()
+                scrapes += 1
+                assert series[SERIES] == made
+                assert figure(pid, "Threads") <= before[1] + CONNECTIONS + 1
+                time.sleep(0.5)
+        assert scrapes >= SECONDS / 4
+        time.sleep(REQUEST_SECONDS)
+        assert at_rest(pid) == before
+        assert (figure(pid, "VmRSS") - rss) / 1024 < RSS_MIB
+        series = scrape()
+        delay = "seal_monitor_event_delay_seconds"
+        assert series[f'{delay}_bucket{{le="1.0"}}'] == series[f"{delay}_count"] == 2 * made
+        stopped = daemon.stop()
+        assert stopped["details"]["denial"]["delivered"] == made
+        assert_conserved(stopped)
+    finally:
+        if daemon.process.poll() is None:
+            daemon.process.kill()
+            daemon.process.wait()

@@ -1,0 +1,612 @@
+"""`make soak MINUTES=60`: a real daemon under steady violations of every kind, for long.
+
+Processes that live for milliseconds make one violation after another, some are killed half-way;
+meanwhile there is a scrape a second, the configuration is read anew, good and bad, the disk of the
+events file fills up and is rotated, and the daemon is stopped, killed and started again. At the
+end every count must be exact, and nothing may have grown. Needs root and a host that is otherwise
+quiet: what other processes do is told apart by their events, but not their seals.
+
+A table tells; the exit code is 1 when anything is off. The load lasts for MINUTES; a little more
+than a minute of rest follows, in which the kernel's maps must become empty.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
+
+from harness import Cell, own_programs, why_no_bpf
+from soak_life import EventsFile, Life
+from soak_load import EXECUTABLE, Load
+
+from monitor.abi import Kind
+
+RESULTS = ("delivered", "suppressed", "filtered", "dropped", "failed")
+DISK = "4m"
+CANARY_SECONDS = 5
+RELOAD_SECONDS = 20.0
+ROTATE_SECONDS = 45.0
+FULL_SECONDS = 8.0
+SAMPLE_SECONDS = 10.0
+WINDOW_SECONDS = 600.0
+EVENT_SECONDS = 10.0
+IDLE_SECONDS = 100.0  # a bucket is given back after 60
+ALIVE_SECONDS = 11.0  # how old the word that a killed run left may be
+DETACH_SECONDS = 3.0  # from when nothing is seen any more to the end of the process
+GROWTH = 0.02
+GROWTH_MIB = 0.7
+USUAL_EVENTS = {"started", "stopped", "reloaded", "reload_failed", "sink_failed", "sink_recovered"}
+
+CONFIGURATION = """
+[output]
+events_file = "{folder}/disk/events.jsonl"
+[state]
+directory = "{folder}/state"
+[events]
+denials = ["sealed", "not_sealed", "unverified"]
+faults = ["guard_region", "prot_none", "stack_guard", "sealed", "pkey", "other"]
+seals = {seals}
+[canary]
+interval = {canary}
+[watch]
+compat = true
+io_uring = true
+[[mute]]
+operation = "munmap"
+executable = "{executable}"
+reason = "the soak's own"
+"""
+
+
+class Reload(NamedTuple):
+    """A configuration to be read anew, and what must be said of it."""
+
+    seals: bool
+    more: str
+    event: str
+    refused: tuple[str, ...]
+    successful: int
+
+
+RELOADS = (
+    Reload(True, "", "reloaded", (), 1),
+    Reload(True, "[ring]\nsize = 65536\n", "reloaded", ("ring.size",), 0),
+    Reload(False, "[rate_limit]\nburst = 0\n", "reload_failed", (), 0),
+    Reload(False, "", "reloaded", (), 1),
+)
+
+
+@dataclass
+class Chore:
+    """Something to do every so many seconds while a daemon lives."""
+
+    interval: float
+    do: Callable[[], object]
+    due: float = 0.0
+
+
+class Row(NamedTuple):
+    """A life in the table."""
+
+    name: str
+    seconds: float
+    counted: dict[str, int]
+    results: Counter[str]
+    matched: str
+    scrapes: int
+    slowest: float
+    reloads: int
+    canaries: int
+    cpu: float
+
+
+@dataclass
+class Soak:
+    folder: Path
+    minutes: float
+    rows: list[Row] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    checks: list[tuple[str, str, str, bool]] = field(default_factory=list)  # what, is, must be, ok
+    reloads: int = 0
+    full_disks: int = 0
+    strangers: int = 0
+    course: list[float] = field(default_factory=list)  # RSS of the long life, MiB
+
+    def __post_init__(self) -> None:
+        self.began = time.monotonic()
+        self.configuration = self.folder / "config.toml"
+        self.configure(RELOADS[-1])
+        self.file = EventsFile(self.folder / "disk" / "events.jsonl")
+        self.load = Load(self.folder)
+        self.life: Life | None = None
+
+    def configure(self, wanted: Reload) -> None:
+        text = CONFIGURATION.format(
+            folder=self.folder,
+            executable=EXECUTABLE,
+            seals=str(wanted.seals).lower(),
+            canary=CANARY_SECONDS,
+        )
+        new = self.configuration.with_suffix(".new")
+        new.write_text(text + wanted.more, "utf-8")
+        new.replace(self.configuration)
+
+    def check(self, what: str, found: object, wanted: str, is_well: bool) -> None:
+        self.checks.append((what, str(found), wanted, is_well))
+
+    def problem(self, text: str) -> None:
+        self.problems.append(text)
+        if len(self.problems) <= 20:
+            self.say(f"PROBLEM: {text}")
+
+    def say(self, text: str) -> None:
+        print(f"{time.monotonic() - self.began:7.0f} s  {text}", flush=True)
+
+    # ---- Chores ----------------------------------------------------------------------------------
+
+    def reload(self, life: Life) -> None:
+        wanted = RELOADS[self.reloads % len(RELOADS)]
+        self.reloads += 1
+        self.configure(wanted)
+        before = len(life.reports(wanted.event))
+        life.hangup()
+        try:
+            event = life.wait_for(wanted.event, before, EVENT_SECONDS)
+        except TimeoutError as error:
+            self.problem(str(error))
+            return
+        refused = tuple(event["details"].get("refused", ()))
+        metric = life.scraper.scrape()["seal_monitor_config_last_reload_successful"]
+        if (refused, metric) != (wanted.refused, wanted.successful):
+            self.problem(f"reload: refused {refused}, metric {metric:g}, not as in {wanted}")
+
+    def fill_disk(self, life: Life) -> None:
+        """The events file finds no room for a while, and then again."""
+        if self.file.path.with_suffix(".old").exists():
+            return
+        filler = self.folder / "disk" / "filler"
+        failed, recovered = (len(life.reports(name)) for name in ("sink_failed", "sink_recovered"))
+        self.full_disks += 1
+        try:
+            with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(b"x" * 4096)
+            life.wait_for("sink_failed", failed, EVENT_SECONDS)
+            time.sleep(FULL_SECONDS)
+            filler.unlink()
+            life.wait_for("sink_recovered", recovered, EVENT_SECONDS)
+        except TimeoutError as error:
+            self.problem(f"full disk: {error}")
+        finally:
+            filler.unlink(missing_ok=True)
+
+    def live(self, life: Life, seconds: float) -> None:
+        """Let it live under the load for so long."""
+        now = time.monotonic()
+        end = now + seconds
+        chores = [
+            Chore(1.0, self.file.follow),
+            Chore(min(SAMPLE_SECONDS, seconds / 24), life.sample),
+            Chore(min(RELOAD_SECONDS, seconds / 6), lambda: self.reload(life)),
+            Chore(min(ROTATE_SECONDS, seconds / 4), self.rotate),
+            Chore(min(300.0, seconds / 3), lambda: self.fill_disk(life)),
+            Chore(60.0, lambda: self.progress(life)),
+        ]
+        for chore in chores:
+            chore.due = now + chore.interval
+        while (now := time.monotonic()) < end:
+            for chore in chores:
+                if now >= chore.due:
+                    chore.due = now + chore.interval
+                    self.attempt(chore)
+            time.sleep(0.2)
+
+    def attempt(self, chore: Chore) -> None:
+        try:
+            chore.do()
+        except OSError as error:
+            self.problem(f"{type(error).__name__}: {error}")
+
+    def rotate(self) -> None:
+        if not self.file.path.with_suffix(".old").exists():
+            self.file.rotate()
+
+    def progress(self, life: Life) -> None:
+        sample = life.samples[-1]
+        self.say(
+            f"{sum(life.told.lines.values())} events, {sum(self.load.made.values())} processes, "
+            f"RSS {sample.rss:.2f} MiB, {len(self.problems)} problems"
+        )
+
+    # ---- Lives -----------------------------------------------------------------------------------
+
+    def start(self, ended: str | None, down_since: float | None) -> Life:
+        """Another life, which must know how the one before it ended and for how long it was."""
+        self.configure(RELOADS[-1])
+        self.life = life = Life(self.configuration)
+        probes = life.started["details"]["probes"]
+        self.load.at_seal = {name for name, mode in probes.items() if mode == "fexit"}
+        blind, past = life.started["blind_seconds"], life.started["details"]["last_run"]
+        if ended is None:
+            return life
+        assert down_since is not None
+        down = time.monotonic() - down_since
+        known = past["ended"] if past else "nothing"
+        most = down + (ALIVE_SECONDS if ended == "killed" else DETACH_SECONDS)
+        is_well = known == ended and 0 < blind < most
+        found = f"{known}, {blind:.1f} s" if past else known
+        wanted = f"{ended}, at most {most:.1f} s"
+        self.check("blind window told at the start", found, wanted, is_well)
+        return life
+
+    def settle(self, life: Life) -> dict[str, float]:
+        """The last scrape, once nothing happens any more."""
+        self.load.pause()
+        deadline = time.monotonic() + 10
+        series = life.scraper.scrape()
+        while time.monotonic() < deadline:
+            time.sleep(1.2)  # longer than a gap in events stays open
+            before, series = series, life.scraper.scrape()
+            if counted(before) == counted(series):
+                break
+        self.file.follow()
+        return series
+
+    def finish(self, name: str, life: Life, series: dict[str, float] | None) -> None:
+        """Stop it; `series` is the last scrape where the load had come to rest before."""
+        cpu, seconds = life.cpu_seconds(), time.monotonic() - life.began
+        lines_before = self.lines_before
+        last = life.scraper.scrape()
+        stopped = life.stop()
+        life.kill()  # gives back what was opened for it
+        self.file.follow()
+        told = life.told
+        for kind, numbers in stopped["details"].items():
+            results = sum(numbers[result] for result in RESULTS)
+            if numbers["counted"] != results:
+                self.problem(f"{name}: {kind}: counted {numbers['counted']}, told of {results}")
+            if numbers["delivered"] != told.lines[kind]:
+                self.problem(
+                    f"{name}: {kind}: delivered {numbers['delivered']}, came {told.lines[kind]}"
+                )
+            if numbers["suppressed"] != told.suppressed[kind]:
+                self.problem(
+                    f"{name}: {kind}: suppressed {numbers['suppressed']}, told of "
+                    f"{told.suppressed[kind]}"
+                )
+        if last['seal_monitor_canary_runs_total{result="failure"}']:
+            self.problem(f"{name}: a canary failed")
+        self.strangers += len(strangers(life))
+        unusual = {event["event"] for event in told.health} - USUAL_EVENTS
+        if unusual:
+            self.problem(f"{name}: health events {', '.join(sorted(unusual))}")
+        self.problems += [f"{name}: {text}" for text in (*told.problems, *life.scraper.problems)]
+        matched = "-"
+        if series is not None:
+            mismatches = [*self.differences(life, series), *self.at_stop(stopped, series)]
+            for text in mismatches:
+                self.problem(f"{name}: {text}")
+            matched = "no" if mismatches else "yes"
+            errors = int(series['seal_monitor_sink_errors_total{sink="file"}'])
+            in_file = len(self.file.ids) - lines_before
+            came = sum(told.lines.values())
+            if in_file + errors != came:
+                self.problem(
+                    f"{name}: {in_file} events in the file and {errors} errors, but {came} came"
+                )
+            if not set(self.file.ids[lines_before:]) <= told.ids:
+                self.problem(f"{name}: the events file has events that never came")
+        details = stopped["details"]
+        self.rows.append(
+            Row(
+                name,
+                seconds,
+                {kind: numbers["counted"] for kind, numbers in details.items()},
+                sum((Counter({r: n[r] for r in RESULTS}) for n in details.values()), Counter()),
+                matched,
+                life.scraper.scrapes,
+                life.scraper.slowest,
+                len(life.reports("reloaded")) + len(life.reports("reload_failed")),
+                int(last['seal_monitor_canary_runs_total{result="success"}']),
+                100 * cpu / seconds,
+            )
+        )
+        self.say(f"{name}: {stopped['summary']}")
+
+    def differences(self, life: Life, series: dict[str, float]) -> Iterator[str]:
+        """Where the counters are not what was provoked."""
+        others, by_killed = of_others(life, self.load)
+        found, expected = counted(series), self.load.expected
+        are_others = bool(strangers(life))
+        for cell in sorted({*found, *expected, *others}):
+            # What others sealed makes no event most of the time.
+            if are_others and cell[0] in ("seal", "sealed_bytes") and found[cell] > expected[cell]:
+                continue
+            if found[cell] - others[cell] != expected[cell]:
+                yield (
+                    f"{' '.join(cell)}: counted {found[cell]}, {others[cell]} of them of others, "
+                    f"but provoked {expected[cell]}"
+                )
+        for pid, told in self.load.killed.items():
+            if not told <= by_killed[pid] <= told + 1:
+                yield f"killed process {pid}: told of {told} denials, {by_killed[pid]} events came"
+
+    def at_stop(self, stopped: dict[str, Any], series: dict[str, float]) -> Iterator[str]:
+        """Where the final counts are not those of the last scrape."""
+        found = counted(series)
+        failed_handlers = sum(n for c, n in found.items() if c[-1] == "handler_failed")
+        for kind, numbers in stopped["details"].items():
+            total = sum(number for cell, number in found.items() if cell[0] == kind)
+            total += failed_handlers if kind == Kind.FAULT.label else 0
+            if numbers["counted"] != total:
+                yield f"{kind}: counted {numbers['counted']} at the end, {total} at the last scrape"
+            for result in RESULTS:
+                name = f'seal_monitor_events_total{{kind="{kind}",result="{result}"}}'
+                if numbers[result] != series[name]:
+                    yield f"{name} was {series[name]:g}, but {numbers[result]} at the end"
+        muted = sum(n for c, n in self.load.expected.items() if c[:2] == ("denial", "munmap"))
+        filtered = stopped["details"]["denial"]["filtered"]
+        if filtered != muted:
+            yield f"{filtered} denials were filtered, but {muted} muted ones provoked"
+
+    def begin(self) -> None:
+        """The load of another life."""
+        self.load.forget()
+        self.lines_before = len(self.file.ids)
+
+    def close(self) -> None:
+        self.load.close()
+        self.file.close()
+        if self.life:
+            self.life.kill()
+
+    def run(self) -> None:
+        total = self.minutes * 60
+        short = min(60.0, total / 9)
+
+        self.begin()
+        life = self.start(None, None)
+        self.load.resume()
+        self.live(life, short)
+        self.finish("stopped under load", life, None)
+        down = time.monotonic()
+        self.load.pause()
+
+        self.begin()
+        life = self.start("stopped", down)
+        self.load.resume()
+        self.live(life, short)
+        life.kill()
+        down = time.monotonic()
+        self.say("killed")
+        self.load.pause()
+        self.file.follow()
+
+        self.begin()
+        life = self.start("killed", down)
+        self.load.resume()
+        self.live(life, total - 3 * short)
+        series = self.settle(life)
+        self.growth(life)
+        self.rest(life)
+        self.finish("the long one", life, series | life.scraper.scrape())
+        down = time.monotonic()
+
+        self.begin()
+        life = self.start("stopped", down)
+        self.load.resume()
+        self.live(life, short)
+        self.finish("after it", life, self.settle(life))
+        self.problems += self.load.problems
+
+    # ---- What must not grow ----------------------------------------------------------------------
+
+    def growth(self, life: Life) -> None:
+        samples = life.samples
+        window = min(WINDOW_SECONDS, (samples[-1].at - samples[0].at) / 3)
+        first = [s for s in samples if s.at <= samples[0].at + window]
+        last = [s for s in samples if s.at >= samples[-1].at - window]
+        label = f"first and last {window / 60:.1f} minutes"
+        for name, of in (("RSS", "rss"), ("anonymous memory", "anonymous")):
+            before, after = (mean(getattr(s, of) for s in part) for part in (first, last))
+            limit = max(GROWTH * before, GROWTH_MIB)
+            self.check(
+                f"{name}, {label}",
+                f"{before:.2f} -> {after:.2f} MiB",
+                f"at most {limit:+.2f} MiB",
+                after - before <= limit,
+            )
+        self.course = [sample.rss for sample in samples[:: max(1, len(samples) // 12)]]
+        for name in ("descriptors", "threads"):
+            before, after = (min(int(getattr(s, name)) for s in part) for part in (first, last))
+            self.check(
+                f"{name}, fewest, {label}", f"{before} -> {after}", "no more", after <= before
+            )
+
+    def rest(self, life: Life) -> None:
+        """Without violations, what the kernel holds for them is given back."""
+        busy = self.own_buckets(life)
+        deadline = time.monotonic() + IDLE_SECONDS
+        while (left := self.own_buckets(life)) and time.monotonic() < deadline:
+            time.sleep(2)
+        self.check(
+            "buckets of the rate limit, at work and after a rest",
+            f"{busy} -> {left}",
+            "0",
+            not left,
+        )
+        allowed = self.load.cgroups + 1 + len(strangers(life))
+        workloads = life.map_entries().workloads
+        self.check(
+            f"workloads, for {self.load.cgroups} cgroups that came and went",
+            workloads,
+            f"at most {allowed}, each for an hour",
+            workloads <= allowed,
+        )
+
+    def own_buckets(self, life: Life) -> int:
+        """Buckets of all but those who are none of ours."""
+        others = strangers(life)
+        return sum(1 for pid in life.map_entries().buckets if pid not in others)
+
+
+def counted(series: dict[str, float]) -> Counter[Cell]:
+    """The kernel's counters, in a scrape."""
+    cells: Counter[Cell] = Counter()
+    for name, value in series.items():
+        base, _, labels = name.partition("{")
+        values = tuple(labels.split('"')[1::2])
+        match base:
+            case "seal_monitor_denials_total":
+                cells["denial", *values] = int(value)
+            case "seal_monitor_faults_total":
+                cells["fault", *values] = int(value)
+            case "seal_monitor_seals_total":
+                cells["seal",] = int(value)
+            case "seal_monitor_sealed_bytes_total":
+                cells["sealed_bytes",] = int(value)
+    return cells
+
+
+def strangers(life: Life) -> set[int]:
+    """Processes that made violations and are none of the load's."""
+    return {pid for name, pid, _ in life.told.by_process if name != EXECUTABLE}
+
+
+def of_others(life: Life, load: Load) -> tuple[Counter[Cell], Counter[int]]:
+    """What events tell of processes that are none of the load's or were killed; and of the latter,
+    how many events each.
+    """
+    others: Counter[Cell] = Counter()
+    by_killed: Counter[int] = Counter()
+    for (name, pid, cell), number in life.told.by_process.items():
+        if cell[0] == "seal":
+            continue
+        is_killed = name == EXECUTABLE and pid in load.killed
+        if is_killed:
+            by_killed[pid] += number
+        if name == EXECUTABLE and not is_killed:
+            continue
+        others[cell] += number
+        if cell[-1] == "handler_failed":  # told twice, counted once
+            others["fault", cell[1], "handler"] -= number
+    return others, by_killed
+
+
+# ---- The table -----------------------------------------------------------------------------------
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    texts = [list(header), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    lines = [
+        "  ".join(
+            text.ljust(width) if index == 0 else text.rjust(width)
+            for index, (text, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in texts
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def report(soak: Soak) -> str:
+    lives = table(
+        [
+            *("life", "seconds", "denials", "faults", "seals", *RESULTS),
+            *("as provoked", "scrapes", "slowest", "reloads", "canaries", "CPU"),
+        ],
+        [
+            [
+                *(row.name, f"{row.seconds:.0f}", *row.counted.values()),
+                *(row.results[result] for result in RESULTS),
+                *(row.matched, row.scrapes, f"{1000 * row.slowest:.0f} ms"),
+                *(row.reloads, row.canaries, f"{row.cpu:.1f} %"),
+            ]
+            for row in soak.rows
+        ],
+    )
+    checks = table(
+        ["what", "found", "must be", ""],
+        [[what, found, wanted, "ok" if ok else "WRONG"] for what, found, wanted, ok in soak.checks],
+    )
+    made = ", ".join(f"{number} {kind}" for kind, number in sorted(soak.load.made.items()))
+    unsupported = ", ".join(f"{name} ({why})" for name, why in soak.load.unsupported.items())
+    return "\n".join(
+        [
+            "",
+            lives,
+            "",
+            checks,
+            "",
+            f"provoked: {made}; not possible here: {unsupported or 'nothing'}",
+            f"RSS over the long one, MiB: {' '.join(f'{rss:.2f}' for rss in soak.course)}",
+            f"processes of others, told apart by their events: {soak.strangers}",
+            f"events file: {len(soak.file.ids)} events, {soak.file.rotations} rotations, "
+            f"{soak.full_disks} full disks",
+            *(f"PROBLEM: {text}" for text in soak.problems),
+            "all well" if is_well(soak) else "NOT WELL",
+        ]
+    )
+
+
+def is_well(soak: Soak) -> bool:
+    return not soak.problems and all(ok for *_, ok in soak.checks)
+
+
+def programs_left(before: dict[int, str]) -> list[str]:
+    """Names of the BPF programs that were not there before; the kernel frees them late."""
+    deadline = time.monotonic() + 30
+    while (left := own_programs().items() - before.items()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return sorted(name for _, name in left)
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "none", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--minutes", type=float, default=60.0)
+    minutes = parser.parse_args().minutes
+    if problem := why_no_bpf():
+        print(f"soak: cannot run here: {problem}", file=sys.stderr)
+        return 2
+    programs = own_programs()
+    with tempfile.TemporaryDirectory(prefix="seal-soak-") as name:
+        folder = Path(name)
+        (folder / "state").mkdir(mode=0o750)
+        with small_disk(folder / "disk"):
+            soak = Soak(folder, minutes)
+            try:
+                soak.run()
+            except (OSError, RuntimeError) as error:
+                soak.problem(f"given up: {type(error).__name__}: {error}")
+            finally:
+                soak.close()
+    left = programs_left(programs)
+    soak.check("BPF programs left", ", ".join(left) or "none", "none", not left)
+    print(report(soak))
+    return 0 if is_well(soak) else 1
+
+
+if __name__ == "__main__":
+    os.environ.pop("STATE_DIRECTORY", None)
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""Steady violations of every kind by short-lived processes, and what must come of them."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import sys
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from harness import Cell, cgroup_root
+from warm import Warm, WarmProcess
+
+from monitor import provoke
+from monitor.refusal import as_seen
+
+__all__ = ["BURST", "EXECUTABLE", "Load", "cells"]
+
+PAUSE_SECONDS = 0.2  # from one process to the next
+SECONDS_A_PROCESS = 20.0
+BURST = 400  # denials at once: more than the rate limit lets pass
+SEED = 1
+EXECUTABLE = "soak-python"
+
+# Also tells how many seals it took to lay out its memory.
+_PROVOKE = """
+import monitor.provocation, monitor.provoke
+made = []
+unwatched = monitor.provocation.call
+def watched(name, *arguments):
+    result = unwatched(name, *arguments)
+    if name == "mseal" and not result:
+        made.append(arguments[1])
+    return result
+monitor.provocation.call = watched
+tell = monitor.provoke._tell
+monitor.provoke._tell = lambda p, **facts: tell(p, seals=len(made), sealed_bytes=sum(made), **facts)
+raise SystemExit(monitor.provoke.main())
+"""
+_SEALED_PAGE = """
+import os, sys, time
+from monitor.provocation import PAGE, lay
+from monitor.syscalls import call
+page = lay("S").start
+os.read(0, 1)
+"""
+_BURST = f"""{_SEALED_PAGE}
+for _ in range(int(sys.argv[1])):
+    call("mprotect", page, PAGE, 3)
+"""
+_UNTIL_KILLED = f"""{_SEALED_PAGE}
+while True:
+    call("mprotect", page, PAGE, 3)
+    os.write(1, b".")
+    time.sleep(0.01)
+"""
+
+
+def cells(facts: dict[str, Any]) -> Counter[Cell]:
+    """What one provocation adds to the counters, by what it says of itself as seen."""
+    if "disposition" in facts:
+        if facts["cause"] is None:
+            return Counter()
+        return Counter({("fault", facts["cause"], facts["disposition"]): 1})
+    if "verdict" in facts:
+        return Counter({("denial", facts["operation"], facts["verdict"]): 1})
+    return Counter()
+
+
+class Load:
+    """A thread that starts one process after another; `problems` are what went wrong in it.
+
+    `expected` are the exact counts of all but those that were killed half-way: `killed` has how
+    many denials each of these told of; it may have made one more. `at_seal` are the operations
+    whose denials the daemon sees in the function in which a seal refuses.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """`folder` is where its interpreter is put, under the name that a mute knows."""
+        self.expected: Counter[Cell] = Counter()
+        self.killed: dict[int, int] = {}
+        self._pids: set[int] = set()
+        self.made: Counter[str] = Counter()
+        self.unsupported: dict[str, str] = {}
+        self.problems: list[str] = []
+        self.at_seal: set[str] = set()
+        self.cgroups = 0
+        self._random = random.Random(SEED)
+        executable = shutil.copy(Path(sys.executable).resolve(), folder / EXECUTABLE)
+        self._warm = Warm(provoke.environment() | {"PYTHONHOME": sys.base_prefix}, str(executable))
+        self._root = cgroup_root()
+        self._may_run = threading.Event()
+        self._is_idle = threading.Event()
+        self._ends = False
+        self._thread = threading.Thread(target=self._run, name="load")
+        self._thread.start()
+
+    def forget(self) -> None:
+        """Begin anew, for another life of the daemon. Only while paused."""
+        self.expected.clear()
+        self.killed.clear()
+        self._pids.clear()
+        self.cgroups = 0
+
+    def resume(self) -> None:
+        self._is_idle.clear()
+        self._may_run.set()
+
+    def pause(self) -> None:
+        """Returns when no process of it is left."""
+        self._may_run.clear()
+        self._is_idle.wait()
+
+    def close(self) -> None:
+        self._ends = True
+        self._may_run.set()
+        self._thread.join()
+        self._warm.close()
+
+    # ---- The thread ------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        turn = 0
+        while True:
+            if not self._may_run.is_set():
+                self._is_idle.set()
+                self._may_run.wait()
+            if self._ends:
+                return
+            try:
+                self._turn(turn)
+            except (OSError, RuntimeError, ValueError, TimeoutError) as error:
+                self.problems.append(f"load: {type(error).__name__}: {error}")
+            turn += 1
+            time.sleep(PAUSE_SECONDS)
+
+    def _turn(self, turn: int) -> None:
+        if turn % 300 == 150:
+            self._burst()
+        elif turn % 10 == 5:
+            self._kill_half_way()
+        elif turn % 300 == 31:
+            self._in_a_cgroup()
+        else:
+            index = turn % len(provoke.PROVOCATIONS)
+            self._provoke(provoke.PROVOCATIONS[index].name)
+
+    def _finish(self, process: WarmProcess) -> str:
+        """Let it go and wait for its end; its output."""
+        try:
+            process.stdin.write("\n")
+            process.stdin.close()
+            output = process.stdout.read()
+            process.wait(SECONDS_A_PROCESS)
+        finally:
+            process.kill()
+            process.wait()
+            with suppress(OSError):
+                process.stdin.close()
+            process.stdout.close()
+        return output
+
+    def _start(self, code: str, *arguments: str) -> WarmProcess:
+        """A process whose pid none has had in this life."""
+        while (process := self._warm.start(code, *arguments)).pid in self._pids:
+            process.kill()
+            process.wait()
+            process.stdin.close()
+            process.stdout.close()
+        self._pids.add(process.pid)
+        return process
+
+    def _provoke(self, name: str, cgroup: Path | None = None) -> None:
+        if name in self.unsupported:
+            return
+        process = self._start(_PROVOKE, "--wait", name)
+        if cgroup:
+            (cgroup / "cgroup.procs").write_text(str(process.pid))
+        lines = [json.loads(line) for line in self._finish(process).splitlines()]
+        if len(lines) != 1:
+            raise RuntimeError(f"{name} told {len(lines)} lines, status {process.returncode}")
+        (facts,) = lines
+        self.expected["seal",] += facts["seals"]
+        self.expected["sealed_bytes",] += facts["sealed_bytes"]
+        if "unsupported" in facts:
+            self.unsupported[name] = facts["unsupported"]
+            return
+        self.made[facts["kind"]] += 1
+        seen = as_seen(facts, facts.get("operation") in self.at_seal)
+        if seen is not None:
+            self.expected += cells(seen)
+
+    def _one_page(self, denials: int) -> None:
+        self.expected["seal",] += 1
+        self.expected["sealed_bytes",] += 4096
+        self.expected["denial", "mprotect", "sealed"] += denials
+        self.made["denial"] += denials
+
+    def _burst(self) -> None:
+        self._finish(self._start(_BURST, str(BURST)))
+        self._one_page(BURST)
+
+    def _kill_half_way(self) -> None:
+        process = self._start(_UNTIL_KILLED)
+        try:
+            process.stdin.write("\n")
+            process.stdin.flush()
+            told = len(process.stdout.read(1))  # it has begun
+            time.sleep(self._random.uniform(0.02, 0.2))
+            process.kill()
+            process.wait()
+            told += len(process.stdout.read())
+        finally:
+            process.kill()
+            process.wait()
+            process.stdin.close()
+            process.stdout.close()
+        self.killed[process.pid] = told
+        self.made["killed half-way"] += 1
+        self._one_page(0)
+
+    def _in_a_cgroup(self) -> None:
+        """A workload that comes, makes a denial, and goes."""
+        if self._root is None:
+            return
+        path = self._root / f"seal-soak-{time.monotonic_ns()}"
+        path.mkdir()
+        try:
+            self._provoke("mprotect", path)
+            self.cgroups += 1
+        finally:
+            deadline = time.monotonic() + 5
+            while path.exists():
+                try:  # busy until its last process is gone
+                    path.rmdir()
+                except OSError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.01)

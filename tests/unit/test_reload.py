@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from operator import attrgetter
+from pathlib import Path
+
+import pytest
+
+from monitor.config import KEYS, Config, parse
+from monitor.reload import merge
+
+EXAMPLE = Path(__file__).parents[2] / "docs" / "config.example.toml"
+DEFAULTS = parse("", "defaults")
+
+# Another value for every key, as it would be written.
+OTHERS: Mapping[str, str] = {
+    "attach": '"tracepoint"',
+    "web.listen_address": '"127.0.0.1:1"',
+    "web.config_file": '"/etc/web.yml"',
+    "output.format": '"json"',
+    "output.events_file": '"/tmp/events"',
+    "output.journal": "true",
+    "events.denials": "[]",
+    "events.faults": "[]",
+    "events.seals": "true",
+    "events.command_line": '"off"',
+    "rate_limit.per_caller": "11",
+    "rate_limit.burst": "12",
+    "rate_limit.host": "13",
+    "canary.interval": "14",
+    "workloads.maximum": "15",
+    "ring.size": "65536",
+    "watch.compat": "true",
+    "watch.io_uring": "true",
+    "state.directory": '"/tmp"',
+}
+RELOADS = {key.name for key in KEYS if key.reloads}
+
+
+def asked(*names: str) -> Config:
+    """The defaults but for the keys named."""
+    return parse("\n".join(f"{name} = {OTHERS[name]}" for name in names), "c.toml")
+
+
+def test_nothing_changed() -> None:
+    merged = merge(DEFAULTS, DEFAULTS)
+    assert (merged.config, merged.changed, merged.refused) == (DEFAULTS, (), ())
+    assert merged.message == "the configuration was read anew and changed nothing"
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: key.name)
+def test_every_key_is_changed_or_refused_by_name(key: object) -> None:
+    name = attrgetter("name")(key)
+    wanted = asked(name)
+    assert wanted != DEFAULTS
+    merged = merge(DEFAULTS, wanted)
+    if name in RELOADS:
+        assert merged == (wanted, (name,), ())
+    else:
+        assert merged == (DEFAULTS, (), (name,))
+
+
+def test_all_at_once() -> None:
+    merged = merge(DEFAULTS, asked(*OTHERS))
+    assert set(merged.changed) == RELOADS
+    assert set(merged.refused) == set(OTHERS) - RELOADS
+    for key in KEYS:
+        in_force = attrgetter(key.name)(merged.config)
+        source = asked(key.name) if key.reloads else DEFAULTS
+        assert in_force == attrgetter(key.name)(source), key.name
+
+
+def test_words() -> None:
+    merged = merge(DEFAULTS, asked("events.seals", "ring.size", "web.listen_address"))
+    assert merged.message == (
+        "the configuration was read anew and changed events.seals; "
+        "refused until a restart: web.listen_address, ring.size"
+    )
+    assert merged.details == {
+        "changed": ["events.seals"],
+        "refused": ["web.listen_address", "ring.size"],
+    }
+
+
+def test_refused_stays_refused_and_what_is_taken_back_is_not() -> None:
+    first = merge(DEFAULTS, asked("ring.size"))
+    assert merge(first.config, asked("ring.size")).refused == ("ring.size",)
+    assert merge(first.config, DEFAULTS).refused == ()
+
+
+def test_mutes_change() -> None:
+    wanted = parse("[[mute]]\ncause = 'pkey'\nreason = 'r'\n", "c.toml")
+    assert merge(DEFAULTS, wanted) == (wanted, ("mute",), ())
+
+
+def test_the_example_names_what_reloads() -> None:
+    head = EXAMPLE.read_text("utf-8").partition("\n\n")[0]
+    told = head.partition("while it runs:")[2].partition("What else")[0]
+    assert set(re.findall(r"[a-z_]+\.[a-z_]+", told)) == RELOADS
