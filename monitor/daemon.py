@@ -7,23 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import os
 import select
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry
 
-from monitor import abi, host, metrics, sinks, web
+from monitor import abi, host, metrics, privileges, sinks, web
 from monitor.attached import Attached, request
-from monitor.canary import Canary
+from monitor.canary import TIMEOUT, Canary
 from monitor.cgroups import Cgroups
 from monitor.config import Config, ConfigError
 from monitor.counters import missed_runs
 from monitor.identity import Identities
 from monitor.pipeline import Pipeline, clock_offset
+from monitor.service import Service
 from monitor.source import KernelSource
 from monitor.suppression import Suppressions
 from monitor.tally import Tally
@@ -39,6 +40,7 @@ TURN_SECONDS = 0.5  # what a storm leaves in the ring after so long waits for th
 DRAIN_SECONDS = 2.0
 CANARY_POLL_SECONDS = 0.01
 CANARY_RETRY_SECONDS = 60
+CANARY_LATE_SECONDS = TIMEOUT + 10  # its process may be slow to start
 
 
 def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
@@ -47,7 +49,9 @@ def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
     Raises HostError, LoadError, CalibrationError, ConfigError, WebError.
     """
     _occupy_standard_descriptors()
-    with Daemon(config, open_sinks(config), reload) as daemon:
+    faulthandler.enable(2)  # where it stood when a watchdog's SIGABRT ended it
+    privileges.disinherit()
+    with Daemon(config, open_sinks(config), reload, restricted=True) as daemon:
         daemon.watch_signals()
         daemon.loop()
         daemon.stop()
@@ -79,21 +83,6 @@ def open_sinks(config: Config) -> list[sinks.Sink]:
     return opened
 
 
-def notify(message: str) -> None:
-    """sd_notify(3): tell systemd, if it started us. What fails is told on standard error."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
-            connection.connect("\0" + address[1:] if address.startswith("@") else address)
-            connection.send(message.encode())
-    except OSError as error:
-        words = f"seal-monitor: cannot tell the service manager {message}: {address}: {error}\n"
-        with contextlib.suppress(OSError):  # there is nowhere else to tell it
-            os.write(2, words.encode(errors="backslashreplace"))
-
-
 def give_back_memory() -> None:
     """What the start needed and glibc keeps, a third of a MiB, back to the kernel."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
@@ -121,11 +110,15 @@ class Daemon:
         config: Config,
         outputs: list[sinks.Sink],
         reload: Callable[[], Config] | None = None,
+        restricted: bool = False,
     ) -> None:
+        """`restricted`: give up every capability but those of identity, once all is open."""
         self._started = time.monotonic()
         self._config = self._started_with = config
         self._reload = reload
         self._outputs = outputs
+        self._restricted = restricted
+        self._service = Service()
         self._cleanup = contextlib.ExitStack()
         for output in outputs:
             self._cleanup.callback(output.close)
@@ -184,11 +177,14 @@ class Daemon:
         source = KernelSource(self.state, self.loaded, self.ring, Workloads(self.state, cgroups))
         self._canary = Canary(kernel, time.monotonic, self.findings.guard_regions)
         self._cleanup.callback(self._canary.stop)
-        self._canary.start()
-        self.server = web.serve(
+        self.server = web.listen(
             config.web.listen_address, self._registry(source), self.not_ready, web_options
         )
         self._cleanup.callback(self.server.close)
+        if self._restricted:  # everything is open, and no thread started that would keep them
+            privileges.keep(privileges.IDENTITY)
+        self._canary.start()
+        self.server.start()
         for probe in self.loaded.probes:
             if not probe.attached:
                 self.pipeline.health("probe_lost", f"{probe.probe}: {probe.error}")
@@ -258,7 +254,7 @@ class Daemon:
     def turn(self) -> None:
         """Drain what is there and do what is due."""
         now = time.monotonic()
-        self.drain()
+        is_drained = self.drain() > 0 or not self.ring.used_bytes
         self._tell_pending()
         self._run_canary(now)
         if now >= self._sweep_at:
@@ -269,7 +265,9 @@ class Daemon:
             self._look_at_losses()
         if self._reload_asked:
             self._reload_asked = False
-            self._reload_configuration()
+            with self._service.reloading():
+                self._reload_configuration()
+        self._service.turned(is_drained and not self._canary_is_late(now), self._status)
 
     def drain(self) -> int:
         """Take the records that are in the ring, for half a second at most; how many."""
@@ -325,11 +323,20 @@ class Daemon:
                 self._canary.stop()
                 self._canary_came_back(f"its process cannot be started: {error}", now)
 
-    def _canary_is_due(self, now: float) -> bool:
+    def _canary_interval(self) -> float:
         interval = self._config.canary.interval
         if not interval and self._canary_problem:  # once at start means: until it has passed once
             interval = CANARY_RETRY_SECONDS
+        return interval
+
+    def _canary_is_due(self, now: float) -> bool:
+        interval = self._canary_interval()
         return not self._canary.running and 0 < interval <= now - self._canary_ended
+
+    def _canary_is_late(self, now: float) -> bool:
+        """Whether it has neither passed nor failed for longer than it can take."""
+        interval = self._canary_interval()
+        return interval > 0 and now - self._canary_ended > interval + CANARY_LATE_SECONDS
 
     def _canary_came_back(self, problem: str, now: float) -> None:
         self._canary_ended = now
@@ -362,7 +369,7 @@ class Daemon:
                 "notes": list(self.loaded.notes),
             },
         )
-        notify("READY=1")
+        self._service.ready()
         give_back_memory()
 
     def _look_at_losses(self) -> None:
@@ -436,7 +443,7 @@ class Daemon:
     def stop(self) -> None:
         """Detach, drain, close every gap, tell the final counts."""
         self._stopping = True
-        notify("STOPPING=1")
+        self._service.stopping()
         self._canary.stop()
         self.loaded.detach()
         deadline = time.monotonic() + DRAIN_SECONDS
@@ -471,8 +478,17 @@ class Daemon:
         }
 
     def _final_words(self, counters: abi.Counters) -> str:
-        denials = sum(verdicts[abi.Verdict.SEALED] for verdicts in counters.denials)
-        failed_handlers = sum(row[abi.Disposition.HANDLER_FAILED] for row in counters.faults)
-        faults = sum(sum(row) for row in counters.faults) - failed_handlers
         life = time.monotonic() - self._started
-        return f"{denials} seal denials and {faults} faults in {life:.0f} s"
+        return f"{_counted(counters)} in {life:.0f} s"
+
+    def _status(self) -> str:
+        """For `systemctl status`."""
+        state = "; ".join(f"not ready: {reason}" for reason in self.not_ready()) or "watching"
+        return f"{state}; {_counted(self.state.counters())}"
+
+
+def _counted(counters: abi.Counters) -> str:
+    denials = sum(verdicts[abi.Verdict.SEALED] for verdicts in counters.denials)
+    failed_handlers = sum(row[abi.Disposition.HANDLER_FAILED] for row in counters.faults)
+    faults = sum(sum(row) for row in counters.faults) - failed_handlers
+    return f"{denials} seal denials and {faults} faults"

@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-__all__ = ["Server", "WebConfig", "WebError", "one_line", "serve"]
+__all__ = ["Server", "WebConfig", "WebError", "listen", "one_line"]
 
 CONNECTIONS = 16
 REQUEST_SECONDS = 5.0
@@ -202,8 +202,9 @@ def _finish(connection: socket.socket, deadline: float) -> None:
 
 
 class Server:
-    """Serves until `close()`. `address` is the one bound, `rejected` counts the connections
-    closed because too many were open, `aborted` those that ended before their response was sent.
+    """Serves from `start()` until `close()`. `address` is the one bound, `rejected` counts the
+    connections closed because too many were open, `aborted` those that ended before their response
+    was sent.
     """
 
     def __init__(
@@ -227,6 +228,9 @@ class Server:
         self._lock = threading.Lock()  # over _open and the counts
         self._closing = threading.Event()
         self._acceptor = threading.Thread(target=self._accept, name="web", daemon=True)
+
+    def start(self) -> None:
+        """Answer from now on; until then clients wait in the backlog."""
         self._acceptor.start()
 
     def close(self) -> None:
@@ -234,7 +238,8 @@ class Server:
         self._closing.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
-        self._acceptor.join()
+        if self._acceptor.ident is not None:
+            self._acceptor.join()
         self._listener.close()
         with self._lock:
             still_open = dict(self._open)
@@ -306,7 +311,7 @@ class Server:
         return encrypted
 
 
-def _listen(address: tuple[str, int]) -> socket.socket:
+def _bind(address: tuple[str, int]) -> socket.socket:
     host, port = address
     try:
         family, _, _, _, resolved = socket.getaddrinfo(
@@ -325,7 +330,7 @@ def _listen(address: tuple[str, int]) -> socket.socket:
         ) from None
 
 
-def serve(
+def listen(
     address: tuple[str, int],
     registry: CollectorRegistry,
     ready: Callable[[], list[str]],
@@ -334,7 +339,7 @@ def serve(
     connections: int = CONNECTIONS,
     request_seconds: float = REQUEST_SECONDS,
 ) -> Server:
-    """A server that listens on `address` (host, port) and answers in threads of its own.
+    """A server that listens on `address` (host, port); once started it answers in its own threads.
 
     `ready` tells the reasons why the monitor is not ready, none when it is. Beyond `connections`
     at once, further ones are closed unanswered; reading a request and writing its response end
@@ -354,4 +359,4 @@ def serve(
 
         auth = BasicAuth(settings.users, request_seconds)
     respond = partial(_respond, routes=routes, auth=auth)
-    return Server(_listen(address), respond, settings.tls, connections, request_seconds)
+    return Server(_bind(address), respond, settings.tls, connections, request_seconds)

@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,20 @@ Compile = Callable[[str], Path]
 Event = dict[str, Any]
 VALIDATOR = jsonschema.Draft202012Validator(events.schema())
 READY_SECONDS = 20.0
+COMMAND = (sys.executable, "-m", "monitor", "run")
 
 
 class Running:
     """A daemon in a process of its own; its events are read from its standard output."""
 
-    def __init__(self, folder: Path, configuration: str, *flags: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        configuration: str,
+        *flags: str,
+        command: Sequence[str] = COMMAND,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.configuration = folder / "config.toml"
         self.configuration.write_text(configuration, "utf-8")
         self._output = folder / "events.jsonl"
@@ -39,10 +47,11 @@ class Running:
         with self._output.open("wb") as output, self.errors.open("wb") as errors:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "monitor", "run"),
+                    *command,
                     *("--config", str(self.configuration), "--output", "json"),
                     *("--web.listen-address", "127.0.0.1:0", *flags),
                 ],
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=errors,
