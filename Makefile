@@ -1,7 +1,7 @@
 # GNU make. `make` alone lists the targets.
 
 RUN_PACKAGES := python3-bpfcc libbpf1 python3-venv
-PACKAGES := $(RUN_PACKAGES) gcc libc6-dev clang-format openssl util-linux systemd systemd-container
+PACKAGES := $(RUN_PACKAGES) gcc libc6-dev clang-format openssl util-linux logrotate systemd systemd-container
 KERNEL_PACKAGES := qemu-system-x86 iproute2 debian-archive-keyring
 BENCH_PACKAGES := bpftrace linux-perf strace
 PYTHON := .venv/bin/python

@@ -53,12 +53,16 @@ enum outcome { OUTCOME_SUBMITTED, OUTCOME_SUPPRESSED, OUTCOME_FILTERED, OUTCOME_
 #define RECORD_COMPAT 2u   /* 32-bit system call */
 #define RECORD_HIDDEN 4u   /* the caller was not told of the refusal */
 #define RECORD_INFERRED 8u /* another explanation of the fault cannot be excluded */
+#define RECORD_SEALER 16u  /* no event: a program that seals, told while it can be looked at */
 
 #define TASK_NAME_SIZE 16
 #define FILE_NAME_SIZE 64
 #define MAPPING_NAME_SIZE 48
-#define STACK_FRAMES 16
-#define STACK_FRAME_SIZE 32 /* sizeof(struct bpf_stack_build_id) */
+#define STACK_FRAMES 20
+#define STACK_MODULES 6
+#define NO_MODULE 0xff
+#define BUILD_ID_SIZE 20
+#define MODULE_FILE_SIZE 39
 
 struct mapping {
     u64 start;
@@ -70,6 +74,26 @@ struct mapping {
     u32 reserved;
     char file[FILE_NAME_SIZE];    /* base name of the mapped file */
     char name[MAPPING_NAME_SIZE]; /* PR_SET_VMA_ANON_NAME */
+};
+
+/* A file whose code is in a stack. */
+struct module {
+    u64 base; /* where the file's offset 0 would be mapped */
+    u64 inode;
+    u32 device;
+    u8 build_id_size; /* 0: none was found */
+    u8 build_id[BUILD_ID_SIZE];
+    char file[MODULE_FILE_SIZE]; /* base name */
+};
+
+struct stack {
+    u64 addresses[STACK_FRAMES]; /* innermost first; all but the first are return addresses */
+    u8 modules[STACK_FRAMES];    /* of each frame, NO_MODULE: no file, or one too many */
+    u8 depth;                    /* frames in use */
+    u8 module_count;
+    u8 complete; /* the walk came to the outermost frame */
+    u8 reserved;
+    struct module module[STACK_MODULES];
 };
 
 /* One violation, or one successful mseal. Fixed size: the ring is read in bulk. */
@@ -107,9 +131,7 @@ struct record {
     struct mapping mapping; /* all zero when there is none */
     char task_name[TASK_NAME_SIZE];
     char executable[FILE_NAME_SIZE]; /* base name */
-    u32 stack_size;                  /* bytes of stack[] in use */
-    u32 reserved;
-    u8 stack[STACK_FRAMES * STACK_FRAME_SIZE];
+    struct stack stack;
 };
 
 /* Exact counts. One element per CPU and bank in an mmapable array; Python adds the CPUs up. */
@@ -150,10 +172,11 @@ struct bucket {
 };
 
 /*
- * Buckets that are always there: the whole host's, the one that keys without a place share, and one
- * that stays empty: new buckets are copies of it, for want of room on the BPF stack.
+ * Buckets that are always there: the whole host's, the one that keys without a place share, one
+ * that stays empty: new buckets are copies of it, for want of room on the BPF stack; and that of
+ * the programs that seal.
  */
-enum shared_bucket { SHARED_HOST, SHARED_OVERFLOW, SHARED_EMPTY, SHARED_BUCKETS };
+enum shared_bucket { SHARED_HOST, SHARED_OVERFLOW, SHARED_EMPTY, SHARED_SEALERS, SHARED_BUCKETS };
 
 /* Written by the daemon alone: what calibration found and what the configuration asks for. */
 struct config {

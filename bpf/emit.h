@@ -77,9 +77,26 @@ static __always_inline bool within_limits(struct config *config, struct bucket_k
     return false;
 }
 
+/* A record with its process filled in and the rest zeroed, but for the stack; NULL: no room. */
+static __always_inline struct record *new_record(struct config *config, struct task_struct *task,
+                                                 enum kind kind, u64 now, u32 flags)
+{
+    struct record *record = ring.ringbuf_reserve(sizeof(struct record));
+
+    if (!record)
+        return NULL;
+    __builtin_memset(record, 0, __builtin_offsetof(struct record, stack));
+    record->stack.depth = 0;
+    record->time_boot_ns = now;
+    record->kind = kind;
+    record->flags = flags;
+    fill_process(record, config, task);
+    return record;
+}
+
 /*
- * A zeroed record for one violation, its process filled in, or NULL when the limits or the ring
- * have no room for it; every outcome is counted. The caller fills the rest and calls submit().
+ * A record for one violation, or NULL when the limits or the ring have no room for it; every
+ * outcome is counted. The caller fills the rest and calls submit().
  */
 static __always_inline struct record *reserve(struct counters *count, struct config *config,
                                               struct task_struct *task, enum kind kind,
@@ -95,17 +112,11 @@ static __always_inline struct record *reserve(struct counters *count, struct con
         COUNT(count->events[kind][OUTCOME_SUPPRESSED]);
         return NULL;
     }
-    record = ring.ringbuf_reserve(sizeof(struct record));
-    if (!record) {
+    record = new_record(config, task, kind, now, canary ? RECORD_CANARY : 0);
+    if (record)
+        COUNT(count->events[kind][OUTCOME_SUBMITTED]);
+    else
         COUNT(count->events[kind][OUTCOME_DROPPED]);
-        return NULL;
-    }
-    COUNT(count->events[kind][OUTCOME_SUBMITTED]);
-    __builtin_memset(record, 0, __builtin_offsetof(struct record, stack));
-    record->time_boot_ns = now;
-    record->kind = kind;
-    record->flags = canary ? RECORD_CANARY : 0;
-    fill_process(record, config, task);
     return record;
 }
 

@@ -163,7 +163,7 @@ int signal_deliver(struct bpf_raw_tracepoint_args *ctx)
     struct scratch *scratch;
     struct pt_regs *regs;
     struct record *record;
-    u64 handler = 0, thread;
+    u64 handler = 0, thread, caller;
     bool canary;
 
     if ((int)ctx->args[0] != SIGSEGV || !config || !config->sealed_mask)
@@ -214,6 +214,11 @@ int signal_deliver(struct bpf_raw_tracepoint_args *ctx)
     record->caller = fault.instruction_pointer;
     if (covers(&scratch->search.vma, fault.address))
         fill_mapping(&record->mapping, &scratch->search.vma);
+    /* Code that cannot be executed was called or jumped to: the word at sp may tell from where. */
+    caller = regs->ip;
+    if (fault.access == ACCESS_EXECUTE)
+        caller = caller_of(regs->ip, regs->sp, false);
+    fill_stack(&record->stack, &scratch->unwinder, &scratch->search, task, regs, caller);
     submit(record);
     return 0;
 }

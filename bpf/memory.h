@@ -84,6 +84,56 @@ static __always_inline bool refuses_advice(struct config *config, struct vma *vm
     return !(vma->flags & VM_WRITE) || (vma->flags & VM_PKEY_MASK);
 }
 
+enum step { STEP_CHANGED, STEP_DEEPER, STEP_ENTRY };
+
+/* One level down the tree, towards search->index: to a node, or to the entry of a leaf. */
+static __always_inline u64 descend(struct search *search)
+{
+    u64 node, type, slot, below, difference, is_arange, slots, page, *pivots;
+
+    node = search->next & ~MAPLE_NODE_MASK;
+    type = (search->next >> 3) & 0xf;
+    if (type - MAPLE_LEAF_64 > MAPLE_ARANGE_64 - MAPLE_LEAF_64) {
+        search->next = 0;
+        return STEP_CHANGED;
+    }
+    /*
+     * The slot is the number of leading pivots below the index. Mappings are whole pages, so
+     * pages are compared. An unused pivot is 0 and, less 1, sorts last; so do the slot pointers
+     * that follow the fewer pivots of an arange node.
+     */
+    page = search->index >> PAGE_SHIFT;
+    pivots = kernel_words(node + OFF_maple_range_64__pivot);
+    slot = 0;
+    below = 1;
+#pragma unroll
+    for (int i = 0; i < MAPLE_PIVOTS; i++) {
+        difference = ((pivots[i] - 1) >> PAGE_SHIFT) - page;
+        OPAQUE(difference);
+        below &= difference >> 63;
+        slot += below;
+    }
+    /* The slot's last index is its pivot, if it has one, or that of the slot above this node. */
+    difference = *kernel_words(node + OFF_maple_range_64__pivot + slot * 8) - 1;
+    difference = (difference & INDEX_MAX) - search->before_last;
+    OPAQUE(difference);
+    search->before_last += difference & -(difference >> 63);
+
+    is_arange = type & type >> 1 & 1;
+    slots = OFF_maple_range_64__slot +
+            is_arange * (OFF_maple_arange_64__slot - OFF_maple_range_64__slot);
+    search->next = *kernel_words(node + slots + slot * 8);
+    /*
+     * A dead node is its own parent. It is asked after the node was read, as the head by which
+     * RCU frees the node is written over its first pivots.
+     */
+    if ((*kernel_words(node) & ~MAPLE_NODE_MASK) == node) {
+        search->next = 0;
+        return STEP_CHANGED;
+    }
+    return type == MAPLE_LEAF_64 ? STEP_ENTRY : STEP_DEEPER;
+}
+
 /*
  * The first mapping in the ranges that the search asks for.
  *
@@ -95,7 +145,7 @@ static __always_inline bool refuses_advice(struct config *config, struct vma *vm
 static __always_inline void find_vma(u64 mm, struct config *config, struct search *search)
 {
     struct vma *vma = &search->vma;
-    u64 node, type, slot, below, difference, is_arange, slots, page, *pivots, loop = 0;
+    u64 step, loop = 0;
 
     search->index = search->start;
     search->next = 0;
@@ -122,50 +172,10 @@ static __always_inline void find_vma(u64 mm, struct config *config, struct searc
             search->next = KERNEL_WORD(mm, mm_struct__mm_mt_ma_root);
             search->before_last = INDEX_MAX;
         }
-        node = search->next & ~MAPLE_NODE_MASK;
-        type = (search->next >> 3) & 0xf;
-        if (type - MAPLE_LEAF_64 > MAPLE_ARANGE_64 - MAPLE_LEAF_64) {
+        step = descend(search);
+        if (step == STEP_CHANGED)
             search->outcome = LOOKUP_CHANGED;
-            search->next = 0;
-            continue;
-        }
-        /*
-         * The slot is the number of leading pivots below the index. Mappings are whole pages, so
-         * pages are compared. An unused pivot is 0 and, less 1, sorts last; so do the slot pointers
-         * that follow the fewer pivots of an arange node.
-         */
-        page = search->index >> PAGE_SHIFT;
-        pivots = kernel_words(node + OFF_maple_range_64__pivot);
-        slot = 0;
-        below = 1;
-#pragma unroll
-        for (int i = 0; i < MAPLE_PIVOTS; i++) {
-            difference = ((pivots[i] - 1) >> PAGE_SHIFT) - page;
-            OPAQUE(difference);
-            below &= difference >> 63;
-            slot += below;
-        }
-        /* The slot's last index is its pivot, if it has one, or that of the slot above this node.
-         */
-        difference = *kernel_words(node + OFF_maple_range_64__pivot + slot * 8) - 1;
-        difference = (difference & INDEX_MAX) - search->before_last;
-        OPAQUE(difference);
-        search->before_last += difference & -(difference >> 63);
-
-        is_arange = type & type >> 1 & 1;
-        slots = OFF_maple_range_64__slot +
-                is_arange * (OFF_maple_arange_64__slot - OFF_maple_range_64__slot);
-        search->next = *kernel_words(node + slots + slot * 8);
-        /*
-         * A dead node is its own parent. It is asked after the node was read, as the head by which
-         * RCU frees the node is written over its first pivots.
-         */
-        if ((*kernel_words(node) & ~MAPLE_NODE_MASK) == node) {
-            search->outcome = LOOKUP_CHANGED;
-            search->next = 0;
-            continue;
-        }
-        if (type != MAPLE_LEAF_64)
+        if (step != STEP_ENTRY)
             continue;
 
         vma->address = search->next;

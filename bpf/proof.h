@@ -52,6 +52,7 @@ struct scratch {
     struct call call;
     struct judgement judgement;
     struct search search;
+    struct unwinder unwinder; /* last: it is cleared where it is used */
 };
 enum scratch_owner {
     SCRATCH_DENIED,
@@ -74,7 +75,7 @@ static __always_inline struct scratch *scratch_of(u32 owner)
     struct scratch *scratch = scratches.lookup(&owner);
 
     if (scratch)
-        __builtin_memset(scratch, 0, sizeof(*scratch));
+        __builtin_memset(scratch, 0, __builtin_offsetof(struct scratch, unwinder));
     return scratch;
 }
 

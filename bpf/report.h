@@ -74,6 +74,7 @@ static __always_inline int tell(struct scratch *scratch, struct task_struct *tas
     record->partial_end = judgement->partial_end;
     if (search->vma.address)
         fill_mapping(&record->mapping, &search->vma);
+    fill_stack(&record->stack, &scratch->unwinder, search, task, regs, key.caller);
     submit(record);
     return 0;
 }

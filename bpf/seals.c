@@ -1,6 +1,38 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* mseal(2) itself: how much was sealed, and by whom when that is asked for. */
 
+/* By pid, the program that was last told to seal. */
+struct sealer {
+    u64 start_boot_ns;
+    u64 mm; /* another one after exec */
+};
+BPF_TABLE("lru_hash", u32, struct sealer, sealers, SEALERS_MAX);
+
+/*
+ * Sealing comes before violations: who seals is told once, so that the daemon knows a process that
+ * is gone when its violation is read. One that is held back by the limit or a full ring is looked
+ * up at its violation, like any other.
+ */
+static __always_inline void tell_sealer(struct config *config, struct task_struct *task, u64 mm)
+{
+    u32 pid = bpf_get_current_pid_tgid() >> 32, key = SHARED_SEALERS;
+    struct sealer now = {.start_boot_ns = process_start(task), .mm = mm};
+    struct bucket *limit = shared_buckets.lookup(&key);
+    struct sealer *told = sealers.lookup(&pid);
+    u64 time = bpf_ktime_get_boot_ns();
+    struct record *record;
+
+    if (told && told->start_boot_ns == now.start_boot_ns && told->mm == now.mm)
+        return;
+    if (!limit || !conforms(limit, time, config->host_interval_ns, config->host_burst_ns))
+        return;
+    record = new_record(config, task, KIND_SEAL, time, RECORD_SEALER);
+    if (!record)
+        return;
+    submit(record);
+    sealers.update(&pid, &now);
+}
+
 static __always_inline int sealed(u32 scratch_owner, struct task_struct *task, struct pt_regs *regs,
                                   s64 result)
 {
@@ -25,6 +57,7 @@ static __always_inline int sealed(u32 scratch_owner, struct task_struct *task, s
     COUNT_MORE(count->sealed_bytes, PAGE_ALIGN(regs->si));
     if (!canary && !config->emit_seals) {
         COUNT(count->events[KIND_SEAL][OUTCOME_FILTERED]);
+        tell_sealer(config, task, mm);
         return 0;
     }
     key.caller = caller_of(regs->ip, regs->sp, false);
@@ -42,9 +75,12 @@ static __always_inline int sealed(u32 scratch_owner, struct task_struct *task, s
     record->length = PAGE_ALIGN(regs->si);
     address = user_address(mm, regs->di);
     scratch = scratch_of(scratch_owner);
-    if (scratch && find_vma_from(mm, config, address, &scratch->search) &&
-        covers(&scratch->search.vma, address))
-        fill_mapping(&record->mapping, &scratch->search.vma);
+    if (scratch) {
+        if (find_vma_from(mm, config, address, &scratch->search) &&
+            covers(&scratch->search.vma, address))
+            fill_mapping(&record->mapping, &scratch->search.vma);
+        fill_stack(&record->stack, &scratch->unwinder, &scratch->search, task, regs, key.caller);
+    }
     submit(record);
     return 0;
 }

@@ -1,7 +1,51 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* The user code that led to a violation. */
+/*
+ * The user code that led to a violation, gathered while its process is there to be asked.
+ *
+ * bpf_get_stack() would not do: it does not tell why a walk ended, and it finds build ids only
+ * where it may take mmap_lock, which the functions that fexit programs are attached to hold
+ * (kernel/bpf/stackmap.c, stack_map_get_build_id_offset()). Frames and build ids are read in the
+ * process's own memory: they are what the process shows. The file of a module is the kernel's word.
+ */
 #ifndef SEAL_MONITOR_STACK_H
 #define SEAL_MONITOR_STACK_H
+
+#define USER_CS 0x33 /* 64-bit user code */
+
+#define ELF_MAGIC 0x464c457f
+#define ELF_CLASS_64 2
+#define PT_NOTE 4
+#define NT_GNU_BUILD_ID 3
+#define NAME_GNU 0x00554e47 /* "GNU" */
+#define ELF_HEADER_WORDS 8
+#define PROGRAM_HEADER_WORDS 7
+#define PROGRAM_HEADERS_MAX 16
+#define NOTE_WORDS 32       /* of 32 bits: the notes before the build id's are few and short */
+#define NOTE_HEADER_WORDS 4 /* sizes of name and content, type, the name "GNU" */
+
+/* Mappings of one file that are looked at below a frame's own for the one with the ELF header. */
+#define HEADER_STEPS 3
+/* The tree is up to eight levels deep. */
+#define MODULE_TURNS (8 * (STACK_FRAMES + STACK_MODULES * HEADER_STEPS))
+
+/* Working memory, in a map: see find_vma(). */
+struct unwinder {
+    u64 frame;       /* frame pointer */
+    u64 lowest;      /* no caller's frame is below */
+    u64 index;       /* of the frame whose module is looked for */
+    u64 address;     /* whose mapping is looked up */
+    u64 header_file; /* not 0: the mapping of this file's ELF header is looked for */
+    u64 steps;
+    u64 module;
+    u64 program_header; /* 0: the ELF header comes first */
+    u64 words[ELF_HEADER_WORDS];
+    u32 notes[NOTE_WORDS];
+    struct {
+        u64 start, end; /* of the mapping with the code */
+        u64 header;     /* where the ELF header is mapped, 0: nowhere */
+        u64 table, count;
+    } modules[STACK_MODULES];
+};
 
 /* Whether a return address follows a call instruction: opcode e8, or ff with /2 in its ModRM byte.
  */
@@ -17,7 +61,11 @@ static __always_inline bool follows_call(u64 address)
         return true;
     if (code[4] == 0xff && (code[5] & 0x38) == 0x10) /* call [reg + disp8] */
         return true;
-    return code[1] == 0xff && (code[2] & 0x38) == 0x10; /* call [rip + disp32], [reg + disp32] */
+    if (code[3] == 0xff && (code[4] & 0x38) == 0x10) /* call [rsp + disp8] */
+        return true;
+    if (code[1] == 0xff && (code[2] & 0x38) == 0x10) /* call [rip + disp32], [reg + disp32] */
+        return true;
+    return code[0] == 0xff && (code[1] & 0x38) == 0x10; /* call [rsp + disp32] */
 }
 
 /*
@@ -32,6 +80,275 @@ static __always_inline u64 caller_of(u64 ip, u64 sp, bool compat)
     if (compat || bpf_probe_read_user(&word, sizeof(word), (void *)sp) || !follows_call(word))
         return ip;
     return word;
+}
+
+/*
+ * The frames: ip, the word at sp where it is a return address, then the chain of frame pointers, as
+ * far as it holds return addresses. It is complete when it comes to the outermost frame, which the
+ * ABI marks by a frame pointer of 0. Functions compiled without frame pointers are not in it.
+ */
+static __always_inline void walk_frames(struct stack *stack, struct unwinder *unwinder,
+                                        struct pt_regs *regs, u64 caller)
+{
+    u64 words[2], loop = 0;
+    u32 depth;
+
+    stack->depth = 1;
+    stack->addresses[0] = regs->ip;
+    if (caller != regs->ip) {
+        stack->depth = 2;
+        stack->addresses[1] = caller;
+    }
+    unwinder->frame = regs->bp;
+    unwinder->lowest = regs->sp;
+    loop_begin(&loop, STACK_FRAMES + 1);
+    while (loop_next(&loop)) {
+        if (!unwinder->frame) {
+            stack->complete = unwinder->lowest != regs->sp;
+            break;
+        }
+        depth = stack->depth;
+        if (unwinder->frame < unwinder->lowest || unwinder->frame & 7 ||
+            bpf_probe_read_user(words, sizeof(words), (void *)unwinder->frame) ||
+            !follows_call(words[1]))
+            break;
+        /* A wrapper that does keep a frame: its return address is there already. */
+        if (unwinder->lowest != regs->sp || words[1] != caller) {
+            if (depth >= STACK_FRAMES)
+                break;
+            stack->addresses[depth] = words[1];
+            stack->depth = depth + 1;
+        }
+        unwinder->frame = words[0];
+        unwinder->lowest += 16;
+        if (unwinder->lowest < unwinder->frame)
+            unwinder->lowest = unwinder->frame;
+    }
+    loop_end(&loop);
+}
+
+/*
+ * An index is compared before it is hidden from clang, which else might compute an element's
+ * address before the comparison: the verifier would refuse that.
+ */
+#define ELEMENT(array, index, size)                                                                \
+    ({                                                                                             \
+        u64 _index = (index);                                                                      \
+        __typeof__(&(array)[0]) _element = NULL;                                                   \
+        if (_index < (size)) {                                                                     \
+            OPAQUE(_index);                                                                        \
+            _element = &(array)[_index];                                                           \
+        }                                                                                          \
+        _element;                                                                                  \
+    })
+
+/* The module that the address lies in, of those found already, or NO_MODULE. */
+static __always_inline u64 known_module(struct unwinder *unwinder)
+{
+    u64 found = NO_MODULE;
+
+#pragma unroll
+    for (u32 i = 0; i < STACK_MODULES; i++)
+        if (unwinder->address >= unwinder->modules[i].start &&
+            unwinder->address < unwinder->modules[i].end)
+            found = i;
+    return found;
+}
+
+/* Goes to the next address whose mapping must be looked up; false when there is none. */
+static __always_inline bool next_lookup(struct stack *stack, struct unwinder *unwinder)
+{
+    u64 *address = ELEMENT(stack->addresses, unwinder->index, STACK_FRAMES);
+    u8 *module = ELEMENT(stack->modules, unwinder->index, STACK_FRAMES);
+
+    if (!address || !module)
+        return false;
+    /* A return address may be the first after its function's end. */
+    unwinder->address = *address - (unwinder->index ? 1 : 0);
+    *module = known_module(unwinder);
+    return *module == NO_MODULE && stack->module_count < STACK_MODULES;
+}
+
+static __always_inline void add_module(struct stack *stack, struct unwinder *unwinder,
+                                       struct vma *vma, u64 file, u64 page_offset)
+{
+    u64 number = stack->module_count;
+    struct module *module = ELEMENT(stack->module, number, STACK_MODULES);
+    u8 *of_frame = ELEMENT(stack->modules, unwinder->index, STACK_FRAMES);
+
+    if (!module || !of_frame)
+        return;
+    *of_frame = number;
+    stack->module_count++;
+    unwinder->module = number;
+    unwinder->steps = 0;
+    module->base = vma->start - (page_offset << PAGE_SHIFT);
+    read_file_identity(&module->inode, &module->device, file);
+    read_file_name(module->file, sizeof(module->file), file);
+}
+
+/*
+ * What the mapping of the address looked up tells; true when another one must be looked up for the
+ * same frame. The ELF header lies in the same mapping as the code, or some mappings below.
+ */
+static __always_inline bool look_at_mapping(struct stack *stack, struct unwinder *unwinder,
+                                            struct vma *vma)
+{
+    u64 file = KERNEL_WORD(vma->address, vm_area_struct__vm_file);
+    u64 page_offset = KERNEL_WORD(vma->address, vm_area_struct__vm_pgoff);
+    bool is_first = !unwinder->header_file;
+    __typeof__(&unwinder->modules[0]) module;
+
+    if (!file || (unwinder->header_file && unwinder->header_file != file))
+        return false;
+    if (is_first)
+        add_module(stack, unwinder, vma, file, page_offset);
+    module = ELEMENT(unwinder->modules, unwinder->module, STACK_MODULES);
+    if (!module)
+        return false;
+    if (is_first) {
+        module->start = vma->start;
+        module->end = vma->end;
+    }
+    if (!page_offset) {
+        module->header = vma->start;
+        return false;
+    }
+    unwinder->header_file = file;
+    unwinder->address = vma->start - 1;
+    return ++unwinder->steps <= HEADER_STEPS;
+}
+
+/*
+ * Of each frame the module, and of each module the file and where its offset 0 would be mapped.
+ * Each turn descends one level of the tree: see find_vma().
+ */
+static __always_inline void find_modules(struct stack *stack, struct unwinder *unwinder, u64 mm,
+                                         struct search *search)
+{
+    struct vma *vma = &search->vma;
+    u64 step, loop = 0;
+
+    search->next = 0;
+    loop_begin(&loop, MODULE_TURNS);
+    while (loop_next(&loop)) {
+        if (!search->next) {
+            if (unwinder->index >= stack->depth)
+                break;
+            if (!unwinder->header_file && !next_lookup(stack, unwinder)) {
+                unwinder->index++;
+                continue;
+            }
+            search->index = unwinder->address;
+            search->before_last = INDEX_MAX;
+            search->next = KERNEL_WORD(mm, mm_struct__mm_mt_ma_root);
+        }
+        step = descend(search);
+        if (step != STEP_ENTRY)
+            continue;
+        vma->address = search->next;
+        search->next = 0;
+        if (vma->address) {
+            read_vma(vma, vma->address);
+            if (KERNEL_WORD(vma->address, vm_area_struct__vm_mm) != mm ||
+                search->index < vma->start || search->index >= vma->end)
+                continue; /* it has changed: once more */
+            if (look_at_mapping(stack, unwinder, vma))
+                continue;
+        }
+        unwinder->header_file = 0;
+        unwinder->index++;
+    }
+    loop_end(&loop);
+}
+
+/* The GNU build id among the notes that were read; false: there is none. */
+static __always_inline bool find_build_id(struct module *module, struct unwinder *unwinder,
+                                          u64 notes)
+{
+    u32 *word = unwinder->notes, size;
+    u64 found = 0, difference, match;
+
+#pragma unroll
+    for (u32 i = 0; i + NOTE_HEADER_WORDS < NOTE_WORDS; i++) {
+        difference = (word[i] ^ 4) | (word[i + 2] ^ NT_GNU_BUILD_ID) | (word[i + 3] ^ NAME_GNU);
+        match = (difference - 1) >> 63;
+        OPAQUE(match); /* else clang makes it a branch for the verifier to follow */
+        found |= (i + 1) * match;
+    }
+    if (!found)
+        return false;
+    size = word[found & NOTE_WORDS - 1];
+    if (size > sizeof(module->build_id) ||
+        bpf_probe_read_user(module->build_id, sizeof(module->build_id),
+                            (void *)(notes + (found - 1 + NOTE_HEADER_WORDS) * sizeof(u32))))
+        return false;
+    module->build_id_size = size;
+    return true;
+}
+
+/* One of the headers of the module whose turn it is; true when that was the last to be read. */
+static __always_inline bool read_header(struct stack *stack, struct unwinder *unwinder)
+{
+    struct module *module = ELEMENT(stack->module, unwinder->module, STACK_MODULES);
+    __typeof__(&unwinder->modules[0]) mapped =
+        ELEMENT(unwinder->modules, unwinder->module, STACK_MODULES);
+    u64 *words = unwinder->words, notes;
+
+    if (!module || !mapped || !mapped->header)
+        return true;
+    if (!unwinder->program_header) {
+        if (bpf_probe_read_user(words, ELF_HEADER_WORDS * sizeof(u64), (void *)mapped->header) ||
+            (u32)words[0] != ELF_MAGIC || (words[0] >> 32 & 0xff) != ELF_CLASS_64)
+            return true;
+        mapped->table = mapped->header + words[4];
+        mapped->count = words[7] & 0xffff;
+        unwinder->program_header = 1;
+        return false;
+    }
+    if (unwinder->program_header > mapped->count ||
+        unwinder->program_header > PROGRAM_HEADERS_MAX ||
+        bpf_probe_read_user(words, PROGRAM_HEADER_WORDS * sizeof(u64), (void *)mapped->table))
+        return true;
+    mapped->table += PROGRAM_HEADER_WORDS * sizeof(u64);
+    unwinder->program_header++;
+    if ((u32)words[0] != PT_NOTE)
+        return false;
+    notes = mapped->header + words[1];
+    return !bpf_probe_read_user(unwinder->notes, sizeof(unwinder->notes), (void *)notes) &&
+           find_build_id(module, unwinder, notes);
+}
+
+/* include/uapi/linux/elf.h: of each module the build id. */
+static __always_inline void read_build_ids(struct stack *stack, struct unwinder *unwinder)
+{
+    u64 loop = 0;
+
+    unwinder->module = 0;
+    loop_begin(&loop, STACK_MODULES * (1 + PROGRAM_HEADERS_MAX + 1));
+    while (loop_next(&loop)) {
+        if (unwinder->module >= stack->module_count)
+            break;
+        if (read_header(stack, unwinder)) {
+            unwinder->module++;
+            unwinder->program_header = 0;
+        }
+    }
+    loop_end(&loop);
+}
+
+/* `caller` as caller_of() gives it, or regs->ip. A 32-bit caller's stack is not walked. */
+static __always_inline void fill_stack(struct stack *stack, struct unwinder *unwinder,
+                                       struct search *search, struct task_struct *task,
+                                       struct pt_regs *regs, u64 caller)
+{
+    __builtin_memset(stack, 0, sizeof(*stack));
+    __builtin_memset(unwinder, 0, sizeof(*unwinder));
+    if (!regs->ip || (regs->cs & 0xffff) != USER_CS) /* io_uring's threads have none */
+        return;
+    walk_frames(stack, unwinder, regs, caller);
+    find_modules(stack, unwinder, (u64)TASK_FIELD(void *, task, mm), search);
+    read_build_ids(stack, unwinder);
 }
 
 #endif

@@ -20,11 +20,13 @@ __all__ = [
     "Disposition",
     "Kind",
     "Mapping",
+    "Module",
     "Outcome",
     "Reason",
     "Record",
     "RecordFlag",
     "Role",
+    "Stack",
     "Verdict",
     "Workload",
 ]
@@ -34,8 +36,11 @@ ABI_VERSION = 1
 TASK_NAME_SIZE = 16
 FILE_NAME_SIZE = 64
 MAPPING_NAME_SIZE = 48
-STACK_FRAMES = 16
-STACK_FRAME_SIZE = 32
+STACK_FRAMES = 20
+STACK_MODULES = 6
+NO_MODULE = 0xFF
+BUILD_ID_SIZE = 20
+MODULE_FILE_SIZE = 39
 
 
 class Label(IntEnum):
@@ -112,6 +117,7 @@ class RecordFlag(IntFlag):
     COMPAT = 2
     HIDDEN = 4
     INFERRED = 8
+    SEALER = 16
 
 
 class Mapping(ctypes.Structure):
@@ -125,6 +131,29 @@ class Mapping(ctypes.Structure):
         ("reserved", c_uint32),
         ("file", c_char * FILE_NAME_SIZE),
         ("name", c_char * MAPPING_NAME_SIZE),
+    ]
+
+
+class Module(ctypes.Structure):
+    _fields_ = [
+        ("base", c_uint64),
+        ("inode", c_uint64),
+        ("device", c_uint32),
+        ("build_id_size", c_uint8),
+        ("build_id", c_uint8 * BUILD_ID_SIZE),
+        ("file", c_char * MODULE_FILE_SIZE),
+    ]
+
+
+class Stack(ctypes.Structure):
+    _fields_ = [
+        ("addresses", c_uint64 * STACK_FRAMES),
+        ("modules", c_uint8 * STACK_FRAMES),
+        ("depth", c_uint8),
+        ("module_count", c_uint8),
+        ("complete", c_uint8),
+        ("reserved", c_uint8),
+        ("module", Module * STACK_MODULES),
     ]
 
 
@@ -163,9 +192,7 @@ class Record(ctypes.Structure):
         ("mapping", Mapping),
         ("task_name", c_char * TASK_NAME_SIZE),
         ("executable", c_char * FILE_NAME_SIZE),
-        ("stack_size", c_uint32),
-        ("reserved", c_uint32),
-        ("stack", c_uint8 * (STACK_FRAMES * STACK_FRAME_SIZE)),
+        ("stack", Stack),
     ]
 
 

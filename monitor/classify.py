@@ -5,12 +5,11 @@ What a monitored process chose (names, paths) passes through `printable` before 
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from enum import IntEnum
 from typing import TypeVar
 
-from monitor import abi, summaries
+from monitor import abi, stacks, summaries
 from monitor.abi import Access, Cause, Disposition, Kind, Reason, RecordFlag, Role, Verdict
 from monitor.events import (
     AddressRange,
@@ -122,19 +121,10 @@ def _sealed(mapping: Mapping | None, verdict: Verdict) -> Sealed | None:
 
 
 def _stack(record: abi.Record) -> tuple[Frame, ...]:
-    """The frames of a struct bpf_stack_build_id array (include/uapi/linux/bpf.h)."""
-    if record.stack_size > abi.STACK_FRAMES * abi.STACK_FRAME_SIZE:
-        raise ClassifyError(f"corrupt record: a stack of {record.stack_size} bytes")
-    used = record.stack_size - record.stack_size % abi.STACK_FRAME_SIZE
-    frames = []
-    for status, build_id, value in struct.iter_unpack("<i20sQ", bytes(record.stack)[:used]):
-        if status == 1:  # BPF_STACK_BUILD_ID_VALID: the offset takes the address's place
-            frames.append(Frame(None, None, build_id.hex(), value, None))
-        elif status == 2:  # BPF_STACK_BUILD_ID_IP
-            frames.append(Frame(_address(value), None, None, None, None))
-        else:
-            break
-    return tuple(frames)
+    try:
+        return stacks.frames(record.stack)
+    except ValueError as error:
+        raise ClassifyError(f"corrupt record: {error}") from error
 
 
 def _values(record: abi.Record, operation: Operation) -> list[int]:
@@ -155,7 +145,6 @@ def _denial(record: abi.Record, origin: Origin, sealed_mask: int, path: str | No
     hidden = bool(record.flags & RecordFlag.HIDDEN)
     arguments = decode_arguments(operation, _values(record, operation))
     sealed = _sealed(_mapping(record.mapping, sealed_mask, path), verdict)
-    stack = _stack(record)
 
     summary = summaries.denial(
         record,
@@ -190,8 +179,8 @@ def _denial(record: abi.Record, origin: Origin, sealed_mask: int, path: str | No
         compat=bool(record.flags & RecordFlag.COMPAT),
         instruction_pointer=_address(record.instruction_pointer),
         caller=_address(record.caller),
-        stack=stack,
-        stack_complete=0 < len(stack) < abi.STACK_FRAMES,
+        stack=_stack(record),
+        stack_complete=bool(record.stack.complete),
     )
 
 
@@ -231,6 +220,7 @@ def _fault(record: abi.Record, origin: Origin, sealed_mask: int, path: str | Non
         pkey=pkey,
         signal_code=record.signal_code,
         stack=_stack(record),
+        stack_complete=bool(record.stack.complete),
     )
 
 
@@ -248,6 +238,9 @@ def _seal(record: abi.Record, origin: Origin, sealed_mask: int, path: str | None
         start=_address(record.address),
         length=record.length,
         mapping=mapping,
+        caller=_address(record.caller),
+        stack=_stack(record),
+        stack_complete=bool(record.stack.complete),
     )
 
 
@@ -284,7 +277,7 @@ def suppression(
     if key.pid:
         name = printable(bucket.task_name)
         process = Process(
-            key.pid, None, None, None, name, None, None, None, None, None, None
+            key.pid, None, None, None, name, None, None, None, None, None, None, None
         )  # the bucket knows no more
         if kind is Kind.DENIAL:
             operation = what = _operation(key.what).name

@@ -65,6 +65,7 @@ class Web:
 class Output:
     format: str
     events_file: Path | None
+    journal: bool
 
 
 @dataclass(frozen=True)
@@ -213,8 +214,9 @@ KEYS: tuple[Key, ...] = (
     Key(
         "output.format",
         "auto",
-        one_of("auto", "pretty", "json"),
-        'Standard output: "pretty", "json" (an event a line) or "auto" (pretty on a terminal).',
+        one_of("auto", "pretty", "json", "none"),
+        'Standard output: "pretty", "json" (an event a line), "auto" (pretty on a terminal, else '
+        'json) or "none".',
         "--output",
     ),
     Key(
@@ -223,6 +225,12 @@ KEYS: tuple[Key, ...] = (
         optional_path,
         'A file that events are also appended to, one JSON object a line; "" for none.',
         "--events-file",
+    ),
+    Key(
+        "output.journal",
+        False,
+        switch,
+        'Whether events also go to journald; with format = "none" where standard output does so.',
     ),
     Key(
         "events.denials",
@@ -422,6 +430,13 @@ def _read(text: str, name: str, overrides: Mapping[str, object]) -> Config:
             values[key.path] = key.check(value)
         except Invalid as error:
             messages.append(f"command line: {key.flag or key.name}: {error}")
+    if values["output", "format"] == "none" and not (
+        values["output", "events_file"] or values["output", "journal"]
+    ):
+        messages.append(
+            "output.format is none, and events would go nowhere; "
+            "name an output.events_file or set output.journal = true"
+        )
     if messages:
         raise ConfigError("\n".join(messages))
     sections: dict[str, Any] = {

@@ -41,6 +41,14 @@ def _mapping_items(label: str, mapping: Mapping[str, Any] | None) -> list[str]:
     return items
 
 
+def _place(event: Mapping[str, Any], address: str) -> str:
+    """An address as the place in its file, which is the same in every run, where that is known."""
+    for frame in event["stack"]:
+        if frame["address"] == address and frame["module"]:
+            return f"{frame['module']}+0x{frame['offset']:x}"
+    return address
+
+
 def _denial_items(event: Mapping[str, Any]) -> list[str]:
     reason = f" ({event['reason']})" if event["reason"] else ""
     changed = event["partial_update"]
@@ -48,7 +56,7 @@ def _denial_items(event: Mapping[str, Any]) -> list[str]:
         f"verdict {event['verdict']}{reason}",
         *_mapping_items("seal", event["sealed"]),
         *([f"changed {_extent(changed)}"] if changed else []),
-        *([f"caller {event['caller']}"] if event["caller"] != "0x0" else []),
+        *([f"caller {_place(event, event['caller'])}"] if event["caller"] != "0x0" else []),
     ]
 
 
@@ -56,7 +64,7 @@ def _fault_items(event: Mapping[str, Any]) -> list[str]:
     return [
         f"cause {event['cause']}{' (inferred)' if event['inferred'] else ''}",
         *_mapping_items("mapping", event["mapping"]),
-        f"instruction {event['instruction_pointer']}",
+        f"instruction {_place(event, event['instruction_pointer'])}",
     ]
 
 

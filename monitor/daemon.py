@@ -1,6 +1,7 @@
 """The daemon's life: load, calibrate, prove itself, watch, drain, stop.
 
-One thread does everything but answering HTTP. Nothing here waits for a process or a sink.
+One thread does everything but answering HTTP and writing to sinks, and waits for neither a process
+nor, but for seconds at the end, a sink.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import faulthandler
 import os
 import select
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -22,7 +24,9 @@ from monitor.canary import TIMEOUT, Canary
 from monitor.cgroups import Cgroups
 from monitor.config import Config, ConfigError
 from monitor.counters import missed_runs
+from monitor.delivery import Delivery
 from monitor.identity import Identities
+from monitor.journal import JournalSink
 from monitor.pipeline import Pipeline, clock_offset
 from monitor.service import Service
 from monitor.source import KernelSource
@@ -38,6 +42,9 @@ SWEEP_SECONDS = 1.0
 MISSED_SECONDS = 10.0
 TURN_SECONDS = 0.5  # what a storm leaves in the ring after so long waits for the next turn
 DRAIN_SECONDS = 2.0
+SWITCH_SECONDS = 0.0005  # for so long a storm keeps the interpreter from the sinks and from scrapes
+FLUSH_SECONDS = 2.0  # for what waits for the sinks at the end, and then
+LAST_SECONDS = 1.0  # for the event that tells the final counts
 CANARY_POLL_SECONDS = 0.01
 CANARY_RETRY_SECONDS = 60
 CANARY_LATE_SECONDS = TIMEOUT + 10  # its process may be slow to start
@@ -49,6 +56,7 @@ def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
     Raises HostError, LoadError, CalibrationError, ConfigError, WebError.
     """
     _occupy_standard_descriptors()
+    sys.setswitchinterval(SWITCH_SECONDS)
     faulthandler.enable(2)  # where it stood when a watchdog's SIGABRT ended it
     privileges.disinherit()
     with Daemon(config, open_sinks(config), reload, restricted=True) as daemon:
@@ -70,16 +78,22 @@ def _occupy_standard_descriptors() -> None:
 
 def open_sinks(config: Config) -> list[sinks.Sink]:
     """The sinks that the configuration asks for. Raises ConfigError."""
-    is_terminal = os.isatty(1)
-    is_pretty = config.output.format == "pretty" or (config.output.format == "auto" and is_terminal)
-    opened: list[sinks.Sink] = [
-        sinks.pretty(colours=is_terminal) if is_pretty else sinks.json_lines()
-    ]
-    if config.output.events_file is not None:
-        try:
+    form, is_terminal = config.output.format, os.isatty(1)
+    opened: list[sinks.Sink] = []
+    if form == "pretty" or (form == "auto" and is_terminal):
+        opened.append(sinks.pretty(colours=is_terminal))
+    elif form != "none":
+        opened.append(sinks.json_lines())
+    try:
+        if config.output.events_file is not None:
             opened.append(sinks.json_file(config.output.events_file))
-        except OSError as error:
-            raise ConfigError(f"output.events_file: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"output.events_file: {error}") from error
+    try:
+        if config.output.journal:
+            opened.append(JournalSink())
+    except OSError as error:
+        raise ConfigError(f"output.journal: {error}") from error
     return opened
 
 
@@ -116,12 +130,12 @@ class Daemon:
         self._started = time.monotonic()
         self._config = self._started_with = config
         self._reload = reload
-        self._outputs = outputs
         self._restricted = restricted
         self._service = Service()
+        self.tally = Tally(output.name for output in outputs)
+        self.delivery = Delivery(outputs, self.tally, self._on_sink)
         self._cleanup = contextlib.ExitStack()
-        for output in outputs:
-            self._cleanup.callback(output.close)
+        self._cleanup.callback(self.delivery.close)
         self._stopping = False
         self._reload_asked = False
         self._canary_problem: str | None = "the canary has not come back yet"
@@ -161,17 +175,15 @@ class Daemon:
         configure(kernel, config)
         cgroups = Cgroups()
         self.facts = host.host_facts()
-        self.tally = Tally(sink.name for sink in self._outputs)
         self.tally.reload(True, time.time())
         self.pipeline = Pipeline(
             self.facts,
             kernel.sealed_mask,
             identities=Identities(command_line=config.events.command_line),
             cgroups=cgroups,
-            outputs=self._outputs,
+            delivery=self.delivery,
             tally=self.tally,
             mutes=config.mutes,
-            on_sink=self._on_sink,
         )
         self._suppressions = Suppressions(self.state)
         source = KernelSource(self.state, self.loaded, self.ring, Workloads(self.state, cgroups))
@@ -241,6 +253,7 @@ class Daemon:
         """Watch until a signal asks to stop, or `until` is true after some turn."""
         with select.epoll() as poll:
             poll.register(self.ring.descriptor, select.EPOLLIN)
+            poll.register(self.delivery.descriptor, select.EPOLLIN)
             wakeup = getattr(self, "_wakeup", None)
             if wakeup is not None:
                 poll.register(wakeup, select.EPOLLIN)
@@ -255,6 +268,7 @@ class Daemon:
         """Drain what is there and do what is due."""
         now = time.monotonic()
         is_drained = self.drain() > 0 or not self.ring.used_bytes
+        self.delivery.collect()
         self._tell_pending()
         self._run_canary(now)
         if now >= self._sweep_at:
@@ -266,6 +280,7 @@ class Daemon:
         if self._reload_asked:
             self._reload_asked = False
             with self._service.reloading():
+                self.delivery.reopen()
                 self._reload_configuration()
         self._service.turned(is_drained and not self._canary_is_late(now), self._status)
 
@@ -452,9 +467,11 @@ class Daemon:
             time.sleep(0.001)
         self._look_at_losses()
         self._sweep(final=True)
+        self.delivery.finish(FLUSH_SECONDS)
         self._tell_pending()
         counters = self.state.counters()
         self.pipeline.health("stopped", self._final_words(counters), details=self._final(counters))
+        self.delivery.finish(LAST_SECONDS)
 
     def _final(self, counters: abi.Counters) -> dict[str, object]:
         """By kind: counted, and what became of the events. The latter add up to the former."""

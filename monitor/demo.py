@@ -36,8 +36,13 @@ class _Collected:
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
 
-    def emit(self, event: dict[str, object]) -> None:
-        self.events.append(event)
+    def render(self, event: dict[str, object]) -> bytes:
+        return sinks.encode(event)
+
+    def write(self, data: bytes) -> None:
+        self.events.append(json.loads(data))
+
+    def reopen(self) -> None: ...
 
     def close(self) -> None:
         self.events.clear()
@@ -110,6 +115,7 @@ def _provoke(
     events: list[dict[str, Any]] = []
     while True:
         daemon.turn()
+        daemon.delivery.wait(EVENT_SECONDS)
         events += collected.take(child.pid)
         is_late = time.monotonic() > deadline
         if "unsupported" in facts or not _expects_event(facts) or is_late:
@@ -177,7 +183,7 @@ def _show_all(
         made += 1
         _show(f"\n* {provocation.description}")
         for event in events:
-            view.emit(event)
+            view.write(view.render(event))
         if not _is_as_expected(facts, events):
             wrong.append(provocation.name)
             _show(f"  WRONG: expected {facts}")

@@ -83,6 +83,7 @@ class Process:
     uid: int | None
     gid: int | None
     user_name: str | None
+    group_name: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +129,9 @@ class AddressRange:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """`address` is null where the kernel stored `build_id` and `offset` in its place."""
+    """`offset` is where `address` is in the file `module`, by base name."""
 
-    address: str | None
+    address: str
     module: str | None
     build_id: str | None
     offset: int | None
@@ -194,6 +195,7 @@ class Fault(Event):
     pkey: int | None
     signal_code: int
     stack: tuple[Frame, ...]
+    stack_complete: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,6 +204,9 @@ class Seal(Event):
     start: str
     length: int
     mapping: Mapping | None
+    caller: str
+    stack: tuple[Frame, ...]
+    stack_complete: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

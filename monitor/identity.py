@@ -1,4 +1,4 @@
-"""pid -> executable, command line and user.
+"""pid -> executable, command line, user and group.
 
 The kernel's record names a process by pid and start time. /proc adds the rest, as long as it still
 has it. All of it is chosen by the process or
@@ -7,6 +7,7 @@ its owner, so it is bounded and escaped here and never interpreted.
 
 from __future__ import annotations
 
+import grp
 import os
 import pwd
 import time
@@ -33,7 +34,7 @@ ARGUMENTS_SHOWN = 32
 # An exec keeps pid and start time; the kernel's base name shows most of them at once, the rest,
 # like a program that rewrites its own command line, after this time.
 FRESH_SECONDS = 1.0
-USER_FRESH_SECONDS = 60.0
+NAME_FRESH_SECONDS = 60.0
 
 # What /proc/PID/stat counts in: USER_HZ, as nsec_to_clock_t() does (kernel/time/time.c).
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
@@ -51,6 +52,7 @@ class Identity:
     command_line: str | None
     user_name: str | None
     result: Lookup
+    group_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,26 @@ def _read(name: str, directory: int, limit: int) -> bytes:
         os.close(fd)
 
 
+class _Names:
+    """Names of numbers in the user database, where it has one."""
+
+    def __init__(self, look_up: Callable[[int], str], clock: Callable[[], float]) -> None:
+        self._look_up = look_up
+        self._clock = clock
+        self._known: Recent[int, tuple[str | None, float]] = Recent()
+
+    def get(self, number: int) -> str | None:
+        known = self._known.get(number)
+        if known is None or self._clock() >= known[1]:
+            try:
+                name = printable(os.fsencode(self._look_up(number)))
+            except KeyError:
+                name = None
+            known = (name, self._clock() + NAME_FRESH_SECONDS)
+            self._known.put(number, known)
+        return known[0]
+
+
 class Identities:
     """Look-ups in /proc and the user database, with bounded caches."""
 
@@ -91,10 +113,16 @@ class Identities:
         self.command_line = command_line
         self._clock = clock
         self._processes: Recent[tuple[int, int], _Facts] = Recent()
-        self._users: Recent[int, tuple[str | None, float]] = Recent()
+        self._users = _Names(lambda uid: pwd.getpwuid(uid).pw_name, clock)
+        self._groups = _Names(lambda gid: grp.getgrgid(gid).gr_name, clock)
 
     def lookup(
-        self, pid: int, start_boot_ns: int, uid: int | None = None, base_name: bytes = b""
+        self,
+        pid: int,
+        start_boot_ns: int,
+        uid: int | None = None,
+        base_name: bytes = b"",
+        gid: int | None = None,
     ) -> Identity:
         """The process with this pid that started then (task_struct.start_boottime, ns).
 
@@ -110,10 +138,11 @@ class Identities:
                 known = facts
             elif not known.is_image(base_name):
                 known = facts
-        user_name = None if uid is None else self._user_name(uid)
+        user = None if uid is None else self._users.get(uid)
+        group = None if gid is None else self._groups.get(gid)
         if not known.is_image(base_name):
-            return Identity(None, None, user_name, "partial")
-        return Identity(known.executable, known.command_line, user_name, known.result)
+            return Identity(None, None, user, "partial", group)
+        return Identity(known.executable, known.command_line, user, known.result, group)
 
     def _process(self, pid: int, start_boot_ns: int) -> _Facts:
         gone = _Facts(None, None, "gone", expires=self._clock() + FRESH_SECONDS)
@@ -177,14 +206,3 @@ class Identities:
         if self.command_line == "redacted":
             argv = redact(argv)
         return os.fsencode(" ".join([*argv, "..."] if more else argv))
-
-    def _user_name(self, uid: int) -> str | None:
-        known = self._users.get(uid)
-        if known is None or self._clock() >= known[1]:
-            try:
-                name = printable(os.fsencode(pwd.getpwuid(uid).pw_name))
-            except KeyError:
-                name = None
-            known = (name, self._clock() + USER_FRESH_SECONDS)
-            self._users.put(uid, known)
-        return known[0]

@@ -53,6 +53,7 @@ _MS_REC, _MS_PRIVATE = 0x4000, 1 << 18
 BUCKETS_MAX = 4096
 LOAD_SECONDS = 120  # far beyond the slowest machine: a hang
 HANDLED_FAULTS_MAX = 1024
+SEALERS_MAX = 4096
 
 
 class LoadError(Exception):
@@ -305,6 +306,7 @@ def _program_text(request: LoadRequest, offsets: str, features: Iterable[str]) -
         "WORKLOADS_MAX": request.workloads_max,
         "BUCKETS_MAX": BUCKETS_MAX,
         "HANDLED_FAULTS_MAX": HANDLED_FAULTS_MAX,
+        "SEALERS_MAX": SEALERS_MAX,
         **dict.fromkeys(features, 1),
     }
     return "\n".join(

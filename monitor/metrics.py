@@ -279,8 +279,15 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "sink_errors_total",
         "counter",
-        "Events that a sink could not take.",
+        "Events that a sink did not take: it failed, or its queue was full, or the monitor ended.",
         _by(lambda reading: reading.tally.sink_errors),
+        {"sink": "the sinks that the configuration names"},
+    ),
+    Metric(
+        "sink_queue_events",
+        "gauge",
+        "Events that wait for a sink to take them.",
+        _by(lambda reading: reading.tally.sink_queue_events),
         {"sink": "the sinks that the configuration names"},
     ),
     Metric(

@@ -1,16 +1,17 @@
-"""From the kernel's records to events in the sinks; counts what became of each."""
+"""From the kernel's records to events for the sinks; counts those that never get there."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from monitor import abi, classify, events, sinks
+from monitor import abi, classify, events
 from monitor.cgroups import NO_WORKLOAD, Cgroups
 from monitor.config import Mute
+from monitor.delivery import Delivery
 from monitor.identity import Identities, Identity
 from monitor.printable import printable
 from monitor.suppression import Gap
@@ -51,34 +52,37 @@ class Pipeline:
         *,
         identities: Identities,
         cgroups: Cgroups,
-        outputs: Sequence[sinks.Sink],
+        delivery: Delivery,
         tally: Tally,
         mutes: Sequence[Mute] = (),
-        on_sink: Callable[[str, OSError | None], None] = lambda name, error: None,
         proc: Path = Path("/proc"),
     ) -> None:
-        """`on_sink` is called when a sink fails, and with None when it takes events again."""
         self._host = host
         self._sealed_mask = sealed_mask
         self.identities = identities
         self._cgroups = cgroups
-        self._outputs = outputs
+        self._delivery = delivery
         self._tally = tally
         self.mutes = mutes
-        self._on_sink = on_sink
         self._proc = proc
         self._sequence = 0
-        self._failing: set[str] = set()
         # One offset for start times: a process must not seem to start anew when the clock is set.
         self._start_offset = clock_offset()
         self.offset = self._start_offset
 
     def take(self, record: abi.Record) -> None:
-        """Make the record an event and deliver it, unless a mute applies."""
+        """Make the record an event and send it, unless a mute applies.
+
+        One that only tells who seals is learnt: the process may be gone at its violation.
+        """
         try:
             kind = abi.Kind(record.kind)
         except ValueError:
             self._tally.decode_error()
+            return
+        if record.flags & abi.RecordFlag.SEALER:
+            self._identity(record)
+            self._workload(record.cgroup_id, record.pid)
             return
         process = self._process(record)
         origin = self._origin(
@@ -94,11 +98,7 @@ class Pipeline:
         if self._is_muted(event, process.executable):
             self._tally.event(kind.label, "filtered")
             return
-        taken = self._write(event)
-        self._tally.event(kind.label, "delivered" if taken else "failed")
-        if taken:
-            now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-            self._tally.delay((now - record.time_boot_ns) / 1e9)
+        self._delivery.send(events.to_dict(event), record.time_boot_ns)
 
     def suppression(self, gap: Gap) -> None:
         """Tell of events that the rate limit held back, unless a mute applies to them."""
@@ -112,12 +112,10 @@ class Pipeline:
             self._tally.decode_error()
             self._tally.event("suppression", "failed")
             return
-        if self.mutes and key.pid:
-            identity = self._identity(key.pid, key.start_boot_ns)
-            if self._is_muted(event, identity.executable):
-                self._tally.event("suppression", "filtered")
-                return
-        self._tally.event("suppression", "delivered" if self._write(event) else "failed")
+        if self.mutes and key.pid and self._is_muted(event, self._executable(key)):
+            self._tally.event("suppression", "filtered")
+            return
+        self._delivery.send(events.to_dict(event))
 
     def health(
         self,
@@ -142,7 +140,7 @@ class Pipeline:
             blind_seconds=blind_seconds,
             details=details or {},
         )
-        self._tally.event("health", "delivered" if self._write(event) else "failed")
+        self._delivery.send(events.to_dict(event))
 
     def _origin(
         self, boot_ns: int, process: events.Process | None, workload: events.Workload | None
@@ -158,7 +156,7 @@ class Pipeline:
         )
 
     def _process(self, record: abi.Record) -> events.Process:
-        identity = self._identity(record.pid, record.start_boot_ns, record.uid, record.executable)
+        identity = self._identity(record)
         self._tally.identity(identity.result)
         return events.Process(
             pid=record.pid,
@@ -172,15 +170,22 @@ class Pipeline:
             uid=record.uid,
             gid=record.gid,
             user_name=identity.user_name,
+            group_name=identity.group_name,
         )
 
-    def _identity(
-        self, pid: int, start_boot_ns: int, uid: int | None = None, base_name: bytes = b""
-    ) -> Identity:
+    def _identity(self, record: abi.Record) -> Identity:
         try:
-            return self.identities.lookup(pid, start_boot_ns, uid=uid, base_name=base_name)
+            return self.identities.lookup(
+                record.pid, record.start_boot_ns, record.uid, record.executable, record.gid
+            )
         except OSError:  # /proc hides it (hidepid), or no descriptor is left on the host
             return Identity(None, None, None, "partial")
+
+    def _executable(self, key: abi.BucketKey) -> str | None:
+        try:
+            return self.identities.lookup(key.pid, key.start_boot_ns).executable
+        except OSError:
+            return None
 
     def _workload(self, cgroup_id: int, pid: int | None = None) -> events.Workload:
         try:
@@ -199,16 +204,3 @@ class Pipeline:
             )
             for mute in self.mutes
         )
-
-    def _write(self, event: events.Event) -> bool:
-        errors: dict[str, OSError] = {}
-        taken = sinks.write_all(self._outputs, events.to_dict(event), errors.__setitem__)
-        for name, error in errors.items():
-            self._tally.sink_error(name)
-            if name not in self._failing:
-                self._failing.add(name)
-                self._on_sink(name, error)
-        for name in self._failing - errors.keys():
-            self._failing.discard(name)
-            self._on_sink(name, None)
-        return taken

@@ -1,6 +1,6 @@
 """Where events go: a live view on the terminal, JSON lines on standard output, a JSON lines file.
 
-structlog renders; a sink is a renderer and a writer. One thread may use a sink at a time.
+structlog's processors render. One thread may render and another one write at the same time.
 """
 
 from __future__ import annotations
@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
-from structlog.typing import EventDict, Processor, WrappedLogger
+from structlog.typing import Processor
 
 from monitor.console import PrettyRenderer
 
@@ -22,10 +21,10 @@ __all__ = [
     "Sink",
     "SinkError",
     "StreamSink",
+    "encode",
     "json_file",
     "json_lines",
     "pretty",
-    "write_all",
 ]
 
 
@@ -38,64 +37,45 @@ class Sink(Protocol):
     def name(self) -> str:
         """The sink's label in metrics."""
 
-    def emit(self, event: dict[str, object]) -> None:
-        """Write one event, whole or not at all. Raises SinkError; the next emit tries anew."""
+    def render(self, event: dict[str, object]) -> bytes:
+        """What is to be written of the event."""
+
+    def write(self, data: bytes) -> None:
+        """Write what one event was rendered as, whole or not at all; may take long.
+
+        Raises SinkError; the next write tries anew.
+        """
+
+    def reopen(self) -> None:
+        """Open anew what a log rotation may have moved away. Raises SinkError."""
 
     def close(self) -> None:
         """Release what the sink opened."""
 
 
-def write_all(
-    sinks: Iterable[Sink],
-    event: dict[str, object],
-    on_error: Callable[[str, OSError], None],
-) -> bool:
-    """Give the event to every sink; whether at least one took it.
-
-    `on_error` gets the name of each sink that did not, and its error.
-    """
-    taken = False
-    for sink in sinks:
-        try:
-            sink.emit(event)
-        except OSError as error:
-            on_error(sink.name, error)
-        else:
-            taken = True
-    return taken
-
-
-# ---- Renderers: the last structlog processor of a sink, from event to text -----------------------
+# ---- Renderers: structlog processors, from event to text -----------------------------------------
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 
 
-def _contract(_: WrappedLogger, __: str, event_dict: EventDict) -> EventDict:
-    """The event as it is. It travels as one value, so structlog adds and reorders no key."""
-    document: EventDict = event_dict["document"]
-    return document
-
-
-def _compact(document: EventDict, **_: object) -> str:
+def _compact(document: Any, **_: object) -> str:
     return _ENCODER.encode(document)
 
 
-def _logger(writer: object, renderer: Processor) -> Any:
-    return structlog.wrap_logger(
-        writer,
-        processors=[_contract, renderer],
-        wrapper_class=structlog.BoundLogger,
-        context_class=dict,
-    ).bind()
+_JSON = structlog.processors.JSONRenderer(serializer=_compact)
 
 
-# ---- Writers: what structlog calls a logger; `msg` takes the rendered text ----------------------
+def _render(renderer: Processor, event: dict[str, object]) -> bytes:
+    """The event's text. A lone surrogate, in a JSON string, becomes the escape it is written as."""
+    return str(renderer(None, "", event)).encode("utf-8", "backslashreplace")
 
 
-def _line(text: str, torn: bool) -> bytes:
-    """`text` as a line. A lone surrogate, in a JSON string, becomes the escape it is written as."""
-    line = text.encode("utf-8", "backslashreplace") + b"\n"
-    return b"\n" + line if torn else line
+def encode(event: dict[str, object]) -> bytes:
+    """The contract's object, on one line, without its end."""
+    return _render(_JSON, event)
+
+
+# ---- Writers -------------------------------------------------------------------------------------
 
 
 def _write(fd: int, line: bytes) -> tuple[int, OSError | None]:
@@ -116,8 +96,8 @@ class _StreamWriter:
         self._fd = fd
         self._torn = False
 
-    def msg(self, text: str) -> None:
-        written, error = _write(self._fd, _line(text, self._torn))
+    def write(self, line: bytes) -> None:
+        written, error = _write(self._fd, b"\n" + line if self._torn else line)
         if error is not None:
             self._torn = self._torn or written > 0
             raise SinkError(
@@ -134,12 +114,12 @@ class _FileWriter:
         self._fd = -1
         self._identity = (-1, -1)
         self._torn = False
-        self._open()
+        self.open()
 
     def _failure(self, what: str, error: OSError) -> SinkError:
         return SinkError(f"events file {self._path}: {what}: {error.strerror}")
 
-    def _open(self) -> None:
+    def open(self) -> None:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
         try:
             fd = os.open(self._path, flags, 0o640)
@@ -160,16 +140,16 @@ class _FileWriter:
         try:
             status = os.stat(self._path)
         except FileNotFoundError:
-            self._open()
+            self.open()
             return
         except OSError as error:
             raise self._failure("cannot look at it", error) from error
         if (status.st_dev, status.st_ino) != self._identity:
-            self._open()
+            self.open()
 
-    def msg(self, text: str) -> None:
+    def write(self, line: bytes) -> None:
         self._follow_rotation()
-        written, error = _write(self._fd, _line(text, self._torn))
+        written, error = _write(self._fd, b"\n" + line if self._torn else line)
         if error is not None:
             if written and not self._take_back(written):
                 self._torn = True
@@ -201,14 +181,21 @@ class StreamSink:
 
     def __init__(self, name: str, fd: int, renderer: Processor) -> None:
         self.name = name
-        self._log = _logger(_StreamWriter(fd), renderer)
+        self._renderer = renderer
+        self._writer = _StreamWriter(fd)
 
-    def emit(self, event: dict[str, object]) -> None:
+    def render(self, event: dict[str, object]) -> bytes:
+        return _render(self._renderer, event) + b"\n"
+
+    def write(self, data: bytes) -> None:
         """Raises SinkError, also when the reader has gone (EPIPE)."""
-        self._log.msg(document=event)
+        self._writer.write(data)
+
+    def reopen(self) -> None:
+        """Nothing to open: the descriptor is the caller's."""
 
     def close(self) -> None:
-        """Nothing to release: the descriptor is the caller's."""
+        """Nothing to release."""
 
 
 class FileSink:
@@ -220,20 +207,21 @@ class FileSink:
 
     name = "file"
 
-    def __init__(self, path: Path, renderer: Processor) -> None:
+    def __init__(self, path: Path) -> None:
         self._writer = _FileWriter(path)
-        self._log = _logger(self._writer, renderer)
 
-    def emit(self, event: dict[str, object]) -> None:
+    def render(self, event: dict[str, object]) -> bytes:
+        return encode(event) + b"\n"
+
+    def write(self, data: bytes) -> None:
         """Raises SinkError when the line is not in the file."""
-        self._log.msg(document=event)
+        self._writer.write(data)
+
+    def reopen(self) -> None:
+        self._writer.open()
 
     def close(self) -> None:
         self._writer.close()
-
-
-def _json_renderer() -> Processor:
-    return structlog.processors.JSONRenderer(serializer=_compact)
 
 
 def pretty(fd: int = 1, *, colours: bool, width: int = 100) -> Sink:
@@ -243,9 +231,9 @@ def pretty(fd: int = 1, *, colours: bool, width: int = 100) -> Sink:
 
 def json_lines(fd: int = 1) -> Sink:
     """The contract's object on one line each."""
-    return StreamSink("json", fd, _json_renderer())
+    return StreamSink("json", fd, _JSON)
 
 
 def json_file(path: Path) -> Sink:
     """The contract's object on one line each, in a file. Raises SinkError when it cannot open."""
-    return FileSink(path, _json_renderer())
+    return FileSink(path)

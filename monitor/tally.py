@@ -37,6 +37,7 @@ class Tally:
         self.canary_last_success = 0.0
         self.identity_lookups = dict.fromkeys(LOOKUP_RESULTS, 0)
         self.sink_errors = dict.fromkeys(sinks, 0)
+        self.sink_queue_events = dict.fromkeys(self.sink_errors, 0)
         self.decode_errors = 0
         self.reload_successful = False
         self.reload_last_success = 0.0
@@ -60,6 +61,10 @@ class Tally:
 
     def sink_error(self, sink: str) -> None:
         self.sink_errors[sink] += 1
+
+    def sink_queue(self, sink: str, events: int) -> None:
+        """Events that wait for the sink now."""
+        self.sink_queue_events[sink] = events
 
     def decode_error(self) -> None:
         self.decode_errors += 1

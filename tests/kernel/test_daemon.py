@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jsonschema
 import pytest
@@ -21,6 +21,7 @@ import pytest
 from monitor import config, events, provoke
 from monitor.daemon import Daemon
 from monitor.probes import PROBES, Hook
+from monitor.sinks import encode
 
 Compile = Callable[[str], Path]
 Event = dict[str, Any]
@@ -30,13 +31,19 @@ COMMAND = (sys.executable, "-m", "monitor", "run")
 
 
 class Running:
-    """A daemon in a process of its own; its events are read from its standard output."""
+    """A daemon in a process of its own; its events are read from its standard output.
+
+    `prefix` are words before its command. Standard output goes through a process of the command
+    `through`.
+    """
 
     def __init__(
         self,
         folder: Path,
         configuration: str,
         *flags: str,
+        prefix: Sequence[str] = (),
+        through: Sequence[str] = (),
         command: Sequence[str] = COMMAND,
         environment: Mapping[str, str] | None = None,
     ) -> None:
@@ -44,9 +51,17 @@ class Running:
         self.configuration.write_text(configuration, "utf-8")
         self._output = folder / "events.jsonl"
         self.errors = folder / "stderr"
-        with self._output.open("wb") as output, self.errors.open("wb") as errors:
+        self.reader: subprocess.Popen[bytes] | None = None
+        with contextlib.ExitStack() as opened:
+            output: IO[bytes] = opened.enter_context(self._output.open("wb"))
+            errors = opened.enter_context(self.errors.open("wb"))
+            if through:
+                self.reader = subprocess.Popen(through, stdin=subprocess.PIPE, stdout=output)
+                assert self.reader.stdin
+                output = opened.enter_context(self.reader.stdin)
             self.process = subprocess.Popen(
                 [
+                    *prefix,
                     *command,
                     *("--config", str(self.configuration), "--output", "json"),
                     *("--web.listen-address", "127.0.0.1:0", *flags),
@@ -96,6 +111,13 @@ class Running:
                 return float(line.rpartition(" ")[2])
         raise AssertionError(f"no series {name} in:\n{text}")
 
+    def wait_for_metric(self, name: str, value: float, seconds: float = 5.0) -> None:
+        """Until the series has the value: events are counted a moment after they are written."""
+        deadline = time.monotonic() + seconds
+        while self.metric(name) != value:
+            assert time.monotonic() < deadline, f"{name} is {self.metric(name)}"
+            time.sleep(0.05)
+
     def stop(self) -> Event:
         """SIGTERM; the last event, once it has ended well."""
         self.process.send_signal(signal.SIGTERM)
@@ -113,19 +135,20 @@ def start(tmp_path: Path, require_bpf: None) -> Iterator[Start]:
     """Starts a daemon with a configuration and flags, and waits until it is ready."""
     running: list[Running] = []
 
-    def _start(configuration: str = "", *flags: str) -> Running:
+    def _start(configuration: str = "", *flags: str, **options: Any) -> Running:
         folder = tmp_path / str(len(running))
         folder.mkdir()
-        daemon = Running(folder, configuration, *flags)
+        daemon = Running(folder, configuration, *flags, **options)
         running.append(daemon)
         daemon.health("started", READY_SECONDS)
         return daemon
 
     yield _start
     for daemon in running:
-        if daemon.process.poll() is None:
-            daemon.process.kill()
-            daemon.process.wait()
+        for process in filter(None, (daemon.process, daemon.reader)):
+            if process.poll() is None:
+                process.kill()
+                process.wait()
 
 
 def assert_conserved(stopped: Event) -> None:
@@ -170,7 +193,7 @@ def test_denial_and_fault_become_events_and_counts(start: Start) -> None:
     assert (
         daemon.metric('seal_monitor_faults_total{cause="guard_region",disposition="default"}') == 1
     )
-    assert daemon.metric('seal_monitor_events_total{kind="denial",result="delivered"}') == 1
+    daemon.wait_for_metric('seal_monitor_events_total{kind="denial",result="delivered"}', 1)
     assert_conserved(daemon.stop())
 
 
@@ -359,11 +382,15 @@ class Collected:
     def __init__(self) -> None:
         self.events: list[Event] = []
 
-    def emit(self, event: dict[str, object]) -> None:
-        self.events.append(event)
+    def render(self, event: dict[str, object]) -> bytes:
+        return encode(event)
 
-    def close(self) -> None:
-        pass
+    def write(self, data: bytes) -> None:
+        self.events.append(json.loads(data))
+
+    def reopen(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def test_a_lost_probe_is_told(monkeypatch: pytest.MonkeyPatch, require_bpf: None) -> None:
@@ -383,6 +410,7 @@ def test_a_lost_probe_is_told(monkeypatch: pytest.MonkeyPatch, require_bpf: None
             urllib.request.urlopen(f"http://{address}:{port}/-/ready", timeout=5)
         with urllib.request.urlopen(f"http://{address}:{port}/metrics", timeout=5) as answer:
             metrics = answer.read().decode()
+        assert daemon.delivery.wait(5)
     assert 'seal_monitor_probe_attached{mode="tracepoint",probe="shmat"} 0.0' in metrics
     assert 'seal_monitor_probe_attached{mode="tracepoint",probe="munmap"} 1.0' in metrics
     told = [event for event in collected.events if event.get("event") == "probe_lost"]

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import ctypes
-import struct
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -18,7 +17,6 @@ from monitor.events import (
     Denial,
     Fault,
     File,
-    Frame,
     Host,
     Mapping,
     Origin,
@@ -38,7 +36,7 @@ ORIGIN = Origin(
     time=TIME,
     time_boot_ns=1000,
     host=Host("web-1", "1b4e28ba-2fa1-4d2e-883f-0016d3cca427", "6.18.44"),
-    process=Process(4242, 4242, 1, 4242, "python3", None, None, TIME, 0, 0, None),
+    process=Process(4242, 4242, 1, 4242, "python3", None, None, TIME, 0, 0, None, None),
     workload=Workload(None, None, None, "/"),
 )
 START = 0x7F0000001000
@@ -164,6 +162,7 @@ def test_a_fault_in_full() -> None:
         pkey=None,
         signal_code=1,
         stack=(),
+        stack_complete=False,
     )
 
 
@@ -185,6 +184,9 @@ def test_a_seal_in_full() -> None:
             File("libfoo.so", "254:1", 77, 3 * 4096),
             None,
         ),
+        caller="0x0",
+        stack=(),
+        stack_complete=False,
     )
 
 
@@ -427,24 +429,22 @@ def test_pkey_is_told_only_for_a_key_fault() -> None:
 
 
 def test_stack() -> None:
-    raw = struct.pack("<i20sQ", 1, bytes(range(20)), 0x1234)
-    raw += struct.pack("<i20sQ", 2, bytes(20), 0x401000)
-    made = denial(stack_size=96)
-    made.stack[: len(raw)] = raw
+    made = denial()
+    made.stack.addresses[:2] = 0x7F0000001010, 0x401000
+    made.stack.depth = 2
+    made.stack.modules[:2] = abi.NO_MODULE, abi.NO_MODULE
     event = told(made)
-    assert event.stack == (
-        Frame(None, None, "000102030405060708090a0b0c0d0e0f10111213", 0x1234, None),
-        Frame("0x401000", None, None, None, None),
-    )
-    assert event.stack_complete is True
-
-
-def test_a_full_stack_may_have_been_cut() -> None:
-    made = denial(stack_size=512)
-    made.stack[:] = struct.pack("<i20sQ", 2, bytes(20), 0x401000) * 16
-    event = told(made)
-    assert len(event.stack) == 16
+    assert [frame.address for frame in event.stack] == ["0x7f0000001010", "0x401000"]
     assert event.stack_complete is False
+    made.stack.complete = 1
+    assert told(made).stack_complete is True
+
+
+def test_a_corrupt_stack_is_a_corrupt_record() -> None:
+    made = denial()
+    made.stack.depth = 21
+    with pytest.raises(ClassifyError, match="corrupt record: a stack of 21 frames"):
+        told(made)
 
 
 @pytest.mark.parametrize(
@@ -456,7 +456,10 @@ def test_a_full_stack_may_have_been_cut() -> None:
         (abi.Record(kind=Kind.DENIAL, verdict=3), "3 is no verdict"),
         (abi.Record(kind=Kind.DENIAL, reason=7), "7 is no reason"),
         (abi.Record(kind=Kind.DENIAL, role=3), "3 is no role"),
-        (abi.Record(kind=Kind.DENIAL, stack_size=513), "a stack of 513 bytes"),
+        (
+            abi.Record(kind=Kind.DENIAL, stack=abi.Stack(depth=21)),
+            "a stack of 21 frames and 0 modules",
+        ),
         (abi.Record(kind=Kind.FAULT, cause=6), "6 is no cause"),
         (abi.Record(kind=Kind.FAULT, disposition=3), "3 is no disposition"),
         (abi.Record(kind=Kind.FAULT, access=255), "255 is no access"),
@@ -479,7 +482,8 @@ def test_any_bytes_make_an_event_or_an_error(raw: bytes) -> None:
     made.reason %= len(Reason)
     made.role %= len(Role)
     made.cause %= len(Cause)
-    made.stack_size %= 1024
+    made.stack.depth %= 21
+    made.stack.module_count %= 7
     try:
         event = classify(made, ORIGIN, sealed_mask=SEALED_BIT)
     except ClassifyError:
@@ -578,7 +582,7 @@ def test_suppression(
     assert (event.process is None) is ("pid" not in key)
     if event.process is not None:
         assert event.process == Process(
-            4242, None, None, None, "worker", None, None, None, None, None, None
+            4242, None, None, None, "worker", None, None, None, None, None, None, None
         )
 
 

@@ -116,7 +116,8 @@ def test_help_and_schema_load_nothing_heavy() -> None:
         ),
         (
             ("--output", "xml", "demo"),
-            "seal-monitor: command line: --output: 'xml' is not valid; choose auto, pretty or json",
+            "seal-monitor: command line: --output: 'xml' is not valid; choose auto, pretty, json "
+            "or none",
         ),
         (
             ("doctor", "--web.listen-address", "localhost"),

@@ -29,7 +29,7 @@ def test_defaults() -> None:
     assert DEFAULTS.attach == "auto"
     assert DEFAULTS.web.listen_address == ("127.0.0.1", 10462)
     assert DEFAULTS.web.config_file is None
-    assert (DEFAULTS.output.format, DEFAULTS.output.events_file) == ("auto", None)
+    assert DEFAULTS.output == config.Output(format="auto", events_file=None, journal=False)
     assert DEFAULTS.events == config.Events(
         denials=("sealed", "unverified"),
         faults=("guard_region", "prot_none", "stack_guard", "sealed", "pkey"),
@@ -384,12 +384,26 @@ def test_overrides_beat_the_file(tmp_path: Path) -> None:
     assert (loaded.attach, loaded.canary.interval) == ("fexit", 5)
 
 
+def test_events_go_somewhere(tmp_path: Path) -> None:
+    text = '[output]\nformat = "none"\n'
+    with pytest.raises(ConfigError) as caught:
+        parse(text, "c.toml")
+    assert str(caught.value) == (
+        "output.format is none, and events would go nowhere; "
+        "name an output.events_file or set output.journal = true"
+    )
+    assert parse(f"{text}journal = true", "c.toml").output.journal
+    file = tmp_path / "c.toml"
+    file.write_text(text)
+    assert load(file, {"output.events_file": "/e"}).output.events_file == Path("/e")
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
         (
             {"output.format": "xml"},
-            "command line: --output: 'xml' is not valid; choose auto, pretty or json",
+            "command line: --output: 'xml' is not valid; choose auto, pretty, json or none",
         ),
         (
             {"ring.size": "1"},

@@ -64,6 +64,10 @@ DENIAL: dict[str, Any] = {
     "sealed": SEALED,
     "partial_update": {"start": "0x7efffffff000", "end": "0x7f0000001000"},
     "caller": "0x401234",
+    "stack": [
+        {"address": "0x7f10", "module": "libc.so.6", "offset": 0x7F10},
+        {"address": "0x401234", "module": "app", "offset": 0x1234},
+    ],
 }
 
 
@@ -73,6 +77,7 @@ UNVERIFIED: dict[str, Any] = {
     "summary": "munmap refused, perhaps by a seal",
     "verdict": "unverified",
     "reason": "seccomp",
+    "stack": [{"address": "0x401234", "module": None, "offset": None}],
     "sealed": None,
     "partial_update": None,
     "process": {**PROCESS, "user_name": "app"},
@@ -89,6 +94,7 @@ FAULT: dict[str, Any] = {
     "inferred": True,
     "mapping": {**SEALED, "file": None, "name": "arena", "sealed": False},
     "instruction_pointer": "0x401000",
+    "stack": [],
 }
 
 
@@ -144,7 +150,8 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 def shown(event: dict[str, Any], pipe: tuple[int, int], **options: Any) -> str:
     reader, writer = pipe
-    pretty(writer, **{"colours": False, **options}).emit(event)
+    sink = pretty(writer, **{"colours": False, **options})
+    sink.write(sink.render(event))
     return os.read(reader, 65536).decode()
 
 
@@ -159,7 +166,7 @@ def shown(event: dict[str, Any], pipe: tuple[int, int], **options: Any) -> str:
                      seal were changed
          critical    verdict sealed  seal 0x7f0000001000-0x7f0000002000 r--p
                      file /usr/lib/libfoo.so+0x3000  changed 0x7efffffff000-0x7f0000001000
-                     caller 0x401234  unit app.service  uid 1000
+                     caller app+0x1234  unit app.service  uid 1000
 """,
         ),
         (

@@ -75,7 +75,8 @@ def test_the_view_shows_the_example() -> None:
     (event,) = map(json.loads, blocks(README, "json"))
     view = " ".join(README.partition("## Start")[0].split())
     assert event["summary"] in view
-    assert f"caller {event['caller']}" in view
+    (caller,) = (frame for frame in event["stack"] if frame["address"] == event["caller"])
+    assert f"caller {caller['module']}+{caller['offset']:#x}" in view
 
 
 def test_configuration() -> None:

@@ -35,14 +35,14 @@ from monitor.operations import OPERATIONS
 HOST = Host("web-1", "1b4e28ba-2fa1-4d2e-883f-0016d3cca427", "6.18.44")
 PROCESS = Process(
     *(4242, 4243, 1, 7, "worker", "/usr/bin/python3", "python3 app.py"),
-    *("2025-01-02T03:04:05.000000006Z", 1000, 1000, "app"),
+    *("2025-01-02T03:04:05.000000006Z", 1000, 1000, "app", "staff"),
 )
-STUB = Process(4242, None, None, None, "worker", None, None, None, None, None, None)
+STUB = Process(4242, None, None, None, "worker", None, None, None, None, None, None, None)
 WORKLOAD = Workload("app.service", None, None, "/system.slice/app.service")
 FILE = File("/usr/lib/libfoo.so", "254:1", 77, 4096)
 FRAMES = (
-    Frame("0x401000", "/usr/bin/app", None, None, "main"),
-    Frame(None, None, "ab" * 20, 4096, None),
+    Frame("0x401000", "app", "ab" * 20, 4096, "main"),
+    Frame("0x7f00", None, None, None, None),
 )
 COMMON: dict[str, Any] = {
     "id": "1b4e28ba-00000000000003e8-00000001",
@@ -82,8 +82,17 @@ FAULT = Fault(
     pkey=None,
     signal_code=1,
     stack=FRAMES,
+    stack_complete=False,
 )
-SEAL = Seal(**COMMON, start="0x1000", length=4096, mapping=None)
+SEAL = Seal(
+    **COMMON,
+    start="0x1000",
+    length=4096,
+    mapping=None,
+    caller="0x401000",
+    stack=(),
+    stack_complete=False,
+)
 SUPPRESSION = Suppression(
     **{**COMMON, "process": STUB},
     of="denial",
@@ -300,6 +309,7 @@ def test_to_dict_is_the_contract_object() -> None:
             "uid": 1000,
             "gid": 1000,
             "user_name": "app",
+            "group_name": "staff",
         },
         "workload": {
             "unit": "app.service",
@@ -322,6 +332,9 @@ def test_to_dict_is_the_contract_object() -> None:
             },
             "name": None,
         },
+        "caller": "0x401000",
+        "stack": [],
+        "stack_complete": False,
     }
 
 
@@ -337,12 +350,12 @@ def test_stack_frames_are_plain() -> None:
     assert to_dict(DENIAL)["stack"] == [
         {
             "address": "0x401000",
-            "module": "/usr/bin/app",
-            "build_id": None,
-            "offset": None,
+            "module": "app",
+            "build_id": "ab" * 20,
+            "offset": 4096,
             "symbol": "main",
         },
-        {"address": None, "module": None, "build_id": "ab" * 20, "offset": 4096, "symbol": None},
+        {"address": "0x7f00", "module": None, "build_id": None, "offset": None, "symbol": None},
     ]
 
 

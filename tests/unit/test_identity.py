@@ -56,7 +56,9 @@ START = 1234 * TICK_NS + TICK_NS - 1
 def test_command_line_modes(tmp_path: Path, mode: str, shown: str | None) -> None:
     record_process(tmp_path)
     identities = Identities(tmp_path, command_line=mode)  # type: ignore[arg-type]
-    assert identities.lookup(42, START, 0) == Identity("/usr/bin/app", shown, "root", "complete")
+    assert identities.lookup(42, START, 0, b"", 5) == Identity(
+        "/usr/bin/app", shown, "root", "complete", "tty"
+    )
 
 
 @pytest.mark.parametrize(

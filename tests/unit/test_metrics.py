@@ -219,6 +219,8 @@ def test_the_daemons_own_counts() -> None:
     for result in ("complete", "complete", "gone", "reused", "partial"):
         tally.identity(result)
     tally.sink_error("console")
+    tally.sink_queue("console", 7)
+    tally.sink_queue("console", 3)
     tally.decode_error()
     tally.reload(True, 2000.0)
     tally.reload(False, 3000.0)
@@ -232,6 +234,7 @@ def test_the_daemons_own_counts() -> None:
         'identity_lookups_total{result="gone"} 1.0',
         'identity_lookups_total{result="reused"} 1.0',
         'sink_errors_total{sink="console"} 1.0',
+        'sink_queue_events{sink="console"} 3.0',
         "decode_errors_total 1.0",
         "config_last_reload_successful 0.0",
         "config_last_reload_success_timestamp_seconds 2000.0",

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from monitor.sinks import SinkError, json_file, json_lines, pretty, write_all
+from monitor.sinks import Sink, SinkError, json_file, json_lines, pretty
 
 HOST = {"name": "web-1", "boot_id": "1b4e28ba", "kernel_release": "6.18.44"}
 COMMON: dict[str, Any] = {
@@ -37,6 +37,10 @@ HEALTH: dict[str, Any] = {
 }
 
 
+def emit(sink: Sink, event: dict[str, Any]) -> None:
+    sink.write(sink.render(event))
+
+
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
     ends = os.pipe()
@@ -50,7 +54,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 def test_the_json_line_is_the_contract_object(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
-    json_lines(writer).emit(HEALTH)
+    emit(json_lines(writer), HEALTH)
     line = os.read(reader, 65536).decode()
     assert line == json.dumps(HEALTH, separators=(",", ":")) + "\n"
     assert list(json.loads(line)) == list(HEALTH)
@@ -59,7 +63,7 @@ def test_the_json_line_is_the_contract_object(pipe: tuple[int, int]) -> None:
 @pytest.mark.parametrize("text", ["Käse", "a\nb", "\udcff", "\u2028"])
 def test_any_text_is_one_json_line(text: str, tmp_path: Path) -> None:
     sink = json_file(tmp_path / "events.jsonl")
-    sink.emit({"summary": text})
+    emit(sink, {"summary": text})
     sink.close()
     raw = (tmp_path / "events.jsonl").read_bytes()
     assert raw.count(b"\n") == 1
@@ -72,7 +76,7 @@ def test_a_closed_reader_is_a_sink_error(pipe: tuple[int, int]) -> None:
     sink = json_lines(writer)
     for _ in range(2):
         with pytest.raises(SinkError, match="Broken pipe"):
-            sink.emit(HEALTH)
+            emit(sink, HEALTH)
 
 
 def test_a_half_line_in_a_stream_is_ended(pipe: tuple[int, int]) -> None:
@@ -80,10 +84,10 @@ def test_a_half_line_in_a_stream_is_ended(pipe: tuple[int, int]) -> None:
     os.set_blocking(writer, False)
     sink = json_lines(writer)
     with pytest.raises(SinkError, match="temporarily unavailable"):
-        sink.emit({"summary": "x" * 1_000_000})
+        emit(sink, {"summary": "x" * 1_000_000})
     assert os.read(reader, 1 << 20).startswith(b'{"summary":"xxx')
-    sink.emit({"n": 2})
-    sink.emit({"n": 3})
+    emit(sink, {"n": 2})
+    emit(sink, {"n": 3})
     assert os.read(reader, 1 << 20) == b'\n{"n":2}\n{"n":3}\n'
 
 
@@ -101,7 +105,7 @@ def test_file_appends(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     for number in (1, 2):
         sink = json_file(path)
-        sink.emit({"n": number})
+        emit(sink, {"n": number})
         sink.close()
     assert path.read_text() == '{"n":1}\n{"n":2}\n'
 
@@ -110,7 +114,7 @@ def test_half_a_line_of_an_earlier_life_is_ended(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_text('{"n":1}\n{"n"')
     sink = json_file(path)
-    sink.emit({"n": 2})
+    emit(sink, {"n": 2})
     sink.close()
     assert path.read_text() == '{"n":1}\n{"n"\n{"n":2}\n'
 
@@ -119,7 +123,7 @@ def test_half_a_line_of_an_earlier_life_is_ended(tmp_path: Path) -> None:
 def test_file_follows_rotation(how: str, tmp_path: Path) -> None:
     path, old = tmp_path / "events.jsonl", tmp_path / "events.jsonl.1"
     sink = json_file(path)
-    sink.emit({"n": 1})
+    emit(sink, {"n": 1})
     match how:
         case "moved":
             path.rename(old)
@@ -130,7 +134,7 @@ def test_file_follows_rotation(how: str, tmp_path: Path) -> None:
             path.touch()
         case "truncated":
             os.truncate(path, 0)
-    sink.emit({"n": 2})
+    emit(sink, {"n": 2})
     sink.close()
     assert path.read_text() == '{"n":2}\n'
     if old.exists():
@@ -143,7 +147,7 @@ def test_rotation_leaks_no_descriptor(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for number in range(20):
         path.unlink()
-        sink.emit({"n": number})
+        emit(sink, {"n": number})
     assert len(os.listdir("/proc/self/fd")) == before
     sink.close()
     assert len(os.listdir("/proc/self/fd")) == before - 1
@@ -168,9 +172,9 @@ def test_file_recovers_when_its_directory_comes_back(tmp_path: Path) -> None:
     sink = json_file(directory / "events.jsonl")
     directory.rename(tmp_path / "gone")
     with pytest.raises(SinkError, match="cannot open it"):
-        sink.emit({"n": 1})
+        emit(sink, {"n": 1})
     directory.mkdir()
-    sink.emit({"n": 2})
+    emit(sink, {"n": 2})
     sink.close()
     assert (directory / "events.jsonl").read_text() == '{"n":2}\n'
 
@@ -190,23 +194,27 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(where)], check=True)
 
 
+def fill(sink: Sink) -> None:
+    for number in range(1000):
+        emit(sink, {"n": number, "text": "x" * 1000})
+
+
 def test_a_full_disk_leaves_no_half_line(small_disk: Path) -> None:
     path = small_disk / "events.jsonl"
     sink = json_file(path)
-    errors: list[str] = []
-    taken = 0
-    while write_all([sink], {"n": taken, "text": "x" * 1000}, lambda _, e: errors.append(str(e))):
-        taken += 1
-    assert errors == [f"events file {path}: event not written: No space left on device"]
+    with pytest.raises(SinkError) as failure:
+        fill(sink)
+    assert str(failure.value) == f"events file {path}: event not written: No space left on device"
     lines = path.read_text().splitlines(keepends=True)
+    taken = len(lines)
     assert [json.loads(line)["n"] for line in lines] == list(range(taken))
     assert all(line.endswith("\n") for line in lines)
     assert taken > 50
 
     with pytest.raises(SinkError):
-        sink.emit({"n": taken, "text": "x" * 1000})
+        emit(sink, {"n": taken, "text": "x" * 1000})
     os.truncate(path, 0)
-    sink.emit({"n": taken})
+    emit(sink, {"n": taken})
     sink.close()
     assert path.read_text() == json.dumps({"n": taken}, separators=(",", ":")) + "\n"
 
@@ -215,16 +223,16 @@ def test_a_half_line_that_cannot_be_taken_back_is_ended() -> None:
     memory = os.memfd_create("events", os.MFD_ALLOW_SEALING)
     fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
     sink = json_file(Path(f"/proc/self/fd/{memory}"))
-    sink.emit({"n": 1})
+    emit(sink, {"n": 1})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (12, limits[1]))
     try:
         with pytest.raises(SinkError, match="event not written: File too large"):
-            sink.emit({"n": 2})
+            emit(sink, {"n": 2})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    sink.emit({"n": 3})
-    sink.emit({"n": 4})
+    emit(sink, {"n": 3})
+    emit(sink, {"n": 4})
     sink.close()
     assert os.pread(memory, 100, 0) == b'{"n":1}\n{"n"\n{"n":3}\n{"n":4}\n'
     os.close(memory)
@@ -234,26 +242,33 @@ def test_a_full_device() -> None:
     sink = json_file(Path("/dev/full"))
     for _ in range(2):
         with pytest.raises(SinkError, match="No space left on device"):
-            sink.emit(HEALTH)
+            emit(sink, HEALTH)
     sink.close()
 
 
-def test_write_all_tries_every_sink_and_counts_errors(
-    tmp_path: Path, pipe: tuple[int, int]
-) -> None:
-    failed: list[tuple[str, str]] = []
+def test_a_file_is_opened_anew_when_asked(tmp_path: Path) -> None:
+    path, old = tmp_path / "events.jsonl", tmp_path / "events.jsonl.1"
+    sink = json_file(path)
+    emit(sink, {"n": 1})
+    path.rename(old)
+    sink.reopen()
+    assert path.read_bytes() == b""  # at once, not at the next event
+    emit(sink, {"n": 2})
+    assert (old.read_text(), path.read_text()) == ('{"n":1}\n', '{"n":2}\n')
 
-    def on_error(name: str, error: OSError) -> None:
-        failed.append((name, str(error)))
+    tmp_path.joinpath("moved").mkdir()
+    path.rename(tmp_path / "moved/events.jsonl")
+    path.mkdir()
+    with pytest.raises(SinkError, match="cannot open it: Is a directory"):
+        sink.reopen()
+    path.rmdir()
+    emit(sink, {"n": 3})
+    sink.close()
+    assert path.read_text() == '{"n":3}\n'
 
-    full = json_file(Path("/dev/full"))
-    good = json_lines(pipe[1])
-    assert write_all([full, good], {"n": 1}, on_error) is True
-    assert os.read(pipe[0], 100) == b'{"n":1}\n'
-    assert write_all([full], {"n": 2}, on_error) is False
-    assert write_all([], {"n": 3}, on_error) is False
-    full.close()
-    message = "events file /dev/full: event not written: No space left on device"
-    assert failed == [("file", message), ("file", message)]
-    assert pretty(pipe[1], colours=False).name == "pretty"
-    assert good.name == "json"
+
+def test_names(pipe: tuple[int, int], tmp_path: Path) -> None:
+    sinks = (pretty(pipe[1], colours=False), json_lines(pipe[1]), json_file(tmp_path / "events"))
+    assert [sink.name for sink in sinks] == ["pretty", "json", "file"]
+    for sink in sinks:
+        sink.close()

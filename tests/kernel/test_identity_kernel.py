@@ -1,0 +1,137 @@
+"""Who it was, of processes that are gone before anybody can look."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import new_cgroup
+
+from monitor import config, sinks
+from monitor.daemon import Daemon
+
+Compile = Callable[[str], Path]
+Event = dict[str, Any]
+SETTINGS = """
+[rate_limit]
+per_caller = 1000000
+host = 1000000
+[canary]
+interval = 0
+[web]
+listen_address = "127.0.0.1:0"
+"""
+PROCESSES = 1000
+
+
+class Collected:
+    """A sink that keeps what it is given."""
+
+    name = "collected"
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def render(self, event: Event) -> bytes:
+        return sinks.encode(event)
+
+    def write(self, data: bytes) -> None:
+        self.events.append(json.loads(data))
+
+    def reopen(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def denials_of(self, executable: str) -> list[Event]:
+        return [
+            event
+            for event in self.events
+            if event["kind"] == "denial" and event["process"]["name"] == executable
+        ]
+
+
+@pytest.fixture
+def collected() -> Collected:
+    return Collected()
+
+
+@pytest.fixture
+def daemon(collected: Collected, require_bpf: None) -> Iterator[Daemon]:
+    with Daemon(config.parse(SETTINGS, "test"), [collected]) as daemon:
+        daemon.loop(until=lambda: not daemon.not_ready())
+        yield daemon
+
+
+def run_beside(daemon: Daemon, *command: object) -> Any:
+    """What the command printed, run while the daemon watches, and after it was stopped."""
+    done: list[str] = []
+
+    def run() -> None:
+        words = [str(word) for word in command]
+        done.append(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    daemon.loop(until=lambda: not thread.is_alive())
+    thread.join()
+    daemon.stop()
+    return json.loads(done[0])
+
+
+def test_what_was_learnt_when_it_sealed(
+    daemon: Daemon, collected: Collected, compiled: Compile
+) -> None:
+    """Each is gone when its denial is read, and yet known in full."""
+    program = compiled("swarm")
+    assert run_beside(daemon, program, PROCESSES, 50) == {"mprotect": PROCESSES}
+    events = collected.denials_of(program.name)
+    assert len({event["process"]["pid"] for event in events}) == len(events) == PROCESSES
+    user = {"uid": os.getuid(), "gid": os.getgid(), "user_name": "root", "group_name": "root"}
+    for event in events:
+        process = event["process"]
+        assert process["executable"] == str(program)
+        assert process["command_line"] == f"{program} {PROCESSES} 50"
+        assert {name: process[name] for name in user} == user
+    assert daemon.tally.identity_lookups["complete"] == PROCESSES
+
+
+def test_what_the_kernel_knew(daemon: Daemon, collected: Collected, compiled: Compile) -> None:
+    """Of those that nobody had the time to look at."""
+    program = compiled("swarm")
+    assert run_beside(daemon, program, PROCESSES, 0) == {"mprotect": PROCESSES}
+    events = collected.denials_of(program.name)
+    assert len({event["process"]["pid"] for event in events}) == len(events) == PROCESSES
+    for event in events:
+        process = event["process"]
+        assert process["executable"] in (program.name, str(program))
+        assert process["user_name"] == "root"
+        assert process["start"]
+    lookups = daemon.tally.identity_lookups
+    assert lookups["complete"] + lookups["gone"] == PROCESSES
+
+
+def test_a_container_that_is_gone(daemon: Daemon, collected: Collected, compiled: Compile) -> None:
+    """Its cgroup is removed as soon as it has ended."""
+    pod = "1b4e28ba-2fa1-4d2e-883f-0016d3cca427"
+    container = "c0ffee" + "0" * 58
+    program = compiled("swarm")
+    with new_cgroup("kubepods.slice") as top:
+        slice_ = top / f"kubepods-pod{pod.replace('-', '_')}.slice"
+        scope = slice_ / f"cri-containerd-{container}.scope"
+        scope.mkdir(parents=True)
+        script = f"echo $$ >{scope}/cgroup.procs; {program} 1 50; echo $$ >{top}/cgroup.procs"
+        command = f"{script}; rmdir {scope} {slice_}"
+        assert run_beside(daemon, "sh", "-c", command) == {"mprotect": 1}
+        (event,) = collected.denials_of(program.name)
+        assert event["workload"] == {
+            "unit": None,
+            "container_id": container,
+            "pod_uid": pod,
+            "cgroup": f"/{top.name}/{slice_.name}/{scope.name}",
+        }

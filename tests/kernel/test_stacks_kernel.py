@@ -1,0 +1,104 @@
+"""User stacks, gathered in the kernel: the very frames, their files and their build ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import Harness, Made
+
+from monitor.abi import STACK_FRAMES, Kind, Record
+from monitor.events import Frame
+from monitor.stacks import frames
+
+Compile = Callable[[str], Path]
+NOTE = b"\4\0\0\0\x14\0\0\0\3\0\0\0GNU\0"  # a GNU build id of 20 bytes follows
+
+
+def build_id(file: Path) -> str:
+    content = file.read_bytes()
+    start = content.index(NOTE) + len(NOTE)
+    return content[start : start + 20].hex()
+
+
+def only_stack(made: Made) -> tuple[Record, dict[str, Any], tuple[Frame, ...]]:
+    (record,) = (record for record in made.records if record.kind != Kind.SEAL)
+    (line,) = made.lines
+    return record, line, frames(record.stack)
+
+
+def addresses(stack: tuple[Frame, ...]) -> list[int]:
+    return [int(frame.address, 16) for frame in stack]
+
+
+def test_the_frames_of_a_denial(harness: Harness, compiled: Compile) -> None:
+    made = harness.run([compiled("frames"), "3", "outermost", "denied", "--wait"])
+    record, line, stack = only_stack(made)
+    instruction, caller, *callers = addresses(stack)
+    assert instruction == record.instruction_pointer
+    assert caller == record.caller
+    assert 0 < caller - line["violate"] < 256
+    assert callers == line["returns"][:-1]  # main is above the outermost
+    assert record.stack.complete == 1
+
+
+def test_the_frames_of_a_jump_to_what_is_no_code(harness: Harness, compiled: Compile) -> None:
+    """Where it came from is known by the return address that the call left."""
+    made = harness.run([compiled("frames"), "2", "outermost", "jump", "--wait"])
+    record, line, stack = only_stack(made)
+    instruction, caller, *callers = addresses(stack)
+    assert instruction == record.address == record.instruction_pointer
+    assert stack[0] == Frame(hex(instruction), None, None, None, None)
+    assert 0 < caller - line["violate"] < 256
+    assert callers == line["returns"][:-1]
+    assert record.stack.complete == 1
+
+
+def test_modules(harness: Harness, compiled: Compile) -> None:
+    program = compiled("frames")
+    made = harness.run([program, "0", "libc", "denied", "--wait"])
+    record, line, stack = only_stack(made)
+    child = made.child
+    assert addresses(stack)[2:5] == line["returns"]
+    for frame in stack[:5]:
+        address = int(frame.address, 16)
+        area = child.area(address)
+        assert area
+        file = Path(area.path)
+        assert frame.module == file.name
+        assert frame.build_id == build_id(file)
+        first = min(each.start for each in child.areas if each.path == area.path)
+        if file.name == program.name:
+            assert frame.offset == address - first
+    assert [frame.module for frame in stack[1:4]] == [program.name] * 3
+    assert (stack[0].module or "").startswith("libc")
+    assert stack[4].module == stack[0].module  # main returns to libc
+    numbers = {module.file.decode(): module.inode for module in record.stack.module if module.file}
+    assert numbers[program.name] == program.stat().st_ino
+
+
+def test_a_deep_stack_is_cut(harness: Harness, compiled: Compile) -> None:
+    made = harness.run([compiled("frames"), "50", "outermost", "denied", "--wait"])
+    record, line, stack = only_stack(made)
+    assert len(stack) == STACK_FRAMES
+    assert addresses(stack)[2:] == line["returns"][: STACK_FRAMES - 2]
+    assert record.stack.complete == 0
+
+
+@pytest.mark.parametrize("depth", [STACK_FRAMES - 5, STACK_FRAMES - 4, STACK_FRAMES - 3])
+def test_a_stack_that_just_fits(harness: Harness, compiled: Compile, depth: int) -> None:
+    """ip, its caller, the violating function's and each nested one's."""
+    made = harness.run([compiled("frames"), str(depth), "outermost", "denied", "--wait"])
+    record, line, stack = only_stack(made)
+    assert addresses(stack)[2:] == line["returns"][:-1][: STACK_FRAMES - 2]
+    assert bool(record.stack.complete) is (depth + 4 <= STACK_FRAMES)
+
+
+def test_frame_pointers_that_are_none(harness: Harness, compiled: Compile) -> None:
+    """libc's start code keeps none: the walk ends there, and says so."""
+    made = harness.run([compiled("frames"), "1", "libc", "denied", "--wait"])
+    record, line, stack = only_stack(made)
+    assert addresses(stack)[2 : 2 + len(line["returns"])] == line["returns"]
+    assert record.stack.complete == 0

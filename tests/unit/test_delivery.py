@@ -1,0 +1,367 @@
+"""Events to sinks that are slow, hang, fail and recover: nothing waits, everything is counted."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import time
+from collections.abc import Callable, Iterator
+from threading import Event, Thread, active_count, stack_size
+
+import pytest
+
+from monitor.delivery import LIMITS, Delivery, Limits
+from monitor.sinks import Sink, json_lines
+from monitor.tally import Tally
+
+DISK_FULL = OSError(errno.ENOSPC, "disk full")
+LONG = 1e9  # seconds
+
+
+class Gate:
+    """A sink that takes an event only while it is open, and none while it has an error."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.taken: list[bytes] = []
+        self.error: OSError | None = None
+        self.open = Event()
+        self.open.set()
+        self.is_writing = Event()
+        self.is_closed = False
+
+    def render(self, event: dict[str, object]) -> bytes:
+        return str(event["n"]).encode() + b"." * int(str(event.get("padding", 0)))
+
+    def write(self, data: bytes) -> None:
+        self.is_writing.set()
+        assert self.open.wait(30)
+        if self.error is not None:
+            raise self.error
+        self.taken.append(data)
+
+    def reopen(self) -> None:
+        self.write(b"reopened")
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class Setting:
+    def __init__(self, *sinks: Sink, limits: Limits = LIMITS) -> None:
+        self.tally = Tally(sink.name for sink in sinks)
+        self.told: list[tuple[str, str | None]] = []
+        self.delivery = Delivery(
+            sinks,
+            self.tally,
+            lambda name, error: self.told.append((name, str(error) if error else None)),
+            limits,
+        )
+
+    def send(self, *numbers: int, **facts: object) -> None:
+        for number in numbers:
+            self.delivery.send({"kind": "denial", "n": number, **facts})
+
+    def results(self) -> tuple[int, int]:
+        """Delivered and failed."""
+        events = self.tally.events
+        return events["denial", "delivered"], events["denial", "failed"]
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 10
+        while not condition():
+            assert time.monotonic() < deadline
+            self.delivery.collect()
+            time.sleep(0.002)
+
+
+Make = Callable[..., Setting]
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    made: list[tuple[Setting, tuple[Sink, ...]]] = []
+
+    def _make(*sinks: Sink, limits: Limits = LIMITS) -> Setting:
+        made.append((Setting(*sinks, limits=limits), sinks))
+        return made[-1][0]
+
+    yield _make
+    for setting, sinks in made:
+        for sink in sinks:
+            if isinstance(sink, Gate):
+                sink.open.set()
+        setting.delivery.close()
+
+
+def numbers(*values: int) -> list[bytes]:
+    return [str(value).encode() for value in values]
+
+
+def test_every_sink_gets_every_event_in_order(make: Make) -> None:
+    one, two = Gate("one"), Gate("two")
+    setting = make(one, two)
+    setting.send(*range(500))
+    assert setting.delivery.wait(10)
+    assert one.taken == two.taken == numbers(*range(500))
+    assert setting.results() == (500, 0)
+    assert setting.tally.sink_errors == setting.tally.sink_queue_events == {"one": 0, "two": 0}
+    assert setting.told == []
+
+
+def test_the_delay_ends_where_the_first_sink_has_taken_it(make: Make) -> None:
+    fast, slow = Gate("fast"), Gate("slow")
+    slow.open.clear()
+    setting = make(fast, slow)
+    now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    setting.delivery.send({"kind": "denial", "n": 1}, now - 3_000_000_000)
+    setting.delivery.send({"kind": "health", "n": 2})
+    setting.until(lambda: setting.tally.events["health", "delivered"] == 1)
+    assert setting.results() == (1, 0)
+    assert sum(setting.tally.delays) == 1
+    assert 3 <= setting.tally.delay_seconds < 3.5
+    slow.open.set()
+    assert setting.delivery.wait(10)
+    assert sum(setting.tally.delays) == 1
+
+
+def test_a_sink_that_hangs_holds_up_nothing(make: Make) -> None:
+    good, hung = Gate("good"), Gate("hung")
+    hung.open.clear()
+    setting = make(good, hung, limits=LIMITS._replace(events=100))
+    began = time.monotonic()
+    for number in range(300):
+        setting.send(number)
+        setting.until(lambda: setting.tally.sink_queue_events["good"] == 0)
+    assert time.monotonic() - began < 5
+    assert good.taken == numbers(*range(300))
+    assert setting.results() == (300, 0)
+    assert setting.tally.sink_queue_events == {"good": 0, "hung": 100}
+    assert setting.tally.sink_errors == {"good": 0, "hung": 200}
+    assert setting.told == [("hung", "its queue is full: events that wait: 100 (0 KiB)")]
+
+
+def test_a_queue_is_full_by_bytes_too(make: Make) -> None:
+    hung = Gate("hung")
+    hung.open.clear()
+    setting = make(hung, limits=LIMITS._replace(bytes=10 * 1024))
+    setting.send(*range(20), padding=1023)
+    assert setting.tally.sink_queue_events == {"hung": 10}
+    assert setting.results() == (0, 10)
+    hung.open.set()
+    assert setting.delivery.wait(10)
+    assert setting.results() == (10, 10)
+    assert setting.tally.sink_errors == {"hung": 10}
+    assert len(hung.taken) == 10
+
+
+def test_a_full_queue_has_room_for_news_of_the_monitor(make: Make) -> None:
+    hung = Gate("hung")
+    hung.open.clear()
+    setting = make(hung, limits=LIMITS._replace(events=10, bytes=100, health=5))
+    setting.send(*range(20), padding=50)
+    setting.send(*range(20), kind="health")
+    events = setting.tally.events
+    assert (events["denial", "failed"], events["health", "failed"]) == (18, 7)
+    assert setting.tally.sink_queue_events == {"hung": 15}
+    assert len(setting.told) == 1
+
+
+@pytest.mark.parametrize("way", ["it hung", "it failed"])
+def test_a_sink_that_recovers_is_told_once(make: Make, way: str) -> None:
+    sink = Gate("file")
+    setting = make(sink, limits=Limits(events=4, quiet_seconds=0.2))
+    if way == "it hung":
+        sink.open.clear()
+    else:
+        sink.error = DISK_FULL
+    setting.send(*range(10))
+    setting.until(lambda: setting.tally.sink_errors["file"] >= 6)
+    assert [name for name, _ in setting.told] == ["file"]
+    sink.error = None
+    sink.open.set()
+    setting.until(lambda: setting.tally.sink_queue_events["file"] == 0)
+    setting.send(10)
+    setting.until(lambda: len(setting.told) > 1)
+    setting.send(11)
+    assert setting.delivery.wait(10)
+    assert [reason is None for _, reason in setting.told] == [False, True]
+    assert sink.taken[-2:] == numbers(10, 11)
+    delivered, failed = setting.results()
+    assert delivered == len(sink.taken)
+    assert failed == setting.tally.sink_errors["file"]
+    assert delivered + failed == 12
+
+
+def test_a_sink_that_fails_now_and_then_is_told_once(make: Make) -> None:
+    sink = Gate("file")
+    setting = make(sink, limits=LIMITS._replace(quiet_seconds=LONG))
+    for number in range(100):
+        sink.error = DISK_FULL if number % 2 else None
+        setting.send(number)
+        assert setting.delivery.wait(10)
+    assert setting.results() == (50, 50)
+    assert setting.told == [("file", str(DISK_FULL))]
+
+
+def test_a_sink_that_takes_nothing_is_told_before_its_queue_is_full(make: Make) -> None:
+    sink = Gate("json")
+    sink.open.clear()
+    setting = make(sink, limits=LIMITS._replace(stall_seconds=0.1, quiet_seconds=0.1))
+    setting.send(1)
+    setting.until(lambda: bool(setting.told))
+    assert setting.told == [("json", "it has taken nothing for 0 s: events that wait: 1 (0 KiB)")]
+    sink.open.set()
+    setting.until(lambda: len(setting.told) == 2)
+    assert setting.told[1] == ("json", None)
+    assert setting.tally.sink_errors == {"json": 0}
+    assert setting.results() == (1, 0)
+
+
+def test_an_event_fails_when_the_last_sink_has_refused_it(make: Make) -> None:
+    broken, hung = Gate("broken"), Gate("hung")
+    broken.error = DISK_FULL
+    hung.open.clear()
+    setting = make(broken, hung)
+    setting.send(1, 2)
+    setting.until(lambda: setting.tally.sink_errors["broken"] == 2)
+    assert setting.results() == (0, 0)  # the other one may still take them
+    hung.open.set()
+    assert setting.delivery.wait(10)
+    assert setting.results() == (2, 0)
+    hung.error = DISK_FULL
+    setting.send(3)
+    assert setting.delivery.wait(10)
+    assert setting.results() == (2, 1)
+
+
+def test_what_is_not_taken_at_the_end_has_failed(make: Make) -> None:
+    good, hung = Gate("good"), Gate("hung")
+    hung.open.clear()
+    alone = make(hung)
+    both = make(good, hung)
+    for setting in (alone, both):
+        setting.send(1, 2, 3)
+    began = time.monotonic()
+    for setting in (alone, both):
+        setting.delivery.finish(0.2)
+    assert time.monotonic() - began < 1
+    assert (alone.results(), both.results()) == ((0, 3), (3, 0))
+    for setting in (alone, both):
+        assert setting.tally.sink_errors["hung"] == 3
+        assert setting.tally.sink_queue_events["hung"] == 0
+        assert setting.told == [("hung", "given up after 0.2 s: events that wait: 3 (0 KiB)")]
+
+
+def test_an_answer_that_comes_too_late_counts_nothing(make: Make) -> None:
+    sink = Gate("json")
+    sink.open.clear()
+    setting = make(sink)
+    setting.send(1, 2, 3)
+    assert sink.is_writing.wait(10)
+    setting.delivery.finish(0.01)
+    assert setting.results() == (0, 3)
+    setting.send(4)
+    sink.open.set()
+    setting.delivery.finish(10)
+    assert sink.taken == numbers(1, 4)  # the one that was being written, and the last
+    assert setting.results() == (1, 3)
+    assert setting.tally.sink_errors == {"json": 3}
+
+
+def test_a_sink_that_gets_no_thread(make: Make) -> None:
+    sink = Gate("json")
+    setting = make(sink, limits=LIMITS._replace(quiet_seconds=0.1))
+    before = stack_size(1 << 45)  # more than there are addresses
+    try:
+        setting.send(1)
+    finally:
+        stack_size(before)
+    assert setting.results() == (0, 1)
+    assert setting.told == [("json", "it gets no thread: can't start new thread")]
+    setting.delivery.reopen()
+    setting.send(2)
+    assert setting.delivery.wait(10)
+    assert sink.taken[-1] == b"2"
+    assert setting.results() == (1, 1)
+    setting.until(lambda: setting.told[-1] == ("json", None))
+
+
+def test_no_sink_at_all(make: Make) -> None:
+    setting = make()
+    setting.send(1)
+    assert setting.delivery.wait(0)
+    assert setting.results() == (0, 1)
+
+
+def test_opened_anew_in_turn(make: Make) -> None:
+    sink = Gate("file")
+    setting = make(sink)
+    setting.send(1)
+    setting.delivery.reopen()
+    setting.send(2)
+    assert setting.delivery.wait(10)
+    assert sink.taken == [b"1", b"reopened", b"2"]
+    sink.error = DISK_FULL
+    setting.delivery.reopen()
+    assert setting.delivery.wait(10)
+    assert setting.told == [("file", str(DISK_FULL))]
+    assert setting.tally.sink_errors == {"file": 0}  # no event was lost
+    assert setting.results() == (2, 0)
+
+
+def test_an_idle_delivery_wakes_nobody(make: Make) -> None:
+    setting = make(Gate("json"))
+
+    def is_readable(seconds: float) -> bool:
+        return bool(select.select([setting.delivery.descriptor], [], [], seconds)[0])
+
+    assert not is_readable(0)
+    setting.send(1)
+    assert is_readable(10)
+    setting.delivery.collect()
+    assert setting.results() == (1, 0)
+    assert not is_readable(0.1)
+
+
+def test_a_pipe_that_nobody_reads_and_then_somebody(make: Make) -> None:
+    reader, writer = os.pipe()
+    setting = make(json_lines(writer), limits=LIMITS._replace(quiet_seconds=0.1))
+    setting.send(*range(5000), text="x" * 90)
+    assert setting.results()[1] > 0
+    assert [name for name, _ in setting.told] == ["json"]
+    delivered = setting.tally.sink_queue_events["json"] + setting.results()[0]
+    lines: list[str] = []
+
+    def read() -> None:
+        with os.fdopen(reader) as file:
+            lines.extend(file)
+
+    thread = Thread(target=read)
+    thread.start()
+    setting.until(lambda: len(setting.told) == 2)
+    os.close(writer)
+    thread.join(10)
+    assert setting.results() == (delivered, 5000 - delivered)
+    assert len(lines) == delivered
+    assert setting.told[1] == ("json", None)
+
+
+def test_closed_with_a_sink_that_hangs() -> None:
+    before = active_count()
+    good, hung, unused = Gate("good"), Gate("hung"), Gate("unused")
+    hung.open.clear()
+    setting = Setting(good, hung)
+    idle = Setting(unused)
+    setting.send(1, 2)
+    began = time.monotonic()
+    setting.delivery.close()
+    idle.delivery.close()
+    assert time.monotonic() - began < 2
+    assert good.taken == numbers(1, 2)
+    assert (good.is_closed, hung.is_closed, unused.is_closed) == (True, False, True)
+    assert active_count() == before + 1
+    hung.open.set()
+    setting.delivery.close()
+    assert active_count() == before
