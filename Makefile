@@ -1,6 +1,7 @@
 # GNU make. `make` alone lists the targets.
 
-PACKAGES := python3-bpfcc libbpf1 python3-venv gcc libc6-dev clang-format openssl util-linux logrotate
+RUN_PACKAGES := python3-bpfcc libbpf1 python3-venv
+PACKAGES := $(RUN_PACKAGES) gcc libc6-dev clang-format openssl util-linux logrotate systemd systemd-container
 KERNEL_PACKAGES := qemu-system-x86 iproute2 debian-archive-keyring
 BENCH_PACKAGES := bpftrace linux-perf strace
 PYTHON := .venv/bin/python
@@ -12,9 +13,22 @@ PROMTOOL := .venv/bin/promtool
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
+PREFIX := /usr/local
+DESTDIR :=
+PROGRAM := $(PREFIX)/lib/seal-monitor
+# File below systemd/ or docs/ and where it goes. systemd and man look below /usr and /usr/local.
+INSTALLED := \
+    systemd/seal-monitor.service:$(PREFIX)/lib/systemd/system/seal-monitor.service \
+    systemd/seal-monitor.sysusers:$(PREFIX)/lib/sysusers.d/seal-monitor.conf \
+    systemd/seal-monitor.tmpfiles:$(PREFIX)/lib/tmpfiles.d/seal-monitor.conf \
+    systemd/seal-monitor.catalog:$(PREFIX)/lib/systemd/catalog/seal-monitor.catalog \
+    systemd/seal-monitor.logrotate:/etc/logrotate.d/seal-monitor \
+    systemd/example.conf:$(PREFIX)/share/doc/seal-monitor/example.conf \
+    docs/config.example.toml:$(PREFIX)/share/doc/seal-monitor/config.example.toml \
+    docs/seal-monitor.8:$(PREFIX)/share/man/man8/seal-monitor.8
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup demo run doctor test test-kernels lint check bench instructions soak docs clean
+.PHONY: help setup demo run doctor test test-kernels lint check bench instructions soak docs install uninstall clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -61,9 +75,45 @@ docs: setup ## regenerate the pages that are made from the code
 	$(PYTHON) -m monitor.metrics >docs/metrics.md.new
 	mv docs/metrics.md.new docs/metrics.md
 
+install: ## install the service below PREFIX (/usr/local); DESTDIR for a staged root
+	@$(if $(DESTDIR),,$(call install,$(RUN_PACKAGES)))
+	@umask 022; new='$(DESTDIR)$(PROGRAM).new'; rm -rf "$$new" build; mkdir -p "$${new%/*}"; \
+	trap 'rm -rf "$$new" build *.egg-info' EXIT; \
+	/usr/bin/python3 -m venv --system-site-packages "$$new"; \
+	"$$new/bin/python" -m pip install --quiet --disable-pip-version-check --no-input .; \
+	sed -i "1s|^#!.*|#!$(PROGRAM)/bin/python|" "$$new/bin/seal-monitor"; \
+	rm -rf '$(DESTDIR)$(PROGRAM)'; mv "$$new" '$(DESTDIR)$(PROGRAM)'
+	@umask 022; install -d '$(DESTDIR)$(PREFIX)/bin'; \
+	ln -sfn ../lib/seal-monitor/bin/seal-monitor '$(DESTDIR)$(PREFIX)/bin/seal-monitor'; \
+	for pair in $(INSTALLED); do \
+	    [[ ! -e $${pair%%:*} ]] || install -D -m 0644 "$${pair%%:*}" "$(DESTDIR)$${pair#*:}"; \
+	done; \
+	sed -i 's|/usr/local/|$(PREFIX)/|' '$(DESTDIR)$(PREFIX)/lib/systemd/system/seal-monitor.service'; \
+	[[ -e '$(DESTDIR)/etc/seal-monitor/config.toml' ]] || \
+	    install -D -m 0644 docs/config.example.toml '$(DESTDIR)/etc/seal-monitor/config.toml'
+	@$(if $(DESTDIR),,$(call tell_systemd,installed))
+
+uninstall: ## stop the service and remove what install put there, but not settings and logs
+	@if [[ -z '$(DESTDIR)' && -d /run/systemd/system ]]; then \
+	    systemctl disable --now --quiet seal-monitor.service || true; \
+	fi
+	@for pair in $(INSTALLED); do rm -f "$(DESTDIR)$${pair#*:}"; done
+	@rm -rf '$(DESTDIR)$(PROGRAM)' '$(DESTDIR)$(PREFIX)/share/doc/seal-monitor'
+	@rm -f '$(DESTDIR)$(PREFIX)/bin/seal-monitor'
+	@$(if $(DESTDIR),,$(call tell_systemd))
+
 clean: ## remove everything that make has made
 	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# Where systemd runs: users and directories, when installing, and the units read anew.
+define tell_systemd
+if [[ -d /run/systemd/system ]]; then \
+    $(if $(1),systemd-sysusers seal-monitor.conf; systemd-tmpfiles --create seal-monitor.conf; \
+    journalctl --update-catalog;) \
+    systemctl daemon-reload; \
+fi
+endef
 
 # Debian packages, where they are missing.
 define install

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import os
 import select
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry
 
-from monitor import abi, host, metrics, sinks, web
+from monitor import abi, host, metrics, privileges, sinks, web
 from monitor.attached import Attached, request
-from monitor.canary import Canary
+from monitor.canary import TIMEOUT, Canary
 from monitor.cgroups import Cgroups
 from monitor.config import Config, ConfigError
 from monitor.counters import missed_runs
@@ -31,6 +31,7 @@ from monitor.last_run import LastRun, as_details, blind_seconds, state_directory
 from monitor.last_run import ended as how_it_ended
 from monitor.pipeline import Pipeline, clock_offset
 from monitor.reload import merge
+from monitor.service import Service
 from monitor.source import KernelSource
 from monitor.suppression import Suppressions
 from monitor.tally import Tally
@@ -49,6 +50,7 @@ FLUSH_SECONDS = 2.0  # for what waits for the sinks at the end, and then
 LAST_SECONDS = 1.0  # for the event that tells the final counts
 CANARY_POLL_SECONDS = 0.01
 CANARY_RETRY_SECONDS = 60
+CANARY_LATE_SECONDS = TIMEOUT + 10  # its process may be slow to start
 
 
 def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
@@ -58,8 +60,10 @@ def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
     """
     _occupy_standard_descriptors()
     sys.setswitchinterval(SWITCH_SECONDS)
+    faulthandler.enable(2)  # where it stood when a watchdog's SIGABRT ended it
+    privileges.disinherit()
     last_run = LastRun(state_directory(config.state.directory), host.host_facts().boot_id)
-    with Daemon(config, open_sinks(config), reload, last_run) as daemon:
+    with Daemon(config, open_sinks(config), reload, last_run, restricted=True) as daemon:
         daemon.watch_signals()
         daemon.loop()
         daemon.stop()
@@ -95,21 +99,6 @@ def open_sinks(config: Config) -> list[sinks.Sink]:
     except OSError as error:
         raise ConfigError(f"output.journal: {error}") from error
     return opened
-
-
-def notify(message: str) -> None:
-    """sd_notify(3): tell systemd, if it started us. What fails is told on standard error."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
-            connection.connect("\0" + address[1:] if address.startswith("@") else address)
-            connection.send(message.encode())
-    except OSError as error:
-        words = f"seal-monitor: cannot tell the service manager {message}: {address}: {error}\n"
-        with contextlib.suppress(OSError):  # there is nowhere else to tell it
-            os.write(2, words.encode(errors="backslashreplace"))
 
 
 def give_back_memory() -> None:
@@ -154,10 +143,14 @@ class Daemon:
         outputs: list[sinks.Sink],
         reload: Callable[[], Config] | None = None,
         last_run: LastRun | None = None,
+        restricted: bool = False,
     ) -> None:
+        """`restricted`: give up every capability but those of identity, once all is open."""
         self._started = time.monotonic()
         self._config = config
         self._reload = reload
+        self._restricted = restricted
+        self._service = Service()
         self.tally = Tally(output.name for output in outputs)
         self.delivery = Delivery(outputs, self.tally, self._on_sink)
         self._cleanup = contextlib.ExitStack()
@@ -219,11 +212,14 @@ class Daemon:
         source = KernelSource(self.state, self.loaded, self.ring, Workloads(self.state, cgroups))
         self._canary = Canary(kernel, time.monotonic, self.findings.guard_regions)
         self._cleanup.callback(self._canary.stop)
-        self._canary.start()
-        self.server = web.serve(
+        self.server = web.listen(
             config.web.listen_address, self._registry(source), self.not_ready, web_options
         )
         self._cleanup.callback(self.server.close)
+        if self._restricted:  # everything is open, and no thread started that would keep them
+            privileges.keep(privileges.IDENTITY)
+        self._canary.start()
+        self.server.start()
         for probe in self.loaded.probes:
             if not probe.attached:
                 self.pipeline.health("probe_lost", f"{probe.probe}: {probe.error}")
@@ -295,7 +291,7 @@ class Daemon:
     def turn(self) -> None:
         """Drain what is there and do what is due."""
         now = time.monotonic()
-        self.drain()
+        is_drained = self.drain() > 0 or not self.ring.used_bytes
         self.delivery.collect()
         self._tell_pending()
         self._run_canary(now)
@@ -307,8 +303,10 @@ class Daemon:
             self._look_at_losses()
         if self._reload_asked:
             self._reload_asked = False
-            self.delivery.reopen()
-            self._reload_configuration()
+            with self._service.reloading():
+                self.delivery.reopen()
+                self._reload_configuration()
+        self._service.turned(is_drained and not self._canary_is_late(now), self._status)
 
     def drain(self) -> int:
         """Take the records that are in the ring, for half a second at most; how many."""
@@ -364,11 +362,20 @@ class Daemon:
                 self._canary.stop()
                 self._canary_came_back(f"its process cannot be started: {error}", now)
 
-    def _canary_is_due(self, now: float) -> bool:
+    def _canary_interval(self) -> float:
         interval = self._config.canary.interval
         if not interval and self._canary_problem:  # once at start means: until it has passed once
             interval = CANARY_RETRY_SECONDS
+        return interval
+
+    def _canary_is_due(self, now: float) -> bool:
+        interval = self._canary_interval()
         return not self._canary.running and 0 < interval <= now - self._canary_ended
+
+    def _canary_is_late(self, now: float) -> bool:
+        """Whether it has neither passed nor failed for longer than it can take."""
+        interval = self._canary_interval()
+        return interval > 0 and now - self._canary_ended > interval + CANARY_LATE_SECONDS
 
     def _canary_came_back(self, problem: str, now: float) -> None:
         self._canary_ended = now
@@ -415,7 +422,7 @@ class Daemon:
             },
         )
         self._last_run.alive(_totals(self.state.counters()))
-        notify("READY=1")
+        self._service.ready()
         give_back_memory()
 
     def _look_at_losses(self) -> None:
@@ -488,7 +495,7 @@ class Daemon:
     def stop(self) -> None:
         """Detach, drain, close every gap, tell the final counts."""
         self._stopping = True
-        notify("STOPPING=1")
+        self._service.stopping()
         self._canary.stop()
         self.loaded.detach()
         self._last_run.alive(_totals(self.state.counters()))
@@ -523,12 +530,18 @@ class Daemon:
         }
 
     def _final_words(self, counters: abi.Counters) -> str:
-        denials = sum(verdicts[abi.Verdict.SEALED] for verdicts in counters.denials)
-        failed_handlers = sum(row[abi.Disposition.HANDLER_FAILED] for row in counters.faults)
-        faults = sum(sum(row) for row in counters.faults) - failed_handlers
         life = time.monotonic() - self._started
         by = f", stopped by {self._stopped_by}" if self._stopped_by else ""
-        return (
-            f"{denials} seal denials and {faults} faults in {life:.0f} s{by}; "
-            "nothing is seen from now on"
-        )
+        return f"{_counted(counters)} in {life:.0f} s{by}; nothing is seen from now on"
+
+    def _status(self) -> str:
+        """For `systemctl status`."""
+        state = "; ".join(f"not ready: {reason}" for reason in self.not_ready()) or "watching"
+        return f"{state}; {_counted(self.state.counters())}"
+
+
+def _counted(counters: abi.Counters) -> str:
+    denials = sum(verdicts[abi.Verdict.SEALED] for verdicts in counters.denials)
+    failed_handlers = sum(row[abi.Disposition.HANDLER_FAILED] for row in counters.faults)
+    faults = sum(sum(row) for row in counters.faults) - failed_handlers
+    return f"{denials} seal denials and {faults} faults"

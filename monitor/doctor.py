@@ -6,12 +6,12 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from monitor import abi, calibrate, host, loader
+from monitor import abi, calibrate, host, loader, privileges
 from monitor.attached import Attached, request
 from monitor.blind_spots import (
     blind_rows,
@@ -23,8 +23,17 @@ from monitor.blind_spots import (
 from monitor.cgroups import cgroup_mount
 from monitor.checklist import Row, table, verdict
 from monitor.config import Config
+from monitor.privileges import Capability
 
-__all__ = ["calibration_rows", "identity_rows", "preemption_row", "probe_rows", "rows", "run"]
+__all__ = [
+    "calibration_rows",
+    "identity_rows",
+    "preemption_row",
+    "privilege_rows",
+    "probe_rows",
+    "rows",
+    "run",
+]
 
 _WIDTHS = (80, 100)  # columns of the table, least and most
 
@@ -77,6 +86,22 @@ def _tracefs_row(notes: Sequence[str], sys_root: Path = host.SYS) -> Row:
         return Row("Host", "tracefs", "ok", f"mounted on {path}")
     finding = "; ".join(notes) or f"not mounted on {path}; nothing here needs it"
     return Row("Host", "tracefs", "ok", finding)
+
+
+def privilege_rows(held: Collection[Capability]) -> list[Row]:
+    """Which capabilities this process has, and what is lost without the others."""
+    found = []
+    for capability, lost in privileges.LOST.items():
+        name, is_vital = capability.name, capability in privileges.VITAL
+        if capability in held:
+            found.append(Row("Privileges", name, "ok", "there"))
+        elif is_vital and Capability.CAP_SYS_ADMIN in held:
+            found.append(Row("Privileges", name, "ok", "CAP_SYS_ADMIN stands for it"))
+        else:
+            status = "failed" if is_vital else "degraded"
+            remedy = f"run it as root, or grant {name}"
+            found.append(Row("Privileges", name, status, f"lost without it: {lost}", remedy))
+    return found
 
 
 # ---- The probes ----------------------------------------------------------------------------------
@@ -225,10 +250,12 @@ def rows(config: Config) -> list[Row]:
     facts = host.host_facts()
     found = [Row("Host", "kernel", "ok", facts.kernel_release), *_requirements()]
     found.append(preemption_row(host.preemption(), config.attach))
+    rights = privilege_rows(privileges.held())
     if verdict(found) == "failed":
-        return found
+        return found + rights
     tried, probes = _try_probes(config)
     found += tried
+    found += rights
     found += identity_rows()
     options, _ = host.kernel_configuration()
     found.append(review_row(host.system_calls()))

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from monitor import layouts, operations, trampolines
+from monitor import layouts, operations, privileges, trampolines
 from monitor.probes import PROBES, Hook, Probe, candidates
 
 __all__ = ["AttachedProbe", "LoadError", "LoadRequest", "Loaded", "load", "possible_cpus"]
@@ -191,18 +191,19 @@ def _child(request: LoadRequest, parent: socket.socket, diagnostics: int) -> Non
 
 
 def _load_and_attach(request: LoadRequest, diagnostics: int) -> tuple[dict[str, Any], list[int]]:
+    tracefs = _ensure_tracefs()
+    privileges.keep(privileges.for_loading())  # before LLVM and what it reads
     wanted = [(probe, candidates(probe, request.attach, request.switches)) for probe in PROBES]
     kernel = _look_at_kernel()
     impossible = _impossible(request, wanted, kernel)
     features = _first_features(wanted, impossible)
-    notes: list[str] = []
     while True:
-        if "WITH_EXITS" in features:
-            notes += _ensure_tracefs()
+        if "WITH_EXITS" in features and tracefs.problem:
+            raise LoadError(tracefs.problem)
         loader = _Loader(request, kernel, features, impossible, diagnostics)
         loader.attach_all(wanted)
         if loader.lacking <= features:
-            return loader.answer(notes)
+            return loader.answer([tracefs.note] if "WITH_EXITS" in features else [])
         # A hook was refused, and the program of the next one to try was not compiled.
         loader.discard()
         features |= loader.lacking
@@ -250,10 +251,28 @@ def _first_features(
     return {hooks[0].feature for hooks in possible if hooks} - {""}
 
 
-def _ensure_tracefs() -> list[str]:
-    """Tracepoints are attached by numbers that tracefs tells: mount it where nobody else sees."""
-    if (_TRACING / "events").is_dir():
-        return []
+class _Tracefs(NamedTuple):
+    """`problem`: why tracepoints can't be attached, and the way out; empty when they can."""
+
+    note: str = ""
+    problem: str = ""
+
+
+def _ensure_tracefs() -> _Tracefs:
+    """Tracepoints are attached by numbers that tracefs tells: mount it where nobody else sees.
+
+    That needs CAP_SYS_ADMIN.
+    """
+    try:
+        (_TRACING / "events").stat()
+    except FileNotFoundError:
+        return _mount_tracefs()
+    except PermissionError as error:
+        return _Tracefs(problem=_with_remedy(f"cannot read tracefs ({error.strerror})"))
+    return _Tracefs()
+
+
+def _mount_tracefs() -> _Tracefs:
     libc = ctypes.CDLL(None, use_errno=True)
     steps = (
         (libc.unshare, (_CLONE_NEWNS,)),
@@ -263,11 +282,11 @@ def _ensure_tracefs() -> list[str]:
     for call, arguments in steps:
         if call(*arguments):
             reason = os.strerror(ctypes.get_errno())
-            raise LoadError(
-                f"tracefs is not mounted and mounting it failed ({reason}); "
+            return _Tracefs(
+                problem=f"tracefs is not mounted and mounting it failed ({reason}); "
                 f"run: mount -t tracefs tracefs {_TRACING}"
             )
-    return ["tracefs was not mounted: used a private mount while loading"]
+    return _Tracefs(note="tracefs was not mounted: used a private mount while loading")
 
 
 def _flatten(path: Path) -> str:
@@ -458,6 +477,6 @@ class _Loader:
                 [*row[:4], index[row.program], row.fallback, [index[each] for each in row.also]]
                 for row in self._rows
             ],
-            "notes": notes,
+            "notes": [note for note in notes if note],
         }
         return answer, descriptors

@@ -24,7 +24,7 @@ from typing import NamedTuple, Protocol
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-__all__ = ["Server", "WebConfig", "WebError", "one_line", "serve"]
+__all__ = ["Server", "WebConfig", "WebError", "listen", "one_line"]
 
 CONNECTIONS = 16
 REQUEST_SECONDS = 5.0
@@ -217,10 +217,10 @@ class _Client:
 
 
 class Server:
-    """Serves until `close()`. `address` is the one bound, `rejected` counts the connections
-    closed because all places were taken by requests being answered, `evicted` those that waited for
-    their client and gave way to a newer one, `aborted` those that ended before their response was
-    sent.
+    """Serves from `start()` until `close()`. `address` is the one bound, `rejected` counts the
+    connections closed because all places were taken by requests being answered, `evicted` those
+    that waited for their client and gave way to a newer one, `aborted` those that ended before
+    their response was sent.
     """
 
     def __init__(
@@ -246,6 +246,9 @@ class Server:
         self._ended = threading.Condition(self._lock)
         self._closing = threading.Event()
         self._acceptor = threading.Thread(target=self._accept, name="web", daemon=True)
+
+    def start(self) -> None:
+        """Answer from now on; until then clients wait in the backlog."""
         self._acceptor.start()
 
     def close(self) -> None:
@@ -253,7 +256,8 @@ class Server:
         self._closing.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
-        self._acceptor.join()
+        if self._acceptor.ident is not None:
+            self._acceptor.join()
         self._listener.close()
         with self._lock:
             still_open = list(self._open)
@@ -351,7 +355,7 @@ def _shut_down(connection: socket.socket, how: int) -> None:
         socket.socket.shutdown(connection, how)
 
 
-def _listen(address: tuple[str, int]) -> socket.socket:
+def _bind(address: tuple[str, int]) -> socket.socket:
     host, port = address
     try:
         family, _, _, _, resolved = socket.getaddrinfo(
@@ -370,7 +374,7 @@ def _listen(address: tuple[str, int]) -> socket.socket:
         ) from None
 
 
-def serve(
+def listen(
     address: tuple[str, int],
     registry: CollectorRegistry,
     ready: Callable[[], list[str]],
@@ -379,7 +383,7 @@ def serve(
     connections: int = CONNECTIONS,
     request_seconds: float = REQUEST_SECONDS,
 ) -> Server:
-    """A server that listens on `address` (host, port) and answers in threads of its own.
+    """A server that listens on `address` (host, port); once started it answers in its own threads.
 
     `ready` tells the reasons why the monitor is not ready, none when it is. Beyond `connections`
     at once, a further one takes the place of the oldest that waits for its client, or is closed
@@ -400,4 +404,4 @@ def serve(
 
         auth = BasicAuth(settings.users, request_seconds)
     respond = partial(_respond, routes=routes, auth=auth)
-    return Server(_listen(address), respond, settings.tls, connections, request_seconds)
+    return Server(_bind(address), respond, settings.tls, connections, request_seconds)

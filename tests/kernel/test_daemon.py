@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +27,7 @@ Compile = Callable[[str], Path]
 Event = dict[str, Any]
 VALIDATOR = jsonschema.Draft202012Validator(events.schema())
 READY_SECONDS = 20.0
+COMMAND = (sys.executable, "-m", "monitor", "run")
 
 
 class Running:
@@ -43,6 +44,8 @@ class Running:
         *flags: str,
         prefix: Sequence[str] = (),
         through: Sequence[str] = (),
+        command: Sequence[str] = COMMAND,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.configuration = folder / "config.toml"
         self.configuration.write_text(configuration, "utf-8")
@@ -59,10 +62,11 @@ class Running:
             self.process = subprocess.Popen(
                 [
                     *prefix,
-                    *(sys.executable, "-m", "monitor", "run"),
+                    *command,
                     *("--config", str(self.configuration), "--output", "json"),
                     *("--web.listen-address", "127.0.0.1:0", *flags),
                 ],
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=errors,

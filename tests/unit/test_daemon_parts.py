@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,46 +11,9 @@ import pytest
 
 from monitor import abi
 from monitor.config import parse
-from monitor.daemon import configure, notify
+from monitor.daemon import configure
 
 DEFAULTS = parse("", "")
-
-
-@pytest.fixture
-def manager() -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.settimeout(5)
-        yield manager
-
-
-@pytest.mark.parametrize("kind", ["path", "path with @", "abstract"])
-def test_notify(
-    kind: str, manager: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name = f"seal-monitor-test-{os.getpid()}"
-    address = {
-        "path": str(tmp_path / "notify"),
-        "path with @": str(tmp_path / "user@1000"),
-        "abstract": f"@{name}",
-    }[kind]
-    manager.bind(f"\0{name}" if kind == "abstract" else address)
-    monkeypatch.setenv("NOTIFY_SOCKET", address)
-    notify("READY=1")
-    assert manager.recv(64) == b"READY=1"
-
-
-def test_notify_without_a_service_manager(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    notify("READY=1")
-    assert capfd.readouterr().err == ""
-    monkeypatch.setenv("NOTIFY_SOCKET", f"{tmp_path}/gone")
-    notify("READY=1")
-    assert capfd.readouterr().err == (
-        f"seal-monitor: cannot tell the service manager READY=1: {tmp_path}/gone: "
-        "[Errno 2] No such file or directory\n"
-    )
 
 
 def test_configure() -> None:

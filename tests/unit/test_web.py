@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import CounterMetricFamily
 
-from monitor.web import Server, WebConfig, WebError, serve
+from monitor.web import Server, WebConfig, WebError, listen
 from monitor.web_config import load_web_config
 
 HASH = bcrypt.hashpw(b"correct horse", bcrypt.gensalt(4)).decode()
@@ -46,7 +46,7 @@ def start(registry: CollectorRegistry) -> Iterator[Start]:
         connections: int = 16,
         request_seconds: float = 5.0,
     ) -> Server:
-        server = serve(
+        server = listen(
             ("127.0.0.1", 0),
             registry,
             ready,
@@ -54,6 +54,7 @@ def start(registry: CollectorRegistry) -> Iterator[Start]:
             connections=connections,
             request_seconds=request_seconds,
         )
+        server.start()
         servers.append(server)
         return server
 
@@ -362,7 +363,7 @@ def test_close_ends_threads_and_frees_the_port(start: Start) -> None:
     assert threading.active_count() == before
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(server.address, timeout=10)
-    serve(server.address, CollectorRegistry(), list, None).close()
+    listen(server.address, CollectorRegistry(), list, None).close()
 
 
 def test_close_lets_a_running_scrape_finish(start: Start, registry: CollectorRegistry) -> None:
@@ -389,10 +390,11 @@ def test_close_lets_a_running_scrape_finish(start: Start, registry: CollectorReg
 
 def test_ipv6(registry: CollectorRegistry) -> None:
     try:
-        server = serve(("::1", 0), registry, list, None)
+        server = listen(("::1", 0), registry, list, None)
     except WebError as error:
         pytest.skip(str(error))
     try:
+        server.start()
         assert server.address[0] == "::1"
         assert ask(server, "/-/healthy")[0] == 200
     finally:
@@ -409,7 +411,7 @@ def test_ipv6(registry: CollectorRegistry) -> None:
 )
 def test_address_that_cannot_be_used(registry: CollectorRegistry, host: str, expected: str) -> None:
     with pytest.raises(WebError) as caught:
-        serve((host, 1), registry, list, None)
+        listen((host, 1), registry, list, None)
     assert str(caught.value).startswith(expected)
     assert str(caught.value).endswith("; choose another with --web.listen-address")
 
@@ -417,7 +419,7 @@ def test_address_that_cannot_be_used(registry: CollectorRegistry, host: str, exp
 def test_port_taken(start: Start, registry: CollectorRegistry) -> None:
     _, port = start().address
     with pytest.raises(WebError) as caught:
-        serve(("127.0.0.1", port), registry, list, None)
+        listen(("127.0.0.1", port), registry, list, None)
     assert str(caught.value) == (
         f"cannot listen on 127.0.0.1:{port}: address already in use; "
         "choose another with --web.listen-address"

@@ -1,0 +1,95 @@
+"""What the service manager is told: sd_notify(3) and its watchdog."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+__all__ = ["Service", "notify"]
+
+STATUS_SECONDS = 5.0
+STATUS_LIMIT = 200
+FED_PER_LIMIT = 4  # two may be late before the manager loses its patience
+
+
+def notify(message: str, environment: Mapping[str, str] = os.environ) -> None:
+    """sd_notify(3): tell systemd, if it started us. What fails is told on standard error."""
+    address = environment.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
+            connection.connect("\0" + address[1:] if address.startswith("@") else address)
+            connection.send(message.encode())
+    except OSError as error:
+        words = f"seal-monitor: cannot tell the service manager {message}: {address}: {error}\n"
+        with contextlib.suppress(OSError):  # there is nowhere else to tell it
+            os.write(2, words.encode(errors="backslashreplace"))
+
+
+def _watchdog_seconds(environment: Mapping[str, str]) -> float:
+    """How long the manager waits for a sign of life; 0: it does not. sd_watchdog_enabled(3)."""
+    if environment.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return 0.0
+    try:
+        return max(int(environment.get("WATCHDOG_USEC", "0")), 0) / 1_000_000
+    except ValueError:
+        return 0.0
+
+
+class Service:
+    """The service that systemd started; every message is lost where nobody listens."""
+
+    def __init__(
+        self,
+        environment: Mapping[str, str] = os.environ,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._environment = environment
+        self._clock = clock
+        self._feeding_seconds = _watchdog_seconds(environment) / FED_PER_LIMIT
+        self._feed_at = self._status_at = float("-inf")
+        self._is_ready = False
+
+    @property
+    def is_listening(self) -> bool:
+        return bool(self._environment.get("NOTIFY_SOCKET"))
+
+    def _tell(self, *lines: str) -> None:
+        notify("\n".join(lines), self._environment)
+
+    def ready(self) -> None:
+        self._is_ready = True
+        self._status_at = float("-inf")  # what it says is no longer true
+        self._tell("READY=1")
+
+    @contextlib.contextmanager
+    def reloading(self) -> Iterator[None]:
+        """Around a reload; before it is ready, the manager is told of none."""
+        if not self._is_ready:
+            yield
+            return
+        self._tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            yield
+        finally:
+            self._tell("READY=1")
+
+    def stopping(self) -> None:
+        self._tell("STOPPING=1")
+
+    def turned(self, is_alive: bool, status: Callable[[], str]) -> None:
+        """A turn of the loop has ended. The watchdog is fed where `is_alive`, when it is time.
+
+        `status` is asked for every few seconds: one line for `systemctl status`.
+        """
+        now = self._clock()
+        if is_alive and self._feeding_seconds and now >= self._feed_at:
+            self._feed_at = now + self._feeding_seconds
+            self._tell("WATCHDOG=1")
+        if self.is_listening and now >= self._status_at:
+            self._status_at = now + STATUS_SECONDS
+            self._tell("STATUS=" + " ".join(status().split())[:STATUS_LIMIT])

@@ -1,0 +1,459 @@
+"""The service as it is installed: its files, and booted for real with systemd as PID 1."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from harness import cgroup_root, own_programs
+from test_daemon import READY_SECONDS, Collected, Running
+
+from monitor import config, events, provoke
+from monitor.daemon import Daemon
+from monitor.privileges import IDENTITY
+from monitor.syscalls import LIBC
+
+ROOT = Path(__file__).parents[2]
+VALIDATOR = jsonschema.Draft202012Validator(events.schema())
+Event = dict[str, Any]
+BOOT_SECONDS = 30.0
+WATCHDOG_SECONDS = 6
+
+# ---- What is installed ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def staged(build_directory: Path) -> Path:
+    """A root directory that holds what `make install` puts there, and nothing else."""
+    for program in ("make", "systemd-nspawn", "systemd-analyze"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
+    root = build_directory / "staged"
+    done = subprocess.run(
+        ["make", "-s", "install", f"DESTDIR={root}"],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+def test_what_is_installed(staged: Path) -> None:
+    found = {
+        str(path.relative_to(staged)): oct(path.stat().st_mode & 0o777)
+        for path in staged.rglob("*")
+        if path.is_file() and not path.is_symlink() and "lib/seal-monitor/" not in str(path)
+    }
+    optional = {
+        "etc/logrotate.d/seal-monitor",
+        "usr/local/lib/systemd/catalog/seal-monitor.catalog",
+    }
+    assert {name: mode for name, mode in found.items() if name not in optional} == {
+        "etc/seal-monitor/config.toml": "0o644",
+        "usr/local/lib/systemd/system/seal-monitor.service": "0o644",
+        "usr/local/lib/sysusers.d/seal-monitor.conf": "0o644",
+        "usr/local/lib/tmpfiles.d/seal-monitor.conf": "0o644",
+        "usr/local/share/doc/seal-monitor/config.example.toml": "0o644",
+        "usr/local/share/doc/seal-monitor/example.conf": "0o644",
+        "usr/local/share/man/man8/seal-monitor.8": "0o644",
+    }
+    link = staged / "usr/local/bin/seal-monitor"
+    assert os.readlink(link) == "../lib/seal-monitor/bin/seal-monitor"
+    first = link.read_text().partition("\n")[0]
+    assert first == "#!/usr/local/lib/seal-monitor/bin/python"
+    checkout = str(ROOT).encode()
+    for path in (staged / "usr/local/lib/seal-monitor").rglob("*.p*h"):
+        assert checkout not in path.read_bytes()  # it stays when the checkout goes
+
+
+def test_settings_survive_an_upgrade_and_removal(staged: Path) -> None:
+    settings = staged / "etc/seal-monitor/config.toml"
+    before = settings.read_text()
+    root = staged.parent / "removed"
+    shutil.copytree(staged, root, symlinks=True)
+    kept = root / "etc/seal-monitor/config.toml"
+    kept.write_text("# mine\n")
+    for target in ("install", "uninstall"):
+        command = ["make", "-s", target, f"DESTDIR={root}"]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+        assert kept.read_text() == "# mine\n"
+    left = [path for path in root.rglob("*") if not path.is_dir() or path.is_symlink()]
+    assert left == [kept]
+    assert before == (ROOT / "docs/config.example.toml").read_text("utf-8")
+
+
+def test_another_prefix(tmp_path: Path) -> None:
+    command = ["make", "-s", "-n", "install", f"DESTDIR={tmp_path}", "PREFIX=/usr"]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert "/usr/local" not in done.stdout.replace("s|/usr/local/|/usr/|", "")
+
+
+def test_the_user_and_the_directory(staged: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(staged, root, symlinks=True)
+    for command in (["systemd-sysusers"], ["systemd-tmpfiles", "--create", "seal-monitor.conf"]):
+        done = subprocess.run(
+            [command[0], f"--root={root}", *command[1:]], check=True, capture_output=True, text=True
+        )
+        assert all(line.startswith("Creating ") for line in done.stderr.splitlines())
+    name, _, uid, gid, _, home, shell = (root / "etc/passwd").read_text().strip().split(":")
+    assert (name, home, shell) == ("seal-monitor", "/", "/usr/sbin/nologin")
+    folder = (root / "var/log/seal-monitor").stat()
+    assert (oct(folder.st_mode), folder.st_uid, folder.st_gid) == ("0o40750", int(uid), int(gid))
+
+
+# ---- The watchdog --------------------------------------------------------------------------------
+
+_SEIZE, _INTERRUPT, _DETACH, _WALL = 0x4206, 0x4207, 17, 0x40000000
+_EPOLL_WAIT = "232"
+
+
+def _ptrace(request: int, thread: int) -> None:
+    result = LIBC.ptrace(ctypes.c_long(request), ctypes.c_long(thread), None, None)
+    assert result == 0, os.strerror(ctypes.get_errno())
+
+
+def stop_loop(pid: int) -> None:
+    """Stop the main thread alone, where it waits and holds no lock."""
+    for _ in range(100):
+        _ptrace(_SEIZE, pid)
+        _ptrace(_INTERRUPT, pid)
+        os.waitpid(pid, _WALL)
+        if Path(f"/proc/{pid}/syscall").read_text().split()[0] == _EPOLL_WAIT:
+            return
+        _ptrace(_DETACH, pid)
+        time.sleep(0.05)
+    raise AssertionError("it never waits")
+
+
+def fed(manager: socket.socket, seconds: float, enough: int = 1) -> int:
+    """How often the watchdog was fed in that time; returns at once when it was `enough`."""
+    deadline = time.monotonic() + seconds
+    count = 0
+    while count < enough and (left := deadline - time.monotonic()) > 0:
+        manager.settimeout(left)
+        try:
+            count += manager.recv(4096) == b"WATCHDOG=1"
+        except TimeoutError:
+            break
+    return count
+
+
+def test_a_stalled_loop_starves_the_watchdog_while_http_answers(
+    tmp_path: Path, require_bpf: None
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        told = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "4000000"}
+        daemon = Running(tmp_path, "", environment={**os.environ, **told})
+        pid = daemon.process.pid
+        try:
+            daemon.health("started", READY_SECONDS)
+            assert fed(manager, 8, enough=2) == 2
+            stop_loop(pid)
+            try:
+                fed(manager, 0.1, enough=9)  # what was on its way
+                assert daemon.get("/-/healthy")[0] == 200
+                assert fed(manager, 4) == 0
+            finally:
+                _ptrace(_DETACH, pid)
+            assert fed(manager, 8, enough=2) == 2
+            daemon.stop()
+        finally:
+            daemon.process.kill()
+            daemon.process.wait()
+
+
+@pytest.fixture
+def fed_daemon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, require_bpf: None
+) -> Iterator[tuple[Daemon, socket.socket]]:
+    """A daemon in this process, ready, with a manager that it feeds ten times a second."""
+    settings = config.parse("[canary]\ninterval = 1\n", "test")
+    settings = replace(settings, web=replace(settings.web, listen_address=("127.0.0.1", 0)))
+    monkeypatch.setattr("monitor.daemon.CANARY_LATE_SECONDS", 1.0)
+    monkeypatch.setattr("monitor.daemon.SWEEP_SECONDS", 0.05)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    monkeypatch.setenv("WATCHDOG_USEC", "400000")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        with Daemon(settings, [Collected()]) as daemon:
+            daemon.loop(until=lambda: not daemon.not_ready())
+            yield daemon, manager
+
+
+def turn(daemon: Daemon, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    daemon.loop(until=lambda: time.monotonic() > deadline)
+
+
+def ring_is_stuck(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon, "drain", lambda: 0)
+    with provoke.run("munmap") as violation:
+        violation.communicate()
+    assert daemon.ring.used_bytes
+
+
+def canary_is_stuck(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon.loop(until=lambda: daemon._canary.running)
+    monkeypatch.setattr(daemon._canary, "result", lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("stall", "seconds"), [(ring_is_stuck, 0.0), (canary_is_stuck, 2.5)], ids=["ring", "canary"]
+)
+def test_what_stalls_the_pipeline_starves_the_watchdog(
+    fed_daemon: tuple[Daemon, socket.socket],
+    stall: Callable[[Daemon, pytest.MonkeyPatch], None],
+    seconds: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    daemon, manager = fed_daemon
+    turn(daemon, 1)
+    assert fed(manager, 0.1, enough=100) >= 3
+    stall(daemon, monkeypatch)
+    turn(daemon, seconds)
+    fed(manager, 0.1, enough=100)
+    turn(daemon, 1)
+    assert fed(manager, 0.1) == 0
+
+
+# ---- Booted --------------------------------------------------------------------------------------
+
+# This machine's files with the staged ones above them, in a mount namespace of its own that goes
+# with it. The container's systemd needs a cgroup of its own in each hierarchy that it uses.
+BOOT = """
+set -eu
+staged=$1 place=$2; shift 2
+for cgroup; do echo $$ >$cgroup/cgroup.procs; done
+mount -t tmpfs none $place
+mkdir $place/work $place/root
+cp -a $staged $place/upper
+mount -t overlay -o lowerdir=/,upperdir=$place/upper,workdir=$place/work none $place/root
+mkdir -p $place/root/etc/systemd/system/seal-monitor.service.d
+printf '[Service]\\nWatchdogSec=%s\\nRestartSec=1\\n' WATCHDOG \
+    >$place/root/etc/systemd/system/seal-monitor.service.d/test.conf
+: >$place/root/etc/fstab
+systemd-sysusers --root=$place/root >&2
+systemd-analyze verify --man=no --root=$place/root seal-monitor.service 2>$place/root/verified ||
+    echo "exit $?" >>$place/root/verified
+exec env SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 SYSTEMD_SECCOMP=0 SYSTEMD_NSPAWN_API_VFS_WRITABLE=1 \
+    systemd-nspawn --quiet --directory=$place/root --register=no --keep-unit --capability=all \
+    --console=pipe --link-journal=no --boot systemd.unit=basic.target \
+    MASKED
+""".replace("WATCHDOG", str(WATCHDOG_SECONDS)).replace(
+    "MASKED",
+    " ".join(
+        f"systemd.mask={unit}"
+        for unit in (
+            *("systemd-firstboot.service", "systemd-update-utmp.service", "timers.target"),
+            *("systemd-random-seed.service", "systemd-journal-flush.service"),
+            *("systemd-repart.service", "systemd-binfmt.service", "systemd-sysctl.service"),
+        )
+    ),
+)
+
+
+class Machine:
+    """A booted container; commands run in all of its namespaces."""
+
+    def __init__(self, nspawn: subprocess.Popen[bytes], log: Path) -> None:
+        self.nspawn = nspawn
+        self._log = log
+        self._leader = 0
+
+    def wait(self, what: str, until: Callable[[], object], seconds: float = 20.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not until():
+            assert self.nspawn.poll() is None, self._log.read_text(errors="replace")
+            assert time.monotonic() < deadline, f"{what}: {self.journal()}"
+            time.sleep(0.05)
+
+    def has_booted(self) -> bool:
+        pid = self.nspawn.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        if not children:
+            return False
+        self._leader = int(children[0])
+        return self.run("systemctl", "is-active", "basic.target") == "active"
+
+    def run(self, *command: str) -> str:
+        """Standard output, without the end of the last line."""
+        inside = ["nsenter", f"--target={self._leader}", "--all", "--", *command]
+        done = subprocess.run(inside, check=False, capture_output=True, text=True, timeout=60)
+        return done.stdout.rstrip("\n")
+
+    def show(self, name: str) -> str:
+        return self.run("systemctl", "show", "--value", "-p", name, "seal-monitor.service")
+
+    def journal(self) -> str:
+        return self.run("journalctl", "-u", "seal-monitor", "--no-pager", "-o", "cat")
+
+    def events(self) -> list[Event]:
+        """Those on standard output, which systemd takes to the journal."""
+        found = [json.loads(line) for line in self.journal().splitlines() if line[:1] == "{"]
+        for event in found:
+            VALIDATOR.validate(event)
+        return found
+
+    def denials(self, unit: str) -> list[Event]:
+        return [
+            event
+            for event in self.events()
+            if event["kind"] == "denial" and event["workload"]["unit"] == unit
+        ]
+
+    def health(self, name: str) -> int:
+        """How many such events there are."""
+        return sum(event.get("event") == name for event in self.events())
+
+
+@contextmanager
+def own_cgroups() -> Iterator[list[Path]]:
+    """A cgroup in each hierarchy that a container's systemd uses; what is in them is ended."""
+    roots = [cgroup_root(), Path("/sys/fs/cgroup/systemd")]
+    name = f"seal-monitor-test-{os.getpid()}-machine"
+    found = [root / name for root in roots if root is not None and root.is_dir()]
+    for path in found:
+        path.mkdir()
+    try:
+        yield found
+    finally:
+        kill = found[0] / "cgroup.kill"
+        kill.write_text("1")
+        for path in found:
+            remove(path)
+
+
+def remove(cgroup: Path) -> None:
+    """With all below it, once its last process is gone."""
+    deadline = time.monotonic() + 10
+    while cgroup.exists():
+        try:
+            for folder, _, _ in os.walk(cgroup, topdown=False):
+                os.rmdir(folder)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def machine(staged: Path, build_directory: Path, require_bpf: None) -> Iterator[Machine]:
+    place, log = build_directory / "machine", build_directory / "boot.log"
+    place.mkdir()
+    command = ["unshare", "--mount", "--propagation=private", "sh", "-c", BOOT, "sh"]
+    with own_cgroups() as cgroups, log.open("wb") as output:
+        nspawn = subprocess.Popen(
+            [*command, str(staged), str(place), *map(str, cgroups)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        machine = Machine(nspawn, log)
+        try:
+            machine.wait("boot", machine.has_booted, BOOT_SECONDS)
+            yield machine
+        finally:
+            nspawn.terminate()
+            try:
+                nspawn.wait(15)
+            except subprocess.TimeoutExpired:
+                nspawn.kill()
+                nspawn.wait()
+
+
+VIOLATE = "/usr/local/lib/seal-monitor/bin/python -m monitor.provoke mprotect"
+
+
+def test_the_unit_is_right(machine: Machine) -> None:
+    assert machine.run("cat", "/verified") == ""
+
+
+def test_the_service_boots_watches_reloads_recovers_and_stops(machine: Machine) -> None:
+    before = own_programs()
+
+    # Started: systemctl returns when it is ready.
+    machine.run("systemctl", "start", "seal-monitor.service")
+    assert machine.show("ActiveState") == "active", machine.journal()
+    assert machine.health("started") == 1
+    status = re.compile(r"watching; \d+ seal denials and \d+ faults")
+    machine.wait("status", lambda: status.fullmatch(machine.show("StatusText")))
+
+    # As whom it runs, with what.
+    pid = machine.show("MainPID")
+    threads = machine.run("sh", "-c", f"cat /proc/{pid}/task/*/status")
+    fields = [line.split(":\t", 1) for line in threads.splitlines() if ":\t" in line]
+    user = machine.run("id", "-u", "seal-monitor")
+    assert {value for name, value in fields if name == "Uid"} == {"\t".join([user] * 4)}
+    for name in ("CapEff", "CapPrm"):
+        (held,) = {int(value, 16) for field, value in fields if field == name}
+        assert held == sum(1 << each for each in IDENTITY)
+    assert {value for name, value in fields if name in ("CapInh", "CapAmb")} == {"0" * 16}
+    assert {value for name, value in fields if name == "NoNewPrivs"} == {"1"}
+    owners = machine.run("stat", "-c", "%U %a", "/var/log/seal-monitor", "/var/lib/seal-monitor")
+    assert owners.splitlines() == ["seal-monitor 750"] * 2
+
+    # A violation by somebody else's process, in a unit of its own.
+    command = ["systemd-run", "--quiet", "--wait", "--unit=victim", "--property=User=nobody"]
+    machine.run(*command, *VIOLATE.split())
+    machine.wait("denial", lambda: machine.denials("victim.service"))
+    (denial,) = machine.denials("victim.service")
+    assert (denial["operation"], denial["verdict"]) == ("mprotect", "sealed")
+    assert denial["process"]["user_name"] == "nobody"
+    assert denial["process"]["executable"].startswith("/usr/bin/python3")
+
+    # Reloaded.
+    machine.run("systemctl", "reload", "seal-monitor.service")
+    machine.wait("reload", lambda: machine.health("reloaded") == 1)
+    machine.wait("reload", lambda: machine.show("SubState") == "running")
+    assert machine.show("MainPID") == pid
+
+    # Stalled: the watchdog ends it, where it stood is told, and it is there again.
+    machine.run("kill", "-STOP", pid)
+    machine.wait("restart", lambda: machine.show("NRestarts") == "1", 4 * WATCHDOG_SECONDS + 10)
+    machine.wait("restart", lambda: machine.show("ActiveState") == "active")
+    assert machine.health("started") == 2
+    journal = machine.journal()
+    assert "Watchdog timeout" in journal
+    assert "Fatal Python error: Aborted" in journal
+    assert "in loop" in journal
+    assert machine.show("MainPID") != pid
+
+    # Stopped.
+    machine.run("systemctl", "stop", "seal-monitor.service")
+    assert machine.show("ActiveState") == "inactive"
+    assert machine.show("Result") == "success"
+    assert machine.events()[-1]["event"] == "stopped"
+    assert machine.health("stopped") == 1
+    deadline = time.monotonic() + 20  # the kernel frees programs a grace period after their end
+    while own_programs().keys() - before.keys() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert own_programs().keys() - before.keys() == set()
+
+
+def test_a_wrong_configuration_is_not_tried_again(machine: Machine) -> None:
+    wrong = "echo wrong = 1 >/etc/seal-monitor/config.toml"
+    machine.run("sh", "-c", wrong)
+    machine.run("systemctl", "start", "seal-monitor.service")
+    time.sleep(2)  # twice what it waits before a restart
+    assert machine.show("ActiveState") == "failed"
+    assert machine.show("ExecMainStatus") == "2"
+    assert machine.show("NRestarts") == "0"
+    assert "key 'wrong': there is no such key" in machine.journal()
