@@ -58,11 +58,11 @@ enum outcome { OUTCOME_SUBMITTED, OUTCOME_SUPPRESSED, OUTCOME_FILTERED, OUTCOME_
 #define TASK_NAME_SIZE 16
 #define FILE_NAME_SIZE 64
 #define MAPPING_NAME_SIZE 48
-#define STACK_FRAMES 20
-#define STACK_MODULES 6
+#define STACK_FRAMES 16 /* powers of two: an index is masked, not compared */
+#define STACK_MODULES 8
 #define NO_MODULE 0xff
 #define BUILD_ID_SIZE 20
-#define MODULE_FILE_SIZE 39
+#define MODULE_FILE_SIZE 31
 
 struct mapping {
     u64 start;
@@ -92,7 +92,7 @@ struct stack {
     u8 depth;                    /* frames in use */
     u8 module_count;
     u8 complete; /* the walk came to the outermost frame */
-    u8 reserved;
+    u8 reserved[5];
     struct module module[STACK_MODULES];
 };
 

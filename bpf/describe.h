@@ -20,18 +20,19 @@ static __always_inline u64 process_start(struct task_struct *task)
  */
 static __always_inline u32 monitor_level(struct config *config, struct task_struct *task)
 {
-    u64 pid = (u64)TASK_FIELD(void *, task, thread_pid), namespace;
-    u32 last = KERNEL_WORD(pid, pid__level);
+    u64 pid = (u64)TASK_FIELD(void *, task, thread_pid), namespace, difference, is_level;
+    u64 last = (u32)KERNEL_WORD(pid, pid__level), found = 0;
 
+    /* Sums, where the verifier would follow branches. */
 #pragma unroll
-    for (u32 level = 0; level < MONITOR_LEVELS; level++) {
-        if (level > last)
-            break;
+    for (u64 level = 1; level < MONITOR_LEVELS; level++) {
         namespace = *kernel_words(pid + OFF_pid__numbers + level * SIZE_upid + OFF_upid__ns);
-        if ((u32)KERNEL_WORD(namespace, pid_namespace__ns_inum) == config->pid_namespace)
-            return level;
+        difference = (u32)KERNEL_WORD(namespace, pid_namespace__ns_inum) ^ config->pid_namespace;
+        is_level = ((difference - 1) & (level - last - 1)) >> 63;
+        OPAQUE(is_level);
+        found += is_level * level;
     }
-    return 0;
+    return found;
 }
 
 /* The pid of a task at a level; 0 where it has none, like the parent of a namespace's first. */

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /* mseal(2) itself: how much was sealed, and by whom when that is asked for. */
 
+/* 200 a second, 100 at once: where every program seals itself, the ring is still for events. */
+#define SEALERS_INTERVAL (5 * 1000 * 1000)
+#define SEALERS_BURST (99 * SEALERS_INTERVAL)
+
 /* By pid, the program that was last told to seal. */
 struct sealer {
     u64 start_boot_ns;
@@ -24,7 +28,7 @@ static __always_inline void tell_sealer(struct config *config, struct task_struc
 
     if (told && told->start_boot_ns == now.start_boot_ns && told->mm == now.mm)
         return;
-    if (!limit || !conforms(limit, time, config->host_interval_ns, config->host_burst_ns))
+    if (!limit || !conforms(limit, time, SEALERS_INTERVAL, SEALERS_BURST))
         return;
     record = new_record(config, task, KIND_SEAL, time, RECORD_SEALER);
     if (!record)

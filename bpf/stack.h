@@ -28,6 +28,11 @@
 /* The tree is up to eight levels deep. */
 #define MODULE_TURNS (8 * (STACK_FRAMES + STACK_MODULES * HEADER_STEPS))
 
+struct mapped {
+    u64 start, size; /* the mapping with the code */
+    u64 header;      /* where the ELF header is mapped, 0: nowhere */
+};
+
 /* Working memory, in a map: see find_vma(). */
 struct unwinder {
     u64 frame;       /* frame pointer */
@@ -38,13 +43,11 @@ struct unwinder {
     u64 steps;
     u64 module;
     u64 program_header; /* 0: the ELF header comes first */
+    u64 headers;        /* their number */
+    u64 table;          /* the address of the next one */
     u64 words[ELF_HEADER_WORDS];
     u32 notes[NOTE_WORDS];
-    struct {
-        u64 start, end; /* of the mapping with the code */
-        u64 header;     /* where the ELF header is mapped, 0: nowhere */
-        u64 table, count;
-    } modules[STACK_MODULES];
+    struct mapped modules[STACK_MODULES];
 };
 
 /* Whether a return address follows a call instruction: opcode e8, or ff with /2 in its ModRM byte.
@@ -83,6 +86,14 @@ static __always_inline u64 caller_of(u64 ip, u64 sp, bool compat)
 }
 
 /*
+ * Below, what is known to be in bounds is masked all the same, for the verifier: a comparison would
+ * be one more branch for it to follow, and each turn of a loop that leaves by another branch is one
+ * that older kernels take for new. For the same reason sums stand where comparisons would do.
+ */
+#define FRAME(index) ((index) & (STACK_FRAMES - 1))
+#define MODULE(index) ((index) & (STACK_MODULES - 1))
+
+/*
  * The frames: ip, the word at sp where it is a return address, then the chain of frame pointers, as
  * far as it holds return addresses. It is complete when it comes to the outermost frame, which the
  * ABI marks by a frame pointer of 0. Functions compiled without frame pointers are not in it.
@@ -116,7 +127,7 @@ static __always_inline void walk_frames(struct stack *stack, struct unwinder *un
         if (unwinder->lowest != regs->sp || words[1] != caller) {
             if (depth >= STACK_FRAMES)
                 break;
-            stack->addresses[depth] = words[1];
+            stack->addresses[FRAME(depth)] = words[1];
             stack->depth = depth + 1;
         }
         unwinder->frame = words[0];
@@ -127,61 +138,46 @@ static __always_inline void walk_frames(struct stack *stack, struct unwinder *un
     loop_end(&loop);
 }
 
-/*
- * An index is compared before it is hidden from clang, which else might compute an element's
- * address before the comparison: the verifier would refuse that.
- */
-#define ELEMENT(array, index, size)                                                                \
-    ({                                                                                             \
-        u64 _index = (index);                                                                      \
-        __typeof__(&(array)[0]) _element = NULL;                                                   \
-        if (_index < (size)) {                                                                     \
-            OPAQUE(_index);                                                                        \
-            _element = &(array)[_index];                                                           \
-        }                                                                                          \
-        _element;                                                                                  \
-    })
-
 /* The module that the address lies in, of those found already, or NO_MODULE. */
-static __always_inline u64 known_module(struct unwinder *unwinder)
+static __always_inline u8 known_module(struct unwinder *unwinder)
 {
-    u64 found = NO_MODULE;
+    u64 found = 0, distance, inside;
 
 #pragma unroll
-    for (u32 i = 0; i < STACK_MODULES; i++)
-        if (unwinder->address >= unwinder->modules[i].start &&
-            unwinder->address < unwinder->modules[i].end)
-            found = i;
-    return found;
+    for (u32 i = 0; i < STACK_MODULES; i++) {
+        distance = unwinder->address - unwinder->modules[i].start;
+        inside = ((distance - unwinder->modules[i].size) & ~distance) >> 63;
+        OPAQUE(inside);
+        found += inside * (i + 1);
+    }
+    return found - 1; /* NO_MODULE is -1 */
 }
 
-/* Goes to the next address whose mapping must be looked up; false when there is none. */
+/* Goes to the next address whose mapping must be looked up, past those that need not. */
 static __always_inline bool next_lookup(struct stack *stack, struct unwinder *unwinder)
 {
-    u64 *address = ELEMENT(stack->addresses, unwinder->index, STACK_FRAMES);
-    u8 *module = ELEMENT(stack->modules, unwinder->index, STACK_FRAMES);
+    u64 index = FRAME(unwinder->index);
+    u8 module;
 
-    if (!address || !module)
-        return false;
     /* A return address may be the first after its function's end. */
-    unwinder->address = *address - (unwinder->index ? 1 : 0);
-    *module = known_module(unwinder);
-    return *module == NO_MODULE && stack->module_count < STACK_MODULES;
+    unwinder->address = stack->addresses[index] - (unwinder->index > 0);
+    module = known_module(unwinder);
+    stack->modules[index] = module;
+    return module == NO_MODULE && stack->module_count < STACK_MODULES;
 }
 
 static __always_inline void add_module(struct stack *stack, struct unwinder *unwinder,
                                        struct vma *vma, u64 file, u64 page_offset)
 {
-    u64 number = stack->module_count;
-    struct module *module = ELEMENT(stack->module, number, STACK_MODULES);
-    u8 *of_frame = ELEMENT(stack->modules, unwinder->index, STACK_FRAMES);
+    u64 number = MODULE(stack->module_count);
+    struct module *module = &stack->module[number];
 
-    if (!module || !of_frame)
-        return;
-    *of_frame = number;
+    stack->modules[FRAME(unwinder->index)] = number;
     stack->module_count++;
     unwinder->module = number;
     unwinder->steps = 0;
+    unwinder->modules[number].start = vma->start;
+    unwinder->modules[number].size = vma->end - vma->start;
     module->base = vma->start - (page_offset << PAGE_SHIFT);
     read_file_identity(&module->inode, &module->device, file);
     read_file_name(module->file, sizeof(module->file), file);
@@ -196,27 +192,21 @@ static __always_inline bool look_at_mapping(struct stack *stack, struct unwinder
 {
     u64 file = KERNEL_WORD(vma->address, vm_area_struct__vm_file);
     u64 page_offset = KERNEL_WORD(vma->address, vm_area_struct__vm_pgoff);
-    bool is_first = !unwinder->header_file;
-    __typeof__(&unwinder->modules[0]) module;
 
-    if (!file || (unwinder->header_file && unwinder->header_file != file))
-        return false;
-    if (is_first)
+    if (!unwinder->header_file) {
+        if (!file)
+            return false;
         add_module(stack, unwinder, vma, file, page_offset);
-    module = ELEMENT(unwinder->modules, unwinder->module, STACK_MODULES);
-    if (!module)
-        return false;
-    if (is_first) {
-        module->start = vma->start;
-        module->end = vma->end;
+        unwinder->header_file = file;
     }
-    if (!page_offset) {
-        module->header = vma->start;
+    if (unwinder->header_file != file)
         return false;
+    if (page_offset) {
+        unwinder->address = vma->start - 1;
+        return unwinder->steps++ < HEADER_STEPS;
     }
-    unwinder->header_file = file;
-    unwinder->address = vma->start - 1;
-    return ++unwinder->steps <= HEADER_STEPS;
+    unwinder->modules[MODULE(unwinder->module)].header = vma->start;
+    return false;
 }
 
 /*
@@ -227,7 +217,7 @@ static __always_inline void find_modules(struct stack *stack, struct unwinder *u
                                          struct search *search)
 {
     struct vma *vma = &search->vma;
-    u64 step, loop = 0;
+    u64 loop = 0;
 
     search->next = 0;
     loop_begin(&loop, MODULE_TURNS);
@@ -243,8 +233,7 @@ static __always_inline void find_modules(struct stack *stack, struct unwinder *u
             search->before_last = INDEX_MAX;
             search->next = KERNEL_WORD(mm, mm_struct__mm_mt_ma_root);
         }
-        step = descend(search);
-        if (step != STEP_ENTRY)
+        if (descend(search) != STEP_ENTRY)
             continue;
         vma->address = search->next;
         search->next = 0;
@@ -262,74 +251,71 @@ static __always_inline void find_modules(struct stack *stack, struct unwinder *u
     loop_end(&loop);
 }
 
-/* The GNU build id among the notes that were read; false: there is none. */
-static __always_inline bool find_build_id(struct module *module, struct unwinder *unwinder,
-                                          u64 notes)
+/* Where the GNU build id stands among the notes that were read, 0: nowhere. */
+static __always_inline u64 find_build_id(u32 *word)
 {
-    u32 *word = unwinder->notes, size;
     u64 found = 0, difference, match;
 
 #pragma unroll
     for (u32 i = 0; i + NOTE_HEADER_WORDS < NOTE_WORDS; i++) {
         difference = (word[i] ^ 4) | (word[i + 2] ^ NT_GNU_BUILD_ID) | (word[i + 3] ^ NAME_GNU);
         match = (difference - 1) >> 63;
-        OPAQUE(match); /* else clang makes it a branch for the verifier to follow */
-        found |= (i + 1) * match;
+        OPAQUE(match);
+        found += match * (i + NOTE_HEADER_WORDS);
     }
-    if (!found)
-        return false;
-    size = word[found & NOTE_WORDS - 1];
-    if (size > sizeof(module->build_id) ||
-        bpf_probe_read_user(module->build_id, sizeof(module->build_id),
-                            (void *)(notes + (found - 1 + NOTE_HEADER_WORDS) * sizeof(u32))))
-        return false;
-    module->build_id_size = size;
-    return true;
+    return found;
 }
 
 /* One of the headers of the module whose turn it is; true when that was the last to be read. */
-static __always_inline bool read_header(struct stack *stack, struct unwinder *unwinder)
+static __always_inline bool read_header(struct module *module, struct unwinder *unwinder,
+                                        struct mapped *mapped)
 {
-    struct module *module = ELEMENT(stack->module, unwinder->module, STACK_MODULES);
-    __typeof__(&unwinder->modules[0]) mapped =
-        ELEMENT(unwinder->modules, unwinder->module, STACK_MODULES);
-    u64 *words = unwinder->words, notes;
+    u64 *words = unwinder->words, notes, found;
 
-    if (!module || !mapped || !mapped->header)
+    if (!mapped->header)
         return true;
     if (!unwinder->program_header) {
         if (bpf_probe_read_user(words, ELF_HEADER_WORDS * sizeof(u64), (void *)mapped->header) ||
             (u32)words[0] != ELF_MAGIC || (words[0] >> 32 & 0xff) != ELF_CLASS_64)
             return true;
-        mapped->table = mapped->header + words[4];
-        mapped->count = words[7] & 0xffff;
+        unwinder->table = mapped->header + words[4];
+        unwinder->headers = words[7] & 0xffff;
         unwinder->program_header = 1;
         return false;
     }
-    if (unwinder->program_header > mapped->count ||
-        unwinder->program_header > PROGRAM_HEADERS_MAX ||
-        bpf_probe_read_user(words, PROGRAM_HEADER_WORDS * sizeof(u64), (void *)mapped->table))
+    if (unwinder->program_header > unwinder->headers ||
+        bpf_probe_read_user(words, PROGRAM_HEADER_WORDS * sizeof(u64), (void *)unwinder->table))
         return true;
-    mapped->table += PROGRAM_HEADER_WORDS * sizeof(u64);
+    unwinder->table += PROGRAM_HEADER_WORDS * sizeof(u64);
     unwinder->program_header++;
     if ((u32)words[0] != PT_NOTE)
         return false;
     notes = mapped->header + words[1];
-    return !bpf_probe_read_user(unwinder->notes, sizeof(unwinder->notes), (void *)notes) &&
-           find_build_id(module, unwinder, notes);
+    if (bpf_probe_read_user(unwinder->notes, sizeof(unwinder->notes), (void *)notes))
+        return false;
+    found = find_build_id(unwinder->notes);
+    if (!found)
+        return false;
+    module->build_id_size = unwinder->notes[(found - NOTE_HEADER_WORDS + 1) & (NOTE_WORDS - 1)];
+    if (bpf_probe_read_user(module->build_id, sizeof(module->build_id),
+                            (void *)(notes + found * sizeof(u32))) ||
+        module->build_id_size > sizeof(module->build_id))
+        module->build_id_size = 0;
+    return true;
 }
 
 /* include/uapi/linux/elf.h: of each module the build id. */
 static __always_inline void read_build_ids(struct stack *stack, struct unwinder *unwinder)
 {
-    u64 loop = 0;
+    u64 number, loop = 0;
 
     unwinder->module = 0;
-    loop_begin(&loop, STACK_MODULES * (1 + PROGRAM_HEADERS_MAX + 1));
+    loop_begin(&loop, STACK_MODULES * (PROGRAM_HEADERS_MAX + 2));
     while (loop_next(&loop)) {
         if (unwinder->module >= stack->module_count)
             break;
-        if (read_header(stack, unwinder)) {
+        number = MODULE(unwinder->module);
+        if (read_header(&stack->module[number], unwinder, &unwinder->modules[number])) {
             unwinder->module++;
             unwinder->program_header = 0;
         }

@@ -36,11 +36,11 @@ ABI_VERSION = 1
 TASK_NAME_SIZE = 16
 FILE_NAME_SIZE = 64
 MAPPING_NAME_SIZE = 48
-STACK_FRAMES = 20
-STACK_MODULES = 6
+STACK_FRAMES = 16
+STACK_MODULES = 8
 NO_MODULE = 0xFF
 BUILD_ID_SIZE = 20
-MODULE_FILE_SIZE = 39
+MODULE_FILE_SIZE = 31
 
 
 class Label(IntEnum):
@@ -152,7 +152,7 @@ class Stack(ctypes.Structure):
         ("depth", c_uint8),
         ("module_count", c_uint8),
         ("complete", c_uint8),
-        ("reserved", c_uint8),
+        ("reserved", c_uint8 * 5),
         ("module", Module * STACK_MODULES),
     ]
 

@@ -22,6 +22,8 @@ SETTINGS = """
 [rate_limit]
 per_caller = 1000000
 host = 1000000
+[ring]
+size = 4194304
 [canary]
 interval = 0
 [web]

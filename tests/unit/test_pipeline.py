@@ -376,7 +376,7 @@ def test_an_event_that_no_sink_takes_has_failed(make: Make) -> None:
         ({"operation": 99}, {("denial", "failed"): 1}),
         ({"verdict": 9}, {("denial", "failed"): 1}),
         ({"kind": Kind.FAULT, "cause": 9}, {("fault", "failed"): 1}),
-        ({"stack": abi.Stack(depth=21)}, {("denial", "failed"): 1}),
+        ({"stack": abi.Stack(depth=17)}, {("denial", "failed"): 1}),
         ({"kind": 9}, {}),
     ],
 )

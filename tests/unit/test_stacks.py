@@ -68,8 +68,8 @@ def test_no_stack() -> None:
 @pytest.mark.parametrize(
     ("broken", "words"),
     [
-        (Stack(depth=21), "a stack of 21 frames and 0 modules"),
-        (Stack(depth=1, module_count=7), "a stack of 1 frames and 7 modules"),
+        (Stack(depth=17), "a stack of 17 frames and 0 modules"),
+        (Stack(depth=1, module_count=9), "a stack of 1 frames and 9 modules"),
         (stack((0x1000, 1), modules=(module(0, b"a"),)), "module 1 of 1"),
         (stack((0x1000, 0), modules=(Module(build_id_size=21),)), "a build id of 21 bytes"),
     ],
