@@ -62,6 +62,8 @@ LOST = {
     ),
 }
 
+_PARANOID = Path("/proc/sys/kernel/perf_event_paranoid")
+
 # include/uapi/linux/prctl.h and capability.h
 _PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 23, 24, 38
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
@@ -106,9 +108,17 @@ def held() -> frozenset[Capability]:
     return frozenset(each for each in Capability if effective >> each & 1)
 
 
-def for_loading() -> frozenset[Capability]:
-    """What loads and attaches BPF programs here: CAP_SYS_ADMIN stands for those it once held."""
-    return LOADING if held() >= VITAL else LOADING | {Capability.CAP_SYS_ADMIN}
+def for_loading(sysctl: Path = _PARANOID) -> frozenset[Capability]:
+    """What loads and attaches BPF programs here.
+
+    CAP_SYS_ADMIN stands for those it once held, and is kept where kernel.perf_event_paranoid is
+    above 2: a value that Debian's kernels add ("security,perf: Allow further restriction of
+    perf_event_open"), with which tracepoints need it.
+    """
+    is_restricted = sysctl.exists() and int(sysctl.read_text("ascii")) > 2
+    if is_restricted or not held() >= VITAL:
+        return LOADING | {Capability.CAP_SYS_ADMIN}
+    return LOADING
 
 
 def keep(wanted: Collection[Capability]) -> None:

@@ -98,6 +98,19 @@ def test_what_is_held_and_what_loads() -> None:
 
 
 @as_root
+@pytest.mark.parametrize(("value", "is_kept"), [("2", False), ("3", True), (None, False)])
+def test_tracepoints_that_only_an_administrator_may_use(
+    tmp_path: Path, value: str | None, is_kept: bool
+) -> None:
+    sysctl = tmp_path / "perf_event_paranoid"
+    if value is not None:
+        sysctl.write_text(f"{value}\n")
+    kept = privileges.for_loading(sysctl)
+    assert (privileges.Capability.CAP_SYS_ADMIN in kept) is is_kept
+    assert kept >= privileges.LOADING
+
+
+@as_root
 def test_a_program_that_only_its_owner_may_read(build_directory: Path) -> None:
     """Where root runs a checkout in somebody's home, its children must be able to read it."""
     home = build_directory / "home"
