@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from monitor import abi, calibrate, provoke
 from monitor.operations import OPERATIONS
@@ -18,9 +18,11 @@ from monitor.printable import printable
 if TYPE_CHECKING:
     from subprocess import Popen
 
-__all__ = ["Canary"]
+__all__ = ["Canary", "Outcome", "Rounds"]
 
 TIMEOUT = 5.0
+RETRY_SECONDS = 60
+LATE_SECONDS = TIMEOUT + 10  # its process may be slow to start
 
 
 _OPERATION_NAMES = [operation.name for operation in OPERATIONS]
@@ -136,3 +138,57 @@ class Canary:
                     stream.close()
             self._child = None
         self._config.canary_pid = 0
+
+
+class Outcome(NamedTuple):
+    """Of a run: `problem` is empty when it passed; `blind_seconds` from the last one that passed to
+    this one, when others between have failed.
+    """
+
+    problem: str
+    blind_seconds: float | None
+
+
+class Rounds:
+    """When the canary runs, and what its runs tell of the monitor.
+
+    `problem`: why nothing proves that the monitor sees; None when the last run has passed.
+    """
+
+    def __init__(self, canary: Canary, now: float) -> None:
+        """The first run is started by the caller."""
+        self._canary = canary
+        self.problem: str | None = "the canary has not come back yet"
+        self.is_late = False
+        self._passed_at = self._ended = now
+
+    def turn(self, now: float, interval: float) -> Outcome | None:
+        """The outcome of a run that has ended; starts the next one `interval` seconds later.
+
+        An interval of 0 means a single run: until it has passed once.
+        """
+        if not interval and self.problem:
+            interval = RETRY_SECONDS
+        # It has neither passed nor failed for longer than it can take.
+        self.is_late = 0 < interval < now - self._ended - LATE_SECONDS
+        problem = self._canary.result()
+        if problem is not None:
+            return self._came_back(problem, now)
+        if not self._canary.running and 0 < interval <= now - self._ended:
+            try:
+                self._canary.start()
+            except OSError as error:
+                self._canary.stop()
+                return self._came_back(f"its process cannot be started: {error}", now)
+        return None
+
+    def _came_back(self, problem: str, now: float) -> Outcome:
+        was_blind = self.problem is not None
+        self._ended = now
+        self.is_late = False
+        self.problem = problem or None
+        if problem:
+            return Outcome(problem, None)
+        blind = now - self._passed_at if was_blind else None
+        self._passed_at = now
+        return Outcome("", blind)

@@ -18,17 +18,17 @@ from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry
 
-from monitor import abi, host, metrics, privileges, sinks, web
+from monitor import abi, accounts, host, metrics, privileges, sinks, web
 from monitor.attached import Attached, request
-from monitor.canary import TIMEOUT, Canary
+from monitor.canary import Canary, Rounds
 from monitor.cgroups import Cgroups
 from monitor.config import Config, ConfigError
-from monitor.counters import missed_runs
 from monitor.delivery import Delivery
 from monitor.identity import Identities
 from monitor.journal import JournalSink
 from monitor.last_run import LastRun, as_details, blind_seconds, state_directory
 from monitor.last_run import ended as how_it_ended
+from monitor.losses import Losses
 from monitor.pipeline import Pipeline, clock_offset
 from monitor.reload import merge
 from monitor.service import Service
@@ -49,8 +49,6 @@ SWITCH_SECONDS = 0.0005  # for so long a storm keeps the interpreter from the si
 FLUSH_SECONDS = 2.0  # for what waits for the sinks at the end, and then
 LAST_SECONDS = 1.0  # for the event that tells the final counts
 CANARY_POLL_SECONDS = 0.01
-CANARY_RETRY_SECONDS = 60
-CANARY_LATE_SECONDS = TIMEOUT + 10  # its process may be slow to start
 
 
 def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
@@ -125,15 +123,6 @@ def _clocks() -> tuple[float, float]:
     return time.clock_gettime(time.CLOCK_BOOTTIME), time.time()
 
 
-def _totals(counters: abi.Counters) -> dict[str, int]:
-    """What the kernel counted, by kind."""
-    return {
-        abi.Kind.DENIAL.label: sum(sum(verdicts) for verdicts in counters.denials),
-        abi.Kind.FAULT.label: sum(sum(dispositions) for dispositions in counters.faults),
-        abi.Kind.SEAL.label: counters.seals,
-    }
-
-
 class Daemon:
     """Everything that runs. Use as a context manager: leaving it detaches and closes all."""
 
@@ -160,14 +149,9 @@ class Daemon:
         self._stopping = False
         self._stopped_by = ""
         self._reload_asked = False
-        self._canary_problem: str | None = "the canary has not come back yet"
-        self._passed_at = self._started  # the canary's last success
         self._has_started = False
         self._pending_health: list[tuple[str, str]] = []
-        self._missed: dict[str, int] = {}
-        self._dropped = 0
         self._sweep_at = self._missed_at = 0.0
-        self._canary_ended = self._started
         self._trouble: set[str] = set()
         with contextlib.ExitStack() as on_failure:
             on_failure.push(self._cleanup)
@@ -209,8 +193,10 @@ class Daemon:
             mutes=config.mutes,
         )
         self._suppressions = Suppressions(self.state)
+        self._losses = Losses(self.loaded, self.state, self.pipeline.health)
         source = KernelSource(self.state, self.loaded, self.ring, Workloads(self.state, cgroups))
         self._canary = Canary(kernel, time.monotonic, self.findings.guard_regions)
+        self._rounds = Rounds(self._canary, self._started)
         self._cleanup.callback(self._canary.stop)
         self.server = web.listen(
             config.web.listen_address, self._registry(source), self.not_ready, web_options
@@ -244,7 +230,7 @@ class Daemon:
         ]
         if self._stopping:
             reasons.append("it is stopping")
-        if problem := self._canary_problem:  # read once: the other thread may clear it
+        if problem := self._rounds.problem:  # read once: the other thread may clear it
             reasons.append(f"canary: {problem}")
         return reasons
 
@@ -306,7 +292,7 @@ class Daemon:
             with self._service.reloading():
                 self.delivery.reopen()
                 self._reload_configuration()
-        self._service.turned(is_drained and not self._canary_is_late(now), self._status)
+        self._service.turned(is_drained and not self._rounds.is_late, self._status)
 
     def drain(self) -> int:
         """Take the records that are in the ring, for half a second at most; how many."""
@@ -352,47 +338,18 @@ class Daemon:
             self._trouble.discard(what)
 
     def _run_canary(self, now: float) -> None:
-        problem = self._canary.result()
-        if problem is not None:
-            self._canary_came_back(problem, now)
-        elif self._canary_is_due(now):
-            try:
-                self._canary.start()
-            except OSError as error:
-                self._canary.stop()
-                self._canary_came_back(f"its process cannot be started: {error}", now)
-
-    def _canary_interval(self) -> float:
-        interval = self._config.canary.interval
-        if not interval and self._canary_problem:  # once at start means: until it has passed once
-            interval = CANARY_RETRY_SECONDS
-        return interval
-
-    def _canary_is_due(self, now: float) -> bool:
-        interval = self._canary_interval()
-        return not self._canary.running and 0 < interval <= now - self._canary_ended
-
-    def _canary_is_late(self, now: float) -> bool:
-        """Whether it has neither passed nor failed for longer than it can take."""
-        interval = self._canary_interval()
-        return interval > 0 and now - self._canary_ended > interval + CANARY_LATE_SECONDS
-
-    def _canary_came_back(self, problem: str, now: float) -> None:
-        self._canary_ended = now
-        was_blind = self._canary_problem is not None
-        self._canary_problem = problem or None
-        self.tally.canary("failure" if problem else "success", time.time())
-        if problem:
-            self.pipeline.health("canary_failed", problem)
+        outcome = self._rounds.turn(now, self._config.canary.interval)
+        if outcome is None:
             return
-        if not self._has_started:
+        self.tally.canary("failure" if outcome.problem else "success", time.time())
+        if outcome.problem:
+            self.pipeline.health("canary_failed", outcome.problem)
+        elif not self._has_started:
             self._has_started = True
             self._tell_started()
-        elif was_blind:
-            # Since its last success nothing proves that anything was seen.
-            blind = now - self._passed_at
-            self.pipeline.health("canary_recovered", f"after {blind:.0f} s", blind)
-        self._passed_at = now
+        elif outcome.blind_seconds is not None:
+            words = f"after {outcome.blind_seconds:.0f} s"
+            self.pipeline.health("canary_recovered", words, outcome.blind_seconds)
 
     def _tell_started(self) -> None:
         ready_after = time.monotonic() - self._started
@@ -421,42 +378,15 @@ class Daemon:
                 "last_run": as_details(past, boot_id) if past else None,
             },
         )
-        self._last_run.alive(_totals(self.state.counters()))
+        self._last_run.alive(accounts.totals(self.state.counters()))
         self._service.ready()
         give_back_memory()
 
     def _look_at_losses(self) -> None:
         with self._survived("cannot read the runs that probes missed"):
-            self._look_at_missed_runs()
-        self._look_at_dropped_events()
+            self._losses.look()
         if self._has_started:
-            self._last_run.alive(_totals(self.state.counters()))
-
-    def _look_at_missed_runs(self) -> None:
-        for probe in self.loaded.probes:
-            if not probe.attached:
-                continue
-            missed = sum(map(missed_runs, probe.programs))
-            more = missed - self._missed.get(probe.probe, 0)
-            self._missed[probe.probe] = missed
-            if more:
-                self.pipeline.health(
-                    "runs_missed",
-                    f"the kernel skipped {more} runs of probe {probe.probe}; counts are a lower "
-                    "bound",
-                    details={"probe": probe.probe, "missed_runs": missed},
-                )
-
-    def _look_at_dropped_events(self) -> None:
-        counters = self.state.counters()
-        dropped = sum(outcomes[abi.Outcome.DROPPED] for outcomes in counters.events)
-        if dropped > self._dropped:
-            self.pipeline.health(
-                "events_dropped",
-                f"{dropped - self._dropped} events found no room in the ring; all are counted",
-                details={"dropped": dropped},
-            )
-            self._dropped = dropped
+            self._last_run.alive(accounts.totals(self.state.counters()))
 
     def _on_sink(self, name: str, error: OSError | None) -> None:
         if error is None:
@@ -498,7 +428,7 @@ class Daemon:
         self._service.stopping()
         self._canary.stop()
         self.loaded.detach()
-        self._last_run.alive(_totals(self.state.counters()))
+        self._last_run.alive(accounts.totals(self.state.counters()))
         deadline = time.monotonic() + DRAIN_SECONDS
         # A program that was running when it was detached may still have a record to submit.
         while self.drain() or (self.ring.used_bytes and time.monotonic() < deadline):
@@ -508,40 +438,19 @@ class Daemon:
         self.delivery.finish(FLUSH_SECONDS)
         counters = self.state.counters()
         reason = f"stopped by {self._stopped_by}" if self._stopped_by else "stopped"
-        self._last_run.end(reason, _totals(counters))
+        self._last_run.end(reason, accounts.totals(counters))
         self._tell_pending()
-        self.pipeline.health("stopped", self._final_words(counters), details=self._final(counters))
+        self.pipeline.health(
+            "stopped", self._final_words(counters), details=accounts.final(counters, self.tally)
+        )
         self.delivery.finish(LAST_SECONDS)
-
-    def _final(self, counters: abi.Counters) -> dict[str, object]:
-        """By kind: counted, and what became of the events. The latter add up to the former."""
-        made = self.tally.events
-        return {
-            kind.label: {
-                "counted": _totals(counters)[kind.label],
-                "delivered": made[kind.label, "delivered"],
-                "suppressed": counters.events[kind][abi.Outcome.SUPPRESSED],
-                "filtered": counters.events[kind][abi.Outcome.FILTERED]
-                + made[kind.label, "filtered"],
-                "dropped": counters.events[kind][abi.Outcome.DROPPED],
-                "failed": made[kind.label, "failed"],
-            }
-            for kind in abi.Kind
-        }
 
     def _final_words(self, counters: abi.Counters) -> str:
         life = time.monotonic() - self._started
         by = f", stopped by {self._stopped_by}" if self._stopped_by else ""
-        return f"{_counted(counters)} in {life:.0f} s{by}; nothing is seen from now on"
+        return f"{accounts.in_words(counters)} in {life:.0f} s{by}; nothing is seen from now on"
 
     def _status(self) -> str:
         """For `systemctl status`."""
         state = "; ".join(f"not ready: {reason}" for reason in self.not_ready()) or "watching"
-        return f"{state}; {_counted(self.state.counters())}"
-
-
-def _counted(counters: abi.Counters) -> str:
-    denials = sum(verdicts[abi.Verdict.SEALED] for verdicts in counters.denials)
-    failed_handlers = sum(row[abi.Disposition.HANDLER_FAILED] for row in counters.faults)
-    faults = sum(sum(row) for row in counters.faults) - failed_handlers
-    return f"{denials} seal denials and {faults} faults"
+        return f"{state}; {accounts.in_words(self.state.counters())}"

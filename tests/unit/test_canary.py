@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from monitor.abi import Access, Cause, Config, Disposition, Kind, Mapping, Record, Verdict
-from monitor.canary import TIMEOUT, Canary, _matches, _missing
+from monitor.canary import TIMEOUT, Canary, Outcome, Rounds, _matches, _missing
 from monitor.operations import OPERATIONS
 from monitor.syscalls import call
 
@@ -263,3 +263,102 @@ def test_a_process_that_cannot_be_started_leaves_nothing(
     assert not canary.running
     assert config.canary_pid == 0
     assert canary.result() is None
+
+
+# ---- Rounds --------------------------------------------------------------------------------------
+
+
+class Run:
+    """Stands for the canary: `ends` is what its run comes to, None while it lasts."""
+
+    def __init__(self) -> None:
+        self.running = True
+        self.ends: str | None = None
+        self.fails_to_start = False
+
+    def result(self) -> str | None:
+        if self.ends is not None:
+            self.running = False
+        ends, self.ends = self.ends, None
+        return ends
+
+    def start(self) -> None:
+        if self.fails_to_start:
+            raise OSError("no process left")
+        self.running = True
+
+    def stop(self) -> None:
+        self.running = False
+
+
+@pytest.fixture
+def run() -> Run:
+    return Run()
+
+
+@pytest.fixture
+def rounds(run: Run) -> Rounds:
+    return Rounds(run, 100.0)  # type: ignore[arg-type]
+
+
+def test_the_next_round_comes_an_interval_after_the_end_of_the_last(
+    run: Run, rounds: Rounds
+) -> None:
+    assert rounds.problem == "the canary has not come back yet"
+    assert rounds.turn(101.0, 60) is None
+    run.ends = ""
+    assert rounds.turn(102.0, 60) == Outcome("", 2.0)
+    assert rounds.problem is None
+    assert rounds.turn(161.9, 60) is None
+    assert not run.running
+    assert rounds.turn(162.0, 60) is None
+    assert run.running
+    run.ends = ""
+    assert rounds.turn(163.0, 60) == Outcome("", None)
+
+
+def test_blind_from_the_last_that_passed_to_the_next(run: Run, rounds: Rounds) -> None:
+    for at, ends, outcome in (
+        (102.0, "", Outcome("", 2.0)),
+        (170.0, "not seen", Outcome("not seen", None)),
+        (240.0, "not seen", Outcome("not seen", None)),
+        (310.0, "", Outcome("", 208.0)),
+    ):
+        run.ends = ends
+        assert rounds.turn(at, 60) == outcome
+        assert rounds.problem == (ends or None)
+
+
+def test_an_interval_of_none_means_once(run: Run, rounds: Rounds) -> None:
+    run.ends = "not seen"
+    rounds.turn(105.0, 0)
+    assert rounds.turn(164.9, 0) is None
+    assert not run.running
+    rounds.turn(165.0, 0)  # a minute later it tries again
+    assert run.running
+    run.ends = ""
+    rounds.turn(166.0, 0)
+    rounds.turn(100_000.0, 0)
+    assert not run.running
+    assert not rounds.is_late
+
+
+def test_a_process_that_cannot_be_started(run: Run, rounds: Rounds) -> None:
+    run.ends = ""
+    rounds.turn(102.0, 60)
+    run.fails_to_start = True
+    outcome = rounds.turn(162.0, 60)
+    assert outcome == Outcome("its process cannot be started: no process left", None)
+
+
+def test_late(run: Run, rounds: Rounds) -> None:
+    run.ends = ""
+    rounds.turn(102.0, 60)
+    rounds.turn(162.0, 60)
+    rounds.turn(177.0, 60)
+    assert not rounds.is_late
+    rounds.turn(177.1, 60)
+    assert rounds.is_late
+    run.ends = ""
+    rounds.turn(178.0, 60)
+    assert not rounds.is_late
