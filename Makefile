@@ -22,7 +22,6 @@ INSTALLED := \
     systemd/seal-monitor.sysusers:$(PREFIX)/lib/sysusers.d/seal-monitor.conf \
     systemd/seal-monitor.tmpfiles:$(PREFIX)/lib/tmpfiles.d/seal-monitor.conf \
     systemd/seal-monitor.catalog:$(PREFIX)/lib/systemd/catalog/seal-monitor.catalog \
-    systemd/seal-monitor.logrotate:/etc/logrotate.d/seal-monitor \
     systemd/example.conf:$(PREFIX)/share/doc/seal-monitor/example.conf \
     docs/config.example.toml:$(PREFIX)/share/doc/seal-monitor/config.example.toml \
     docs/seal-monitor.8:$(PREFIX)/share/man/man8/seal-monitor.8
@@ -88,7 +87,10 @@ install: ## install the service below PREFIX (/usr/local); DESTDIR for a staged 
 	for pair in $(INSTALLED); do \
 	    [[ ! -e $${pair%%:*} ]] || install -D -m 0644 "$${pair%%:*}" "$(DESTDIR)$${pair#*:}"; \
 	done; \
-	sed -i 's|/usr/local/|$(PREFIX)/|' '$(DESTDIR)$(PREFIX)/lib/systemd/system/seal-monitor.service'; \
+	sed -i 's|/usr/local/|$(PREFIX)/|g' $(foreach file,lib/systemd/system/seal-monitor.service \
+	    share/doc/seal-monitor/example.conf share/man/man8/seal-monitor.8,'$(DESTDIR)$(PREFIX)/$(file)'); \
+	[[ -e '$(DESTDIR)/etc/logrotate.d/seal-monitor' ]] || \
+	    install -D -m 0644 systemd/seal-monitor.logrotate '$(DESTDIR)/etc/logrotate.d/seal-monitor'; \
 	[[ -e '$(DESTDIR)/etc/seal-monitor/config.toml' ]] || \
 	    install -D -m 0644 docs/config.example.toml '$(DESTDIR)/etc/seal-monitor/config.toml'
 	@$(if $(DESTDIR),,$(call tell_systemd,installed))
@@ -109,8 +111,8 @@ clean: ## remove everything that make has made
 # Where systemd runs: users and directories, when installing, and the units read anew.
 define tell_systemd
 if [[ -d /run/systemd/system ]]; then \
-    $(if $(1),systemd-sysusers seal-monitor.conf; systemd-tmpfiles --create seal-monitor.conf; \
-    journalctl --update-catalog;) \
+    $(if $(1),systemd-sysusers seal-monitor.conf; systemd-tmpfiles --create seal-monitor.conf;) \
+    journalctl --update-catalog; \
     systemctl daemon-reload; \
 fi
 endef

@@ -148,7 +148,8 @@ static __always_inline u8 known_module(struct unwinder *unwinder)
         distance = unwinder->address - unwinder->modules[i].start;
         inside = ((distance - unwinder->modules[i].size) & ~distance) >> 63;
         OPAQUE(inside);
-        found += inside * (i + 1);
+        /* One of them: mappings that change meanwhile may have overlapped. */
+        found += (i + 1 - found) * inside;
     }
     return found - 1; /* NO_MODULE is -1 */
 }

@@ -208,13 +208,15 @@ def _report(error: Exception) -> int:
     from monitor import calibrate, host, loader, web  # noqa: PLC0415 - the command had its turn
 
     match error:
-        case config.ConfigError() | web.WebError():
-            lines, code = str(error).splitlines(), WRONG_USAGE
         case host.HostError():
             lines, code = [error.why, f"what to do: {error.remedy}"], UNFIT_HOST
+        case web.AddressError() | loader.LoaderDied():
+            lines, code = [_one_line(error)], FAILED
         case loader.LoadError():
             lines = [_one_line(error), "what to do: see what 'seal-monitor doctor' says"]
             code = UNFIT_HOST
+        case config.ConfigError() | web.WebError():
+            lines, code = str(error).splitlines(), WRONG_USAGE
         case calibrate.CalibrationError():
             text = f"cannot calibrate: {_one_line(error)}; see what 'seal-monitor doctor' says"
             lines, code = [text], FAILED

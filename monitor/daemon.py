@@ -58,6 +58,8 @@ def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
     """
     _occupy_standard_descriptors()
     sys.setswitchinterval(SWITCH_SECONDS)
+    # The configuration was read just now. Not SIG_IGN, which children would inherit.
+    signal.signal(signal.SIGHUP, lambda *_: None)
     faulthandler.enable(2)  # where it stood when a watchdog's SIGABRT ended it
     privileges.disinherit()
     last_run = LastRun(state_directory(config.state.directory), host.host_facts().boot_id)
@@ -140,6 +142,7 @@ class Daemon:
         self._reload = reload
         self._restricted = restricted
         self._service = Service()
+        self._wait_seconds = min(SWEEP_SECONDS, self._service.feeding_seconds or SWEEP_SECONDS)
         self.tally = Tally(output.name for output in outputs)
         self.delivery = Delivery(outputs, self.tally, self._on_sink)
         self._cleanup = contextlib.ExitStack()
@@ -268,7 +271,7 @@ class Daemon:
             if wakeup is not None:
                 poll.register(wakeup, select.EPOLLIN)
             while not self._stopping and not until():
-                poll.poll(CANARY_POLL_SECONDS if self._canary.running else SWEEP_SECONDS)
+                poll.poll(CANARY_POLL_SECONDS if self._canary.running else self._wait_seconds)
                 if wakeup is not None:
                     with contextlib.suppress(BlockingIOError):
                         os.read(wakeup, 64)
@@ -428,7 +431,8 @@ class Daemon:
         self._service.stopping()
         self._canary.stop()
         self.loaded.detach()
-        self._last_run.alive(accounts.totals(self.state.counters()))
+        if self._has_started:  # else what the run before has left still holds
+            self._last_run.alive(accounts.totals(self.state.counters()))
         deadline = time.monotonic() + DRAIN_SECONDS
         # A program that was running when it was detached may still have a record to submit.
         while self.drain() or (self.ring.used_bytes and time.monotonic() < deadline):
@@ -438,7 +442,8 @@ class Daemon:
         self.delivery.finish(FLUSH_SECONDS)
         counters = self.state.counters()
         reason = f"stopped by {self._stopped_by}" if self._stopped_by else "stopped"
-        self._last_run.end(reason, accounts.totals(counters))
+        if self._has_started:
+            self._last_run.end(reason, accounts.totals(counters))
         self._tell_pending()
         self.pipeline.health(
             "stopped", self._final_words(counters), details=accounts.final(counters, self.tally)

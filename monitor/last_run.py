@@ -275,9 +275,19 @@ class LastRun:
 
     def _write_soon(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._keep, name="last-run", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._keep, name="last-run", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # no more threads; the next word tries again
+                self._failed(f"cannot start a thread that writes {FILE}: {error}")
+                return
+            self._thread = thread
         self._due.set()
+
+    def _failed(self, what: str) -> None:
+        if not self._is_failing:
+            self._is_failing = True
+            self.problems.append(f"{what}; the next start will not know of this run")
 
     def end(self, reason: str, counts: Mapping[str, int]) -> None:
         """Leave the last word: why it ended, and the final counts. `alive` has told when."""
@@ -308,11 +318,6 @@ class LastRun:
             try:
                 _write(self._directory, _encode(self._run))
             except OSError as error:
-                if not self._is_failing:
-                    self._is_failing = True
-                    self.problems.append(
-                        f"cannot write {FILE}: {error.strerror}; "
-                        "the next start will not know of this run"
-                    )
+                self._failed(f"cannot write {FILE}: {error.strerror}")
             else:
                 self._is_failing = False

@@ -23,7 +23,15 @@ from typing import Any, NamedTuple
 from monitor import layouts, operations, privileges, trampolines
 from monitor.probes import PROBES, Hook, Probe, candidates
 
-__all__ = ["AttachedProbe", "LoadError", "LoadRequest", "Loaded", "load", "possible_cpus"]
+__all__ = [
+    "AttachedProbe",
+    "LoadError",
+    "LoadRequest",
+    "Loaded",
+    "LoaderDied",
+    "load",
+    "possible_cpus",
+]
 
 # A wheel carries the sources as monitor/bpf, a checkout beside the package.
 _SOURCES = next(
@@ -58,6 +66,10 @@ SEALERS_MAX = 4096
 
 class LoadError(Exception):
     """The programs cannot run on this host: what failed, and the way out."""
+
+
+class LoaderDied(LoadError):
+    """Whether they can is not known: the child was killed, failed, or was too slow."""
 
 
 @dataclass(frozen=True)
@@ -143,14 +155,14 @@ def load(request: LoadRequest) -> Loaded:
         except TimeoutError:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            raise LoadError(f"compiling and attaching took longer than {LOAD_SECONDS} s") from None
+            raise LoaderDied(f"compiling and attaching took longer than {LOAD_SECONDS} s") from None
         for descriptor in descriptors:  # recv_fds has no say in it: it drops its flags
             os.set_inheritable(descriptor, False)
         _, status = os.waitpid(child, 0)
         if not message:
             diagnostics.seek(0)
             output = diagnostics.read().decode(errors="replace").strip()
-            raise LoadError(
+            raise LoaderDied(
                 f"the loader ended with status {os.waitstatus_to_exitcode(status)} "
                 f"and said: {output[-2000:] or 'nothing'}"
             )

@@ -16,15 +16,21 @@ FED_PER_LIMIT = 4  # two may be late before the manager loses its patience
 
 
 def notify(message: str, environment: Mapping[str, str] = os.environ) -> None:
-    """sd_notify(3): tell systemd, if it started us. What fails is told on standard error."""
+    """sd_notify(3): tell systemd, if it started us; waits for nobody.
+
+    What fails is told on standard error.
+    """
     address = environment.get("NOTIFY_SOCKET", "")
     if not address:
         return
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
+            connection.setblocking(False)  # whoever should read may have stopped
             connection.connect("\0" + address[1:] if address.startswith("@") else address)
             connection.send(message.encode())
     except OSError as error:
+        if isinstance(error, BlockingIOError) and message.startswith("STATUS="):
+            return  # the next one comes soon
         words = f"seal-monitor: cannot tell the service manager {message}: {address}: {error}\n"
         with contextlib.suppress(OSError):  # there is nowhere else to tell it
             os.write(2, words.encode(errors="backslashreplace"))
@@ -41,7 +47,10 @@ def _watchdog_seconds(environment: Mapping[str, str]) -> float:
 
 
 class Service:
-    """The service that systemd started; every message is lost where nobody listens."""
+    """The service that systemd started; every message is lost where nobody listens.
+
+    `feeding_seconds`: how often the watchdog is to be fed; 0: there is none.
+    """
 
     def __init__(
         self,
@@ -50,7 +59,7 @@ class Service:
     ) -> None:
         self._environment = environment
         self._clock = clock
-        self._feeding_seconds = _watchdog_seconds(environment) / FED_PER_LIMIT
+        self.feeding_seconds = _watchdog_seconds(environment) / FED_PER_LIMIT
         self._feed_at = self._status_at = float("-inf")
         self._is_ready = False
 
@@ -87,8 +96,8 @@ class Service:
         `status` is asked for every few seconds: one line for `systemctl status`.
         """
         now = self._clock()
-        if is_alive and self._feeding_seconds and now >= self._feed_at:
-            self._feed_at = now + self._feeding_seconds
+        if is_alive and self.feeding_seconds and now >= self._feed_at:
+            self._feed_at = now + self.feeding_seconds
             self._tell("WATCHDOG=1")
         if self.is_listening and now >= self._status_at:
             self._status_at = now + STATUS_SECONDS

@@ -148,7 +148,12 @@ class _FileWriter:
             self.open()
 
     def write(self, line: bytes) -> None:
-        self._follow_rotation()
+        try:
+            self._follow_rotation()
+        except SinkError as refused:
+            if not isinstance(refused.__cause__, PermissionError) or self._fd < 0:
+                raise
+            # The file that was moved away is better than none; reopen() tells of it.
         written, error = _write(self._fd, b"\n" + line if self._torn else line)
         if error is not None:
             if written and not self._take_back(written):

@@ -23,10 +23,8 @@ def frames(stack: abi.Stack) -> tuple[Frame, ...]:
 
 def _frame(address: int, index: int, modules: list[abi.Module]) -> Frame:
     shown = f"0x{address:x}"
-    if index == abi.NO_MODULE:
+    if index >= len(modules):  # NO_MODULE
         return Frame(shown, None, None, None, None)
-    if index >= len(modules):
-        raise ValueError(f"module {index} of {len(modules)}")
     module = modules[index]
     size = module.build_id_size
     if size > abi.BUILD_ID_SIZE:

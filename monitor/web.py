@@ -24,7 +24,7 @@ from typing import NamedTuple, Protocol
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-__all__ = ["Server", "WebConfig", "WebError", "listen", "one_line"]
+__all__ = ["AddressError", "Server", "WebConfig", "WebError", "listen", "one_line"]
 
 CONNECTIONS = 16
 REQUEST_SECONDS = 5.0
@@ -50,6 +50,10 @@ Headers = Mapping[str, str]  # names in lower case
 
 class WebError(Exception):
     """The address cannot be listened on, or the web config file is wrong."""
+
+
+class AddressError(WebError):
+    """The address cannot be listened on now; another program may have it."""
 
 
 @dataclass(frozen=True)
@@ -368,7 +372,7 @@ def _bind(address: tuple[str, int]) -> socket.socket:
             known = error.strerror if isinstance(error, socket.gaierror) else None
             reason = known or os.strerror(error.errno)
         shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        raise WebError(
+        raise AddressError(
             f"cannot listen on {shown}: {reason[:1].lower()}{reason[1:]}; "
             "choose another with --web.listen-address"
         ) from None

@@ -335,6 +335,7 @@ class Harness:
         self.state = self._attached.state
         self.config = self.state.config
         self.emit_all()
+        self.sealers: list[Record] = []  # records that only tell who seals
         self._counted: Counter[Cell] = Counter()
         self._warm = Warm(provoke.environment())
         self.settle()
@@ -374,7 +375,7 @@ class Harness:
             self.state.buckets.remove(key)
 
     def drain(self) -> list[Record]:
-        """All records; waits for those whose program still runs."""
+        """All records of violations and seals; waits for those whose program still runs."""
         deadline = time.monotonic() + _SETTLE_LIMIT
         records = []
         while self.ring.used_bytes:
@@ -383,7 +384,9 @@ class Harness:
             records += drained.records
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{self.ring.used_bytes} bytes of the ring stay unread")
-        return [record for record in records if not record.flags & RecordFlag.CANARY]
+        self.sealers += [record for record in records if record.flags & RecordFlag.SEALER]
+        none = RecordFlag.CANARY | RecordFlag.SEALER  # of these counts
+        return [record for record in records if not record.flags & none]
 
     def settle(self) -> tuple[list[Record], Counter[Cell]]:
         """Records and counts since the last time, of one and the same moment."""

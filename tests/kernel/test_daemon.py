@@ -27,7 +27,7 @@ Compile = Callable[[str], Path]
 Event = dict[str, Any]
 VALIDATOR = jsonschema.Draft202012Validator(events.schema())
 READY_SECONDS = 20.0
-COMMAND = (sys.executable, "-m", "monitor", "run")
+RUN = ("-m", "monitor", "run")
 
 
 class Running:
@@ -44,7 +44,7 @@ class Running:
         *flags: str,
         prefix: Sequence[str] = (),
         through: Sequence[str] = (),
-        command: Sequence[str] = COMMAND,
+        command: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.configuration = folder / "config.toml"
@@ -62,7 +62,7 @@ class Running:
             self.process = subprocess.Popen(
                 [
                     *prefix,
-                    *command,
+                    *(command or (sys.executable, *RUN)),
                     *("--config", str(self.configuration), "--output", "json"),
                     *("--web.listen-address", "127.0.0.1:0", *flags),
                 ],
@@ -364,7 +364,7 @@ def test_port_taken(start: Start) -> None:
         text=True,
         timeout=30,
     )
-    assert second.returncode == 2
+    assert second.returncode == 1  # it may be free later
     assert f"cannot listen on {address}: address already in use" in second.stderr.lower()
     assert "Traceback" not in second.stderr
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,8 +34,15 @@ def test_no_events_unless_asked_for(harness: Harness, compiled: Callable[[str], 
         ("sealed_bytes",): SEALS * PAGE,
         ("event", "seal", "filtered"): SEALS,
     }
-    (told,) = made.records  # who seals, once
-    assert (told.pid, told.flags) == (made.child.pid, RecordFlag.SEALER)
+    assert made.records == []
+
+
+def test_who_seals_is_told_once(harness: Harness, compiled: Callable[[str], Path]) -> None:
+    with harness.configured(emit_seals=0):
+        made = harness.run([compiled("seals"), str(SEALS), "--wait"])
+    (told,) = (record for record in harness.sealers if record.pid == made.child.pid)
+    assert (told.kind, told.flags, told.uid) == (Kind.SEAL, RecordFlag.SEALER, os.getuid())
+    assert told.executable == b"seals"
 
 
 def test_event(harness: Harness) -> None:

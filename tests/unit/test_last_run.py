@@ -114,6 +114,24 @@ def test_no_thread_before_the_first_word(folder: Path) -> None:
     assert threading.active_count() == before
 
 
+def test_no_thread_left_is_told_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        run = LastRun(folder, BOOT)
+        run.alive({})
+        run.alive({})
+    assert run.problems == [
+        f"cannot start a thread that writes {FILE}: can't start new thread; "
+        "the next start will not know of this run"
+    ]
+    run.alive({})  # there is one again
+    run.end("stopped", {})
+    assert (folder / FILE).exists()
+
+
 def test_two_runs_at_once(folder: Path) -> None:
     first = LastRun(folder, BOOT)
     second = LastRun(folder, BOOT)

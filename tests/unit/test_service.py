@@ -106,6 +106,18 @@ def test_a_pipeline_that_does_not_turn_starves_the_watchdog(
         {"WATCHDOG_USEC": "8000000", "WATCHDOG_PID": "1"},
     ],
 )
+def test_a_manager_that_reads_no_more_holds_up_nothing(
+    manager: socket.socket, tmp_path: Path
+) -> None:
+    told = Told(manager, tmp_path, WATCHDOG_USEC="4000000")
+    assert told.service.feeding_seconds == 1.0
+    began = time.monotonic()
+    for _ in range(2000):  # more than the queue of a socket holds
+        told.clock.now += 10
+        told.service.turned(True, lambda: "well")
+    assert time.monotonic() - began < 5
+
+
 def test_no_watchdog(environment: dict[str, str], manager: socket.socket, tmp_path: Path) -> None:
     told = Told(manager, tmp_path, **environment)
     assert told.turn(0) == [["STATUS=well"]]

@@ -141,6 +141,26 @@ def test_file_follows_rotation(how: str, tmp_path: Path) -> None:
         assert old.read_text() == '{"n":1}\n'
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_where_no_new_file_may_be_made_the_old_one_goes_on(build_directory: Path) -> None:
+    """As where root started it, gave up its rights and then the log was rotated."""
+    path, old = build_directory / "events.jsonl", build_directory / "events.jsonl.1"
+    sink = json_file(path)
+    path.rename(old)
+    os.seteuid(65534)
+    try:
+        emit(sink, {"n": 1})
+        with pytest.raises(SinkError, match="cannot open it: Permission denied"):
+            sink.reopen()
+        emit(sink, {"n": 2})
+    finally:
+        os.seteuid(0)
+    emit(sink, {"n": 3})
+    sink.close()
+    assert old.read_text() == '{"n":1}\n{"n":2}\n'
+    assert path.read_text() == '{"n":3}\n'
+
+
 def test_rotation_leaks_no_descriptor(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     sink = json_file(path)
