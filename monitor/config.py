@@ -226,8 +226,8 @@ KEYS: tuple[Key, ...] = (
         "output.format",
         "auto",
         one_of("auto", "pretty", "json", "none"),
-        'Standard output: "pretty", "json" (an event a line), "auto" (pretty on a terminal, else '
-        'json) or "none".',
+        'Standard output: "pretty", "json" (an event a line), "none" or "auto" (pretty on a '
+        "terminal; where journald takes it, entries with fields; else json).",
         "--output",
     ),
     Key(
@@ -241,7 +241,7 @@ KEYS: tuple[Key, ...] = (
         "output.journal",
         False,
         switch,
-        'Whether events also go to journald; with format = "none" where standard output does so.',
+        'Whether events also go to journald; as a service they do by the format "auto".',
     ),
     Key(
         "events.denials",

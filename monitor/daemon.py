@@ -18,14 +18,13 @@ from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry
 
-from monitor import abi, accounts, host, metrics, privileges, sinks, web
+from monitor import abi, accounts, host, journal, metrics, privileges, sinks, web
 from monitor.attached import Attached, request
 from monitor.canary import Canary, Rounds
 from monitor.cgroups import Cgroups
 from monitor.config import Config, ConfigError
 from monitor.delivery import Delivery
 from monitor.identity import Identities
-from monitor.journal import JournalSink
 from monitor.last_run import LastRun, as_details, blind_seconds, state_directory
 from monitor.last_run import ended as how_it_ended
 from monitor.losses import Losses
@@ -83,10 +82,11 @@ def _occupy_standard_descriptors() -> None:
 def open_sinks(config: Config) -> list[sinks.Sink]:
     """The sinks that the configuration asks for. Raises ConfigError."""
     form, is_terminal = config.output.format, os.isatty(1)
+    to_journal = form == "auto" and journal.has_standard_output()
     opened: list[sinks.Sink] = []
     if form == "pretty" or (form == "auto" and is_terminal):
         opened.append(sinks.pretty(colours=is_terminal))
-    elif form != "none":
+    elif form != "none" and not to_journal:
         opened.append(sinks.json_lines())
     try:
         if config.output.events_file is not None:
@@ -94,8 +94,8 @@ def open_sinks(config: Config) -> list[sinks.Sink]:
     except OSError as error:
         raise ConfigError(f"output.events_file: {error}") from error
     try:
-        if config.output.journal:
-            opened.append(JournalSink())
+        if config.output.journal or to_journal:
+            opened.append(journal.JournalSink())
     except OSError as error:
         raise ConfigError(f"output.journal: {error}") from error
     return opened

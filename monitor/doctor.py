@@ -204,7 +204,7 @@ def identity_rows(proc: Path = host.PROC) -> list[Row]:
                 "Identity",
                 "PID namespace",
                 "degraded",
-                "not the host's: /proc here does not tell of the host's processes",
+                "not the host's: of processes outside of it the kernel's facts alone are told",
                 "run in the host's PID namespace (containers: --pid=host)",
             )
         )

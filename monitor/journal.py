@@ -17,7 +17,7 @@ from pathlib import Path
 from monitor.cgroups import workload_name
 from monitor.sinks import SinkError, encode
 
-__all__ = ["MESSAGE_IDS", "PRIORITIES", "SOCKET", "JournalSink"]
+__all__ = ["MESSAGE_IDS", "PRIORITIES", "SOCKET", "JournalSink", "has_standard_output"]
 
 SOCKET = Path("/run/systemd/journal/socket")
 IDENTIFIER = "seal-monitor"
@@ -75,6 +75,15 @@ def _fields(event: Mapping[str, object]) -> Iterator[tuple[str, object]]:
 def _field(name: str, value: bytes) -> bytes:
     """Always in the form that tells the length: no value can end itself and begin a field."""
     return b"%s\n%s%s\n" % (name.encode(), len(value).to_bytes(8, "little"), value)
+
+
+def has_standard_output(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether journald takes standard output; systemd.exec(5), JOURNAL_STREAM."""
+    try:
+        status = os.fstat(1)
+    except OSError:
+        return False
+    return environment.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 class JournalSink:

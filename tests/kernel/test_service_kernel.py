@@ -310,8 +310,12 @@ class Machine:
         return self.run("journalctl", "-u", "seal-monitor", "--no-pager", "-o", "cat")
 
     def events(self) -> list[Event]:
-        """Those on standard output, which systemd takes to the journal."""
-        found = [json.loads(line) for line in self.journal().splitlines() if line[:1] == "{"]
+        """Those in the journal, where standard output goes to it."""
+        lines = self.run(
+            *("journalctl", "-u", "seal-monitor", "--no-pager", "-o", "cat"),
+            "--output-fields=SEAL_MONITOR_EVENT",
+        ).splitlines()
+        found = [json.loads(line) for line in lines if line[:1] == "{"]
         for event in found:
             VALIDATOR.validate(event)
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import time
@@ -14,7 +15,7 @@ import pytest
 from journald import Journald, journald
 
 from monitor.delivery import LIMITS, Delivery
-from monitor.journal import MESSAGE_IDS, PRIORITIES, JournalSink
+from monitor.journal import MESSAGE_IDS, PRIORITIES, JournalSink, has_standard_output
 from monitor.sinks import SinkError, encode
 from monitor.tally import EVENT_KINDS, Tally
 
@@ -277,3 +278,11 @@ def test_the_page_tells_what_is_sent() -> None:
         for name in re.findall(r"`(\w+)`", row)
     }
     assert named == sent()
+
+
+def test_whether_journald_takes_standard_output() -> None:
+    status = os.fstat(1)
+    own = f"{status.st_dev}:{status.st_ino}"
+    assert has_standard_output({"JOURNAL_STREAM": own})
+    assert not has_standard_output({"JOURNAL_STREAM": f"{own}0"})  # a shell has redirected it
+    assert not has_standard_output({})
