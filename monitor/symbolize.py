@@ -41,7 +41,7 @@ def _copy(lines: BinaryIO, verbose: bool) -> int:
             except (ValueError, RecursionError):
                 event = None
             if isinstance(event, dict):
-                line = _encode(resolver.resolve(event))  # noqa: PLW2901
+                line = _encode(resolver.resolve(event))
             else:
                 print(f"seal-monitor: line {number} is no JSON object", file=sys.stderr)
                 code = 1
