@@ -120,6 +120,14 @@ def _parser() -> argparse.ArgumentParser:
     symbolize.add_argument(
         "file", metavar="FILE", type=Path, nargs="?", help="JSON lines (default: standard input)"
     )
+    symbolize.add_argument(
+        "--search",
+        metavar="DIR",
+        type=Path,
+        action="append",
+        default=[],
+        help="a directory to look for programs in, too; may be given again",
+    )
     symbolize.add_argument("--verbose", action="store_true", help="tell why a name is missing")
     return parser
 
@@ -180,7 +188,7 @@ def _schema(_arguments: argparse.Namespace) -> int:
 def _symbolize(arguments: argparse.Namespace) -> int:
     from monitor import symbolize  # noqa: PLC0415
 
-    return symbolize.run(arguments.file, arguments.verbose)
+    return symbolize.run(arguments.file, arguments.search, arguments.verbose)
 
 
 def _as_written(value: object) -> str:

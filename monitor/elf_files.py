@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +41,9 @@ class Hints:
     paths: tuple[str, ...] = ()
 
 
-def binaries(module: str, hints: Hints, root: Path, proc: Path) -> Iterator[Path]:
+def binaries(
+    module: str, hints: Hints, search: Sequence[Path], root: Path, proc: Path
+) -> Iterator[Path]:
     """Paths where the mapped file `module` (a base name, maybe cut) may be, the likeliest first.
 
     Of a process that is alive, the very files: also those deleted, or in its container.
@@ -54,6 +56,7 @@ def binaries(module: str, hints: Hints, root: Path, proc: Path) -> Iterator[Path
             yield root / path[1:]
     if "/" in module or "\0" in module or module in ("", ".", ".."):
         return
+    yield from (directory / module for directory in search)
     directories = (os.path.dirname(path)[1:] for path in named)
     for directory in dict.fromkeys((*directories, *DIRECTORIES)):
         yield root / directory / module

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,24 +16,24 @@ __all__ = ["run"]
 LINE_LIMIT = 1 << 20
 
 
-def run(file: Path | None, verbose: bool) -> int:
+def run(file: Path | None, search: Sequence[Path], verbose: bool) -> int:
     """Each event of the file, or of standard input, with its symbols; 1 if a line was none.
 
     What is no event goes through as it is. Raises OSError.
     """
     if file is None:
-        return _copy(sys.stdin.buffer, verbose)
+        return _copy(sys.stdin.buffer, search, verbose)
     with open(file, "rb") as lines:
-        return _copy(lines, verbose)
+        return _copy(lines, search, verbose)
 
 
-def _copy(lines: BinaryIO, verbose: bool) -> int:
+def _copy(lines: BinaryIO, search: Sequence[Path], verbose: bool) -> int:
     def tell(text: str) -> None:
         if verbose:
             print(f"seal-monitor: {text}", file=sys.stderr)
 
     code = 0
-    with Resolver(os.environ, tell) as resolver:
+    with Resolver(os.environ, tell, search) as resolver:
         number = 0
         while line := lines.readline(LINE_LIMIT):
             number += 1

@@ -62,15 +62,20 @@ class _Module:
 
 
 class Resolver:
-    """Keeps files open for the next event; `close` it. Each reason is told once, by `tell`."""
+    """Keeps files open for the next event; `close` it. Each reason is told once, by `tell`.
+
+    `search` are directories to look for files in before the usual ones.
+    """
 
     def __init__(
         self,
         environment: Mapping[str, str],
         tell: Callable[[str], None] = lambda _: None,
+        search: Sequence[Path] = (),
         root: Path = Path("/"),
         proc: Path = Path("/proc"),
     ) -> None:
+        self._search = search
         self._root = root
         self._proc = proc
         self._tell_anew = tell
@@ -154,7 +159,8 @@ class Resolver:
         return found
 
     def _open_module(self, module: str, build_id: str, hints: Hints) -> _Module | None:
-        path, binary = self._first(binaries(module, hints, self._root, self._proc), build_id)
+        places = binaries(module, hints, self._search, self._root, self._proc)
+        path, binary = self._first(places, build_id)
         if binary is None:
             fetched = self._debuginfod.fetch(build_id, "executable")
             path, binary = self._first([fetched] if fetched else [], build_id)

@@ -18,9 +18,11 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from journald import journald
 
 from monitor import symbols
 from monitor.elf import Elf
+from monitor.journal import JournalSink
 from monitor.symbols import Resolver
 
 ROOT = Path(__file__).parents[2]
@@ -278,6 +280,14 @@ def test_a_deleted_file_of_a_live_process(build: Build, resolver: Resolver) -> N
         assert program.names(resolver, pid=child.pid) == program.expected
     with Resolver({}) as later:
         assert program.names(later, pid=child.pid) == only(program, [])
+
+
+def test_a_directory_to_search(build: Build, resolver: Resolver) -> None:
+    """Of a process that ended at once only the base name is known."""
+    program = build()
+    assert program.names(resolver, executable="callers") == only(program, [])
+    with Resolver({}, search=[program.path.parent]) as told:
+        assert program.names(told, executable="callers") == program.expected
 
 
 def test_a_process_that_was_killed(build: Build, resolver: Resolver) -> None:
@@ -570,6 +580,30 @@ def test_the_command(build: Build, tmp_path: Path) -> None:
     assert again.stdout.splitlines() == [named]
     assert re.fullmatch(r"seal-monitor: callers .*: no function known at 0x0\n", again.stderr)
     assert again.returncode == 0
+
+
+def test_events_from_the_journal(build: Build) -> None:
+    """The command line that README and the manual page tell."""
+    program = build()
+    event = {**denial(), **program.event()}
+    with journald() as daemon:
+        sink = JournalSink(daemon.socket)
+        sink.write(sink.render(event))
+        daemon.wait_for(1, f"SEAL_MONITOR_EVENT_ID={event['id']}")
+        words = "-t seal-monitor -o cat --output-fields=SEAL_MONITOR_EVENT"
+        lines = daemon.shown(*words.split()).decode()
+        sink.close()
+    assert words in (ROOT / "README.md").read_text()
+    shown = command(text=lines)
+    (named,) = map(json.loads, shown.stdout.splitlines())
+    assert [frame["symbol"] for frame in named["stack"][1:]] == list(program.expected.values())
+    assert (shown.stderr, shown.returncode) == ("", 0)
+
+
+def denial() -> dict[str, Any]:
+    text = (ROOT / "README.md").read_text("utf-8").partition("```json\n")[2].partition("```")[0]
+    event: dict[str, Any] = json.loads(text)
+    return event
 
 
 def test_the_command_without_its_file() -> None:
