@@ -40,8 +40,8 @@ def demangler() -> Iterator[Demangler]:
             "4drop17h0123456789abcdefE",
             "<alloc::vec::Vec<T,A> as core::ops::drop::Drop>::drop",
         ),
-        # Rust's second scheme stays as it is.
-        ("_RNvCs1234_7mycrate4main", "_RNvCs1234_7mycrate4main"),
+        ("_RNvCs1234_7mycrate4main", "mycrate::main"),
+        ("_RNvCs1234_7mycrate4mai", "_RNvCs1234_7mycrate4mai"),
         ("_ZN3foo\nbarEv", "_ZN3foo\nbarEv"),
         ("_Z" + "v" * 5000, "_Z" + "v" * 5000),
     ],
@@ -79,7 +79,7 @@ def test_a_name_without_end() -> None:
 
 def test_children_that_keep_dying(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     made = Demangler()
-    monkeypatch.setattr(demangle, "__file__", str(tmp_path / "none"))
+    monkeypatch.setattr(demangle, "_CHILD", tmp_path / "none")
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(demangle.CHILDREN_LIMIT + 1):
         assert made.demangle("_ZN3foo3barEv") == "_ZN3foo3barEv"
