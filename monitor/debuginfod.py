@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:  # slow, and needed only where somebody has named a server
     from http.client import HTTPResponse
 
-__all__ = ["Debuginfod"]
+__all__ = ["Debuginfod", "What"]
 
 URLS_VARIABLE = "DEBUGINFOD_URLS"
 FILE_LIMIT = 1 << 28

@@ -25,7 +25,7 @@ NAME_READ = 4096
 SYMBOLS_LIMIT = 1 << 21
 FUNCTIONS_LIMIT = 1 << 19
 MINI_PACKED_LIMIT = 1 << 24
-MINI_LIMIT = 1 << 26
+MINI_LIMIT = 1 << 25
 # Symbols that begin before an address and end before it, or are other names of the same place.
 NEIGHBOURS = 256
 _SYMBOLS_READ = 4096  # at a time
@@ -234,7 +234,7 @@ class Elf:
         packed = self._guarded(lambda: self._bytes(part, MINI_PACKED_LIMIT))
         try:
             # The dictionary counts, too: xz -9 takes 64 MiB.
-            unpacker = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=2 * MINI_LIMIT)
+            unpacker = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=3 * MINI_LIMIT)
             content = unpacker.decompress(packed, max_length=MINI_LIMIT + 1)
         except lzma.LZMAError as error:
             raise ElfError(f"broken .gnu_debugdata ({error})") from error

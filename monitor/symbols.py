@@ -14,10 +14,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from monitor.debuginfod import Debuginfod
+from monitor.debuginfod import Debuginfod, What
 from monitor.demangle import Demangler
 from monitor.elf import Elf, ElfError, Functions
-from monitor.elf_files import Hints, binaries, debug_files
+from monitor.elf_files import (
+    Hints,
+    debug_files,
+    is_name,
+    mapped_files,
+    named_files,
+    usual_files,
+)
 from monitor.perf_map import Jit, perf_map_names
 from monitor.printable import printable
 from monitor.recent import Recent
@@ -34,6 +41,14 @@ _PATHS = (("process", "executable"), ("sealed", "file", "path"), ("mapping", "fi
 _BUILD_ID = re.compile(r"[0-9a-f]{4,128}")
 
 Event = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """A build id, and by whose word the file with it was found."""
+
+    build_id: str
+    hints: Hints | None = None
 
 
 @dataclass(slots=True)
@@ -82,7 +97,7 @@ class Resolver:
         self._told: Recent[str, bool] = Recent()
         self._debuginfod = Debuginfod(environment, self._tell)
         self._demangler = Demangler()
-        self._modules: OrderedDict[str, _Module] = OrderedDict()
+        self._modules: OrderedDict[_Key, _Module] = OrderedDict()
         self._missing: Recent[tuple[str, str, Hints], bool] = Recent()
 
     def __enter__(self) -> Resolver:
@@ -139,40 +154,51 @@ class Resolver:
     # ---- Files -----------------------------------------------------------------------------------
 
     def _module(self, module: str, build_id: str, hints: Hints) -> _Module | None:
-        known = self._modules.get(build_id)
-        if known:
-            self._modules.move_to_end(build_id)
-            return known
-        key = (module, build_id, hints)
-        if self._missing.get(key) or not _BUILD_ID.fullmatch(build_id):
+        """Kept by who named its place: a process may give a file of its own any build id.
+
+        So what is found by one process's word is no other's module.
+        """
+        places = (
+            (_Key(build_id), usual_files(module, self._search, self._root)),
+            (_Key(build_id, Hints(None, hints.paths)), named_files(module, hints, self._root)),
+            (_Key(build_id, hints), mapped_files(module, hints, self._proc)),
+        )
+        for key, _ in places:
+            if known := self._modules.get(key):
+                self._modules.move_to_end(key)
+                return known
+        asked = (module, build_id, hints)
+        if self._missing.get(asked) or not _BUILD_ID.fullmatch(build_id) or not is_name(module):
             return None
-        found = self._open_module(module, build_id, hints)
-        if found is None:
-            self._missing.put(key, True)
-            return None
-        self._modules[build_id] = found
+        for key, paths in (*places, (_Key(build_id), self._fetch(build_id, "executable"))):
+            path, binary = self._first(paths, build_id)
+            if path and binary:
+                return self._keep(key, self._open_module(_named(module, build_id), path, binary))
+        self._tell(f"{_named(module, build_id)}: no file with this build id found")
+        self._missing.put(asked, True)
+        return None
+
+    def _keep(self, key: _Key, module: _Module) -> _Module:
+        self._modules[key] = module
         while len(self._modules) > 1 and (
             len(self._modules) > MODULES_KEPT
             or sum(each.size for each in self._modules.values()) > FUNCTIONS_KEPT
         ):
             self._modules.popitem(last=False)[1].close()
-        return found
+        return module
 
-    def _open_module(self, module: str, build_id: str, hints: Hints) -> _Module | None:
-        places = binaries(module, hints, self._search, self._root, self._proc)
-        path, binary = self._first(places, build_id)
-        if binary is None:
-            fetched = self._debuginfod.fetch(build_id, "executable")
-            path, binary = self._first([fetched] if fetched else [], build_id)
-        if binary is None:
-            self._tell(f"{_named(module, build_id)}: no file with this build id found")
-            return None
+    def _fetch(self, build_id: str, what: What) -> Iterator[Path]:
+        """Asks only when it comes to that."""
+        if path := self._debuginfod.fetch(build_id, what):
+            yield path
+
+    def _open_module(self, named: str, path: Path, binary: Elf) -> _Module:
         found = _Module(binary)
         for source in (self._own, self._apart, self._fetched, self._left):
             try:
-                files, tables = source(binary, path, build_id)
+                files, tables = source(binary, path)
             except ElfError as error:
-                self._tell(f"{_named(module, build_id)}: {error}")
+                self._tell(f"{named}: {error}")
                 continue
             found.files += files
             found.tables += [table for table in tables if len(table)]
@@ -180,9 +206,7 @@ class Resolver:
                 break
         return found
 
-    def _first(
-        self, paths: Sequence[Path] | Iterator[Path], build_id: str
-    ) -> tuple[Path | None, Elf | None]:
+    def _first(self, paths: Iterator[Path], build_id: str) -> tuple[Path | None, Elf | None]:
         """The first file with this build id."""
         for path in paths:
             try:
@@ -199,32 +223,25 @@ class Resolver:
 
     # Where the functions of a file are told, in this order. Each returns what it opened.
 
-    def _own(
-        self, binary: Elf, _path: Path | None, _build_id: str
-    ) -> tuple[list[Elf], list[Functions]]:
+    def _own(self, binary: Elf, _path: Path) -> tuple[list[Elf], list[Functions]]:
         return [], [binary.functions("SHT_SYMTAB")]
 
-    def _apart(
-        self, binary: Elf, path: Path | None, build_id: str
-    ) -> tuple[list[Elf], list[Functions]]:
+    def _apart(self, binary: Elf, path: Path) -> tuple[list[Elf], list[Functions]]:
+        build_id = str(binary.build_id)
         places = debug_files(build_id, path, binary.debug_link, self._root)
         return self._symbols_of(self._first(places, build_id)[1])
 
-    def _fetched(
-        self, _binary: Elf, _path: Path | None, build_id: str
-    ) -> tuple[list[Elf], list[Functions]]:
-        fetched = self._debuginfod.fetch(build_id, "debuginfo")
-        return self._symbols_of(self._first([fetched] if fetched else [], build_id)[1])
+    def _fetched(self, binary: Elf, _path: Path) -> tuple[list[Elf], list[Functions]]:
+        build_id = str(binary.build_id)
+        return self._symbols_of(self._first(self._fetch(build_id, "debuginfo"), build_id)[1])
 
-    def _left(
-        self, binary: Elf, _path: Path | None, build_id: str
-    ) -> tuple[list[Elf], list[Functions]]:
+    def _left(self, binary: Elf, _path: Path) -> tuple[list[Elf], list[Functions]]:
         """What stripping has left: the exported functions, and those packed into the file."""
         exported = binary.functions("SHT_DYNSYM")
         try:
             files, tables = self._symbols_of(binary.mini_debug())
         except ElfError as error:
-            self._tell(f"build id {build_id}: {error}")
+            self._tell(f"build id {binary.build_id}: {error}")
             return [], [exported]
         return files, [exported, *tables]
 

@@ -224,7 +224,7 @@ def test_packed_symbols_that_are_a_bomb(
     subprocess.run(["strip", program.path], check=True)
     objcopy("--add-section", f".gnu_debugdata={packed}", program.path)
     assert program.names(resolver) == only(program, EXPORTED)
-    reason = f"build id {program.build_id}: .gnu_debugdata of more than 67108864 bytes"
+    reason = f"build id {program.build_id}: .gnu_debugdata of more than 33554432 bytes"
     assert reason in reasons
 
 
@@ -247,6 +247,21 @@ def test_symbols_of_another_build(build: Build, resolver: Resolver) -> None:
     subprocess.run(["gcc", *FLAGS, wrong, SOURCE, "-o", debug], check=True)
     objcopy("--strip-all", f"--add-gnu-debuglink={debug}", program.path)
     assert program.names(resolver) == only(program, EXPORTED)
+
+
+def test_a_process_forges_only_its_own_names(
+    build: Build, resolver: Resolver, tmp_path: Path
+) -> None:
+    """A file of its own with another's build id: nobody else's frames are named by it."""
+    program = build()
+    forged = tmp_path / "forged/callers"
+    forged.parent.mkdir()
+    objcopy("--redefine-sym", "exported=forged", program.path, forged)
+    wrong = program.expected["exported"].replace("exported", "forged")
+    for _ in range(2):
+        own = program.names(resolver, executable=str(forged))
+        assert own == {**program.expected, "exported": wrong}
+        assert program.names(resolver) == program.expected
 
 
 def test_no_build_id_no_name(build: Build, resolver: Resolver, reasons: list[str]) -> None:
