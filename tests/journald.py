@@ -61,7 +61,8 @@ class Journald:
                 probe.connect(str(self.socket))
             except OSError:
                 return False
-        return True
+        # It binds its socket a moment before it makes its directory.
+        return any(self._run.glob("log/journal/*"))
 
     def stop(self) -> None:
         if self._process is not None:
