@@ -135,12 +135,9 @@ class Resolver:
         module, build_id, place = frame.get("module"), frame.get("build_id"), frame.get("offset")
         found = None
         if isinstance(module, str) and isinstance(build_id, str) and isinstance(place, int):
-            known = self._module(module, build_id, hints)
             # A call that does not return may be the last of its function: the return address
             # then belongs to the next.
-            found = known and known.find(place - (index > 0))
-            if known and found is None:
-                self._tell(f"{_named(module, build_id)}: no function known at {place:#x}")
+            found = self._find(module, build_id, hints, place - (index > 0))
         elif (address := _address(frame)) is not None:
             place = address
             found = jit.get(address - (index > 0))
@@ -152,6 +149,22 @@ class Resolver:
         return {**frame, "symbol": f"{printable(name)}+{place - found[1]:#x}"}
 
     # ---- Files -----------------------------------------------------------------------------------
+
+    def _find(
+        self, module: str, build_id: str, hints: Hints, offset: int
+    ) -> tuple[bytes, int] | None:
+        """Name of the function there, and the offset at which it begins."""
+        known = self._module(module, build_id, hints)
+        if known is None:
+            return None
+        try:
+            found = known.find(offset)
+            reason = f"no function known at {offset:#x}"
+        except ElfError as error:
+            found, reason = None, str(error)
+        if found is None:
+            self._tell(f"{_named(module, build_id)}: {reason}")
+        return found
 
     def _module(self, module: str, build_id: str, hints: Hints) -> _Module | None:
         """Kept by who named its place: a process may give a file of its own any build id.

@@ -17,6 +17,8 @@ from test_fuzz_records import fuzzed
 from monitor import elf
 from monitor.elf import Elf, ElfError, Functions
 
+Change = tuple[tuple[int, int], int, str]  # where, to what, how wide
+
 ASSETS = Path(__file__).parents[1] / "assets"
 # Offsets in Elf64_Ehdr.
 E_PHOFF, E_SHOFF, E_PHNUM, E_SHNUM, E_SHSTRNDX = 32, 40, 56, 60, 62
@@ -85,7 +87,7 @@ SIZES = st.sampled_from(["<B", "<H", "<I", "<Q"])
 PLACES = st.tuples(st.integers(0, 2), st.integers(0, 3000))
 
 
-def spoilt(content: bytes, changes: list[tuple[tuple[int, int], int, str]], end: int) -> bytes:
+def spoilt(content: bytes, changes: list[Change], end: int) -> bytes:
     """Numbers changed in the header, in the tables of sections or segments, or anywhere."""
     made = bytearray(content)
     (sections,) = struct.unpack_from("<Q", content, E_SHOFF)
@@ -104,9 +106,7 @@ ENDS = st.just(0) | st.integers(0, 16_000)
 
 @fuzzed
 @given(CHANGES, ENDS)
-def test_any_file(
-    program: bytes, changes: list[tuple[tuple[int, int], int, str]], end: int
-) -> None:
+def test_any_file(program: bytes, changes: list[Change], end: int) -> None:
     started = time.monotonic()
     errors = read_all(spoilt(program, changes, end))
     assert all(isinstance(error, str) and error for error in errors)

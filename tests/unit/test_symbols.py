@@ -6,8 +6,10 @@ import json
 import lzma
 import os
 import re
+import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +20,10 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from hypothesis import given
 from journald import journald
+from test_elf import CHANGES, ENDS, Change, spoilt, symbol_table
+from test_fuzz_records import fuzzed
 
 from monitor import symbols
 from monitor.elf import Elf
@@ -165,7 +170,7 @@ def test_a_stripped_file_names_nothing(
     program = build()
     subprocess.run(["strip", program.path], check=True)
     assert program.names(resolver) == only(program, [])
-    offset = program.offsets["local"]
+    offset = program.offsets["local"] - 1
     reason = f"callers (build id {program.build_id}): no function known at {offset:#x}"
     assert reason in reasons
 
@@ -351,6 +356,43 @@ def test_few_modules_stay_open(
             # Two files, and the demangler's two pipes.
             assert len(os.listdir("/proc/self/fd")) <= before + 4
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Program:
+    path = tmp_path_factory.mktemp("sound") / "callers"
+    subprocess.run(["gcc", *FLAGS, "-rdynamic", SOURCE, "-o", path], check=True)
+    return Program(path)
+
+
+@fuzzed
+@given(CHANGES, ENDS)
+def test_any_file(sound: Program, changes: list[Change], end: int) -> None:
+    """The names in it may be wrong, as it is; they are safe to show, and it costs little."""
+    reasons: list[str] = []
+    with tempfile.TemporaryDirectory() as folder, Resolver({}, reasons.append) as resolver:
+        path = Path(folder) / "callers"
+        path.write_bytes(spoilt(sound.path.read_bytes(), changes, end))
+        started = time.monotonic()
+        names = sound.names(resolver, executable=str(path))
+        assert time.monotonic() - started < 10
+    assert list(names) == list(FUNCTIONS)
+    assert None not in names.values() or reasons
+    for text in (*names.values(), *reasons):
+        assert text is None or text.isprintable()
+
+
+def test_names_that_lie_nowhere(sound: Program, tmp_path: Path, reasons: list[str]) -> None:
+    content = bytearray(sound.path.read_bytes())
+    place = symbol_table(bytes(content))
+    (strings,) = struct.unpack_from("<I", content, place + 40)  # sh_link
+    (sections,) = struct.unpack_from("<Q", content, 40)  # e_shoff
+    struct.pack_into("<Q", content, sections + 64 * strings + 24, 2**63)  # sh_offset
+    path = tmp_path / "callers"
+    path.write_bytes(content)
+    with Resolver({}, reasons.append) as resolver:
+        assert sound.names(resolver, executable=str(path)) == only(sound, [])
+    assert reasons[1].startswith(f"callers (build id {sound.build_id}): broken ELF file (")
 
 
 # ---- debuginfod ----------------------------------------------------------------------------------
