@@ -9,6 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -91,12 +92,14 @@ class Debuginfod:
 
     def _tidy(self) -> None:
         """Remove the oldest files beyond the limit, but not the newest."""
-        files = sorted(self._cache.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
-        size = 0
-        for index, path in enumerate(files):
-            size += path.stat().st_size
-            if index and size > CACHE_LIMIT:
-                path.unlink()
+        with suppress(FileNotFoundError):  # another process tidies, too
+            files = [(path.stat(), path) for path in self._cache.iterdir()]
+            files.sort(key=lambda file: file[0].st_mtime, reverse=True)
+            size = 0
+            for index, (status, path) in enumerate(files):
+                size += status.st_size
+                if index and size > CACHE_LIMIT:
+                    path.unlink()
 
 
 def _chunks(answer: HTTPResponse) -> Iterator[bytes]:
@@ -110,3 +113,5 @@ def _chunks(answer: HTTPResponse) -> Iterator[bytes]:
         if time.monotonic() > until:
             raise TimeoutError(f"took longer than {FILE_SECONDS:.0f} s")
         yield chunk
+    if answer.length:  # what it has not sent of what it announced
+        raise OSError(f"sent {answer.length} bytes too few")

@@ -25,7 +25,7 @@ from journald import journald
 from test_elf import CHANGES, ENDS, Change, spoilt, symbol_table
 from test_fuzz_records import fuzzed
 
-from monitor import symbols
+from monitor import debuginfod, symbols
 from monitor.elf import Elf
 from monitor.journal import JournalSink
 from monitor.symbols import Resolver
@@ -399,8 +399,11 @@ def test_names_that_lie_nowhere(sound: Program, tmp_path: Path, reasons: list[st
 
 
 @contextmanager
-def server(files: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
-    """A debuginfod with these files by path, and the paths it was asked for."""
+def server(files: dict[str, bytes], missing: int = 0) -> Iterator[tuple[str, list[str]]]:
+    """A debuginfod with these files by path, and the paths it was asked for.
+
+    It announces `missing` bytes more than it sends.
+    """
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -408,6 +411,7 @@ def server(files: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
             asked.append(self.path)
             content = files.get(self.path)
             self.send_response(404 if content is None else 200)
+            self.send_header("Content-Length", str(len(content or b"") + missing))
             self.end_headers()
             self.wfile.write(content or b"")
 
@@ -463,6 +467,44 @@ def test_a_debuginfod_that_lies(build: Build, tmp_path: Path, reasons: list[str]
         with Resolver(environment, reasons.append) as resolver:
             assert program.names(resolver) == only(program, [])
     assert "no ELF file (Magic number does not match)" in reasons[0]
+
+
+def test_a_debuginfod_that_breaks_off(build: Build, tmp_path: Path, reasons: list[str]) -> None:
+    """What came is not kept."""
+    program = build()
+    content = program.path.read_bytes()
+    program.path.rename(program.path.with_name("other"))
+    path = f"/buildid/{program.build_id}/executable"
+    environment = {"XDG_CACHE_HOME": str(tmp_path)}
+    with server({path: content}, missing=7) as (url, _):
+        environment["DEBUGINFOD_URLS"] = url
+        with Resolver(environment, reasons.append) as resolver:
+            assert program.names(resolver) == only(program, [])
+    assert reasons[0] == f"{url}: sent 7 bytes too few; not asked again"
+    assert list((tmp_path / "seal-monitor/debuginfod").iterdir()) == []
+
+
+def test_the_cache_of_debuginfod_is_bounded(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest goes first."""
+    program = build()
+    content = program.path.read_bytes()
+    program.path.rename(program.path.with_name("other"))
+    cache = tmp_path / "seal-monitor/debuginfod"
+    cache.mkdir(parents=True)
+    for age, name in enumerate(("new", "old"), 1):
+        (cache / name).write_bytes(bytes(1000))
+        os.utime(cache / name, (time.time() - age * 1000,) * 2)
+    monkeypatch.setattr(debuginfod, "CACHE_LIMIT", len(content) + 1000)
+    path = f"/buildid/{program.build_id}/executable"
+    environment = {"XDG_CACHE_HOME": str(tmp_path)}
+    with server({path: content}) as (url, _):
+        environment["DEBUGINFOD_URLS"] = url
+        with Resolver(environment) as resolver:
+            assert program.names(resolver) == program.expected
+    kept = {file.name for file in cache.iterdir()}
+    assert kept == {"new", f"{program.build_id}.executable"}
 
 
 def test_a_debuginfod_that_is_not_there(build: Build, tmp_path: Path, reasons: list[str]) -> None:
