@@ -116,6 +116,19 @@ def _parser() -> argparse.ArgumentParser:
     check = add("check-config", _check_config, "tell every mistake in a configuration file")
     check.add_argument("file", metavar="FILE", type=Path, help="the file to check")
     add("schema", _schema, "print the JSON Schema of the events")
+    symbolize = add("symbolize", _symbolize, "name the functions in the stacks of events")
+    symbolize.add_argument(
+        "file", metavar="FILE", type=Path, nargs="?", help="JSON lines (default: standard input)"
+    )
+    symbolize.add_argument(
+        "--search",
+        metavar="DIR",
+        type=Path,
+        action="append",
+        default=[],
+        help="a directory to look for programs in, too; may be given again",
+    )
+    symbolize.add_argument("--verbose", action="store_true", help="tell why a name is missing")
     return parser
 
 
@@ -170,6 +183,12 @@ def _schema(_arguments: argparse.Namespace) -> int:
 
     print(json.dumps(events.schema(), indent=2))
     return DONE
+
+
+def _symbolize(arguments: argparse.Namespace) -> int:
+    from monitor import symbolize  # noqa: PLC0415
+
+    return symbolize.run(arguments.file, arguments.search, arguments.verbose)
 
 
 def _as_written(value: object) -> str:

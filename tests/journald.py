@@ -61,7 +61,8 @@ class Journald:
                 probe.connect(str(self.socket))
             except OSError:
                 return False
-        return True
+        # It binds its socket a moment before it makes its directory.
+        return any(self._run.glob("log/journal/*"))
 
     def stop(self) -> None:
         if self._process is not None:
@@ -71,13 +72,14 @@ class Journald:
 
     def entries(self, *matches: str) -> list[dict[str, Any]]:
         """What it has stored, oldest first; bytes that are no plain text as journalctl has them."""
-        (folder,) = (self._run / "log/journal").iterdir()
-        output = subprocess.run(
-            ["journalctl", "--directory", folder, "--output=json", "--all", "--quiet", *matches],
-            check=True,
-            capture_output=True,
-        ).stdout
+        output = self.shown("--output=json", "--all", "--quiet", *matches)
         return [json.loads(line) for line in output.splitlines()]
+
+    def shown(self, *words: str) -> bytes:
+        """What journalctl says of it."""
+        (folder,) = (self._run / "log/journal").iterdir()
+        command = ["journalctl", "--directory", str(folder), *words]
+        return subprocess.run(command, check=True, capture_output=True).stdout
 
     def wait_for(self, count: int, *matches: str) -> list[dict[str, Any]]:
         """The entries, once there are so many."""

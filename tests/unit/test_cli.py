@@ -92,7 +92,7 @@ def test_help_and_schema_load_nothing_heavy() -> None:
         (
             ("wacth",),
             "seal-monitor: error: argument COMMAND: invalid choice: 'wacth' (choose from 'run', "
-            "'demo', 'doctor', 'check-config', 'schema')",
+            "'demo', 'doctor', 'check-config', 'schema', 'symbolize')",
         ),
         (("run", "--atach", "auto"), "seal-monitor: error: unrecognized arguments: --atach auto"),
         (("doctor", "--conf", "x"), "seal-monitor: error: unrecognized arguments: --conf x"),
