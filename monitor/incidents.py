@@ -254,7 +254,8 @@ class IncidentStore:
         except (_OtherSchema, sqlite3.Error, OSError) as error:
             if not (isinstance(error, sqlite3.Error) and _is_full(error)):
                 self.close()  # a fresh start at the next event
-            raise SinkError(f"{self._path}: {error}; event not stored") from error
+            why = error.strerror if isinstance(error, OSError) else error
+            raise SinkError(f"{self._path}: {why}; event not stored") from error
 
     def reopen(self) -> None:
         """The next event opens it anew."""
@@ -382,7 +383,8 @@ class IncidentStore:
             has_removed = True
         pages = self._pragma("page_count") - self._retention.size // self._pragma("page_size")
         if pages > 0:  # it was allowed to be larger, once
-            self._database.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
+            # As a script: a statement would free one page only.
+            self._database.executescript(f"PRAGMA incremental_vacuum({pages})")
         return has_removed
 
     def _remove(self, which: str, values: tuple[int, ...]) -> int:
