@@ -14,10 +14,19 @@ from urllib.parse import quote
 
 from monitor.incidents import VERSION
 
-__all__ = ["VIOLATIONS", "Filter", "Incident", "IncidentError", "Incidents", "Process"]
+__all__ = [
+    "SAME_PROCESS_NS",
+    "VIOLATIONS",
+    "Event",
+    "Filter",
+    "Incident",
+    "IncidentError",
+    "Incidents",
+    "Process",
+]
 
 VIOLATIONS = ("denial", "fault")
-_SAME_PROCESS_NS = 1_000_000_000  # two runs of the daemon may differ in when a process started
+SAME_PROCESS_NS = 1_000_000_000  # two runs of the daemon may differ in when a process started
 _NOT_PERMITTED = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY)
 _COLUMNS = (
     *("number", "id", "kind", "what", "executable", "caller", "mapping", "title", "severity"),
@@ -108,8 +117,8 @@ def _open(path: Path) -> sqlite3.Connection:
         status = path.stat()
     except FileNotFoundError:
         raise IncidentError(
-            f"there are no incidents: no {path}; 'seal-monitor run' makes it in its state "
-            "directory: see state.directory and incidents.enabled"
+            f"there are no incidents: no {path}; 'seal-monitor run' makes it if that directory is "
+            "there: see state.directory and incidents.enabled"
         ) from None
     except OSError as error:
         raise IncidentError(f"cannot read {path}: {error.strerror}; run as root") from error
@@ -212,7 +221,7 @@ class Incidents:
         rows = self._rows(
             "SELECT event, id FROM events JOIN incidents ON number = incident "
             "WHERE pid = ? AND boot_id = ? AND start_ns BETWEEN ? AND ? ORDER BY time_ns, seq",
-            (pid, process.boot_id, process.start_ns, process.start_ns + _SAME_PROCESS_NS),
+            (pid, process.boot_id, process.start_ns, process.start_ns + SAME_PROCESS_NS),
         )
         return [(json.loads(text), number) for text, number in rows]
 
@@ -259,4 +268,4 @@ class Incidents:
 
 
 def _is_near(one_ns: int, other_ns: int) -> bool:
-    return abs(one_ns - other_ns) <= _SAME_PROCESS_NS
+    return abs(one_ns - other_ns) <= SAME_PROCESS_NS

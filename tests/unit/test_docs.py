@@ -100,10 +100,11 @@ def help_of(*command: str) -> str:
 
 def test_commands_and_flags() -> None:
     commands = set(re.findall(r"^    ([a-z-]+) +\S", help_of(), re.MULTILINE))
-    assert {"run", "demo", "doctor", "check-config", "schema"} == commands
+    assert {"run", "demo", "doctor", "check-config", "schema", "incidents"} == commands
     shown = [row[0].split()[1] for row in table(README, "| Command |")]
     assert set(shown) == commands
-    flags = set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", help_of() + help_of("doctor")))
+    pages = help_of() + help_of("doctor") + help_of("incidents", "list")
+    flags = set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", pages))
     for page, text in PAGES.items():
         used = set(re.findall(r"`seal-monitor ([a-z][a-z-]*)", text))
         assert used <= commands, page
