@@ -129,13 +129,20 @@ def _open(path: Path) -> sqlite3.Connection:
             return _connect(path, "mode=ro")
         except sqlite3.OperationalError as error:
             # Who may not make the files that a reader needs beside a database that nobody has
-            # open reads the database alone: with no log, all is in it.
-            is_alone = not path.with_name(f"{path.name}-wal").exists()
-            if not is_alone or error.sqlite_errorcode & 0xFF not in _NOT_PERMITTED:
+            # open reads the database alone.
+            if not _is_whole(path) or error.sqlite_errorcode & 0xFF not in _NOT_PERMITTED:
                 raise
             return _connect(path, "mode=ro&immutable=1")
     except sqlite3.Error as error:
         raise _unreadable(path, error) from error
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether there is nothing in a log that is not in the database, too."""
+    try:
+        return not path.with_name(f"{path.name}-wal").stat().st_size
+    except FileNotFoundError:
+        return True
 
 
 def _unreadable(path: Path, error: sqlite3.Error) -> IncidentError:

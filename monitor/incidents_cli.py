@@ -5,11 +5,13 @@ Text is made by pure functions. All that an event holds passes `printable` on it
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import time
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -318,6 +320,32 @@ _COMMANDS: Mapping[str, Callable[[Namespace, Path], int]] = {
 }
 
 
+@contextlib.contextmanager
+def _as_owner(database: Path) -> Iterator[None]:
+    """Root reads as the user whose database it is: SQLite parses it, and makes files beside it.
+
+    Whoever has taken over the daemon's user gains nothing from that.
+    """
+    try:
+        status = database.stat()
+    except OSError:  # told by who opens it
+        status = None
+    if os.geteuid() != 0 or status is None or status.st_uid == 0:
+        yield
+        return
+    groups, group = os.getgroups(), os.getegid()
+    os.setgroups([])
+    os.setegid(status.st_gid)
+    os.seteuid(status.st_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
+        os.setgroups(groups)
+
+
 def run(arguments: Namespace, database: Path) -> int:
-    """Print what `arguments` ask for; 0. Raises IncidentError, ConfigError."""
-    return _COMMANDS[arguments.verb](arguments, database)
+    """Print what `arguments` ask for; 0. Raises IncidentError, ConfigError, OSError."""
+    with _as_owner(database):
+        return _COMMANDS[arguments.verb](arguments, database)

@@ -586,6 +586,10 @@ def test_another_user_may_only_read(tmp_path: Path) -> None:
         assert [path.name for path in folder.iterdir()] == [FILE]
         assert seen() == "2"
         assert [path.name for path in folder.iterdir()] == [FILE]
+        # What root leaves behind that has read it.
+        store.read()
+        assert len(list(folder.iterdir())) == 3
+        assert seen() == "2"
 
 
 def test_nothing_to_read(make: Make, tmp_path: Path) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -192,6 +195,22 @@ def test_where_the_configuration_says(database: Path, tmp_path: Path) -> None:
     shown = seal_monitor("incidents", "list", "--config", file)
     assert shown.returncode == 1
     assert f"there are no incidents: no {tmp_path}/incidents.db; " in shown.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_root_reads_as_the_owner(database: Path) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        copied = Path(shutil.copy(database, folder / "incidents.db"))
+        for path in (folder, copied):
+            os.chown(path, 12345, 12345)
+        assert command(copied, "list") == command(database, "list")
+        assert {path.stat().st_uid for path in folder.iterdir()} == {12345}
+        folder.chmod(0o500)
+        os.chown(folder, 0, 0)
+        shown = seal_monitor("incidents", "list", "--database", copied)
+        assert f"cannot read {copied}: " in shown.stderr
+        assert shown.returncode == 1
 
 
 def test_nothing_that_a_terminal_obeys() -> None:
