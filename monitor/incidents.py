@@ -75,7 +75,7 @@ RETURNING number
 """
 _SUPPRESSED = """
 UPDATE incidents SET last_ns = max(last_ns, :last_ns), suppressed = suppressed + :suppressed
-WHERE number = :number
+WHERE id = :id RETURNING number
 """
 _FACET = """
 INSERT INTO facets SELECT :incident, :name, iif(
@@ -120,7 +120,9 @@ class _Caller(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    incident: int
+    """`incident` is its id: its number may be another one's after a rollback."""
+
+    incident: str
     start_ns: int | None
 
 
@@ -281,11 +283,15 @@ class IncidentStore:
             self._path, timeout=1.0, isolation_level=None, check_same_thread=False
         )
         self._database = database
-        for setting in _SETTINGS:
-            database.execute(f"PRAGMA {setting}").fetchall()
-        _prepare(database)
-        pages = self._retention.size // self._pragma("page_size")
-        database.execute(f"PRAGMA max_page_count = {pages}").fetchall()
+        try:
+            for setting in _SETTINGS:
+                database.execute(f"PRAGMA {setting}").fetchall()
+            _prepare(database)
+            pages = self._retention.size // self._pragma("page_size")
+            database.execute(f"PRAGMA max_page_count = {pages}").fetchall()
+        except BaseException:
+            self.close()
+            raise
         self._until_look = 0
         return database
 
@@ -305,23 +311,22 @@ class IncidentStore:
 
     def _take(self, database: sqlite3.Connection, event: Event, text: str) -> None:
         if event["kind"] == "suppression":
-            seen = self._add_suppressed(database, event)
+            number, start_ns = self._add_suppressed(database, event)
         else:
-            seen = self._add(database, event)
+            number, start_ns = self._add(database, event)
         stored = {
-            "incident": seen.incident,
+            "incident": number,
             "time_ns": nanoseconds(event["time"]),
             "boot_id": event["host"]["boot_id"],
             "pid": (event["process"] or {}).get("pid"),
-            "start_ns": seen.start_ns,
+            "start_ns": start_ns,
             "event": text,
         }
         database.execute(_EVENT, stored)
-        database.execute(
-            _ONLY_THE_LAST, {"incident": seen.incident, "kept": self._retention.events}
-        )
+        database.execute(_ONLY_THE_LAST, {"incident": number, "kept": self._retention.events})
 
-    def _add(self, database: sqlite3.Connection, event: Event) -> _Seen:
+    def _add(self, database: sqlite3.Connection, event: Event) -> tuple[int, int | None]:
+        """The incident's number, and when the process started."""
         incident = _incident(fingerprint(event), event)
         ((number,),) = database.execute(_COUNT, incident).fetchall()
         common = {"incident": number, "kept": VALUES_KEPT, "others": OTHERS}
@@ -329,20 +334,21 @@ class IncidentStore:
             _FACET, [common | {"name": name, "value": value} for name, value in _facets(event)]
         )
         start = (event["process"] or {}).get("start")
-        seen = _Seen(number, nanoseconds(start) if start else None)
+        start_ns = nanoseconds(start) if start else None
         if event["kind"] != "health" and (caller := _caller(event)):
-            self._callers.put(caller, seen)
-        return seen
+            self._callers.put(caller, _Seen(str(incident["id"]), start_ns))
+        return number, start_ns
 
-    def _add_suppressed(self, database: sqlite3.Connection, event: Event) -> _Seen:
+    def _add_suppressed(self, database: sqlite3.Connection, event: Event) -> tuple[int, int | None]:
         """To the incident that the process had last made there; else to the unattributed one."""
         incident = _incident(unattributed(event["of"], event["operation"] or event["cause"]), event)
         caller = _caller(event)
-        seen = self._callers.get(caller) if caller else None
-        if seen and database.execute(_SUPPRESSED, incident | {"number": seen.incident}).rowcount:
-            return seen
+        if caller and (seen := self._callers.get(caller)):
+            found = database.execute(_SUPPRESSED, incident | {"id": seen.incident}).fetchall()
+            if found:
+                return found[0][0], seen.start_ns
         ((number,),) = database.execute(_COUNT, incident).fetchall()
-        return _Seen(number, None)
+        return number, None
 
     # ---- retention -------------------------------------------------------------------------------
 

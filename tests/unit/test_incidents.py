@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import random
@@ -277,6 +278,21 @@ def test_when_their_incident_was_removed_meanwhile(make: Make) -> None:
     assert (found.id, found.count) == (unattributed("denial", "munmap").id, 50)
 
 
+def test_after_a_new_beginning_numbers_are_other_ones(make: Make) -> None:
+    """Neither in a new database nor after a rollback do they go to whoever has the number now."""
+    store = make()
+    first, second = denial(caller=1, pid=1), denial(caller=2, pid=2)
+    store.take(first)
+    store.sink.close()
+    garbage(store.path)
+    store.take(second)
+    store.take(suppression(50, first))
+    assert {incident.id: incident.count for incident in store.read()} == {
+        fingerprint(second).id: 1,
+        unattributed("denial", "munmap").id: 50,
+    }
+
+
 # ---- Text that others chose ----------------------------------------------------------------------
 
 
@@ -421,6 +437,31 @@ def test_only_the_last_one_set_aside_is_kept(make: Make) -> None:
     assert len(store.told) == 3
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from monitor.incidents import IncidentStore, Retention
+store = IncidentStore(Path(sys.argv[1]), Retention(30, 1 << 26, 20), print)
+for line in sys.stdin.buffer:
+    store.write(line)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_killed(make: Make) -> None:
+    """All that was taken is there for the next one."""
+    store = make()
+    lines = b"".join(store.sink.render(denial(caller=n % 7)) + b"\n" for n in range(100))
+    ended = subprocess.run(
+        [sys.executable, "-c", KILLED, store.folder], input=lines, check=False, timeout=60
+    )
+    assert ended.returncode == -9
+    assert sum(incident.count for incident in store.read()) == 100
+    store.take(denial())
+    assert sum(incident.count for incident in store.read()) == 101
+    assert store.told == []
+
+
 def test_removed_while_it_is_open(make: Make) -> None:
     store = make()
     store.take(denial())
@@ -477,6 +518,20 @@ def test_a_full_disk(small_disk: Path, make: Make) -> None:
     (small_disk / "filler").unlink()
     store.take(denial(caller=9999))
     assert sum(incident.count for incident in store.read()) == stored + 1
+    assert store.told == []
+
+
+def test_a_disk_that_is_full_at_first(small_disk: Path, make: Make) -> None:
+    store = make(folder=small_disk)
+    with (small_disk / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    for _ in range(3):
+        with pytest.raises(SinkError, match=r"(full|No space left on device); event not stored"):
+            store.take(denial())
+    (small_disk / "filler").unlink()
+    store.take(denial())
+    assert store.read()[0].count == 1
     assert store.told == []
 
 
