@@ -68,7 +68,10 @@ def _base_name(path: str) -> str:
 
 
 def _executable(event: Event) -> str:
-    """By its build id, which is the same wherever the file lies; else by its path."""
+    """By its build id, which is the same wherever the file lies; else by its base name.
+
+    A path would not do: of a process that was gone too soon only the base name is known.
+    """
     path = (event["process"] or {}).get("executable")
     if not path:
         return UNKNOWN
@@ -76,7 +79,7 @@ def _executable(event: Event) -> str:
     for frame in event["stack"]:
         if frame["module"] and frame["build_id"] and _base_name(frame["module"]) == name:
             return f"build-id {frame['build_id']}"
-    return f"path {path.removesuffix(_DELETED)}"
+    return f"name {name}"
 
 
 def _caller(event: Event) -> str:

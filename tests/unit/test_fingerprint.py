@@ -121,11 +121,15 @@ def test_not_the_same(kind: str, path: str, value: object) -> None:
     assert other.id != fingerprint(EVENTS[kind]).id
 
 
-def test_by_path_without_a_build_id() -> None:
+def test_by_base_name_without_a_build_id() -> None:
+    """The path is not known of a process that was gone before it could be looked up."""
     one = changed("denial", "stack", [])
-    assert fingerprint(one).executable == "path /srv/images/bin/image-worker"
-    other = copy.deepcopy(one)
-    other["process"]["executable"] = "/elsewhere/image-worker"
+    assert fingerprint(one).executable == "name image-worker"
+    for path in ("image-worker", "/srv/images/bin/image-worker (deleted)"):
+        other = copy.deepcopy(one)
+        other["process"]["executable"] = path
+        assert fingerprint(other) == fingerprint(one)
+    other["process"]["executable"] = "/srv/images/bin/other"
     assert fingerprint(other) != fingerprint(one)
 
 
