@@ -37,6 +37,7 @@ examples:
   seal-monitor demo                   see what the monitor says of real violations
   seal-monitor doctor                 see what it can do on this host
   seal-monitor run --output json --events-file /var/log/seal-monitor/events.jsonl
+  seal-monitor incidents list --since 7d
   seal-monitor check-config /etc/seal-monitor/config.toml
 
 exit codes:
@@ -106,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
             parents=parents,
             allow_abbrev=False,
         )
-        command.set_defaults(does=does, takes_flags=bool(parents))
+        command.set_defaults(does=does, takes_flags=bool(parents), takes_config=bool(parents))
         return command
 
     add("run", _run, "watch in the foreground until SIGTERM or SIGINT", flags)
@@ -129,7 +130,69 @@ def _parser() -> argparse.ArgumentParser:
         help="a directory to look for programs in, too; may be given again",
     )
     symbolize.add_argument("--verbose", action="store_true", help="tell why a name is missing")
+    _add_incidents(add("incidents", _incidents, "show what was kept of violations, grouped"))
     return parser
+
+
+def _add_incidents(parser: Parser) -> None:
+    parser.set_defaults(takes_config=True)
+    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    common.add_argument("--json", action="store_true", help="print JSON")
+    common.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="the daemon's configuration, which may name a state directory",
+    )
+    common.add_argument(
+        "--database", type=Path, metavar="FILE", help="another database, as of another host"
+    )
+    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", dest="verb", required=True)
+
+    def add(name: str, text: str) -> Parser:
+        return verbs.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            parents=[common],
+            allow_abbrev=False,
+        )
+
+    listing = add("list", "list incidents, those last seen first")
+    for flag, metavar, text in (
+        (
+            "--since",
+            "TIME",
+            "seen since then: a date or time in UTC, or so long ago: 24h, 7d",
+        ),
+        ("--until", "TIME", "seen before then"),
+        ("--operation", "GLOB", "operation of the denials or cause of the faults"),
+        ("--executable", "GLOB", "with a slash its path, else its base name"),
+        ("--workload", "GLOB", "unit, pod/UID, container/ID or cgroup"),
+        ("--verdict", "VERDICT", "that some of its denials had"),
+    ):
+        listing.add_argument(flag, metavar=metavar, help=text)
+    kinds = ("violation", "denial", "fault", "seal", "health", "all")
+    listing.add_argument(
+        "--kind", choices=kinds, default="violation", help="default: violation, denials and faults"
+    )
+    listing.add_argument(
+        "--limit", type=_positive, default=50, metavar="N", help="at most so many (default: 50)"
+    )
+    show = add("show", "tell the story of one incident")
+    show.add_argument("id", metavar="ID", help="its id, or the beginning of it")
+    timeline = add("timeline", "show what one process did, in order")
+    timeline.add_argument("pid", metavar="PID", type=_positive)
+    timeline.add_argument(
+        "start", metavar="START", nargs="?", help="when it started, if several had this pid"
+    )
+
+
+def _positive(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 0 < int(text[:12]) < 1 << 31):
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no number from 1 to 2147483647")
+    return int(text[:12])
 
 
 # ---- The commands --------------------------------------------------------------------------------
@@ -189,6 +252,19 @@ def _symbolize(arguments: argparse.Namespace) -> int:
     from monitor import symbolize  # noqa: PLC0415
 
     return symbolize.run(arguments.file, arguments.search, arguments.verbose)
+
+
+def _incidents(arguments: argparse.Namespace) -> int:
+    from monitor import incidents_cli  # noqa: PLC0415
+
+    return incidents_cli.run(arguments, arguments.database or _database(_load(arguments)))
+
+
+def _database(settings: config.Config) -> Path:
+    from monitor.incidents import FILE  # noqa: PLC0415
+    from monitor.last_run import DEFAULT_DIRECTORY, state_directory  # noqa: PLC0415
+
+    return (state_directory(settings.state.directory) or DEFAULT_DIRECTORY) / FILE
 
 
 def _as_written(value: object) -> str:
@@ -259,7 +335,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv`; the exit code. Raises SystemExit for wrong usage and --help."""
     parser = _parser()
     arguments = parser.parse_args(argv)
-    if not arguments.takes_flags and ("config" in arguments or _overrides(arguments)):
+    is_misplaced = _overrides(arguments) and not arguments.takes_flags
+    if is_misplaced or ("config" in arguments and not arguments.takes_config):
         parser.error("only run, demo and doctor take these flags")
     try:
         code = arguments.does(arguments)

@@ -110,6 +110,14 @@ class State:
 
 
 @dataclass(frozen=True)
+class Incidents:
+    enabled: bool
+    max_age: int
+    max_size: int
+    events_kept: int
+
+
+@dataclass(frozen=True)
 class Mute:
     """Known violations that make no events. They are still counted."""
 
@@ -159,6 +167,7 @@ class Config:
     ring: Ring
     watch: Watch
     state: State
+    incidents: Incidents
     mutes: tuple[Mute, ...]
 
 
@@ -172,6 +181,7 @@ _SECTIONS: Mapping[str, type] = {
     "ring": Ring,
     "watch": Watch,
     "state": State,
+    "incidents": Incidents,
 }
 
 
@@ -321,8 +331,34 @@ KEYS: tuple[Key, ...] = (
         "state.directory",
         "",
         optional_path,
-        "A directory in which a run leaves word for the next one: when it last lived, how it "
-        'ended; "" for the one that systemd gives, else /var/lib/seal-monitor if it is there.',
+        "A directory for incidents and for word from a run to the next one: when it last lived, "
+        'how it ended; "" for the one that systemd gives, else /var/lib/seal-monitor if it is '
+        "there.",
+    ),
+    Key(
+        "incidents.enabled",
+        True,
+        switch,
+        "Whether events are also kept as incidents, in incidents.db in the state directory.",
+    ),
+    Key(
+        "incidents.max_age",
+        30,
+        integer(1, 3650),
+        "Days after which an incident that was not seen again is removed.",
+    ),
+    Key(
+        "incidents.max_size",
+        64 * 1024 * 1024,
+        integer(1024 * 1024, 1 << 40),
+        "Bytes of the database; before it grows beyond, incidents seen the longest ago are "
+        "removed.",
+    ),
+    Key(
+        "incidents.events_kept",
+        20,
+        integer(1, 1000),
+        "The last events of an incident that are kept whole; all are counted.",
     ),
 )
 

@@ -62,7 +62,8 @@ def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
     faulthandler.enable(2)  # where it stood when a watchdog's SIGABRT ended it
     privileges.disinherit()
     last_run = LastRun(state_directory(config.state.directory), host.host_facts().boot_id)
-    with Daemon(config, open_sinks(config), reload, last_run, restricted=True) as daemon:
+    outputs = [*open_sinks(config), *open_incidents(config, last_run)]
+    with Daemon(config, outputs, reload, last_run, restricted=True) as daemon:
         daemon.watch_signals()
         daemon.loop()
         daemon.stop()
@@ -99,6 +100,20 @@ def open_sinks(config: Config) -> list[sinks.Sink]:
     except OSError as error:
         raise ConfigError(f"output.journal: {error}") from error
     return opened
+
+
+def open_incidents(config: Config, last_run: LastRun) -> list[sinks.Sink]:
+    """The store of incidents, if it is wanted and there is a state directory to write to."""
+    directory = state_directory(config.state.directory)
+    if not (config.incidents.enabled and last_run.is_kept and directory):
+        return []
+    if not os.access(directory, os.W_OK, effective_ids=True):
+        return []
+    from monitor.incidents import IncidentStore, Retention  # noqa: PLC0415 - SQLite: 2 MB
+
+    kept = config.incidents
+    retention = Retention(kept.max_age, kept.max_size, kept.events_kept)
+    return [IncidentStore(directory, retention, last_run.problems.append)]
 
 
 def give_back_memory() -> None:

@@ -11,18 +11,19 @@ import os
 import select
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import NamedTuple
 
-from monitor.sinks import Sink, SinkError
+from monitor.sinks import BatchSink, Sink, SinkError
 from monitor.tally import Tally
 
 __all__ = ["LIMITS", "Delivery", "Limits"]
 
 CLOSE_SECONDS = 0.5
+BATCH = 64  # events that a sink may take at once
 
 
 class Limits(NamedTuple):
@@ -73,6 +74,7 @@ class _Writer:
 
     def __init__(self, sink: Sink, answers: deque[_Answer], wake: Callable[[], None]) -> None:
         self.sink = sink
+        self._write_all = sink.write_all if isinstance(sink, BatchSink) else None
         self.unanswered: deque[_Item] = deque()
         self.bytes = 0
         self.failing = False
@@ -125,6 +127,26 @@ class _Writer:
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
+            items: list[_Item | None] = [item]
+            with contextlib.suppress(Empty):
+                while self._write_all and len(items) < BATCH and items[-1] is not None:
+                    items.append(self._queue.get_nowait())
+            is_last = items[-1] is None
+            self._do([item for item in items if item is not None])
+            if self._queue.empty():  # in a burst, once
+                self._wake()
+            if is_last:
+                return
+
+    def _do(self, items: Sequence[_Item]) -> None:
+        """Write the events or open the file anew, in this order, and hand back what came of it."""
+        events = [item.data for item in items if item.event is not None]
+        if self._write_all and len(events) == len(items) > 1:
+            with contextlib.suppress(OSError):
+                self._write_all(events)
+                self._answer(items, None)
+                return
+        for item in items:
             error = None
             try:
                 if item.event is None:
@@ -133,10 +155,11 @@ class _Writer:
                     self.sink.write(item.data)
             except OSError as caught:
                 error = caught
-            now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-            self._answers.append(_Answer(self, item, error, now))
-            if self._queue.empty():  # in a burst, once
-                self._wake()
+            self._answer([item], error)
+
+    def _answer(self, items: Sequence[_Item], error: OSError | None) -> None:
+        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        self._answers.extend(_Answer(self, item, error, now) for item in items)
 
 
 class Delivery:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import structlog
 from structlog.typing import Processor
@@ -17,6 +18,7 @@ from structlog.typing import Processor
 from monitor.console import PrettyRenderer
 
 __all__ = [
+    "BatchSink",
     "FileSink",
     "Sink",
     "SinkError",
@@ -51,6 +53,14 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Release what the sink opened."""
+
+
+@runtime_checkable
+class BatchSink(Sink, Protocol):
+    """A sink that takes many events for little more than the cost of one."""
+
+    def write_all(self, batch: Sequence[bytes]) -> None:
+        """Write all of them or none. Raises SinkError; then each is written by itself."""
 
 
 # ---- Renderers: structlog processors, from event to text -----------------------------------------

@@ -13,7 +13,8 @@ import pytest
 from monitor import calibrate, cli, events, host, loader, web
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("run", "demo", "doctor", "check-config", "schema")
+COMMANDS = ("run", "demo", "doctor", "check-config", "schema", "incidents")
+INCIDENTS = (("incidents", "list"), ("incidents", "show"), ("incidents", "timeline"))
 # Still user 0: a checkout that root alone may read is no obstacle.
 WITHOUT_CAPABILITIES = ("setpriv", "--inh-caps=-all", "--bounding-set=-all")
 ROOT_ALONE = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up capabilities")
@@ -37,7 +38,7 @@ def written(path: Path, content: str | bytes) -> Path:
 
 def flags_and_commands() -> set[str]:
     found = set(COMMANDS)
-    for command in ((), *((name,) for name in COMMANDS)):
+    for command in ((), *((name,) for name in COMMANDS), *INCIDENTS):
         shown = seal_monitor(*command, "--help")
         assert (shown.returncode, shown.stderr) == (0, "")
         found |= set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", shown.stdout))
@@ -92,7 +93,7 @@ def test_help_and_schema_load_nothing_heavy() -> None:
         (
             ("wacth",),
             "seal-monitor: error: argument COMMAND: invalid choice: 'wacth' (choose from 'run', "
-            "'demo', 'doctor', 'check-config', 'schema', 'symbolize')",
+            "'demo', 'doctor', 'check-config', 'schema', 'symbolize', 'incidents')",
         ),
         (("run", "--atach", "auto"), "seal-monitor: error: unrecognized arguments: --atach auto"),
         (("doctor", "--conf", "x"), "seal-monitor: error: unrecognized arguments: --conf x"),

@@ -6,12 +6,12 @@ import errno
 import os
 import select
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from threading import Event, Thread, active_count, stack_size
 
 import pytest
 
-from monitor.delivery import LIMITS, Delivery, Limits
+from monitor.delivery import BATCH, LIMITS, Delivery, Limits
 from monitor.sinks import Sink, json_lines
 from monitor.tally import Tally
 
@@ -46,6 +46,26 @@ class Gate:
 
     def close(self) -> None:
         self.is_closed = True
+
+
+class BatchGate(Gate):
+    """One that takes all that waits at once, but for batches with what it refuses."""
+
+    def __init__(self, name: str, refused: bytes = b"") -> None:
+        super().__init__(name)
+        self.refused = refused
+        self.batches: list[list[bytes]] = []
+
+    def write(self, data: bytes) -> None:
+        if data == self.refused:
+            raise DISK_FULL
+        super().write(data)
+
+    def write_all(self, batch: Sequence[bytes]) -> None:
+        if self.refused in batch:
+            raise DISK_FULL
+        self.batches.append(list(batch))
+        self.taken += batch
 
 
 class Setting:
@@ -97,6 +117,41 @@ def make() -> Iterator[Make]:
 
 def numbers(*values: int) -> list[bytes]:
     return [str(value).encode() for value in values]
+
+
+def held_up(sink: Gate, setting: Setting) -> None:
+    """The writer is in the middle of event 0."""
+    sink.open.clear()
+    setting.send(0)
+    assert sink.is_writing.wait(10)
+
+
+def test_what_has_waited_is_written_at_once(make: Make) -> None:
+    sink = BatchGate("one")
+    setting = make(sink)
+    held_up(sink, setting)
+    setting.send(*range(1, 200))
+    setting.delivery.reopen()
+    setting.send(200, 201)
+    sink.open.set()
+    assert setting.delivery.wait(10)
+    assert list(map(len, sink.batches[:3])) == [BATCH, BATCH, BATCH]
+    assert sink.taken == [*numbers(*range(200)), b"reopened", *numbers(200, 201)]
+    assert setting.results() == (202, 0)
+    assert setting.tally.sink_queue_events == {"one": 0}
+
+
+def test_one_that_is_refused_takes_no_others_with_it(make: Make) -> None:
+    sink = BatchGate("one", refused=b"7")
+    setting = make(sink)
+    held_up(sink, setting)
+    setting.send(*range(1, 100))
+    sink.open.set()
+    assert setting.delivery.wait(10)
+    assert sink.taken == numbers(*(n for n in range(100) if n != 7))
+    assert setting.results() == (99, 1)
+    assert setting.tally.sink_errors == {"one": 1}
+    assert setting.told == [("one", "[Errno 28] disk full")]
 
 
 def test_every_sink_gets_every_event_in_order(make: Make) -> None:

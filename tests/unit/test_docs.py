@@ -100,11 +100,13 @@ def help_of(*command: str) -> str:
 
 def test_commands_and_flags() -> None:
     commands = set(re.findall(r"^    ([a-z-]+) +\S", help_of(), re.MULTILINE))
-    assert {"run", "demo", "doctor", "check-config", "schema", "symbolize"} == commands
+    own = {"run", "demo", "doctor", "check-config", "schema", "symbolize", "incidents"}
+    assert own == commands
     shown = [row[0].split()[1] for row in table(README, "| Command |")]
     assert set(shown) == commands
-    text = "".join(help_of(*command) for command in ((), ("doctor",), ("symbolize",)))
-    flags = set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", text))
+    asked = ((), ("doctor",), ("symbolize",), ("incidents", "list"))
+    pages = "".join(help_of(*command) for command in asked)
+    flags = set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", pages))
     for page, text in PAGES.items():
         used = set(re.findall(r"`seal-monitor ([a-z][a-z-]*)", text))
         assert used <= commands, page

@@ -34,6 +34,10 @@ OTHERS: Mapping[str, str] = {
     "watch.compat": "true",
     "watch.io_uring": "true",
     "state.directory": '"/tmp"',
+    "incidents.enabled": "false",
+    "incidents.max_age": "16",
+    "incidents.max_size": "1048576",
+    "incidents.events_kept": "17",
 }
 RELOADS = {key.name for key in KEYS if key.reloads}
 

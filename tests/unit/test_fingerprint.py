@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import copy
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from monitor.fingerprint import Fingerprint, fingerprint, unattributed
+
+Event = dict[str, Any]
+
+PAGE = (Path(__file__).parents[2] / "docs/events.md").read_text("utf-8")
+EVENTS: dict[str, Event] = {
+    event["kind"]: event
+    for event in map(json.loads, re.findall(r"^```json\n(.*?)^```$", PAGE, re.M | re.S))
+}
+
+
+def changed(kind: str, path: str, value: object) -> Event:
+    """The example of that kind, with another value at a dotted path."""
+    event = copy.deepcopy(EVENTS[kind])
+    *parents, last = path.split(".")
+    place: Any = event
+    for name in parents:
+        place = place[int(name) if isinstance(place, list) else name]
+    place[int(last) if isinstance(place, list) else last] = value
+    return event
+
+
+def test_parts() -> None:
+    build = "e06a8f49bf8d070c908e216c55a291776d2f33af"
+    assert fingerprint(EVENTS["denial"]) == (
+        "denial",
+        "mprotect",
+        f"build-id {build}",
+        f"image-worker {build}+0x1212",
+        "file image-worker",
+    )
+    fault = fingerprint(EVENTS["fault"])
+    assert (fault.kind, fault.what, fault.mapping) == ("fault", "guard_region", "anonymous")
+    assert fault.caller == f"image-worker {build}+0x{EVENTS['fault']['stack'][0]['offset']:x}"
+    assert fingerprint(EVENTS["seal"]).what == "seal"
+    assert fingerprint(EVENTS["health"]) == ("health", EVENTS["health"]["event"], "", "", "")
+    assert fingerprint(EVENTS["suppression"]) == unattributed("denial", "munmap")
+    assert unattributed("denial", None).what == "unknown"
+
+
+def test_text_and_id_stay_as_they_are() -> None:
+    """A week's incidents go on under the same ids after an upgrade."""
+    place = Fingerprint("denial", "mprotect", "path /bin/a", "a 12ab+0x10", "anonymous")
+    assert place.text == '["denial","mprotect","path /bin/a","a 12ab+0x10","anonymous"]'
+    assert place.id == "de25569c4686"
+
+
+def test_parts_cannot_pass_for_others() -> None:
+    one = Fingerprint("denial", "mprotect", 'a","b', "c", "d")
+    other = Fingerprint("denial", "mprotect", "a", 'b","c', "d")
+    assert one.id != other.id
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "value"),
+    [
+        ("denial", "id", "another"),
+        ("denial", "time", "2026-11-28T17:07:52.898441250Z"),
+        ("denial", "time_boot_ns", 1),
+        ("denial", "host", {"name": "web-4", "boot_id": "b", "kernel_release": "7.0"}),
+        ("denial", "workload", None),
+        ("denial", "process.pid", 1),
+        ("denial", "process.start", "2026-11-28T17:07:52.898441250Z"),
+        ("denial", "process.uid", 0),
+        ("denial", "process.command_line", "x"),
+        ("denial", "process.name", "thread-17"),
+        ("denial", "process.executable", "/elsewhere/image-worker"),  # of the same build
+        ("denial", "process.executable", "/srv/images/bin/image-worker (deleted)"),
+        ("denial", "arguments", {"addr": "0x1", "size": 4096, "prot": "rwx"}),
+        ("denial", "verdict", "unverified"),
+        ("denial", "sealed.start", "0x1000"),
+        ("denial", "sealed.permissions", "r-xp"),
+        ("denial", "sealed.file.path", "/elsewhere/image-worker"),
+        ("denial", "sealed.file.inode", 7),
+        ("denial", "stack.2.offset", 7),  # who called the caller
+        ("denial", "stack.0.offset", 7),  # another libc
+        ("denial", "stack.1.symbol", "protect"),
+        ("fault", "address", "0x1000"),
+        ("fault", "disposition", "handler"),
+        ("fault", "stack.1.offset", 7),
+    ],
+)
+def test_the_same(kind: str, path: str, value: object) -> None:
+    assert fingerprint(changed(kind, path, value)) == fingerprint(EVENTS[kind])
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "value"),
+    [
+        ("denial", "operation", "munmap"),
+        ("denial", "stack.1.offset", 7),
+        ("denial", "stack.1.module", "liba.so"),
+        ("denial", "stack.1.build_id", "ab"),
+        ("denial", "stack", []),
+        ("denial", "caller", "0x1"),
+        ("denial", "sealed", None),
+        ("denial", "sealed.file", None),
+        ("denial", "sealed.file.path", "/srv/images/bin/liba.so"),
+        ("denial", "process.executable", "/srv/images/bin/other"),
+        ("denial", "process.executable", None),
+        ("fault", "cause", "prot_none"),
+        ("fault", "stack.0.offset", 7),
+        ("fault", "stack", []),
+        ("fault", "mapping", None),
+        ("fault", "mapping.name", "arena"),
+    ],
+)
+def test_not_the_same(kind: str, path: str, value: object) -> None:
+    other = fingerprint(changed(kind, path, value))
+    assert other != fingerprint(EVENTS[kind])
+    assert other.id != fingerprint(EVENTS[kind]).id
+
+
+def test_by_base_name_without_a_build_id() -> None:
+    """The path is not known of a process that was gone before it could be looked up."""
+    one = changed("denial", "stack", [])
+    assert fingerprint(one).executable == "name image-worker"
+    for path in ("image-worker", "/srv/images/bin/image-worker (deleted)"):
+        other = copy.deepcopy(one)
+        other["process"]["executable"] = path
+        assert fingerprint(other) == fingerprint(one)
+    other["process"]["executable"] = "/srv/images/bin/other"
+    assert fingerprint(other) != fingerprint(one)
+
+
+def test_code_in_no_file_has_no_address() -> None:
+    """A JIT compiler's code lies elsewhere in every process."""
+    frame = {"module": None, "build_id": None, "offset": None, "symbol": None}
+    places = []
+    for address in ("0x7f0000001000", "0x7f0000002000"):
+        event = changed("denial", "stack", [{"address": address, **frame}])
+        event["caller"] = address
+        places.append(fingerprint(event))
+    assert places[0] == places[1]
+    assert places[0].caller == "anonymous"

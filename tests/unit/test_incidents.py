@@ -1,0 +1,807 @@
+"""The store of incidents, written to as by the daemon and read as by the commands."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import random
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_fingerprint import EVENTS
+
+from monitor.delivery import Delivery
+from monitor.fingerprint import fingerprint, unattributed
+from monitor.incident_search import Filter, Incident, IncidentError, Incidents
+from monitor.incidents import FILE, OTHERS, IncidentStore, Retention, nanoseconds
+from monitor.sinks import SinkError
+from monitor.tally import Tally
+
+Event = dict[str, Any]
+
+MIB = 1 << 20
+DAY = 86_400
+WEEK_START = 1_795_000_000  # Unix seconds, in November 2026
+KEPT = Retention(age=30, size=64 * MIB, events=20)
+EVERYTHING = Filter(kinds=("denial", "fault", "seal", "health"))
+
+
+def at(seconds: float) -> str:
+    whole, fraction = divmod(round(seconds * 1e9), 1_000_000_000)
+    return f"{datetime.fromtimestamp(whole, UTC):%Y-%m-%dT%H:%M:%S}.{fraction:09d}Z"
+
+
+def denial(
+    seconds: float = WEEK_START,
+    *,
+    caller: int = 0x1212,
+    pid: int = 1000,
+    unit: str = "image-worker.service",
+    executable: str = "/srv/images/bin/image-worker",
+    operation: str = "munmap",
+    host: str = "web-3",
+) -> Event:
+    """`caller` is the offset in the executable: another one is another incident."""
+    event = copy.deepcopy(EVENTS["denial"])
+    event["time"] = at(seconds)
+    event["operation"] = operation
+    event["summary"] = f"{operation} of sealed memory refused: x (pid {pid}) tried"
+    event["host"]["name"] = host
+    event["process"] |= {"pid": pid, "executable": executable, "start": at(WEEK_START - pid)}
+    event["workload"] |= {"unit": unit, "cgroup": f"/system.slice/{unit}"}
+    event["caller"] = event["stack"][1]["address"] = f"0x{0x550000000000 + caller:x}"
+    event["stack"][1]["offset"] = caller
+    return event
+
+
+def suppression(count: int, of: Event | None, seconds: float = WEEK_START) -> Event:
+    """Of events like this one; None: of the bucket that many share."""
+    event = copy.deepcopy(EVENTS["suppression"])
+    event |= {"time": at(seconds + 2), "first": at(seconds), "last": at(seconds + 1)}
+    event |= {"of": "denial", "count": count, "cause": None}
+    if of is None:
+        return event | {"process": None, "operation": None, "caller": None}
+    event["host"] = of["host"]
+    event["process"]["pid"] = of["process"]["pid"]
+    return event | {"operation": of["operation"], "caller": of["caller"]}
+
+
+class Store:
+    """A store and what it has told."""
+
+    def __init__(self, folder: Path, retention: Retention, now: float) -> None:
+        self.folder, self.path = folder, folder / FILE
+        self.told: list[str] = []
+        self.now = now
+        self.sink = IncidentStore(
+            folder, retention, self.told.append, lambda: round(self.now * 1e9)
+        )
+
+    def take(self, *events: Event) -> None:
+        self.sink.write_all([self.sink.render(event) for event in events])
+
+    def read(self, wanted: Filter = EVERYTHING, limit: int = 1_000_000) -> list[Incident]:
+        with Incidents(self.path) as incidents:
+            return incidents.search(wanted, limit)
+
+    def events(self, incident: Incident) -> list[Event]:
+        with Incidents(self.path) as incidents:
+            return incidents.events(incident)
+
+
+Make = Callable[..., Store]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    made: list[Store] = []
+
+    def _make(
+        retention: Retention = KEPT, now: float = WEEK_START, folder: Path = tmp_path
+    ) -> Store:
+        made.append(Store(folder, retention, now))
+        return made[-1]
+
+    yield _make
+    for store in made:
+        store.sink.close()
+
+
+# ---- Grouping and counts -------------------------------------------------------------------------
+
+
+def test_a_week_of_history(make: Make) -> None:
+    """Violations in 30 places on 3 hosts: every count as it was made."""
+    store = make()
+    chance = random.Random(7)
+    wanted: Counter[str] = Counter()
+    told: Counter[tuple[str, str]] = Counter()
+    gaps: Counter[str] = Counter()
+    batch = []
+    for second in range(0, 7 * DAY, 7 * DAY // 5000):
+        place = min(int(chance.expovariate(0.2)), 29)
+        event = denial(
+            WEEK_START + second,
+            caller=place,
+            pid=2000 + chance.randrange(50),
+            unit=f"worker-{chance.randrange(4)}.service",
+            host=f"web-{chance.randrange(3)}",
+        )
+        number = fingerprint(event).id
+        batch.append(event)
+        wanted[number] += 1
+        told[number, event["host"]["name"]] += 1
+        if second % 7 == 0:
+            held_back = chance.randrange(1, 100)
+            batch.append(suppression(held_back, event, WEEK_START + second))
+            wanted[number] += held_back
+            gaps[number] += 1
+        if len(batch) > 60:
+            store.take(*batch)
+            batch.clear()
+    store.take(*batch)
+    found = store.read()
+    assert {incident.id: incident.count for incident in found} == wanted
+    assert sum(incident.suppressed for incident in found) > 10_000
+    for incident in found:
+        assert sum(incident.facets["host"].values()) == incident.events
+        for host, count in incident.facets["host"].items():
+            assert count == told[incident.id, host]
+        assert set(incident.facets["workload"]) <= {f"worker-{n}.service" for n in range(4)}
+        assert len(store.events(incident)) == min(20, incident.events + gaps[incident.id])
+    assert [incident.last_ns for incident in found] == sorted(
+        (incident.last_ns for incident in found), reverse=True
+    )
+
+
+def test_what_is_stored_of_an_incident(make: Make) -> None:
+    store = make()
+    first, last = denial(WEEK_START), denial(WEEK_START + 3600.5, pid=1001, host="web-4")
+    store.take(first)
+    store.take(last)
+    (found,) = store.read()
+    assert (found.id, found.kind, found.what) == (fingerprint(first).id, "denial", "munmap")
+    assert found.title == "munmap of sealed memory refused"
+    assert (found.summary, found.severity) == (last["summary"], "critical")
+    assert found.first_ns == WEEK_START * 10**9
+    assert found.last_ns == WEEK_START * 10**9 + 3_600_500_000_000
+    assert (found.events, found.suppressed, found.count) == (2, 0, 2)
+    assert found.facets == {
+        "verdict": {"sealed": 2},
+        "disposition": {},
+        "executable": {"/srv/images/bin/image-worker": 2},
+        "workload": {"image-worker.service": 2},
+        "host": {"web-3": 1, "web-4": 1},
+        "user": {"www-data": 2},
+    }
+    assert store.events(found) == [first, last]
+
+
+def test_every_kind_is_stored(make: Make) -> None:
+    store = make()
+    store.take(*EVENTS.values())
+    titles = {incident.kind: incident.title for incident in store.read() if incident.events}
+    assert titles["fault"] == "write to a guard region"
+    assert titles["seal"] == "mseal"
+    assert set(titles) == {"denial", "fault", "seal", "health"}
+    assert {incident.kind for incident in store.read(Filter())} == {"denial", "fault"}
+
+
+def test_the_last_events_are_kept_and_all_are_counted(make: Make) -> None:
+    store = make(Retention(30, MIB, events=3))
+    events = [denial(WEEK_START + n) for n in range(10)]
+    store.take(*events)
+    (found,) = store.read()
+    assert found.events == 10
+    assert store.events(found) == events[-3:]
+
+
+# ---- What was suppressed -------------------------------------------------------------------------
+
+
+def test_suppressed_events_go_where_their_process_was_seen(make: Make) -> None:
+    store = make()
+    one, two = denial(caller=1, pid=1), denial(caller=2, pid=1)
+    elsewhere = denial(caller=3, pid=2)
+    store.take(one, two, elsewhere)
+    store.take(suppression(40, one), suppression(2, two), suppression(60, one))
+    found = {incident.id: incident for incident in store.read()}
+    assert len(found) == 3
+    assert found[fingerprint(one).id].suppressed == 100
+    assert found[fingerprint(two).id].suppressed == 2
+    assert found[fingerprint(elsewhere).id].suppressed == 0
+    assert found[fingerprint(one).id].last_ns == (WEEK_START + 1) * 10**9
+    assert found[fingerprint(one).id].summary == one["summary"]
+
+
+def test_of_a_fault_by_its_instruction(make: Make) -> None:
+    store = make()
+    fault = EVENTS["fault"]
+    event = suppression(9, None) | {
+        "of": "fault",
+        "process": {"pid": fault["process"]["pid"], "name": "x"},
+        "cause": fault["cause"],
+        "caller": fault["instruction_pointer"],
+        "host": fault["host"],
+    }
+    store.take(fault, event)
+    (found,) = store.read()
+    assert (found.events, found.suppressed) == (1, 9)
+
+
+@pytest.mark.parametrize("difference", ["pid", "caller", "operation", "boot", "process", "restart"])
+def test_else_they_are_unattributed_and_counted(make: Make, difference: str) -> None:
+    store = make()
+    event = denial()
+    store.take(event)
+    gap = suppression(50, None if difference == "process" else event)
+    if difference == "pid":
+        gap["process"]["pid"] = 7
+    elif difference == "caller":
+        gap["caller"] = "0x1"
+    elif difference == "operation":
+        gap["operation"] = "mremap"
+    elif difference == "boot":
+        gap["host"] = gap["host"] | {"boot_id": "another"}
+    elif difference == "restart":
+        store.sink.close()
+        store = make()
+    store.take(gap, gap)
+    found = {incident.id: incident for incident in store.read()}
+    assert {number: incident.count for number, incident in found.items()} == {
+        fingerprint(event).id: 1,
+        unattributed("denial", gap["operation"]).id: 100,
+    }
+    title = found[unattributed("denial", gap["operation"]).id].title
+    assert title == f"{gap['operation'] or ''} denials of unknown callers".strip()
+
+
+def test_when_their_incident_was_removed_meanwhile(make: Make) -> None:
+    store = make(Retention(age=1, size=MIB, events=20))
+    event = denial()
+    store.take(event)
+    store.now += 2 * DAY
+    store.sink.reopen()
+    store.take(suppression(50, event, store.now))
+    (found,) = store.read()
+    assert (found.id, found.count) == (unattributed("denial", "munmap").id, 50)
+
+
+def test_after_a_new_beginning_numbers_are_other_ones(make: Make) -> None:
+    """Neither in a new database nor after a rollback do they go to whoever has the number now."""
+    store = make()
+    first, second = denial(caller=1, pid=1), denial(caller=2, pid=2)
+    store.take(first)
+    store.sink.close()
+    garbage(store.path)
+    store.take(second)
+    store.take(suppression(50, first))
+    assert {incident.id: incident.count for incident in store.read()} == {
+        fingerprint(second).id: 1,
+        unattributed("denial", "munmap").id: 50,
+    }
+
+
+# ---- Text that others chose ----------------------------------------------------------------------
+
+
+def test_values_are_bounded_in_number(make: Make) -> None:
+    store = make()
+    store.take(*(denial(unit=f"w{n}.service") for n in range(100)))
+    store.take(denial(unit="w3.service"))
+    (found,) = store.read()
+    workloads = found.facets["workload"]
+    assert len(workloads) == 33
+    assert sum(workloads.values()) == found.events == 101
+    assert (workloads[OTHERS], workloads["w3.service"]) == (68, 2)
+
+
+@pytest.mark.parametrize(
+    "text", ["'; DROP TABLE incidents; --", "\x1b[2J\x1b]0;owned\x07", "\ud800", "a\0b", "*?[", "é"]
+)
+def test_values_are_data(make: Make, text: str) -> None:
+    store = make()
+    event = denial(unit=f"{text}.service", executable=f"/bin/{text}", host=text)
+    event["summary"] = text
+    store.take(event, suppression(3, event))
+    (found,) = store.read()
+    assert found.count == 4
+    for shown in (found.title, found.summary, *(v for f in found.facets.values() for v in f)):
+        assert shown.isprintable()
+
+
+# ---- Retention -----------------------------------------------------------------------------------
+
+
+def test_by_age(make: Make) -> None:
+    store = make(Retention(age=7, size=64 * MIB, events=20))
+    store.take(*(denial(WEEK_START + day * DAY, caller=day) for day in range(7)))
+    still = denial(WEEK_START, caller=100)
+    store.take(still, denial(WEEK_START + 6 * DAY, caller=100))
+    store.now = WEEK_START + 9.5 * DAY
+    store.sink.reopen()
+    store.take(EVENTS["health"] | {"time": at(store.now)})
+    found = store.read(Filter())
+    days = sorted((incident.last_ns // 10**9 - WEEK_START) // DAY for incident in found)
+    assert days == [3, 4, 5, 6, 6]
+    (recurring,) = (incident for incident in found if incident.id == fingerprint(still).id)
+    # The count stays; the event of more than seven days ago does not.
+    assert recurring.events == 2
+    assert [event["time"] for event in store.events(recurring)] == [at(WEEK_START + 6 * DAY)]
+
+
+def test_by_size(make: Make) -> None:
+    size = 2 * MIB
+    store = make(Retention(age=30, size=size, events=20))
+    for n in range(3000):
+        store.take(denial(WEEK_START + n, caller=n))
+        if n % 100 == 0:
+            assert store.path.stat().st_size <= size
+    assert store.path.stat().st_size <= size
+    found = store.read()
+    callers = sorted((incident.last_ns // 10**9 - WEEK_START) for incident in found)
+    # Those seen last, without a gap.
+    assert callers == list(range(3000 - len(found), 3000))
+    assert len(found) > 300
+    assert store.told == []
+
+
+def test_a_smaller_size_shrinks_the_file(make: Make) -> None:
+    store = make()
+    store.take(*(denial(WEEK_START + n, caller=n) for n in range(2000)))
+    store.sink.close()
+    assert store.path.stat().st_size > 5 * MIB
+    store = make(Retention(age=30, size=MIB, events=20))
+    store.take(denial(WEEK_START + 5000, caller=5000))
+    store.sink.close()
+    assert store.path.stat().st_size <= MIB
+    assert store.read()[0].last_ns == (WEEK_START + 5000) * 10**9
+
+
+# ---- Trouble -------------------------------------------------------------------------------------
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(b"no database " * 1000)
+
+
+def other_version(path: Path) -> None:
+    with sqlite3.connect(path) as database:
+        database.execute("PRAGMA user_version = 99")
+
+
+def other_tables(path: Path) -> None:
+    with sqlite3.connect(path) as database:
+        database.execute("DROP TABLE facets")
+
+
+def malformed(path: Path) -> None:
+    """Every page but the first is zeroes."""
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(bytes(size - 4096))
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("damage", [garbage, other_version, other_tables, malformed, cut])
+def test_a_broken_one_is_set_aside(make: Make, damage: Callable[[Path], None]) -> None:
+    store = make()
+    store.take(*(denial(caller=n) for n in range(100)))
+    store.sink.close()
+    damage(store.path)
+    store.take(denial(caller=7), denial(caller=8))
+    assert {incident.count for incident in store.read()} == {1}
+    assert len(store.read()) == 2
+    (message,) = store.told
+    (bad,) = store.folder.glob(f"{FILE}.bad-????????T??????Z")
+    assert message.startswith(f"{store.path} cannot be used: ")
+    assert message.endswith(f"; set aside as {bad.name}")
+
+
+def test_damage_while_it_is_open(make: Make) -> None:
+    store = make()
+    store.take(*(denial(caller=n) for n in range(2000)))
+    with sqlite3.connect(store.path) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    database.close()
+    malformed(store.path)
+    for n in range(100):
+        store.take(denial(caller=n))
+    assert len(store.told) == 1
+    assert sum(incident.count for incident in store.read()) >= 99
+
+
+def test_only_the_last_one_set_aside_is_kept(make: Make) -> None:
+    store = make()
+    for text in ("first", "second", "third"):
+        store.sink.close()
+        store.path.write_text(f"{text}, and no database")
+        store.take(denial())
+        (bad,) = store.folder.glob(f"{FILE}.bad-*")
+        assert bad.read_text() == f"{text}, and no database"
+    assert len(store.told) == 3
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from monitor.incidents import IncidentStore, Retention
+store = IncidentStore(Path(sys.argv[1]), Retention(30, 1 << 26, 20), print)
+for line in sys.stdin.buffer:
+    store.write(line)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_killed(make: Make) -> None:
+    """All that was taken is there for the next one."""
+    store = make()
+    lines = b"".join(store.sink.render(denial(caller=n % 7)) + b"\n" for n in range(100))
+    ended = subprocess.run(
+        [sys.executable, "-c", KILLED, store.folder], input=lines, check=False, timeout=60
+    )
+    assert ended.returncode == -9
+    assert sum(incident.count for incident in store.read()) == 100
+    store.take(denial())
+    assert sum(incident.count for incident in store.read()) == 101
+    assert store.told == []
+
+
+def test_removed_while_it_is_open(make: Make) -> None:
+    store = make()
+    store.take(denial())
+    for path in store.folder.glob(f"{FILE}*"):
+        path.unlink()
+    store.take(denial())
+    assert store.read()[0].count == 1
+
+
+def test_a_link_is_not_followed(make: Make, tmp_path: Path) -> None:
+    store = make()
+    elsewhere = tmp_path / "elsewhere"
+    store.path.symlink_to(elsewhere)
+    with pytest.raises(SinkError, match=r"incidents\.db: .*; event not stored"):
+        store.take(denial())
+    assert not elsewhere.exists()
+
+
+def test_without_its_directory(make: Make, tmp_path: Path) -> None:
+    store = make(folder=tmp_path / "state")
+    with pytest.raises(SinkError, match=r"incidents\.db: No such file or directory; event"):
+        store.take(denial())
+    store.folder.mkdir()
+    store.take(denial())
+    assert len(store.read()) == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], check=True)
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk(small_disk: Path, make: Make) -> None:
+    store = make(folder=small_disk)
+    store.take(denial(caller=0))
+    stored = 1
+    refused = []
+    (small_disk / "filler").write_bytes(bytes(2 * MIB))
+    for n in range(1, 2000):
+        try:
+            store.take(denial(caller=n))
+            stored += 1
+        except SinkError as error:
+            refused.append(str(error))
+    assert len(refused) > 100
+    assert set(refused) == {f"{store.path}: database or disk is full; event not stored"}
+    assert sum(incident.count for incident in store.read()) == stored
+    (small_disk / "filler").unlink()
+    store.take(denial(caller=9999))
+    assert sum(incident.count for incident in store.read()) == stored + 1
+    assert store.told == []
+
+
+def test_a_disk_that_is_full_at_first(small_disk: Path, make: Make) -> None:
+    store = make(folder=small_disk)
+    with (small_disk / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    for _ in range(3):
+        with pytest.raises(SinkError, match=r"(full|No space left on device); event not stored"):
+            store.take(denial())
+    (small_disk / "filler").unlink()
+    store.take(denial())
+    assert store.read()[0].count == 1
+    assert store.told == []
+
+
+def test_through_the_queue_of_a_full_disk(small_disk: Path, make: Make) -> None:
+    """Every event is either stored or counted as an error."""
+    store = make(folder=small_disk)
+    (small_disk / "filler").write_bytes(bytes(3 * MIB))
+    tally = Tally(["incidents"])
+    delivery = Delivery([store.sink], tally)
+    for n in range(1000):
+        delivery.send(denial(caller=n))
+        if n % 100 == 0:
+            assert delivery.wait(10)
+    assert delivery.wait(10)
+    delivered, failed = tally.events["denial", "delivered"], tally.events["denial", "failed"]
+    assert delivered + failed == 1000
+    assert failed == tally.sink_errors["incidents"] > 0
+    assert sum(incident.count for incident in store.read()) == delivered > 0
+    delivery.close()
+
+
+# ---- Reading -------------------------------------------------------------------------------------
+
+
+def test_mode(make: Make) -> None:
+    store = make()
+    store.take(denial())
+    assert len(list(store.folder.glob(f"{FILE}*"))) == 3
+    for path in store.folder.glob(f"{FILE}*"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_a_reader_while_it_is_written(make: Make) -> None:
+    """Neither waits for the other, and a reader sees whole transactions."""
+    store = make()
+    store.take(*(denial(caller=n) for n in range(10)))
+    stop = threading.Event()
+    sums: list[int] = []
+    problems: list[Exception] = []
+
+    def read() -> None:
+        try:
+            while not stop.is_set():
+                found = store.read()
+                sums.append(sum(incident.count for incident in found))
+                assert all(sum(i.facets["host"].values()) == i.events for i in found)
+        except (IncidentError, AssertionError) as error:
+            problems.append(error)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for _ in range(200):
+        store.take(*(denial(caller=n) for n in range(10)))
+    stop.set()
+    for reader in readers:
+        reader.join()
+    assert problems == []
+    assert all(number % 10 == 0 for number in sums)
+    assert len(set(sums)) > 5
+    assert sum(incident.count for incident in store.read()) == 2010
+
+
+def test_a_reader_that_goes_on_reading_holds_up_nothing(make: Make) -> None:
+    store = make()
+    store.take(denial())
+    with Incidents(store.path) as reader:
+        store.take(*(denial() for _ in range(60)))
+        assert reader.search(EVERYTHING, 10)[0].count == 1
+    assert store.read()[0].count == 61
+
+
+READ = """
+import os, sys
+from pathlib import Path
+from monitor.incident_search import *
+os.setgroups([]); os.setgid(12345); os.setuid(12345)
+try:
+    with Incidents(Path(sys.argv[1])) as incidents:
+        print(sum(i.count for i in incidents.search(Filter(), 100)))
+except IncidentError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_user_may_only_read(tmp_path: Path) -> None:
+    """One of the file's group, who cannot write to the directory; and one of no group."""
+    import tempfile  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        store = Store(folder, KEPT, WEEK_START)
+
+        def seen() -> str:
+            return subprocess.run(
+                [sys.executable, "-c", READ, store.path], capture_output=True, text=True, check=True
+            ).stdout.strip()
+
+        store.take(denial(), denial())
+        assert seen().endswith("incidents.db: unable to open database file; run as root")
+        for path in folder.glob(f"{FILE}*"):
+            os.chown(path, 0, 12345)
+        assert seen() == "2"
+        store.sink.close()
+        assert [path.name for path in folder.iterdir()] == [FILE]
+        assert seen() == "2"
+        assert [path.name for path in folder.iterdir()] == [FILE]
+        # What root leaves behind that has read it.
+        store.read()
+        assert len(list(folder.iterdir())) == 3
+        assert seen() == "2"
+
+
+def test_nothing_to_read(make: Make, tmp_path: Path) -> None:
+    store = make()
+    with pytest.raises(IncidentError, match=r"there are no incidents: no /.*'seal-monitor run'"):
+        store.read()
+    store.path.touch()
+    with pytest.raises(IncidentError, match=r"there are no incidents in /.* yet"):
+        store.read()
+    garbage(store.path)
+    with pytest.raises(IncidentError, match="file is not a database; the daemon sets a broken"):
+        store.read()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "callers"),
+    [
+        (Filter(), [4, 3, 2, 1, 0]),
+        (Filter(since_ns=(WEEK_START + 3) * 10**9), [4, 3]),
+        (Filter(until_ns=(WEEK_START + 1) * 10**9), [1, 0]),
+        (Filter(operation="mremap"), [4]),
+        (Filter(operation="m*"), [4, 3, 2, 1, 0]),
+        (Filter(workload="b.service"), [3, 1]),
+        (Filter(workload="?.service", operation="munmap"), [3, 2, 1, 0]),
+        (Filter(executable="tool"), [4]),
+        (Filter(executable="/opt/*"), [4]),
+        (Filter(executable="opt"), []),
+        (Filter(verdict="sealed"), [4, 3, 2, 1, 0]),
+        (Filter(verdict="unverified"), []),
+        (Filter(kinds=("fault",)), []),
+        (Filter(operation="' OR 1=1 --"), []),
+    ],
+)
+def test_filters(make: Make, wanted: Filter, callers: list[int]) -> None:
+    store = make()
+    for n in range(5):
+        store.take(
+            denial(
+                WEEK_START + n,
+                caller=n,
+                unit=f"{'ab'[n % 2]}.service",
+                operation="mremap" if n == 4 else "munmap",
+                executable="/opt/bin/tool" if n == 4 else "/srv/worker",
+            )
+        )
+    found = store.read(wanted)
+    assert [incident.last_ns // 10**9 - WEEK_START for incident in found] == callers
+    assert store.read(wanted, limit=1) == found[:1]
+
+
+def test_processes_and_their_timelines(make: Make) -> None:
+    store = make()
+    seal = copy.deepcopy(EVENTS["seal"])
+    refused = denial(WEEK_START + 5, pid=77)
+    seal["time"] = at(WEEK_START + 1)
+    for name in ("pid", "start"):
+        seal["process"][name] = refused["process"][name]
+    seal["host"] = refused["host"]
+    later = denial(WEEK_START + 900, pid=77)
+    later["process"]["start"] = at(WEEK_START + 800)
+    same = denial(WEEK_START + 8, pid=77)  # by another run of the daemon
+    same["process"]["start"] = at(WEEK_START - 77 + 0.0001)
+    store.take(refused, suppression(12, refused, WEEK_START + 5), seal, later, same)
+    store.take(denial(pid=78))
+    with Incidents(store.path) as incidents:
+        first, second = incidents.processes(77)
+        assert first.start_ns == (WEEK_START - 77) * 10**9
+        assert second.start_ns == (WEEK_START + 800) * 10**9
+        timeline = incidents.timeline(77, first)
+        assert [event["kind"] for event, _ in timeline] == [
+            *("seal", "denial", "suppression", "denial")
+        ]
+        assert [event["time"] for event, _ in timeline] == [
+            at(WEEK_START + seconds) for seconds in (1, 5, 7, 8)
+        ]
+        assert [number for _, number in timeline][1:] == [fingerprint(refused).id] * 3
+        assert [event for event, _ in incidents.timeline(77, second)] == [later]
+        assert incidents.processes(79) == []
+
+
+def test_times() -> None:
+    assert nanoseconds("2026-11-21T17:07:52.898441250Z") == 1795280872_898441250
+    assert at(1795280872.5) == "2026-11-21T17:07:52.500000000Z"
+
+
+# ---- What it takes -------------------------------------------------------------------------------
+
+
+def test_a_thousand_events_a_second(make: Make) -> None:
+    """Through the queue, as in the daemon; a third of them is the first of its incident."""
+    store = make()
+    tally = Tally(["incidents"])
+    delivery = Delivery([store.sink], tally)
+    events = [denial(WEEK_START + n, caller=n % 1000, pid=n) for n in range(3000)]
+    began = time.monotonic()
+    for start in range(0, 3000, 500):
+        for event in events[start : start + 500]:
+            delivery.send(event)
+        assert delivery.wait(20)
+    rate = 3000 / (time.monotonic() - began)
+    print(f"{rate:.0f} events/s")
+    delivery.close()
+    assert tally.events["denial", "delivered"] == 3000
+    assert sum(incident.count for incident in store.read()) == 3000
+    assert rate > 1500
+
+
+MULTIPLIED = (
+    """
+    WITH RECURSIVE copies (n) AS (SELECT 2 UNION ALL SELECT n + 1 FROM copies WHERE n < :number)
+    INSERT INTO incidents
+    SELECT n, printf('%012x', n * 2654435761 % (1 << 48)), kind, what, executable, caller || n,
+           mapping, title, severity, summary, first_ns + n * 1000000000, last_ns + n * 1000000000,
+           events, suppressed
+    FROM copies, incidents WHERE number = 1
+    """,
+    """
+    INSERT INTO facets
+    SELECT number, name, value || iif(name IN ('workload', 'program'), number % 500, ''), count
+    FROM incidents, facets WHERE incident = 1 AND number > 1
+    """,
+    """
+    INSERT INTO events
+    SELECT number, number, last_ns, boot_id, pid, start_ns, event
+    FROM incidents, events WHERE seq = 1 AND number > 1
+    """,
+)
+
+
+def test_a_hundred_thousand_incidents(make: Make) -> None:
+    """Are searched in milliseconds; the bound is for a machine that does much else."""
+    store = make(Retention(age=30, size=1 << 30, events=20))
+    store.take(denial())
+    store.sink.close()
+    with sqlite3.connect(store.path) as database:
+        for statement in MULTIPLIED:
+            database.execute(statement, {"number": 100_000})
+    database.close()
+    took = {}
+    with Incidents(store.path) as incidents:
+        for name, wanted, number in (
+            ("the last ones", Filter(), 50),
+            ("by workload", Filter(workload="image-worker.service7"), 50),
+            ("by executable", Filter(executable="image-worker77"), 50),
+            ("by operation", Filter(operation="munmap"), 50),
+            ("by operations", Filter(operation="m*"), 50),
+            ("by operation, none", Filter(operation="brk"), 0),
+            ("by verdict, all", Filter(verdict="sealed"), 50),
+            ("by time", Filter(until_ns=(WEEK_START + 99) * 10**9), 50),
+        ):
+            began = time.monotonic()
+            assert len(incidents.search(wanted, 50)) == number
+            took[name] = 1000 * (time.monotonic() - began)
+        (last,) = incidents.search(Filter(), 1)
+        began = time.monotonic()
+        assert incidents.find(last.id[:8]) == [last]
+        assert len(incidents.events(last)) == 1
+        took["one by its id"] = 1000 * (time.monotonic() - began)
+    print({name: f"{milliseconds:.1f} ms" for name, milliseconds in took.items()})
+    assert max(took.values()) < 500

@@ -1,0 +1,244 @@
+"""What a person sees of incidents, and a program."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from test_cli import seal_monitor
+from test_fingerprint import EVENTS
+from test_incidents import KEPT, WEEK_START, Store, at, denial, suppression
+
+from monitor.config import ConfigError
+from monitor.incident_search import Incident
+from monitor.incidents_cli import listed, moment
+
+NOW = WEEK_START * 10**9
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a worker did that day, and what others did later."""
+    store = Store(tmp_path_factory.mktemp("state"), KEPT, WEEK_START)
+    refused, fault, seal = (copy.deepcopy(EVENTS[kind]) for kind in ("denial", "fault", "seal"))
+    seal |= {"process": refused["process"], "host": refused["host"]}
+    seal["time"] = "2026-11-21T17:07:52.580900000Z"
+    gap = suppression(3996, refused)
+    for name in ("time", "first", "last"):
+        gap[name] = "2026-11-21T17:08:03.000000000Z"
+    store.take(seal, refused, fault, gap)
+    store.take(
+        *(denial(WEEK_START + 86_400 * n, unit=f"w{n}.service", pid=77) for n in range(5, 8))
+    )
+    again = denial(WEEK_START + 86_400 * 8, unit="w8.service", pid=77)
+    again["process"]["start"] = at(WEEK_START + 86_400 * 8 - 0.25)
+    store.take(again)
+    store.sink.close()
+    return store.path
+
+
+def command(database: Path, *arguments: str) -> str:
+    shown = seal_monitor("incidents", *arguments, "--database", database)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    return shown.stdout
+
+
+def test_list(database: Path) -> None:
+    lines = command(database, "list").splitlines()
+    titles = ("ID", "LAST SEEN (UTC)", "COUNT", "SEVERITY", "WHAT", "EXECUTABLE", "WORKLOAD")
+    assert tuple(re.split(r"  +", lines[0])) == titles
+    assert [tuple(re.split(r"  +", line))[1:] for line in lines[1:]] == [
+        (
+            *("2026-11-26 11:06:40", "4", "critical", "munmap of sealed memory refused"),
+            *("/srv/images/bin/image-worker", "w5.service +3"),
+        ),
+        (
+            *("2026-11-21 17:08:03", "3,997", "critical", "mprotect of sealed memory refused"),
+            *("/srv/images/bin/image-worker", "image-worker.service"),
+        ),
+        (
+            *("2026-11-21 17:07:53", "1", "warning", "write to a guard region"),
+            *("/srv/images/bin/image-worker", "image-worker.service"),
+        ),
+    ]
+    starts = {line.index("critical") for line in lines if "critical" in line}
+    assert starts == {lines[0].index("SEVERITY")}
+
+
+def test_list_with_filters(database: Path) -> None:
+    def whats(*arguments: str) -> list[str]:
+        found = json.loads(command(database, "list", "--json", *arguments))
+        return [each["operation"] or each["cause"] or each["kind"] for each in found]
+
+    assert whats() == ["munmap", "mprotect", "guard_region"]
+    assert whats("--kind", "all") == ["munmap", "mprotect", "guard_region", "seal"]
+    assert whats("--kind", "fault") == ["guard_region"]
+    assert whats("--until", "2026-11-21T18:00:00Z") == ["mprotect", "guard_region"]
+    assert whats("--since", "2026-11-22") == ["munmap"]
+    assert whats("--workload", "w*.service", "--verdict", "sealed") == ["munmap"]
+    assert whats("--executable", "image-w*", "--operation", "guard_region") == ["guard_region"]
+    assert whats("--verdict", "unverified") == []
+    assert whats("--limit", "1") == ["munmap"]
+    assert "the last 1; --limit shows more" in command(database, "list", "--limit", "1")
+    assert command(database, "list", "--workload", "none") == "no incident matches\n"
+
+
+def test_show(database: Path) -> None:
+    (found,) = json.loads(command(database, "list", "--json", "--operation", "mprotect"))
+    assert (found["count"], found["told"], found["suppressed"]) == (3997, 1, 3996)
+    story = command(database, "show", found["id"][:6].upper())
+    for line in (
+        f"incident {found['id']}: mprotect of sealed memory refused",
+        "  count         3,997 (1 told one by one, 3,996 suppressed)",
+        "  first seen    2026-11-21 17:07:52 UTC",
+        "  last seen     2026-11-21 17:08:03 UTC",
+        "  verdicts      sealed 1",
+        "  workloads     image-worker.service 1",
+        "  hosts         web-3 1",
+        "  caller        image-worker e06a8f49bf8d070c908e216c55a291776d2f33af+0x1212",
+        f"  {EVENTS['denial']['summary']}",
+        "  #0  libc.so.6+0x101a37",
+        "  #1  image-worker+0x1212",
+        "  ...",
+        "events that are kept: 2",
+        f"  2026-11-21 17:07:52.898  pid 20721  {EVENTS['denial']['summary']}",
+    ):
+        assert line in story.splitlines()
+    document = json.loads(command(database, "show", found["id"], "--json"))
+    assert [event["kind"] for event in document.pop("events")] == ["denial", "suppression"]
+    assert document == found
+
+
+def test_timeline(database: Path) -> None:
+    lines = command(database, "timeline", "20721").splitlines()
+    assert lines[0] == "process 20721, image-worker"
+    assert "  started       2026-11-21 17:07:52.580 UTC" in lines
+    assert "  workload      image-worker.service" in lines
+    steps = [tuple(re.split(r"  +", line))[:3] for line in lines if line.startswith("2026")]
+    assert steps == [
+        ("2026-11-21 17:07:52.580", "+0.001 s", "seal"),
+        ("2026-11-21 17:07:52.898", "+0.318 s", "denial"),
+        ("2026-11-21 17:07:53.198", "+0.619 s", "fault"),
+        ("2026-11-21 17:08:03.000", "+10.420 s", "suppression"),
+    ]
+    document = json.loads(command(database, "timeline", "20721", "--json"))
+    assert document["start"] == EVENTS["denial"]["process"]["start"]
+    assert [entry["event"] for entry in document["events"][1:3]] == [
+        *(EVENTS["denial"], EVENTS["fault"])
+    ]
+
+
+def test_timeline_of_one_of_several(database: Path) -> None:
+    start = at(WEEK_START + 86_400 * 8 - 0.25)[:19]
+    document = json.loads(command(database, "timeline", "77", start, "--json"))
+    assert len(document["events"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("show", "0123"), "no incident has an id that begins with 0123; 'seal-monitor incidents"),
+        (("show", "%"), "no incident has an id that begins with %; 'seal-monitor incidents list'"),
+        (("show", "\x1b[2J"), r"no incident has an id that begins with \x1b[2j; 'seal-monitor"),
+        (("timeline", "99"), "no event is kept of a process 99"),
+        (
+            ("timeline", "20721", "2026-11-20"),
+            "no event is kept of a process 20721 that started then",
+        ),
+        (
+            ("timeline", "77"),
+            "2 processes had the pid 77; name the start of one: 2026-11-18T11:05:23.000, "
+            "2026-11-26T11:06:39.750",
+        ),
+    ],
+)
+def test_not_found(database: Path, arguments: tuple[str, ...], message: str) -> None:
+    shown = seal_monitor("incidents", *arguments, "--database", database)
+    assert shown.stderr.startswith(f"seal-monitor: {message}")
+    assert (shown.returncode, shown.stdout) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "seal-monitor incidents: error: the following arguments are required: COMMAND"),
+        (("list", "--since", "noon"), "seal-monitor: command line: --since: noon is no time; "),
+        (("timeline", "1", "x"), "seal-monitor: command line: START: x is no time; "),
+        (("timeline", "0"), "argument PID: '0' is no number from 1 to 2147483647"),
+        (("list", "--limit", "-1"), "argument --limit: '-1' is no number from 1 to 2147483647"),
+        (("list", "--kind", "x"), "argument --kind: invalid choice: 'x'"),
+        (("list", "--attach", "auto"), "unrecognized arguments: --attach auto"),
+    ],
+)
+def test_wrong_usage(database: Path, arguments: tuple[str, ...], message: str) -> None:
+    options = ("--database", str(database)) if arguments else ()
+    shown = seal_monitor("incidents", *arguments, *options)
+    assert message in shown.stderr.splitlines()[-1]
+    assert (shown.returncode, shown.stdout) == (2, "")
+
+
+def test_where_the_configuration_says(database: Path, tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(f'[state]\ndirectory = "{database.parent}"\n')
+    for arguments in (
+        ("incidents", "list", "--config", file),
+        ("--config", file, "incidents", "list"),
+    ):
+        assert seal_monitor(*arguments).stdout == command(database, "list")
+    file.write_text(f'[state]\ndirectory = "{tmp_path}"\n')
+    shown = seal_monitor("incidents", "list", "--config", file)
+    assert shown.returncode == 1
+    assert f"there are no incidents: no {tmp_path}/incidents.db; " in shown.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_root_reads_as_the_owner(database: Path) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        copied = Path(shutil.copy(database, folder / "incidents.db"))
+        for path in (folder, copied):
+            os.chown(path, 12345, 12345)
+        assert command(copied, "list") == command(database, "list")
+        assert {path.stat().st_uid for path in folder.iterdir()} == {12345}
+        folder.chmod(0o500)
+        os.chown(folder, 0, 0)
+        shown = seal_monitor("incidents", "list", "--database", copied)
+        assert f"cannot read {copied}: " in shown.stderr
+        assert shown.returncode == 1
+
+
+def test_nothing_that_a_terminal_obeys() -> None:
+    hostile = "\x1b[2J\x1b]0;x\x07\u202e"
+    facets = {name: {hostile: 1} for name in ("executable", "workload")}
+    texts = (hostile,) * 9
+    incident = Incident(*texts, 0, 0, 1, 0, facets)
+    assert "".join(listed([incident], more=False)).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, None),
+        ("90s", NOW - 90 * 10**9),
+        ("24h", NOW - 86_400 * 10**9),
+        ("2w", NOW - 14 * 86_400 * 10**9),
+        ("2026-11-21T17:07:52Z", 1795280872 * 10**9),
+        ("2026-11-21T17:07:52.25", 1795280872_250000000),
+        ("2026-11-21 18:07:52+01:00", 1795280872 * 10**9),
+        ("2026-11-21", (1795280872 - 17 * 3600 - 7 * 60 - 52) * 10**9),
+    ],
+)
+def test_moment(text: str | None, expected: int | None) -> None:
+    assert moment("--since", text, NOW) == expected
+
+
+@pytest.mark.parametrize("text", ["", "7", "d", "-1d", "7 d", "yesterday", "2026-13-01", "٣d"])
+def test_no_moment(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"command line: --since: .* is no time; write a date"):
+        moment("--since", text, NOW)
