@@ -30,6 +30,7 @@ from monitor.incident_search import (
 )
 from monitor.incidents import nanoseconds
 from monitor.printable import printable
+from monitor.symbols import Resolver
 
 __all__ = ["as_object", "listed", "moment", "run", "shown", "told"]
 
@@ -280,7 +281,9 @@ def _show(arguments: Namespace, database: Path) -> int:
                 f"{what} an id that begins with {printable(prefix)}; "
                 "'seal-monitor incidents list' tells the ids"
             )
-        events = incidents.events(found[0])
+        kept = incidents.events(found[0])
+    with Resolver(os.environ) as resolver:
+        events = [resolver.resolve(event) for event in kept]
     document = as_object(found[0]) | {"events": events}
     return _print(shown(found[0], events), document, arguments.json)
 
