@@ -88,3 +88,15 @@ def test_a_broken_database_is_told_and_survived(start: Start, state: Path) -> No
     daemon.wait_for(lambda event: event["kind"] == "denial")
     daemon.stop()
     assert "munmap" in [each["operation"] for each in incidents(daemon, "list")]
+
+
+def test_show_names_the_functions(start: Start, compiled: Compile, state: Path) -> None:
+    daemon = start(f'[state]\ndirectory = "{state}"\n')
+    program = compiled("frames")
+    subprocess.run([program, "1", "outermost", "denied"], check=True, capture_output=True)
+    daemon.wait_for(lambda event: event["kind"] == "denial")
+    daemon.stop()
+    (refused,) = incidents(daemon, "list", "--executable", "frames")
+    (event,) = incidents(daemon, "show", refused["id"])["events"]
+    functions = [(frame["symbol"] or "").partition("+")[0] for frame in event["stack"]]
+    assert functions[1:] == ["violate", "descend", "descend", "outermost"]
