@@ -103,13 +103,14 @@ def test_show(database: Path) -> None:
         "  hosts         web-3 1",
         "  caller        image-worker e06a8f49bf8d070c908e216c55a291776d2f33af+0x1212",
         f"  {EVENTS['denial']['summary']}",
-        "  #0  libc.so.6+0x101a37",
-        "  #1  image-worker+0x1212",
         "  ...",
         "events that are kept: 2",
         f"  2026-11-21 17:07:52.898  pid 20721  {EVENTS['denial']['summary']}",
     ):
         assert line in story.splitlines()
+    # The function's name comes before it where this host has that very build.
+    assert re.search(r"^  #0  (\S+ \()?libc\.so\.6\+0x101a37\)?$", story, re.MULTILINE)
+    assert re.search(r"^  #1  (\S+ \()?image-worker\+0x1212\)?$", story, re.MULTILINE)
     document = json.loads(command(database, "show", found["id"], "--json"))
     assert [event["kind"] for event in document.pop("events")] == ["denial", "suppression"]
     assert document == found
