@@ -92,7 +92,7 @@ def test_a_broken_database_is_told_and_survived(start: Start, state: Path) -> No
 
 def test_show_names_the_functions(start: Start, compiled: Compile, state: Path) -> None:
     daemon = start(f'[state]\ndirectory = "{state}"\n[events]\nseals = true\n')
-    command = [compiled("frames"), "1", "outermost", "denied", "--wait"]
+    command = [str(compiled("frames")), "1", "outermost", "denied", "--wait"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
         daemon.wait_for(lambda event: event["kind"] == "seal")  # now it knows the path
         process.communicate(b"x", timeout=20)
