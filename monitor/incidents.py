@@ -94,7 +94,7 @@ DELETE FROM events WHERE incident = :incident AND seq <= (
 """
 
 _BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_CALLERS = 2048  # whose suppressions find their incident: a storm's, between two sweeps
+_CALLERS = 512  # whose suppressions find their incident: a storm's, between two sweeps
 _LOOK_EVENTS, _LOOK_SECONDS = 64, 60.0  # retention is looked at after so many, or so long
 _FULL, _ROOM = 0.9, 0.8  # of the size: from the one on the oldest incidents go, down to the other
 _AT_ONCE = 500  # incidents that one transaction removes

@@ -46,6 +46,8 @@ ALIVE_SECONDS = 11.0  # how old the word that a killed run left may be
 DETACH_SECONDS = 3.0  # from when nothing is seen any more to the end of the process
 GROWTH = 0.02
 GROWTH_MIB = 0.7
+# Of the last 1,024 processes and 512 callers something is kept: in a short run that still fills up.
+FILLING_MIB, FILLING_SECONDS = 0.6, 120.0
 USUAL_EVENTS = {"started", "stopped", "reloaded", "reload_failed", "sink_failed", "sink_recovered"}
 
 CONFIGURATION = """
@@ -421,6 +423,7 @@ class Soak:
         for name, of in (("RSS", "rss"), ("anonymous memory", "anonymous")):
             before, after = (mean(getattr(s, of) for s in part) for part in (first, last))
             limit = max(GROWTH * before, GROWTH_MIB)
+            limit += FILLING_MIB if window < FILLING_SECONDS else 0
             self.check(
                 f"{name}, {label}",
                 f"{before:.2f} -> {after:.2f} MiB",
