@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
@@ -61,8 +62,9 @@ def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
     signal.signal(signal.SIGHUP, lambda *_: None)
     faulthandler.enable(2)  # where it stood when a watchdog's SIGABRT ended it
     privileges.disinherit()
-    last_run = LastRun(state_directory(config.state.directory), host.host_facts().boot_id)
-    outputs = [*open_sinks(config), *open_incidents(config, last_run)]
+    directory = state_directory(config.state.directory)
+    last_run = LastRun(directory, host.host_facts().boot_id)
+    outputs = [*open_sinks(config), *open_incidents(config, directory, last_run)]
     with Daemon(config, outputs, reload, last_run, restricted=True) as daemon:
         daemon.watch_signals()
         daemon.loop()
@@ -102,9 +104,8 @@ def open_sinks(config: Config) -> list[sinks.Sink]:
     return opened
 
 
-def open_incidents(config: Config, last_run: LastRun) -> list[sinks.Sink]:
+def open_incidents(config: Config, directory: Path | None, last_run: LastRun) -> list[sinks.Sink]:
     """The store of incidents, if it is wanted and there is a state directory to write to."""
-    directory = state_directory(config.state.directory)
     if not (config.incidents.enabled and last_run.is_kept and directory):
         return []
     if not os.access(directory, os.W_OK, effective_ids=True):

@@ -58,6 +58,7 @@ __all__ = [
     "counts",
     "new_cgroup",
     "own_programs",
+    "remove_cgroup",
     "started",
     "tally",
     "wait_until_reading",
@@ -211,6 +212,18 @@ def cgroup_root() -> Path | None:
     return None
 
 
+def remove_cgroup(path: Path) -> None:
+    """Waits for its last process, which keeps it busy until it is gone."""
+    deadline = time.monotonic() + 5
+    while path.exists():
+        try:
+            path.rmdir()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
 @contextmanager
 def new_cgroup(name: str) -> Iterator[Path]:
     """A cgroup2 directory; its inode is the cgroup's id. Skips where none is mounted."""
@@ -222,14 +235,7 @@ def new_cgroup(name: str) -> Iterator[Path]:
     try:
         yield path
     finally:
-        deadline = time.monotonic() + 5
-        while path.exists():
-            try:  # busy until its last process is gone
-                path.rmdir()
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.01)
+        remove_cgroup(path)
 
 
 # ---- Programs ------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from harness import Cell, cgroup_root
+from harness import Cell, cgroup_root, remove_cgroup
 from warm import Warm, WarmProcess
 
 from monitor import provoke
@@ -234,11 +234,4 @@ class Load:
             self._provoke("mprotect", path)
             self.cgroups += 1
         finally:
-            deadline = time.monotonic() + 5
-            while path.exists():
-                try:  # busy until its last process is gone
-                    path.rmdir()
-                except OSError:
-                    if time.monotonic() > deadline:
-                        raise
-                    time.sleep(0.01)
+            remove_cgroup(path)
