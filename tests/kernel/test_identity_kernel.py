@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from harness import new_cgroup
 
 from monitor import config, sinks
 from monitor.daemon import Daemon
+from monitor.identity import Identities, Identity
 
 Compile = Callable[[str], Path]
 Event = dict[str, Any]
@@ -30,6 +32,9 @@ interval = 0
 listen_address = "127.0.0.1:0"
 """
 PROCESSES = 1000
+AT_A_TIME = 8
+MILLISECONDS = 50  # eight in 50 ms is less than the 200 a second of which the kernel tells
+PATIENCE = 60.0
 
 
 class Collected:
@@ -58,6 +63,31 @@ class Collected:
         ]
 
 
+class Learning(Identities):
+    """Gives a token whenever another eight processes of the program are known in full."""
+
+    def __init__(self, program: Path) -> None:
+        super().__init__()
+        self.tokens: SimpleQueue[None] = SimpleQueue()
+        self._program = os.fsencode(program.name)
+        self._known: set[int] = set()
+
+    def lookup(
+        self,
+        pid: int,
+        start_boot_ns: int,
+        uid: int | None = None,
+        base_name: bytes = b"",
+        gid: int | None = None,
+    ) -> Identity:
+        identity = super().lookup(pid, start_boot_ns, uid, base_name, gid)
+        if base_name == self._program and identity.result == "complete" and pid not in self._known:
+            self._known.add(pid)
+            if len(self._known) % AT_A_TIME == 0:
+                self.tokens.put(None)
+        return identity
+
+
 @pytest.fixture
 def collected() -> Collected:
     return Collected()
@@ -70,13 +100,27 @@ def daemon(collected: Collected, require_bpf: None) -> Iterator[Daemon]:
         yield daemon
 
 
-def run_beside(daemon: Daemon, *command: object) -> Any:
-    """What the command printed, run while the daemon watches, and after it was stopped."""
+def run_beside(daemon: Daemon, *command: object, tokens: SimpleQueue[None] | None = None) -> Any:
+    """What the command printed, run while the daemon watches, and after it was stopped.
+
+    For each of the tokens a byte is written to its standard input.
+    """
     done: list[str] = []
 
     def run() -> None:
-        words = [str(word) for word in command]
-        done.append(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+        with subprocess.Popen(
+            [str(word) for word in command],
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as child:
+            assert child.stdin is not None
+            if tokens is not None:
+                for _ in range(PROCESSES // AT_A_TIME):
+                    tokens.get(timeout=PATIENCE)
+                    child.stdin.write(b"x")
+            done.append(child.communicate()[0].decode())
+        assert child.returncode == 0
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -91,14 +135,17 @@ def test_what_was_learnt_when_it_sealed(
 ) -> None:
     """Each is gone when its denial is read, and yet known in full."""
     program = compiled("swarm")
-    assert run_beside(daemon, program, PROCESSES, 50) == {"mprotect": PROCESSES}
+    learning = daemon.pipeline.identities = Learning(program)
+    assert run_beside(
+        daemon, program, PROCESSES, MILLISECONDS, "--wait", tokens=learning.tokens
+    ) == {"mprotect": PROCESSES}
     events = collected.denials_of(program.name)
     assert len({event["process"]["pid"] for event in events}) == len(events) == PROCESSES
     user = {"uid": os.getuid(), "gid": os.getgid(), "user_name": "root", "group_name": "root"}
     for event in events:
         process = event["process"]
         assert process["executable"] == str(program)
-        assert process["command_line"] == f"{program} {PROCESSES} 50"
+        assert process["command_line"] == f"{program} {PROCESSES} {MILLISECONDS} --wait"
         assert {name: process[name] for name in user} == user
     assert daemon.tally.identity_lookups["complete"] == PROCESSES
 
