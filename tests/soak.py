@@ -42,12 +42,13 @@ SAMPLE_SECONDS = 10.0
 WINDOW_SECONDS = 600.0
 EVENT_SECONDS = 10.0
 IDLE_SECONDS = 100.0  # a bucket is given back after 60
-ALIVE_SECONDS = 11.0  # how old the word that a killed run left may be
+ALIVE_SECONDS = 13.0  # how old the word that a killed run left may be
 DETACH_SECONDS = 3.0  # from when nothing is seen any more to the end of the process
 GROWTH = 0.02
 GROWTH_MIB = 0.7
-# Of the last 1,024 processes and 512 callers something is kept: in a short run that still fills up.
-FILLING_MIB, FILLING_SECONDS = 0.6, 120.0
+# Of the last 1,024 processes and 512 callers something is kept. A long run is looked at once that
+# is full; in a short one it still fills up.
+FILLING_MIB, FILLING_SECONDS = 0.6, 300.0
 USUAL_EVENTS = {"started", "stopped", "reloaded", "reload_failed", "sink_failed", "sink_recovered"}
 
 CONFIGURATION = """
@@ -415,22 +416,28 @@ class Soak:
     # ---- What must not grow ----------------------------------------------------------------------
 
     def growth(self, life: Life) -> None:
-        samples = life.samples
-        window = min(WINDOW_SECONDS, (samples[-1].at - samples[0].at) / 3)
-        first = [s for s in samples if s.at <= samples[0].at + window]
-        last = [s for s in samples if s.at >= samples[-1].at - window]
+        began, ended = life.samples[0].at, life.samples[-1].at
+        is_long = ended - began > 4 * FILLING_SECONDS
+        if is_long:
+            began += FILLING_SECONDS
+        window = min(WINDOW_SECONDS, (ended - began) / 3)
+        samples = [sample for sample in life.samples if sample.at >= began]
+        first = [s for s in samples if s.at <= began + window]
+        last = [s for s in samples if s.at >= ended - window]
         label = f"first and last {window / 60:.1f} minutes"
+        if is_long:
+            label = f"{label} after {FILLING_SECONDS / 60:.0f}"
         for name, of in (("RSS", "rss"), ("anonymous memory", "anonymous")):
             before, after = (mean(getattr(s, of) for s in part) for part in (first, last))
             limit = max(GROWTH * before, GROWTH_MIB)
-            limit += FILLING_MIB if window < FILLING_SECONDS else 0
+            limit += 0 if is_long else FILLING_MIB
             self.check(
                 f"{name}, {label}",
                 f"{before:.2f} -> {after:.2f} MiB",
                 f"at most {limit:+.2f} MiB",
                 after - before <= limit,
             )
-        self.course = [sample.rss for sample in samples[:: max(1, len(samples) // 12)]]
+        self.course = [s.rss for s in life.samples[:: max(1, len(life.samples) // 12)]]
         for name in ("descriptors", "threads"):
             before, after = (min(int(getattr(s, name)) for s in part) for part in (first, last))
             self.check(
