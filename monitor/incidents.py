@@ -157,6 +157,7 @@ def _facets(event: Event) -> Iterator[tuple[str, str]]:
         "host": event["host"]["name"],
         "verdict": event.get("verdict"),
         "disposition": event.get("disposition"),
+        "likely": (event.get("assessment") or {}).get("likely"),
         "workload": workload_name(workload["cgroup"]) if workload.get("cgroup") else None,
         "executable": path,
         "program": path.removesuffix(" (deleted)").rpartition("/")[2] if path else None,
