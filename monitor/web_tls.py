@@ -15,7 +15,7 @@ import yaml
 from monitor.web import Tls, WebError, one_line
 from monitor.yaml_values import Mistakes, boolean, known, string, strings
 
-__all__ = ["tls_server"]
+__all__ = ["SUITES", "tls_server"]
 
 _SECTION = "tls_server_config"
 _VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
@@ -27,7 +27,7 @@ _CLIENT_AUTH = {
 }
 # Go's names of the suites that it does not call insecure, and OpenSSL's. Those of TLS 1.3 are
 # always offered, as in Go.
-_SUITES = {
+SUITES = {
     "TLS_AES_128_GCM_SHA256": "",
     "TLS_AES_256_GCM_SHA384": "",
     "TLS_CHACHA20_POLY1305_SHA256": "",
@@ -53,7 +53,7 @@ _STRINGS: Mapping[str, tuple[str, ...]] = {
 }
 _LISTS: Mapping[str, tuple[str, ...]] = {
     "client_allowed_sans": (),
-    "cipher_suites": tuple(_SUITES),
+    "cipher_suites": tuple(SUITES),
     "curve_preferences": tuple(_CURVES),
 }
 _SERVER_PREFERS = "prefer_server_cipher_suites"
@@ -185,7 +185,7 @@ def tls_server(node: yaml.Node, path: Path, read: Read, mistakes: Mistakes) -> T
 
 def _set_suites(context: ssl.SSLContext, section: _Section) -> None:
     wanted = section.lists.get("cipher_suites", ())
-    older = [_SUITES[name] for name in wanted if _SUITES[name]]
+    older = [SUITES[name] for name in wanted if SUITES[name]]
     if older:
         context.set_ciphers(":".join(older))
     elif wanted:  # suites of TLS 1.3 alone

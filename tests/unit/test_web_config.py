@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import bcrypt
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from monitor.web import WebError
 from monitor.web_config import RateLimit, WebConfig, digest_of, load_web_config
+from monitor.web_tls import SUITES
 
 HASH = bcrypt.hashpw(b"correct horse", bcrypt.gensalt(4)).decode()
 
@@ -174,6 +177,48 @@ def test_web_config_mistakes(tmp_path: Path, text: str, expected: list[str]) -> 
 )
 def test_rate_limit(tmp_path: Path, text: str, expected: RateLimit | None) -> None:
     assert web_config(tmp_path, f"rate_limit:\n  {text}\n").rate_limit == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "is_right"),
+    [
+        ("", True),
+        (f"basic_auth_users:\n  a: {HASH}\n", True),
+        ("basic_auth_users:\n  a: secret\n", False),
+        (TLS, True),
+        (
+            TLS + "  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: client.pem\n",
+            True,
+        ),
+        (TLS + "  client_ca_file: client.pem\n", False),
+        (TLS + "  min_version: TLS12\n  max_version: TLS13\n", True),
+        (TLS + "  min_version: TLS9\n", False),
+        (TLS + "  prefer_server_cipher_suites: false\n  curve_preferences: [CurveP521]\n", True),
+        (TLS + "  curve_preferences: [CurveP1]\n", False),
+        *((f"{TLS}  cipher_suites: [{name}]\n", True) for name in SUITES),
+        (TLS + "  cipher_suites: [TLS_NONE]\n", False),
+        (TLS + "  unknown: 1\n", False),
+        ("tls_server_config:\n  cert_file: server.pem\n", False),
+        ("tls_server_config:\n  cert_file: server.pem\n  key_file: client.key\n", False),
+        (TLS + "http_server_config:\n  http2: false\n", True),
+        ("http_server_config:\n  headers:\n    X-Frame-Options: sameorigin\n", True),
+        ("http_server_config:\n  headers:\n    X-Frame-Options: allow\n", False),
+        ("http_server_config:\n  headers:\n    Server: x\n", False),
+    ],
+)
+def test_the_toolkit_says_the_same_of_a_file(certificates: Path, text: str, is_right: bool) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed")
+    try:
+        web_config(certificates, text)
+    except WebError:
+        found = False
+    else:
+        found = True
+    command = [promtool, "check", "web-config", str(certificates / "web.yml")]
+    told = subprocess.run(command, check=False, capture_output=True, timeout=20).returncode == 0
+    assert (found, told) == (is_right, is_right)
 
 
 def test_headers(tmp_path: Path) -> None:
