@@ -16,7 +16,14 @@ __all__ = ["SUITES", "tree"]
 SUITES = ("bookworm", "trixie")
 FRESH_DAYS = 14
 INCLUDED = ("systemd", "dbus", "init-system-helpers", "iproute2")
-TESTED_WITH = ("python3-pytest", "python3-hypothesis", "python3-jsonschema", "openssl", "gcc")
+TESTED_WITH = (
+    "python3-pytest",
+    "python3-hypothesis",
+    "python3-jsonschema",
+    "openssl",
+    "gcc",
+    "libc6-dev",
+)
 CONTROL = Path(__file__).parents[2] / "systemd/debian/control"
 
 

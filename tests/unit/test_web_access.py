@@ -137,16 +137,14 @@ def test_maximum_version(folder: Path) -> None:
 
 def test_curve(folder: Path) -> None:
     with serving(folder, TLS + "  curve_preferences: [CurveP384]\n") as served:
-        host, port = served.server.address
-        done = subprocess.run(
-            ["openssl", "s_client", "-connect", f"{host}:{port}", "-curves", "P-256:P-384"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=False,
-        )
-        assert "Server Temp Key: ECDH, secp384r1, 384 bits" in done.stdout
+        for curve, agreed in (("secp384r1", True), ("prime256v1", False)):
+            tls = client_context(folder)
+            tls.set_ecdh_curve(curve)
+            if agreed:
+                assert served.status(tls) == 200
+            else:
+                with pytest.raises(REFUSED):
+                    served.status(tls)
 
 
 def test_a_client_certificate_is_verified_if_given(folder: Path) -> None:
