@@ -13,6 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from monitor import config
+from monitor.version import version
 
 __all__ = ["main"]
 
@@ -53,9 +54,7 @@ SEAL_MONITOR_DEBUG=1 in the environment shows where an error was raised.
 
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib import metadata  # noqa: PLC0415 - slow, and seldom asked for
-
-        print(f"seal-monitor {metadata.version('seal-monitor')}")
+        print(f"seal-monitor {version()}")
         parser.exit()
 
 

@@ -229,7 +229,8 @@ KEYS: tuple[Key, ...] = (
         "web.config_file",
         "",
         optional_path,
-        'TLS and basic auth, in the format of the Prometheus exporter toolkit; "" for neither.',
+        'TLS and basic auth, in the format of the Prometheus exporter toolkit; "" for neither. It '
+        "is read anew when it changes.",
         "--web.config.file",
     ),
     Key(

@@ -186,6 +186,8 @@ class Daemon:
         self._pending_health: list[tuple[str, str]] = []
         self._sweep_at = self._missed_at = 0.0
         self._trouble: set[str] = set()
+        self._access: Callable[[], web.Access] = web.Access
+        self._not_in_force: set[str] = set()  # of "configuration" and "web configuration"
         with contextlib.ExitStack() as on_failure:
             on_failure.push(self._cleanup)
             self._start()
@@ -200,12 +202,11 @@ class Daemon:
     def _start(self) -> None:
         host.require()
         config = self._config
-        web_options = None
         if config.web.config_file is not None:
-            from monitor.web_config import load_web_config  # noqa: PLC0415 - YAML and bcrypt: 3 MB
+            from monitor.web_access import WebAccess  # noqa: PLC0415 - YAML and bcrypt: 3 MB
 
-            web_options = load_web_config(config.web.config_file)
-        self._has_tls = web_options is not None and web_options.tls is not None
+            self._access = WebAccess(config.web.config_file, self._on_web_config)
+        self._has_tls = self._access().tls is not None
         attached = self._cleanup.enter_context(Attached(request(config)))
         self.findings = attached.calibrate()
         self._watching_since = _clocks()
@@ -215,7 +216,7 @@ class Daemon:
         configure(kernel, config)
         cgroups = Cgroups()
         self.facts = host.host_facts()
-        self.tally.reload(True, time.time())
+        self._has_read("configuration", True)
         self.pipeline = Pipeline(
             self.facts,
             kernel.sealed_mask,
@@ -234,7 +235,7 @@ class Daemon:
         self._rounds = Rounds(self._canary, self._started)
         self._cleanup.callback(self._canary.stop)
         self.server = web.listen(
-            config.web.listen_address, self._registry(source), self.not_ready, web_options
+            config.web.listen_address, self._registry(source), self.not_ready, self._access
         )
         self._cleanup.callback(self.server.close)
         if self._restricted:  # everything is open, and no thread started that would keep them
@@ -327,6 +328,7 @@ class Daemon:
             with self._service.reloading():
                 self.delivery.reopen()
                 self._reload_configuration()
+                self._access()  # else the next connection would find a mistake
         self._service.turned(is_drained and not self._rounds.is_late, self._status)
 
     def drain(self) -> int:
@@ -429,6 +431,22 @@ class Daemon:
         else:
             self._pending_health.append(("sink_failed", f"{name}: {error}"))
 
+    def _on_web_config(self, error: web.WebError | None) -> None:
+        """A thread that answers HTTP has read the web configuration anew."""
+        if error is None:
+            said = ("reloaded", "the web configuration was read anew and is in force")
+        else:
+            said = ("reload_failed", f"{error}; the web configuration stays as it was")
+        self._has_read("web configuration", error is None)
+        self._pending_health.append(said)
+
+    def _has_read(self, what: str, is_in_force: bool) -> None:
+        if is_in_force:
+            self._not_in_force.discard(what)
+        else:
+            self._not_in_force.add(what)
+        self.tally.reload(not self._not_in_force, time.time())
+
     def _tell_pending(self) -> None:
         while self._last_run.problems:
             self.pipeline.health("state_failed", self._last_run.problems.pop(0))
@@ -442,7 +460,7 @@ class Daemon:
         try:
             config = self._reload()
         except ConfigError as error:
-            self.tally.reload(False, time.time())
+            self._has_read("configuration", False)
             self.pipeline.health("reload_failed", str(error))
             return
         done = merge(self._config, config)
@@ -452,7 +470,7 @@ class Daemon:
             # Anew: what it knows of processes was shown by the old setting.
             self.pipeline.identities = Identities(command_line=done.config.events.command_line)
         self._config = done.config
-        self.tally.reload(not done.refused, time.time())
+        self._has_read("configuration", not done.refused)
         self.pipeline.health("reloaded", done.message, details=done.details)
 
     # ---- the end ---------------------------------------------------------------------------------

@@ -5,12 +5,12 @@ import os
 import re
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from monitor import calibrate, cli, events, host, loader, web
+from monitor.version import VERSION
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ("run", "demo", "doctor", "check-config", "schema", "incidents")
@@ -70,7 +70,7 @@ def test_version() -> None:
     shown = seal_monitor("--version")
     assert (shown.returncode, shown.stdout) == (
         0,
-        f"seal-monitor {metadata.version('seal-monitor')}\n",
+        f"seal-monitor {VERSION}\n",
     )
 
 
