@@ -140,6 +140,7 @@ class Process:
     """
 
     pid: int
+    parent_pid: int
     name: str
     age: float
     executable: str | None
@@ -241,6 +242,7 @@ class Reader:
         state, memory = self._memory(pid, directory, own)
         return Process(
             pid=pid,
+            parent_pid=int(fields[1]),
             name=printable(before.partition(b"(")[2]),
             age=time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / _TICKS,
             executable=None if own.executable is None else _as_path(own.executable),

@@ -65,9 +65,10 @@ class Known:
 
 @dataclass(slots=True)
 class Sighting:
-    """Processes of one program in one scan; of `unknown` ones the mappings could not be read.
+    """Processes of one program in one scan.
 
-    Those that do not seal and are too young to tell count as nothing.
+    `unknown` are those that may not be read, and those that seal and may soon be gone. Those that
+    do not seal and are as young count as nothing.
     """
 
     sealing: int = 0
@@ -85,18 +86,21 @@ class Change(NamedTuple):
 
 
 def see(sightings: dict[Program, Sighting], process: Process, settled: float) -> None:
-    """Add a process to what a scan has seen; one younger than `settled` may not have sealed yet."""
+    """Add a process to what a scan has seen. What is younger than `settled` tells little: it may
+    not have sealed yet, or be a helper that lives for a moment.
+    """
     if process.executable is None:
         return
     is_service = process.workload.endswith(".service")
     program = Program(process.executable, process.workload if is_service else None)
     sighting = sightings.setdefault(program, Sighting())
-    if process.state == "sealing":
+    is_settled = process.age >= settled
+    if is_settled and process.state == "sealing":
         sighting.sealing += 1
-    elif process.state == "not_sealing" and process.age >= settled:
+    elif is_settled and process.state == "not_sealing":
         sighting.without += 1
-    else:
-        sighting.unknown += process.state != "not_sealing"
+    elif process.state != "not_sealing":
+        sighting.unknown += 1
     sighting.build_id = process.build_id or sighting.build_id
 
 

@@ -6,6 +6,7 @@ busy host, it would keep the interpreter from those that wait for it.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import Counter
@@ -126,6 +127,8 @@ class PostureRounds:
         memory = Memory()
         sightings: dict[Program, Sighting] = {}
         for process in Reader(self._proc, pause=self._pause).processes():
+            if process.parent_pid == os.getpid():  # the canary seals, too
+                continue
             states[process.state] += 1
             posture_drift.see(sightings, process, self._settled)
             if process.memory is not None:

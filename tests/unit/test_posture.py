@@ -54,11 +54,12 @@ def record(
     state: str = "S",
     flags: int = 0,
     start: int = 100,
+    parent: int = 1,
 ) -> None:
     """A process as /proc shows it; without `text` its mappings may not be read."""
     directory = proc / str(pid)
     directory.mkdir(parents=True)
-    fields = [state, *["0"] * 5, str(flags), *["0"] * 12, str(start), *["0"] * 30]
+    fields = [state, str(parent), *["0"] * 4, str(flags), *["0"] * 12, str(start), *["0"] * 30]
     (directory / "stat").write_text(f"{pid} ({name}) {' '.join(fields)}\n")
     (directory / "status").write_text(f"Name:\tx\nVmRSS:\t{resident_kib} kB\nVmSwap:\t24 kB\n")
     (directory / "cgroup").write_text(f"1:cpu:/old\n0::{cgroup}\n")
@@ -172,9 +173,10 @@ def test_total() -> None:
 def test_a_process(proc: Path) -> None:
     inode = install(proc)
     lines = program(inode, "/usr/bin/app", relro=True)
-    record(proc, 42, smaps(*lines), name="a) (b\x1b", start=7 * TICKS)
+    record(proc, 42, smaps(*lines), name="a) (b\x1b", start=7 * TICKS, parent=3)
     process = read(proc)
-    assert (process.pid, process.name, process.executable) == (42, "a) (b\\x1b", "/usr/bin/app")
+    assert (process.pid, process.parent_pid, process.name) == (42, 3, "a) (b\\x1b")
+    assert process.executable == "/usr/bin/app"
     assert (process.build_id, process.workload) == (BUILD_ID.hex(), "app.service")
     assert (process.state, process.memory) == (
         "sealing",
@@ -296,7 +298,7 @@ def test_this_process_and_all_others() -> None:
 
 def a_process(pid: int, state: posture.State, memory: Memory | None, **values: str) -> Process:
     executable, workload = values.get("executable", "/a"), values.get("workload", "w")
-    return Process(pid, "a", 100.0, executable, None, workload, state, memory, ())
+    return Process(pid, 1, "a", 100.0, executable, None, workload, state, memory, ())
 
 
 def test_grouped() -> None:

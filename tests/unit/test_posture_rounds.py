@@ -125,6 +125,16 @@ def test_a_young_process_is_no_drift(proc: Path, state: Path) -> None:
     assert posture.scan().changes == ()
 
 
+def test_children_of_the_daemon_do_not_count(proc: Path) -> None:
+    """The canary seals, and so would the program that both run."""
+    record(proc, 1, smaps(*program(7, "/a")))
+    record(proc, 2, smaps(*program(7, "/a", code=True)), parent=os.getpid())
+    figures = rounds(proc).scan().figures
+    assert figures is not None
+    assert sum(figures.processes.values()) == 1
+    assert (figures.sealed_bytes, figures.sealing_executables) == ({}, 0)
+
+
 def test_a_state_directory_that_cannot_be_used(proc: Path, state: Path) -> None:
     record(proc, 1, smaps(*program(7, "/usr/bin/app", code=True)))
     (state / FILE).write_bytes(b"nonsense")
