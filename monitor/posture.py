@@ -166,7 +166,10 @@ def _read(name: str, directory: int, limit: int = 4096) -> bytes:
 
 
 def _workload(directory: int) -> str:
-    lines = _read("cgroup", directory, 1 << 16).splitlines()
+    try:
+        lines = _read("cgroup", directory, 1 << 16).splitlines()
+    except FileNotFoundError:  # a kernel without cgroups
+        return UNKNOWN_WORKLOAD
     path = next((line[3:] for line in lines if line.startswith(b"0::")), None)
     return UNKNOWN_WORKLOAD if path is None else workload_name(os.fsdecode(path))
 
@@ -226,6 +229,11 @@ class Reader:
             return self._process(pid, directory)
         except (FileNotFoundError, ProcessLookupError):
             return None
+        except PermissionError:  # /proc mounted with hidepid (proc(5)) tells not even its name
+            return Process(
+                *(pid, 0, "", 0.0, None, None, UNKNOWN_WORKLOAD),
+                *("unreadable", None, ()),
+            )
         finally:
             os.close(directory)
 
@@ -239,6 +247,7 @@ class Reader:
             own = _Own(os.readlink(b"exe", dir_fd=directory))
         except PermissionError:
             own = _Own(None)
+        workload = _workload(directory)
         state, memory = self._memory(pid, directory, own)
         return Process(
             pid=pid,
@@ -247,7 +256,7 @@ class Reader:
             age=time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / _TICKS,
             executable=None if own.executable is None else _as_path(own.executable),
             build_id=own.segments.build_id,
-            workload=_workload(directory),
+            workload=workload,
             state=state,
             memory=memory,
             sealed=tuple(own.sealed),

@@ -164,7 +164,11 @@ def listed(processes: Sequence[Process], by: str, everything: bool, width: int) 
         shown = sorted((p for p in processes if everything or p.state == "sealing"), key=_order)
         columns: list[_Column] = [
             ("PID", False, [str(process.pid) for process in shown]),
-            ("EXECUTABLE", True, [process.executable or f"[{process.name}]" for process in shown]),
+            (
+                "EXECUTABLE",
+                True,
+                [process.executable or f"[{process.name or _UNKNOWN}]" for process in shown],
+            ),
             *_numbers(
                 [process.memory or Memory() for process in shown],
                 [{state: int(process.state == state) for state in STATES} for process in shown],
@@ -284,7 +288,8 @@ def _one(pid: int, proc: Path) -> Process:
     if process is None:
         raise ProcessLookupError(f"there is no process {pid} with memory of its own")
     if process.state == "unreadable":
-        raise PermissionError(f"process {pid} may not be read; run as its user or as root")
+        hint = "" if os.geteuid() == 0 else "; run as its user or as root"
+        raise PermissionError(f"the mappings of process {pid} may not be read{hint}")
     return process
 
 

@@ -256,17 +256,22 @@ def test_unreadable(proc: Path) -> None:
     for directory in (proc, *proc.parents):
         if directory.stat().st_uid == 0 and not directory.stat().st_mode & 0o001:
             directory.chmod(0o755)
+    (proc / "2").mkdir(0o755)
+    (proc / "2/stat").touch(0o400)
     os.seteuid(65534)
     try:
-        process = read(proc, 1)
+        process, hidden = read(proc, 1), read(proc, 2)
     finally:
         os.seteuid(0)
-    assert (process.state, process.memory) == ("unreadable", None)
+    assert (process.state, process.memory, process.name) == ("unreadable", None, "app")
+    assert (hidden.state, hidden.memory, hidden.name) == ("unreadable", None, "")
 
 
 def test_without_a_cgroup(proc: Path) -> None:
     record(proc, 1, smaps(*program(7, "/a")))
     (proc / "1/cgroup").write_text("1:name=systemd:/x\n")
+    assert read(proc, 1).workload == "unknown"
+    (proc / "1/cgroup").unlink()
     assert read(proc, 1).workload == "unknown"
 
 
