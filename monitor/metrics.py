@@ -80,6 +80,8 @@ class Source(Protocol):
 
     def workloads_tracked(self) -> int: ...
 
+    def incident_store_bytes(self) -> int: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -91,6 +93,7 @@ class Reading:
     probes: Sequence[ProbeState]
     ring_used_bytes: int
     workloads_tracked: int
+    incident_store_bytes: int
     tally: Tally
     facts: KernelFacts
     version: str
@@ -319,6 +322,12 @@ METRICS: tuple[Metric, ...] = (
         _one(lambda reading: reading.workloads_tracked),
     ),
     Metric(
+        "incident_store_bytes",
+        "gauge",
+        "Bytes on disk of the database of incidents and the files beside it; 0 without one.",
+        _one(lambda reading: reading.incident_store_bytes),
+    ),
+    Metric(
         "posture_processes",
         "gauge",
         "Processes at the last look, by whether they have sealed memory of their own: sealing, "
@@ -468,6 +477,7 @@ class _Collector:
             probes=self._source.probes(),
             ring_used_bytes=self._source.ring_used_bytes(),
             workloads_tracked=self._source.workloads_tracked(),
+            incident_store_bytes=self._source.incident_store_bytes(),
             tally=self._tally,
             facts=self._facts,
             version=self._version,
