@@ -2,8 +2,9 @@
 
 The flag `sl` in smaps alone tells a seal; PROCMAP_QUERY (ioctl on /proc/PID/maps) does not report
 it. For smaps the kernel walks the page tables, a few mappings at a time, under the lock that mmap()
-and munmap() in that process need: 8 us for a mapping, and 12 ms for a GiB of 4 KiB pages. So a
-process with more than RESIDENT_LIMIT in memory is left alone unless somebody asks for it.
+and munmap() in that process need: 8 us for a mapping, and 6 ms for a MiB of page tables, which is
+512 MiB of 4 KiB pages. So a process with more of them than PAGE_TABLES_LIMIT is left alone unless
+somebody asks for it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from monitor.regular import open_regular
 from monitor.segments import NOTHING, Relro, Segments, read_segments
 
 __all__ = [
-    "RESIDENT_LIMIT",
+    "PAGE_TABLES_LIMIT",
     "STATES",
     "Figures",
     "Group",
@@ -42,7 +43,7 @@ __all__ = [
 State = Literal["sealing", "not_sealing", "unreadable", "too_large"]
 STATES: tuple[State, ...] = ("sealing", "not_sealing", "unreadable", "too_large")
 
-RESIDENT_LIMIT = 4 << 30
+PAGE_TABLES_LIMIT = 8 << 20  # bytes: 4 GiB of small pages, 50 ms
 MAPPINGS_LIMIT = 1 << 18  # vm.max_map_count is 65,530 by default, 2^20 on some distributions
 UNKNOWN_WORKLOAD = "unknown"
 TEXT_LIMIT = 512
@@ -174,11 +175,11 @@ def _workload(directory: int) -> str:
     return UNKNOWN_WORKLOAD if path is None else workload_name(os.fsdecode(path))
 
 
-def _resident(directory: int) -> int:
-    """Bytes in memory and in swap: what smaps would walk over."""
+def _page_tables(directory: int) -> int:
+    """Bytes of them: what smaps would walk."""
     lines = _read("status", directory, 1 << 14).splitlines()
-    found = [line.split() for line in lines if line.startswith((b"VmRSS:", b"VmSwap:"))]
-    return sum(int(fields[1]) for fields in found) * 1024
+    found = next((line.split() for line in lines if line.startswith(b"VmPTE:")), None)
+    return 0 if found is None else int(found[1]) * 1024
 
 
 class _Own:
@@ -197,13 +198,13 @@ class Reader:
     def __init__(
         self,
         proc: Path = Path("/proc"),
-        resident_limit: int | None = RESIDENT_LIMIT,
+        page_tables_limit: int | None = PAGE_TABLES_LIMIT,
         keep: int = 0,
         pause: Callable[[], None] = lambda: None,
     ) -> None:
         """`keep` so many sealed mappings of a process. `pause` is called while nothing is held."""
         self._proc = proc
-        self._resident_limit = resident_limit
+        self._page_tables_limit = page_tables_limit
         self._keep = keep
         self._pause = pause
         self._files: Recent[tuple[str | None, int | None], Segments] = Recent()
@@ -265,7 +266,8 @@ class Reader:
     def _memory(self, pid: int, directory: int, own: _Own) -> tuple[State, Memory | None]:
         """Raises ProcessLookupError where there is none any more."""
         try:
-            if self._resident_limit is not None and _resident(directory) > self._resident_limit:
+            limit = self._page_tables_limit
+            if limit is not None and _page_tables(directory) > limit:
                 return "too_large", None
             smaps = os.open("smaps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
             with open(smaps, "rb") as file:

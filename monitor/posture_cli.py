@@ -12,7 +12,7 @@ from pathlib import Path
 from monitor import host
 from monitor.memory_map import Mapping as MemoryMapping
 from monitor.posture import (
-    RESIDENT_LIMIT,
+    PAGE_TABLES_LIMIT,
     STATES,
     Group,
     Memory,
@@ -142,7 +142,7 @@ def _summary(processes: Sequence[Process], whole: Group) -> list[str]:
         lines.append(f"{_plural(count, 'process')} could not be read{hint}")
     if count := states["too_large"]:
         lines.append(
-            f"{_plural(count, 'process')} with more than {_size(RESIDENT_LIMIT)} in memory "
+            f"{_plural(count, 'process')} with more than {_size(PAGE_TABLES_LIMIT)} of page tables "
             f"{'was' if count == 1 else 'were'} left alone; --pid reads one all the same"
         )
     return lines
@@ -284,7 +284,7 @@ def as_document(processes: Sequence[Process], by: str, everything: bool) -> dict
 
 
 def _one(pid: int, proc: Path) -> Process:
-    process = Reader(proc, resident_limit=None, keep=MAPPINGS_SHOWN).process(pid)
+    process = Reader(proc, page_tables_limit=None, keep=MAPPINGS_SHOWN).process(pid)
     if process is None:
         raise ProcessLookupError(f"there is no process {pid} with memory of its own")
     if process.state == "unreadable":

@@ -50,7 +50,7 @@ def record(
     name: str = "app",
     executable: str | None = "/usr/bin/app",
     cgroup: str = "/system.slice/app.service",
-    resident_kib: int = 1000,
+    tables_kib: int = 100,
     state: str = "S",
     flags: int = 0,
     start: int = 100,
@@ -61,7 +61,7 @@ def record(
     directory.mkdir(parents=True)
     fields = [state, str(parent), *["0"] * 4, str(flags), *["0"] * 12, str(start), *["0"] * 30]
     (directory / "stat").write_text(f"{pid} ({name}) {' '.join(fields)}\n")
-    (directory / "status").write_text(f"Name:\tx\nVmRSS:\t{resident_kib} kB\nVmSwap:\t24 kB\n")
+    (directory / "status").write_text(f"Name:\tx\nVmPTE:\t{tables_kib:8} kB\n")
     (directory / "cgroup").write_text(f"1:cpu:/old\n0::{cgroup}\n")
     (directory / "smaps").write_text(text or "")
     (directory / "root").symlink_to(proc / "files")
@@ -228,13 +228,13 @@ def test_what_has_no_memory_is_no_process(proc: Path) -> None:
 
 
 def test_too_large(proc: Path) -> None:
-    record(proc, 1, smaps(*program(7, "/a", code=True)), resident_kib=(4 << 20) - 24)
-    record(proc, 2, smaps(*program(7, "/a", code=True)), resident_kib=(4 << 20) - 23)
+    record(proc, 1, smaps(*program(7, "/a", code=True)), tables_kib=8192)
+    record(proc, 2, smaps(*program(7, "/a", code=True)), tables_kib=8193)
     assert [(p.pid, p.state, p.memory is None) for p in Reader(proc).processes()] == [
         (1, "sealing", False),
         (2, "too_large", True),
     ]
-    process = Reader(proc, resident_limit=None).process(2)
+    process = Reader(proc, page_tables_limit=None).process(2)
     assert process is not None
     assert process.state == "sealing"
 

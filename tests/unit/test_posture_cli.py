@@ -45,7 +45,7 @@ def proc(tmp_path: Path) -> Path:
         executable=LIBRARY,
         cgroup="/kubepods.slice/kubepods-pod8a9f0c11_22bb_4c3d_9e4f_5566778899aa.slice",
     )
-    record(tmp_path, 8, "", resident_kib=5 << 20, executable="/usr/bin/database")
+    record(tmp_path, 8, "", tables_kib=9 << 10, executable="/usr/bin/database")
     record(tmp_path, 9, smaps((0x1000, 0x2000, "rw-p", 0, 0, False, "")), executable=BROKEN)
     return tmp_path
 
@@ -68,7 +68,7 @@ SUMMARY = """\
 
 3 of 7 processes have sealed memory: 5 ranges, 3 GiB
 of all processes' executable memory 99% is sealed, of their RELRO 50%
-1 process with more than 4 GiB in memory was left alone; --pid reads one all the same
+1 process with more than 8 MiB of page tables was left alone; --pid reads one all the same
 """
 
 

@@ -53,7 +53,7 @@ def test_figures(proc: Path) -> None:
             cgroup=f"/system.slice/{name}.service",
             executable=f"/usr/bin/{name}",
         )
-    record(proc, 9, "x", resident_kib=1 << 30)
+    record(proc, 9, "x", tables_kib=1 << 30)
     before = time.time()
     figures = rounds(proc).scan().figures
     assert figures is not None
