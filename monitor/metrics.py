@@ -331,8 +331,8 @@ METRICS: tuple[Metric, ...] = (
         "posture_processes",
         "gauge",
         "Processes at the last look, by whether they have sealed memory of their own: sealing, "
-        "not_sealing, unreadable (not permitted), too_large (more than 8 MiB of page tables, "
-        "as 4 GiB in small pages have; reading would hold them up). What the kernel maps and seals "
+        "not_sealing, unreadable (not permitted), too_large (more than 4 MiB of page tables, "
+        "as 2 GiB in small pages have; reading would hold them up). What the kernel maps and seals "
         "itself is left out.",
         lambda reading: [
             ((state,), count) for state, count in reading.tally.posture.processes.items()

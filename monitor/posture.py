@@ -43,7 +43,7 @@ __all__ = [
 State = Literal["sealing", "not_sealing", "unreadable", "too_large"]
 STATES: tuple[State, ...] = ("sealing", "not_sealing", "unreadable", "too_large")
 
-PAGE_TABLES_LIMIT = 8 << 20  # bytes: 4 GiB of small pages, 50 ms
+PAGE_TABLES_LIMIT = 4 << 20  # bytes: 2 GiB of small pages, 25 ms
 MAPPINGS_LIMIT = 1 << 18  # vm.max_map_count is 65,530 by default, 2^20 on some distributions
 UNKNOWN_WORKLOAD = "unknown"
 TEXT_LIMIT = 512

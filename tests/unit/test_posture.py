@@ -228,8 +228,8 @@ def test_what_has_no_memory_is_no_process(proc: Path) -> None:
 
 
 def test_too_large(proc: Path) -> None:
-    record(proc, 1, smaps(*program(7, "/a", code=True)), tables_kib=8192)
-    record(proc, 2, smaps(*program(7, "/a", code=True)), tables_kib=8193)
+    record(proc, 1, smaps(*program(7, "/a", code=True)), tables_kib=4096)
+    record(proc, 2, smaps(*program(7, "/a", code=True)), tables_kib=4097)
     assert [(p.pid, p.state, p.memory is None) for p in Reader(proc).processes()] == [
         (1, "sealing", False),
         (2, "too_large", True),

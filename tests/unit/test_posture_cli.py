@@ -68,7 +68,7 @@ SUMMARY = """\
 
 3 of 7 processes have sealed memory: 5 ranges, 3 GiB
 of all processes' executable memory 99% is sealed, of their RELRO 50%
-1 process with more than 8 MiB of page tables was left alone; --pid reads one all the same
+1 process with more than 4 MiB of page tables was left alone; --pid reads one all the same
 """
 
 
