@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 import test_privileges_kernel as privileged
 from harness import new_cgroup
-from test_daemon import Running, Start, start
+from test_daemon import Collected, Running, Start, start
 from test_privileges_kernel import ALL, with_only
 
-from monitor import syscalls
+from monitor import config, syscalls
 from monitor.cgroups import workload_name
+from monitor.daemon import Daemon
 from monitor.posture import Memory, Process, Reader
 from monitor.posture_rounds import PostureRounds
 from monitor.privileges import Capability
@@ -185,6 +186,45 @@ def until_scraped(daemon: Running, series: str, value: float | None = None) -> N
             return
         assert time.monotonic() < deadline, found
         time.sleep(0.2)
+
+
+def test_drift_is_an_event(
+    worker: Worker, tmp_path: Path, compiled: Compile, require_bpf: None
+) -> None:
+    state, path = tmp_path / "state", tmp_path / "worker"
+    state.mkdir(mode=0o750)
+    (state / "posture.json").write_text("nonsense")
+    shutil.copy(compiled("posture"), path)
+    settings = config.load(
+        None, {"posture.interval": 1, "web.listen_address": "127.0.0.1:0"}, default=Path("/none")
+    )
+    collected = Collected()
+
+    def told() -> list[tuple[str, str]]:
+        return [
+            (event["event"], event["severity"])
+            for event in list(collected.events)
+            if event["kind"] == "health" and event["details"].get("executable") == str(path)
+        ]
+
+    with Daemon(settings, [collected]) as daemon:
+        rounds = daemon._posture = PostureRounds(state, 10, settled=0.0, share=1.0)
+        deadline = time.monotonic() + SCAN_SECONDS
+
+        def loop(until: Callable[[], bool]) -> None:
+            daemon.loop(lambda: until() or time.monotonic() > deadline)
+            assert until()
+
+        with worker("pages", path):
+            loop(lambda: daemon.tally.posture.sealing_executables > 0)
+        with worker("none", path):
+            loop(lambda: told() == [("sealing_stopped", "warning")])
+        with worker("relro", path):
+            loop(lambda: told() == [("sealing_stopped", "warning"), ("sealing_resumed", "info")])
+        rounds.stop()
+        assert daemon.delivery.wait(5)
+    (failed,) = (e for e in collected.events if e.get("event") == "state_failed")
+    assert failed["message"].endswith("set aside as posture.json.bad")
 
 
 @root
