@@ -118,6 +118,11 @@ class Incidents:
 
 
 @dataclass(frozen=True)
+class Posture:
+    interval: int
+
+
+@dataclass(frozen=True)
 class Mute:
     """Known violations that make no events. They are still counted."""
 
@@ -168,6 +173,7 @@ class Config:
     watch: Watch
     state: State
     incidents: Incidents
+    posture: Posture
     mutes: tuple[Mute, ...]
 
 
@@ -182,6 +188,7 @@ _SECTIONS: Mapping[str, type] = {
     "watch": Watch,
     "state": State,
     "incidents": Incidents,
+    "posture": Posture,
 }
 
 
@@ -360,6 +367,13 @@ KEYS: tuple[Key, ...] = (
         20,
         integer(1, 1000),
         "The last events of an incident that are kept whole; all are counted.",
+    ),
+    Key(
+        "posture.interval",
+        3600,
+        integer(0, 30 * 86400),
+        "Seconds from one look at what all processes have sealed to the next; 0: never.",
+        reloads=True,
     ),
 )
 

@@ -31,6 +31,7 @@ from monitor.last_run import LastRun, as_details, blind_seconds, state_directory
 from monitor.last_run import ended as how_it_ended
 from monitor.losses import Losses
 from monitor.pipeline import Pipeline, clock_offset
+from monitor.posture_rounds import PostureRounds
 from monitor.reload import merge
 from monitor.service import Service
 from monitor.source import KernelSource
@@ -234,6 +235,9 @@ class Daemon:
         self._canary = Canary(kernel, time.monotonic, self.findings.guard_regions)
         self._rounds = Rounds(self._canary, self._started)
         self._cleanup.callback(self._canary.stop)
+        directory = state_directory(config.state.directory) if self._last_run.is_kept else None
+        self._posture = PostureRounds(directory, config.workloads.maximum)
+        self._cleanup.callback(self._posture.stop)
         self.server = web.listen(
             config.web.listen_address, self._registry(source), self.not_ready, self._access
         )
@@ -317,6 +321,7 @@ class Daemon:
         self.delivery.collect()
         self._tell_pending()
         self._run_canary(now)
+        self._look_at_posture(now)
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_SECONDS
             self._sweep()
@@ -387,6 +392,17 @@ class Daemon:
         elif outcome.blind_seconds is not None:
             words = f"after {outcome.blind_seconds:.0f} s"
             self.pipeline.health("canary_recovered", words, outcome.blind_seconds)
+
+    def _look_at_posture(self, now: float) -> None:
+        outcome = self._posture.turn(now, self._config.posture.interval)
+        if outcome is None:
+            return
+        if outcome.figures is not None:
+            self.tally.posture = outcome.figures
+        for problem in outcome.problems:
+            self.pipeline.health("state_failed" if outcome.figures else "posture_failed", problem)
+        for change in outcome.changes:
+            self.pipeline.health(change.event, change.message, details=change.details)
 
     def _tell_started(self) -> None:
         ready_after = time.monotonic() - self._started
@@ -480,6 +496,7 @@ class Daemon:
         self._stopping = True
         self._service.stopping()
         self._canary.stop()
+        self._posture.stop()
         self.loaded.detach()
         if self._has_started:  # else what the run before has left still holds
             self._last_run.alive(accounts.totals(self.state.counters()))

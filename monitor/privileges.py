@@ -58,7 +58,7 @@ LOST = {
     ),
     Capability.CAP_SYS_PTRACE: (
         "full paths of the executables and mapped files of other users' processes; the kernel's "
-        "base names are told"
+        "base names are told; and what those processes have sealed"
     ),
 }
 
