@@ -1,0 +1,497 @@
+"""What /proc tells of a process at the moment of its violation: mappings, modules, limits, parents.
+
+Everything is read through a descriptor of the process's own directory, which stays its own whoever
+gets the pid next. All of it is the process's choice, so it is bounded and escaped here, and what is
+read costs the process little: its mmap lock is held for a few mappings at a time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from monitor.events import timestamp
+from monitor.identity import TICK_NS, is_image, read_at, state_of
+from monitor.memory_map import Mapping, bounded_lines, parse_smaps
+from monitor.printable import printable
+from monitor.sinks import encode
+
+__all__ = ["LIMITS", "Limits", "Request", "Snapshot", "Taken", "take"]
+
+PATH_LIMIT = 512
+NAME_LIMIT = 64
+STATUS_READ = 8192
+
+Snapshot = dict[str, Any]
+_T = TypeVar("_T")
+
+
+class Limits(NamedTuple):
+    """What one snapshot may cost.
+
+    A mapping takes 230 bytes of the text on average, 700 in smaps, and 12 us to read there. The
+    kernel holds the mmap lock while it walks the page tables of one mapping, 7 ms for a MiB of
+    them, which map 512 MiB in small pages: with more than `page_tables_kib` smaps is not read.
+    """
+
+    text_bytes: int = 256 << 10
+    mappings: int = 1024
+    read_bytes: int = 4 << 20  # of smaps, or else of maps
+    read_seconds: float = 0.25
+    page_tables_kib: int = 4096
+    modules: int = 256
+    parents: int = 16
+
+
+LIMITS = Limits()
+
+
+class Request(NamedTuple):
+    """`base_name` is the kernel's name of the executable, `touched` the address in question."""
+
+    event: str
+    pid: int
+    tid: int
+    start_boot_ns: int
+    start: str
+    base_name: bytes
+    touched: int
+
+
+class Taken(NamedTuple):
+    """`partial`: some part could not be read, which `missing` explains. `gone` has no text."""
+
+    result: Literal["taken", "partial", "gone"]
+    time_ns: int  # Unix time
+    text: bytes = b""
+
+
+def take(
+    request: Request,
+    *,
+    start_offset_ns: int,
+    reports_guards: bool,
+    proc: Path = Path("/proc"),
+    limits: Limits = LIMITS,
+) -> Taken:
+    """The snapshot as JSON text, or `gone`: it ended, or executed another program.
+
+    `start_offset_ns` is from the boot clock to the real-time clock, for start times. Raises
+    OSError where nothing can be read at all.
+    """
+    now, began = time.time_ns(), time.monotonic()
+    gone = Taken("gone", now)
+    try:
+        directory = os.open(proc / str(request.pid), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (FileNotFoundError, ProcessLookupError):
+        return gone
+    try:
+        if state_of(directory, request.start_boot_ns) != "complete":
+            return gone
+        snapshot: Snapshot = {
+            "time": timestamp(now, 0),
+            "event": request.event,
+            "pid": request.pid,
+            "start": request.start,
+        }
+        missing: dict[str, str] = {}
+        part = _Parts(missing)
+        # What changes the soonest comes first.
+        found = part.read("memory_map", lambda: _memory_map(directory, request, limits))
+        if found is not None and not found.blocks:
+            return gone
+        modules = part.read("modules", lambda: _modules(directory, limits.modules))
+        status = f"task/{request.tid}/status"
+        seccomp = part.read("seccomp", lambda: _seccomp(_status(directory, status)))
+        rlimits = part.read("limits", lambda: _limits(read_at("limits", directory, STATUS_READ)))
+        parents = part.read(
+            "parents", lambda: _parents(proc, directory, start_offset_ns, limits.parents)
+        )
+    except (FileNotFoundError, ProcessLookupError):
+        return gone
+    finally:
+        os.close(directory)
+    mappings = None
+    if found is not None:
+        lines = (line for block in found.blocks for line in block)
+        mappings = [_mapping(each) for each in parse_smaps(lines, reports_guards)]
+        if found.problem:
+            missing["memory_map"] = found.problem
+    if modules is not None and modules.problem:
+        missing["modules"] = modules.problem
+    snapshot |= {
+        "memory_map": mappings,
+        "memory_map_complete": found is not None and found.is_complete,
+        "limits": rlimits,
+        "seccomp": seccomp,
+        "modules": modules and modules.found,
+        "parents": parents,
+        "missing": missing,
+        "duration_ms": round((time.monotonic() - began) * 1e3, 3),
+    }
+    text = _fitting(snapshot, request.touched, limits.text_bytes)
+    return Taken("partial" if missing else "taken", now, text)
+
+
+class _Parts:
+    """Reads part by part. What cannot be read is None, and its reason goes into `missing`."""
+
+    def __init__(self, missing: dict[str, str]) -> None:
+        self._missing = missing
+
+    def read(self, name: str, reader: Callable[[], _T]) -> _T | None:
+        try:
+            return reader()
+        except OSError as error:
+            if name == "memory_map" and isinstance(error, FileNotFoundError | ProcessLookupError):
+                raise
+            self._missing[name] = error.strerror or str(error)
+            return None
+
+
+def _fitting(snapshot: Snapshot, touched: int, limit: int) -> bytes:
+    """As JSON text of so many bytes: of the longest part only a half, until it fits."""
+    while len(text := encode(snapshot)) > limit:
+        part = max(("memory_map", "modules"), key=lambda name: len(snapshot[name] or ()))
+        entries = snapshot[part] or []
+        half = len(entries) // 2
+        if not half:
+            break
+        first = 0
+        if part == "memory_map":
+            snapshot["memory_map_complete"] = False
+            below = sum(int(entry["start"], 16) <= touched for entry in entries)
+            first = min(max(below - half // 2, 0), len(entries) - half)
+        else:
+            snapshot["missing"][part] = "there are more"
+        snapshot[part] = entries[first : first + half]
+    return text
+
+
+# ---- Mappings ------------------------------------------------------------------------------------
+
+_Block = list[bytes]  # the lines of one mapping
+
+
+class _TooMuch(Exception):
+    """Reading has come to its bounds; the text says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The mappings around an address. `has_reached`: nothing below it is missing."""
+
+    blocks: list[_Block]
+    is_complete: bool
+    has_reached: bool
+    problem: str = ""
+
+
+def _memory_map(directory: int, request: Request, limits: Limits) -> _Found:
+    """Without a mapping where the program is not the one that was asked for."""
+    kib = int(_status(directory, "status").get(b"VmPTE", b"0").split()[0])
+    why = f"{kib} KiB of page tables, more than {limits.page_tables_kib}"
+    if kib <= limits.page_tables_kib:
+        found = _read_map("smaps", directory, request, limits)
+        if found.has_reached or not found.problem:
+            return found
+        why = found.problem
+    found = _read_map("maps", directory, request, limits)
+    return _Found(found.blocks, found.is_complete, True, f"seals not read: {why}")
+
+
+def _read_map(name: str, directory: int, request: Request, limits: Limits) -> _Found:
+    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        # Behind the open: the file is of the memory that the process has now, and an exec from
+        # here on leaves it empty.
+        if not is_image(_base_name(directory), request.base_name):
+            return _Found([], False, True)
+        with open(fd, "rb", 1 << 16, closefd=False) as file:
+            lines = bounded_lines(file)
+            blocks = _blocks(lines, limits.read_bytes, time.monotonic() + limits.read_seconds)
+            found = _nearest(blocks, request.touched, limits.mappings)
+        os.lseek(fd, 0, os.SEEK_SET)
+        if os.read(fd, 1):
+            return found
+        problem = "it ended or executed another program meanwhile"
+        return _Found(found.blocks, False, True, problem)
+    finally:
+        os.close(fd)
+
+
+def _base_name(directory: int) -> bytes:
+    """Of its executable; empty where that cannot be read."""
+    try:
+        return os.path.basename(os.readlink(b"exe", dir_fd=directory))
+    except OSError:
+        return b""
+
+
+def _blocks(lines: Iterator[bytes], limit: int, deadline: float) -> Iterator[_Block]:
+    """The lines of each mapping. Raises _TooMuch after `limit` bytes or at the deadline."""
+    block: _Block = []
+    size = 0
+    for line in lines:
+        if block and not line[:1].isupper():
+            yield block
+            block = []
+            if size > limit:
+                raise _TooMuch(f"more than {limit >> 10} KiB to read")
+            if time.monotonic() > deadline:
+                raise _TooMuch("it took too long")
+        block.append(line)
+        size += len(line)
+    if block:
+        yield block
+
+
+def _nearest(blocks: Iterator[_Block], touched: int, limit: int) -> _Found:
+    """Of a map in the order of addresses `limit` mappings, half of them up to `touched`.
+
+    One side gets more where the other has fewer.
+    """
+    below: deque[_Block] = deque(maxlen=limit)
+    above: list[_Block] = []
+    passed = 0
+    problem, is_whole = "", True
+    try:
+        for block in blocks:
+            if int(block[0].partition(b"-")[0], 16) <= touched:
+                below.append(block)
+                passed += 1
+            elif len(above) < limit - min(len(below), limit // 2):
+                above.append(block)
+            else:
+                is_whole = False
+                break
+    except _TooMuch as error:
+        problem, is_whole = str(error), False
+    kept = list(below)[-(limit - len(above)) :]
+    return _Found(
+        [*kept, *above],
+        is_complete=is_whole and passed == len(kept),
+        has_reached=bool(above),
+        problem=problem,
+    )
+
+
+def _mapping(mapping: Mapping) -> dict[str, object]:
+    label = mapping.path or mapping.name
+    text = None if label is None else printable(label, PATH_LIMIT)
+    file = None
+    if mapping.device is not None:
+        file = {
+            "path": text,
+            "device": mapping.device,
+            "inode": mapping.inode,
+            "offset": mapping.offset,
+        }
+    return {
+        "start": f"0x{mapping.start:x}",
+        "end": f"0x{mapping.end:x}",
+        "permissions": mapping.permissions,
+        "sealed": mapping.sealed,
+        "file": file,
+        "name": text if file is None else None,
+        "guard": mapping.guard,
+        "rss_kib": mapping.rss_kib,
+    }
+
+
+# ---- Modules -------------------------------------------------------------------------------------
+
+# PROCMAP_QUERY (Linux 6.11, include/uapi/linux/fs.h): one mapping by address, with the build id
+# that the kernel itself reads from the file, so that no file of somebody else's is opened here.
+_QUERY = struct.Struct("=9Q4I2Q")
+_PROCMAP_QUERY = 3 << 30 | _QUERY.size << 16 | ord("f") << 8 | 17
+_EXECUTABLE, _OR_NEXT, _OF_A_FILE = 0x04, 0x10, 0x20
+_BUILD_ID_SIZE = 20
+_PATH_SIZE = 4096
+_QUERIES = 4  # for each module: a file may be mapped in parts
+
+
+@dataclass(frozen=True, slots=True)
+class _Modules:
+    found: list[dict[str, object]]
+    problem: str = ""
+
+
+def _modules(directory: int, limit: int) -> _Modules:
+    """The files mapped to be executed, each once, in the order of addresses."""
+    fd = os.open("maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    found: dict[tuple[int, ...], dict[str, object]] = {}
+    problem = ""
+    try:
+        address = 0
+        for _ in range(_QUERIES * limit):
+            end, file, module = _executable_from(fd, address)
+            if file not in found and len(found) == limit:
+                problem = f"more than {limit}"
+                break
+            found.setdefault(file, module)
+            address = end
+        else:
+            problem = "there are more"
+    except FileNotFoundError:  # no mapping from there on
+        pass
+    except OSError as error:
+        if not found:
+            raise OSError(error.errno, f"PROCMAP_QUERY: {error.strerror}") from error
+        problem = str(error.strerror)
+    finally:
+        os.close(fd)
+    return _Modules(list(found.values()), problem)
+
+
+def _executable_from(fd: int, address: int) -> tuple[int, tuple[int, ...], dict[str, object]]:
+    """End, file and description of the first executable mapping there or behind."""
+    build_id = ctypes.create_string_buffer(_BUILD_ID_SIZE)
+    path = ctypes.create_string_buffer(_PATH_SIZE)
+    try:
+        answer = _query(fd, address, build_id, path)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        path.value = b"(path too long)"
+        answer = _query(fd, address, build_id, None)
+    start, end, inode, major, minor, size = *answer[3:5], *answer[8:11], answer[12]
+    module: dict[str, object] = {
+        "path": printable(path.value, PATH_LIMIT),
+        "build_id": build_id.raw[:size].hex() or None,
+        "start": f"0x{start:x}",
+    }
+    return end, (inode, major, minor), module
+
+
+def _query(
+    fd: int,
+    address: int,
+    build_id: ctypes.Array[ctypes.c_char],
+    path: ctypes.Array[ctypes.c_char] | None,
+) -> tuple[int, ...]:
+    query = bytearray(
+        _QUERY.pack(
+            *(_QUERY.size, _EXECUTABLE | _OR_NEXT | _OF_A_FILE, address, 0, 0, 0, 0, 0, 0, 0, 0),
+            *(_PATH_SIZE if path else 0, _BUILD_ID_SIZE),
+            *(ctypes.addressof(path) if path else 0, ctypes.addressof(build_id)),
+        )
+    )
+    fcntl.ioctl(fd, _PROCMAP_QUERY, query)
+    return _QUERY.unpack(query)
+
+
+# ---- The rest ------------------------------------------------------------------------------------
+
+# lnames in fs/proc/base.c, and the names of getrlimit(2).
+_LIMIT_NAMES = {
+    b"Max cpu time": "cpu",
+    b"Max file size": "fsize",
+    b"Max data size": "data",
+    b"Max stack size": "stack",
+    b"Max core file size": "core",
+    b"Max resident set": "rss",
+    b"Max processes": "nproc",
+    b"Max open files": "nofile",
+    b"Max locked memory": "memlock",
+    b"Max address space": "as",
+    b"Max file locks": "locks",
+    b"Max pending signals": "sigpending",
+    b"Max msgqueue size": "msgqueue",
+    b"Max nice priority": "nice",
+    b"Max realtime priority": "rtprio",
+    b"Max realtime timeout": "rttime",
+}
+_LIMIT_NAME_WIDTH = 25
+_SECCOMP_MODES = {b"0": "disabled", b"1": "strict", b"2": "filter"}
+
+
+def _limits(text: bytes) -> dict[str, dict[str, int | None]]:
+    found = {}
+    for line in text.splitlines():
+        name = _LIMIT_NAMES.get(line[:_LIMIT_NAME_WIDTH].rstrip())
+        values = line[_LIMIT_NAME_WIDTH:].split()[:2]
+        if name and len(values) == 2:
+            soft, hard = (int(value) if value.isdigit() else None for value in values)
+            found[name] = {"soft": soft, "hard": hard}
+    return found
+
+
+def _status(directory: int, name: str) -> dict[bytes, bytes]:
+    """A status file's values, which are in its first bytes."""
+    lines = read_at(name, directory, STATUS_READ).splitlines()
+    pairs = (line.partition(b":") for line in lines)
+    return {key: value.strip() for key, _, value in pairs}
+
+
+def _seccomp(status: dict[bytes, bytes]) -> dict[str, object]:
+    """Of one thread: a filter need not be all threads'."""
+    mode = _SECCOMP_MODES.get(status.get(b"Seccomp", b""))
+    if mode is None:
+        raise OSError("the kernel does not tell it")
+    return {
+        "mode": mode,
+        "filters": int(status.get(b"Seccomp_filters", b"0")),
+        "no_new_privileges": status.get(b"NoNewPrivs") == b"1",
+    }
+
+
+class _Stat(NamedTuple):
+    name: bytes
+    parent: int
+    start_ticks: int
+
+
+def _stat(directory: int) -> _Stat:
+    before, _, after = read_at("stat", directory, 4096).rpartition(b")")
+    fields = after.split()
+    return _Stat(before.partition(b"(")[2], int(fields[1]), int(fields[19]))
+
+
+def _parents(
+    proc: Path, directory: int, start_offset_ns: int, limit: int
+) -> list[dict[str, object]]:
+    """The nearest first; it ends where a parent has ended, and at the namespace's first process."""
+    found: list[dict[str, object]] = []
+    child = _stat(directory)
+    while child.parent and len(found) < limit:
+        try:
+            parent = os.open(proc / str(child.parent), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except (FileNotFoundError, ProcessLookupError):
+            break
+        try:
+            stat = _stat(parent)
+            executable = _link(parent)
+        except (FileNotFoundError, ProcessLookupError):
+            break
+        finally:
+            os.close(parent)
+        if stat.start_ticks > child.start_ticks:
+            break  # its pid has been given to another process
+        found.append(
+            {
+                "pid": child.parent,
+                "name": printable(stat.name, NAME_LIMIT),
+                "executable": executable,
+                "start": timestamp(stat.start_ticks * TICK_NS, start_offset_ns),
+            }
+        )
+        child = stat
+    return found
+
+
+def _link(directory: int) -> str | None:
+    """Path of its executable; None where that cannot be read."""
+    try:
+        return printable(os.readlink(b"exe", dir_fd=directory), PATH_LIMIT)
+    except OSError:
+        return None
