@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import functools
 import os
 import select
 import signal
@@ -16,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
@@ -38,6 +40,9 @@ from monitor.tally import Tally
 from monitor.version import revision, version
 from monitor.workloads import Workloads
 
+if TYPE_CHECKING:
+    from monitor.snapshots import Snapshots
+
 __all__ = ["Daemon", "run"]
 
 SECOND_NS = 1_000_000_000
@@ -47,6 +52,7 @@ TURN_SECONDS = 0.5  # what a storm leaves in the ring after so long waits for th
 DRAIN_SECONDS = 2.0
 SWITCH_SECONDS = 0.0005  # for so long a storm keeps the interpreter from the sinks and from scrapes
 FLUSH_SECONDS = 2.0  # for what waits for the sinks at the end, and then
+SNAPSHOT_SECONDS = 0.5  # for the snapshots that were asked for last
 LAST_SECONDS = 1.0  # for the event that tells the final counts
 CANARY_POLL_SECONDS = 0.01
 
@@ -161,6 +167,7 @@ class Daemon:
         self._wait_seconds = min(SWEEP_SECONDS, self._service.feeding_seconds or SWEEP_SECONDS)
         self.tally = Tally(output.name for output in outputs)
         self.delivery = Delivery(outputs, self.tally, self._on_sink)
+        self._has_incidents = any(output.name == "incidents" for output in outputs)
         self._cleanup = contextlib.ExitStack()
         self._cleanup.callback(self.delivery.close)
         self._last_run = last_run or LastRun(None, "")
@@ -202,6 +209,7 @@ class Daemon:
         cgroups = Cgroups()
         self.facts = host.host_facts()
         self.tally.reload(True, time.time())
+        self._snapshots = self._make_snapshots(bool(kernel.maybe_guard_mask))
         self.pipeline = Pipeline(
             self.facts,
             kernel.sealed_mask,
@@ -210,6 +218,7 @@ class Daemon:
             delivery=self.delivery,
             tally=self.tally,
             mutes=config.mutes,
+            ask_snapshot=self._snapshots.ask if self._snapshots else None,
         )
         self._suppressions = Suppressions(self.state)
         self._losses = Losses(self.loaded, self.state, self.pipeline.health)
@@ -228,6 +237,23 @@ class Daemon:
         for probe in self.loaded.probes:
             if not probe.attached:
                 self.pipeline.health("probe_lost", f"{probe.probe}: {probe.error}")
+
+    def _make_snapshots(self, reports_guards: bool) -> Snapshots | None:
+        """None without a store to keep them."""
+        if not self._has_incidents:
+            return None
+        from monitor import snapshot  # noqa: PLC0415 - where there is no store, nor is SQLite
+        from monitor.snapshots import Snapshots  # noqa: PLC0415
+
+        kept = self._config.incidents
+        size = min(snapshot.LIMITS.text_bytes, kept.max_size // 32)
+        take = functools.partial(
+            snapshot.take,
+            start_offset_ns=clock_offset(),
+            reports_guards=reports_guards,
+            limits=snapshot.LIMITS._replace(text_bytes=size),
+        )
+        return Snapshots(self.delivery, self.tally, take, kept.snapshots)
 
     def _registry(self, source: KernelSource) -> CollectorRegistry:
         facts = metrics.KernelFacts(self.facts.kernel_release, True, self.findings.partial_updates)
@@ -297,6 +323,8 @@ class Daemon:
         """Drain what is there and do what is due."""
         now = time.monotonic()
         is_drained = self.drain() > 0 or not self.ring.used_bytes
+        if self._snapshots:
+            self._snapshots.collect()
         self.delivery.collect()
         self._tell_pending()
         self._run_canary(now)
@@ -435,6 +463,8 @@ class Daemon:
         if "events.command_line" in done.changed:
             # Anew: what it knows of processes was shown by the old setting.
             self.pipeline.identities = Identities(command_line=done.config.events.command_line)
+        if self._snapshots:
+            self._snapshots.enabled = done.config.incidents.snapshots
         self._config = done.config
         self.tally.reload(not done.refused, time.time())
         self.pipeline.health("reloaded", done.message, details=done.details)
@@ -454,6 +484,8 @@ class Daemon:
         while self.drain() or (self.ring.used_bytes and time.monotonic() < deadline):
             time.sleep(0.001)
         self._look_at_losses()
+        if self._snapshots:
+            self._snapshots.finish(SNAPSHOT_SECONDS)
         self._sweep(final=True)
         self.delivery.finish(FLUSH_SECONDS)
         counters = self.state.counters()
