@@ -180,6 +180,7 @@ def _fitting(snapshot: Snapshot, touched: int, limit: int) -> bytes:
 # ---- Mappings ------------------------------------------------------------------------------------
 
 _Block = list[bytes]  # the lines of one mapping
+_ENDED = "it ended or executed another program meanwhile"
 
 
 class _TooMuch(Exception):
@@ -188,11 +189,10 @@ class _TooMuch(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """The mappings around an address. `has_reached`: nothing below it is missing."""
+    """The mappings around an address. With a `problem` some of them may be missing."""
 
     blocks: list[_Block]
     is_complete: bool
-    has_reached: bool
     problem: str = ""
 
 
@@ -202,11 +202,11 @@ def _memory_map(directory: int, request: Request, limits: Limits) -> _Found:
     why = f"{kib} KiB of page tables, more than {limits.page_tables_kib}"
     if kib <= limits.page_tables_kib:
         found = _read_map("smaps", directory, request, limits)
-        if found.has_reached or not found.problem:
+        if found.problem in ("", _ENDED):
             return found
         why = found.problem
     found = _read_map("maps", directory, request, limits)
-    return _Found(found.blocks, found.is_complete, True, f"seals not read: {why}")
+    return _Found(found.blocks, found.is_complete, f"seals not read: {why}")
 
 
 def _read_map(name: str, directory: int, request: Request, limits: Limits) -> _Found:
@@ -215,16 +215,13 @@ def _read_map(name: str, directory: int, request: Request, limits: Limits) -> _F
         # Behind the open: the file is of the memory that the process has now, and an exec from
         # here on leaves it empty.
         if not is_image(_base_name(directory), request.base_name):
-            return _Found([], False, True)
+            return _Found([], False)
         with open(fd, "rb", 1 << 16, closefd=False) as file:
             lines = bounded_lines(file)
             blocks = _blocks(lines, limits.read_bytes, time.monotonic() + limits.read_seconds)
             found = _nearest(blocks, request.touched, limits.mappings)
         os.lseek(fd, 0, os.SEEK_SET)
-        if os.read(fd, 1):
-            return found
-        problem = "it ended or executed another program meanwhile"
-        return _Found(found.blocks, False, True, problem)
+        return found if os.read(fd, 1) else _Found(found.blocks, False, _ENDED)
     finally:
         os.close(fd)
 
@@ -275,12 +272,12 @@ def _nearest(blocks: Iterator[_Block], touched: int, limit: int) -> _Found:
                 is_whole = False
                 break
     except _TooMuch as error:
-        problem, is_whole = str(error), False
+        # What lies further above is only left out.
+        problem, is_whole = "" if above else str(error), False
     kept = list(below)[-(limit - len(above)) :]
     return _Found(
         [*kept, *above],
         is_complete=is_whole and passed == len(kept),
-        has_reached=bool(above),
         problem=problem,
     )
 

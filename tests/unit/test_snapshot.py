@@ -230,6 +230,7 @@ def test_too_much_to_read_leaves_the_seals_out(recorded: Path) -> None:
     snapshot = told(taken(recorded, request(touched=0), LIMITS._replace(read_bytes=20_000)))
     assert {mapping["sealed"] for mapping in snapshot["memory_map"]} == {True}
     assert snapshot["memory_map_complete"] is False
+    assert "memory_map" not in snapshot["missing"]
 
 
 def test_large_page_tables_are_not_walked(recorded: Path) -> None:
