@@ -47,7 +47,7 @@ class Limits(NamedTuple):
     mappings: int = 1024
     read_bytes: int = 4 << 20  # of smaps, or else of maps
     read_seconds: float = 0.25
-    page_tables_kib: int = 4096
+    page_tables_kib: int = 2048
     modules: int = 256
     parents: int = 16
 
