@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import textwrap
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from monitor.assessment import REASONING
 from monitor.config import ConfigError
 from monitor.events import timestamp
 from monitor.incident_search import (
@@ -105,6 +107,7 @@ _COLUMNS: Sequence[tuple[str, bool, int, Callable[[Incident], str]]] = (
     ("LAST SEEN (UTC)", False, 19, lambda incident: _clock(incident.last_ns)),
     ("COUNT", True, 15, lambda incident: f"{incident.count:,}"),
     ("SEVERITY", False, 8, lambda incident: incident.severity),
+    ("LIKELY", False, 8, lambda incident: _most(incident.facets["likely"]) or "-"),
     ("WHAT", False, 48, lambda incident: incident.title),
     ("EXECUTABLE", False, 40, lambda incident: _most(incident.facets["executable"]) or "-"),
     ("WORKLOAD", False, 40, lambda incident: _most(incident.facets["workload"]) or "-"),
@@ -158,6 +161,11 @@ def _short(event: Event) -> str:
     return f"{_milliseconds(event['time'])}  {who}{_visible(event['summary'])}"
 
 
+def _reasoning(event: Event) -> str | None:
+    """Why it is taken for what the summary says; None of an event without an assessment."""
+    return REASONING.get((event.get("assessment") or {}).get("name", ""))
+
+
 def shown(
     incident: Incident, events: Sequence[Event], snapshots: Sequence[Snapshot] = ()
 ) -> list[str]:
@@ -171,6 +179,7 @@ def shown(
         ("first seen", f"{_clock(incident.first_ns)} UTC"),
         ("last seen", f"{_clock(incident.last_ns)} UTC"),
         ("severity", incident.severity),
+        ("likely", _counted(facets["likely"])),
         ("verdicts", _counted(facets["verdict"])),
         ("dispositions", _counted(facets["disposition"])),
         ("executables", _counted(facets["executable"])),
@@ -189,6 +198,8 @@ def shown(
         f"  {_visible(incident.summary)}",
     ]
     whole = [event for event in events if event["kind"] != "suppression"]
+    if whole and (why := _reasoning(whole[-1])):
+        lines += textwrap.wrap(why, 98, initial_indent="  ", subsequent_indent="  ")
     if whole and (stack := _stack(whole[-1])):
         lines += ["", "its stack, the innermost frame first", *stack]
     if snapshots:
@@ -268,6 +279,7 @@ def _list(arguments: Namespace, database: Path) -> int:
         executable=arguments.executable,
         workload=arguments.workload,
         verdict=arguments.verdict,
+        likely=arguments.likely,
     )
     with Incidents(database) as incidents:
         found = incidents.search(wanted, arguments.limit + 1)
