@@ -255,6 +255,7 @@ class Daemon:
         if self._database is None:
             return None
         from monitor import snapshot  # noqa: PLC0415 - where there is no store, nor is SQLite
+        from monitor.modules import BuildIds  # noqa: PLC0415
         from monitor.snapshots import Snapshots  # noqa: PLC0415
 
         kept = self._config.incidents
@@ -263,6 +264,7 @@ class Daemon:
             snapshot.take,
             start_offset_ns=clock_offset(),
             reports_guards=reports_guards,
+            build_ids=BuildIds(),
             limits=snapshot.LIMITS._replace(text_bytes=size),
         )
         return Snapshots(self.delivery, self.tally, take, kept.snapshots)

@@ -7,11 +7,7 @@ read costs the process little: its mmap lock is held for a few mappings at a tim
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import fcntl
 import os
-import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -22,6 +18,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from monitor.events import timestamp
 from monitor.identity import TICK_NS, is_image, read_at, state_of
 from monitor.memory_map import Mapping, bounded_lines, parse_smaps
+from monitor.modules import BuildIds, find_modules
 from monitor.printable import printable
 from monitor.sinks import encode
 
@@ -45,7 +42,8 @@ class Limits(NamedTuple):
 
     text_bytes: int = 256 << 10
     mappings: int = 1024
-    read_bytes: int = 4 << 20  # of smaps, or else of maps
+    smaps_bytes: int = 4 << 20
+    maps_bytes: int = 8 << 20  # 65,530 mappings, as many as there are by default
     read_seconds: float = 0.25
     page_tables_kib: int = 2048
     modules: int = 256
@@ -80,6 +78,7 @@ def take(
     *,
     start_offset_ns: int,
     reports_guards: bool,
+    build_ids: BuildIds,
     proc: Path = Path("/proc"),
     limits: Limits = LIMITS,
 ) -> Taken:
@@ -109,12 +108,15 @@ def take(
         found = part.read("memory_map", lambda: _memory_map(directory, request, limits))
         if found is not None and not found.blocks:
             return gone
-        modules = part.read("modules", lambda: _modules(directory, limits.modules))
         status = f"task/{request.tid}/status"
         seccomp = part.read("seccomp", lambda: _seccomp(_status(directory, status)))
         rlimits = part.read("limits", lambda: _limits(read_at("limits", directory, STATUS_READ)))
         parents = part.read(
             "parents", lambda: _parents(proc, directory, start_offset_ns, limits.parents)
+        )
+        modules = part.read(
+            "modules",
+            lambda: find_modules(directory, build_ids, limits.modules, limits.maps_bytes),
         )
     except (FileNotFoundError, ProcessLookupError):
         return gone
@@ -201,15 +203,15 @@ def _memory_map(directory: int, request: Request, limits: Limits) -> _Found:
     kib = int(_status(directory, "status").get(b"VmPTE", b"0").split()[0])
     why = f"{kib} KiB of page tables, more than {limits.page_tables_kib}"
     if kib <= limits.page_tables_kib:
-        found = _read_map("smaps", directory, request, limits)
+        found = _read_map("smaps", limits.smaps_bytes, directory, request, limits)
         if found.problem in ("", _ENDED):
             return found
         why = found.problem
-    found = _read_map("maps", directory, request, limits)
+    found = _read_map("maps", limits.maps_bytes, directory, request, limits)
     return _Found(found.blocks, found.is_complete, f"seals not read: {why}")
 
 
-def _read_map(name: str, directory: int, request: Request, limits: Limits) -> _Found:
+def _read_map(name: str, size: int, directory: int, request: Request, limits: Limits) -> _Found:
     fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
     try:
         # Behind the open: the file is of the memory that the process has now, and an exec from
@@ -218,7 +220,7 @@ def _read_map(name: str, directory: int, request: Request, limits: Limits) -> _F
             return _Found([], False)
         with open(fd, "rb", 1 << 16, closefd=False) as file:
             lines = bounded_lines(file)
-            blocks = _blocks(lines, limits.read_bytes, time.monotonic() + limits.read_seconds)
+            blocks = _blocks(lines, size, time.monotonic() + limits.read_seconds)
             found = _nearest(blocks, request.touched, limits.mappings)
         os.lseek(fd, 0, os.SEEK_SET)
         return found if os.read(fd, 1) else _Found(found.blocks, False, _ENDED)
@@ -303,88 +305,6 @@ def _mapping(mapping: Mapping) -> dict[str, object]:
         "guard": mapping.guard,
         "rss_kib": mapping.rss_kib,
     }
-
-
-# ---- Modules -------------------------------------------------------------------------------------
-
-# PROCMAP_QUERY (Linux 6.11, include/uapi/linux/fs.h): one mapping by address, with the build id
-# that the kernel itself reads from the file, so that no file of somebody else's is opened here.
-_QUERY = struct.Struct("=9Q4I2Q")
-_PROCMAP_QUERY = 3 << 30 | _QUERY.size << 16 | ord("f") << 8 | 17
-_EXECUTABLE, _OR_NEXT, _OF_A_FILE = 0x04, 0x10, 0x20
-_BUILD_ID_SIZE = 20
-_PATH_SIZE = 4096
-_QUERIES = 4  # for each module: a file may be mapped in parts
-
-
-@dataclass(frozen=True, slots=True)
-class _Modules:
-    found: list[dict[str, object]]
-    problem: str = ""
-
-
-def _modules(directory: int, limit: int) -> _Modules:
-    """The files mapped to be executed, each once, in the order of addresses."""
-    fd = os.open("maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
-    found: dict[tuple[int, ...], dict[str, object]] = {}
-    problem = ""
-    try:
-        address = 0
-        for _ in range(_QUERIES * limit):
-            end, file, module = _executable_from(fd, address)
-            if file not in found and len(found) == limit:
-                problem = f"more than {limit}"
-                break
-            found.setdefault(file, module)
-            address = end
-        else:
-            problem = "there are more"
-    except FileNotFoundError:  # no mapping from there on
-        pass
-    except OSError as error:
-        if not found:
-            raise OSError(error.errno, f"PROCMAP_QUERY: {error.strerror}") from error
-        problem = str(error.strerror)
-    finally:
-        os.close(fd)
-    return _Modules(list(found.values()), problem)
-
-
-def _executable_from(fd: int, address: int) -> tuple[int, tuple[int, ...], dict[str, object]]:
-    """End, file and description of the first executable mapping there or behind."""
-    build_id = ctypes.create_string_buffer(_BUILD_ID_SIZE)
-    path = ctypes.create_string_buffer(_PATH_SIZE)
-    try:
-        answer = _query(fd, address, build_id, path)
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        path.value = b"(path too long)"
-        answer = _query(fd, address, build_id, None)
-    start, end, inode, major, minor, size = *answer[3:5], *answer[8:11], answer[12]
-    module: dict[str, object] = {
-        "path": printable(path.value, PATH_LIMIT),
-        "build_id": build_id.raw[:size].hex() or None,
-        "start": f"0x{start:x}",
-    }
-    return end, (inode, major, minor), module
-
-
-def _query(
-    fd: int,
-    address: int,
-    build_id: ctypes.Array[ctypes.c_char],
-    path: ctypes.Array[ctypes.c_char] | None,
-) -> tuple[int, ...]:
-    query = bytearray(
-        _QUERY.pack(
-            *(_QUERY.size, _EXECUTABLE | _OR_NEXT | _OF_A_FILE, address, 0, 0, 0, 0, 0, 0, 0, 0),
-            *(_PATH_SIZE if path else 0, _BUILD_ID_SIZE),
-            *(ctypes.addressof(path) if path else 0, ctypes.addressof(build_id)),
-        )
-    )
-    fcntl.ioctl(fd, _PROCMAP_QUERY, query)
-    return _QUERY.unpack(query)
 
 
 # ---- The rest ------------------------------------------------------------------------------------

@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from monitor.elf import Elf
 from monitor.identity import TICK_NS
-from monitor.regular import open_regular
+from monitor.modules import BuildIds
 from monitor.snapshot import LIMITS, Limits, Request, Taken, take
 
 START = 1234 * TICK_NS
@@ -78,7 +77,12 @@ def request(pid: int = CHILD, **facts: Any) -> Request:
 
 def taken(proc: Path, asked: Request | None = None, limits: Limits = LIMITS) -> Taken:
     return take(
-        asked or request(), start_offset_ns=OFFSET, reports_guards=False, proc=proc, limits=limits
+        asked or request(),
+        start_offset_ns=OFFSET,
+        reports_guards=False,
+        build_ids=BuildIds(),
+        proc=proc,
+        limits=limits,
     )
 
 
@@ -92,7 +96,7 @@ def told(result: Taken) -> Any:
 def test_all_of_it(recorded: Path) -> None:
     result = taken(recorded)
     snapshot = told(result)
-    assert result.result == "partial"  # files have no PROCMAP_QUERY
+    assert result.result == "taken"
     assert snapshot.pop("duration_ms") > 0
     assert len(snapshot.pop("time")) == len("2026-11-21T17:07:52.580900000Z")
     common = {"file": None, "name": None, "guard": None}
@@ -129,7 +133,7 @@ def test_all_of_it(recorded: Path) -> None:
             "nofile": {"soft": 1024, "hard": 524288},
         },
         "seccomp": {"mode": "filter", "filters": 3, "no_new_privileges": True},
-        "modules": None,
+        "modules": [{"path": "/usr/bin/app", "build_id": None, "start": "0x400000"}],
         "parents": [
             {
                 **{"pid": 7, "name": "sh) x", "executable": "/usr/bin/sh) x"},
@@ -140,7 +144,7 @@ def test_all_of_it(recorded: Path) -> None:
                 "start": "2026-11-18T11:06:40.010000000Z",
             },
         ],
-        "missing": {"modules": "PROCMAP_QUERY: Inappropriate ioctl for device"},
+        "missing": {},
     }
 
 
@@ -168,7 +172,6 @@ def test_what_is_missing_is_told(recorded: Path) -> None:
     (recorded / f"42/task/{THREAD}/status").write_text("Name:\tapp\n")
     snapshot = told(taken(recorded))
     assert snapshot["missing"] == {
-        "modules": "PROCMAP_QUERY: Inappropriate ioctl for device",
         "seccomp": "the kernel does not tell it",
         "limits": "Is a directory",
     }
@@ -223,11 +226,11 @@ def test_the_nearest_mappings(
 
 def test_too_much_to_read_leaves_the_seals_out(recorded: Path) -> None:
     (recorded / "42/smaps").write_bytes(many(1000))
-    snapshot = told(taken(recorded, None, LIMITS._replace(read_bytes=20_000)))
+    snapshot = told(taken(recorded, None, LIMITS._replace(smaps_bytes=20_000)))
     assert snapshot["missing"]["memory_map"] == "seals not read: more than 19 KiB to read"
     assert [mapping["sealed"] for mapping in snapshot["memory_map"]] == [None] * 3
     # What was touched comes soon enough.
-    snapshot = told(taken(recorded, request(touched=0), LIMITS._replace(read_bytes=20_000)))
+    snapshot = told(taken(recorded, request(touched=0), LIMITS._replace(smaps_bytes=20_000)))
     assert {mapping["sealed"] for mapping in snapshot["memory_map"]} == {True}
     assert snapshot["memory_map_complete"] is False
     assert "memory_map" not in snapshot["missing"]
@@ -299,7 +302,7 @@ def begin() -> Iterator[Begin]:
 
 def test_a_real_process(begin: Begin) -> None:
     asked = begin()
-    result = take(asked, start_offset_ns=OFFSET, reports_guards=True)
+    result = take(asked, start_offset_ns=OFFSET, reports_guards=True, build_ids=BuildIds())
     snapshot = told(result)
     assert (result.result, snapshot["missing"]) == ("taken", {})
     lines = Path(f"/proc/{asked.pid}/maps").read_text().splitlines()
@@ -315,17 +318,10 @@ def test_a_real_process(begin: Begin) -> None:
     assert snapshot["limits"]["nofile"]["soft"] > 0
 
 
-def test_build_ids_are_the_files(begin: Begin) -> None:
-    for module in told(take(begin(), start_offset_ns=OFFSET, reports_guards=True))["modules"]:
-        elf = Elf(open_regular(Path(module["path"]), 1 << 30))
-        assert elf.build_id == module["build_id"]
-        elf.close()
-
-
 def test_many_mappings_cost_little(begin: Begin) -> None:
     """65,000: the kernel's own limit is 65,530."""
     asked = begin(65_000, touched=0x7FFF_FFFF_F000)
-    result = take(asked, start_offset_ns=OFFSET, reports_guards=True)
+    result = take(asked, start_offset_ns=OFFSET, reports_guards=True, build_ids=BuildIds())
     snapshot = told(result)
     assert len(result.text) <= LIMITS.text_bytes
     assert len(snapshot["memory_map"]) == LIMITS.mappings
@@ -339,7 +335,10 @@ def test_one_that_has_ended(begin: Begin) -> None:
         ticks = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[19]
         child.wait()
     asked = Request("e", child.pid, child.pid, int(ticks) * TICK_NS, "x", b"", 0)
-    assert take(asked, start_offset_ns=OFFSET, reports_guards=True).result == "gone"
+    assert (
+        take(asked, start_offset_ns=OFFSET, reports_guards=True, build_ids=BuildIds()).result
+        == "gone"
+    )
 
 
 def test_a_zombie_has_ended() -> None:
@@ -347,7 +346,10 @@ def test_a_zombie_has_ended() -> None:
         ticks = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[19]
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         asked = Request("e", child.pid, child.pid, int(ticks) * TICK_NS, "x", b"", 0)
-        assert take(asked, start_offset_ns=OFFSET, reports_guards=True).result == "gone"
+        assert (
+            take(asked, start_offset_ns=OFFSET, reports_guards=True, build_ids=BuildIds()).result
+            == "gone"
+        )
 
 
 def test_without_the_right_to_look(begin: Begin) -> None:
@@ -356,7 +358,7 @@ def test_without_the_right_to_look(begin: Begin) -> None:
     asked = begin()
     os.seteuid(65534)
     try:
-        result = take(asked, start_offset_ns=OFFSET, reports_guards=True)
+        result = take(asked, start_offset_ns=OFFSET, reports_guards=True, build_ids=BuildIds())
     finally:
         os.seteuid(0)
     snapshot = told(result)
