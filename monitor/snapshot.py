@@ -7,6 +7,7 @@ read costs the process little: its mmap lock is held for a few mappings at a tim
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections import deque
@@ -103,18 +104,18 @@ def take(
             "start": request.start,
         }
         missing: dict[str, str] = {}
-        part = _Parts(missing)
+        part = functools.partial(_part, missing)
         # What changes the soonest comes first.
-        found = part.read("memory_map", lambda: _memory_map(directory, request, limits))
+        found = part("memory_map", lambda: _memory_map(directory, request, limits))
         if found is not None and not found.blocks:
             return gone
         status = f"task/{request.tid}/status"
-        seccomp = part.read("seccomp", lambda: _seccomp(_status(directory, status)))
-        rlimits = part.read("limits", lambda: _limits(read_at("limits", directory, STATUS_READ)))
-        parents = part.read(
+        seccomp = part("seccomp", lambda: _seccomp(_status(directory, status)))
+        rlimits = part("limits", lambda: _limits(read_at("limits", directory, STATUS_READ)))
+        parents = part(
             "parents", lambda: _parents(proc, directory, start_offset_ns, limits.parents)
         )
-        modules = part.read(
+        modules = part(
             "modules",
             lambda: find_modules(directory, build_ids, limits.modules, limits.maps_bytes),
         )
@@ -144,20 +145,15 @@ def take(
     return Taken("partial" if missing else "taken", now, text)
 
 
-class _Parts:
-    """Reads part by part. What cannot be read is None, and its reason goes into `missing`."""
-
-    def __init__(self, missing: dict[str, str]) -> None:
-        self._missing = missing
-
-    def read(self, name: str, reader: Callable[[], _T]) -> _T | None:
-        try:
-            return reader()
-        except OSError as error:
-            if name == "memory_map" and isinstance(error, FileNotFoundError | ProcessLookupError):
-                raise
-            self._missing[name] = error.strerror or str(error)
-            return None
+def _part(missing: dict[str, str], name: str, reader: Callable[[], _T]) -> _T | None:
+    """What the reader returns. What cannot be read is None, and its reason goes into `missing`."""
+    try:
+        return reader()
+    except OSError as error:
+        if name == "memory_map" and isinstance(error, FileNotFoundError | ProcessLookupError):
+            raise  # without it there is no process any more
+        missing[name] = error.strerror or str(error)
+        return None
 
 
 def _fitting(snapshot: Snapshot, touched: int, limit: int) -> bytes:
