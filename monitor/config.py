@@ -115,6 +115,7 @@ class Incidents:
     max_age: int
     max_size: int
     events_kept: int
+    snapshots: bool
 
 
 @dataclass(frozen=True)
@@ -367,6 +368,14 @@ KEYS: tuple[Key, ...] = (
         20,
         integer(1, 1000),
         "The last events of an incident that are kept whole; all are counted.",
+    ),
+    Key(
+        "incidents.snapshots",
+        True,
+        switch,
+        "Whether the process of a violation is looked at while it lives, once for each incident: "
+        "its mappings with their seals, modules, limits, seccomp and parents.",
+        reloads=True,
     ),
     Key(
         "posture.interval",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import functools
 import os
 import select
 import signal
@@ -42,6 +43,7 @@ from monitor.workloads import Workloads
 
 if TYPE_CHECKING:
     from monitor.incidents import IncidentStore
+    from monitor.snapshots import Snapshots
 
 __all__ = ["Daemon", "run"]
 
@@ -52,6 +54,7 @@ TURN_SECONDS = 0.5  # what a storm leaves in the ring after so long waits for th
 DRAIN_SECONDS = 2.0
 SWITCH_SECONDS = 0.0005  # for so long a storm keeps the interpreter from the sinks and from scrapes
 FLUSH_SECONDS = 2.0  # for what waits for the sinks at the end, and then
+SNAPSHOT_SECONDS = 0.5  # for the snapshots that were asked for last
 LAST_SECONDS = 1.0  # for the event that tells the final counts
 CANARY_POLL_SECONDS = 0.01
 
@@ -218,6 +221,7 @@ class Daemon:
         cgroups = Cgroups()
         self.facts = host.host_facts()
         self._has_read("configuration", True)
+        self._snapshots = self._make_snapshots(bool(kernel.maybe_guard_mask))
         self.pipeline = Pipeline(
             self.facts,
             kernel.sealed_mask,
@@ -226,6 +230,7 @@ class Daemon:
             delivery=self.delivery,
             tally=self.tally,
             mutes=config.mutes,
+            ask_snapshot=self._snapshots.ask if self._snapshots else None,
         )
         self._suppressions = Suppressions(self.state)
         self._losses = Losses(self.loaded, self.state, self.pipeline.health)
@@ -249,6 +254,25 @@ class Daemon:
         for probe in self.loaded.probes:
             if not probe.attached:
                 self.pipeline.health("probe_lost", f"{probe.probe}: {probe.error}")
+
+    def _make_snapshots(self, reports_guards: bool) -> Snapshots | None:
+        """None without a store to keep them."""
+        if self._database is None:
+            return None
+        from monitor import snapshot  # noqa: PLC0415 - where there is no store, nor is SQLite
+        from monitor.modules import BuildIds  # noqa: PLC0415
+        from monitor.snapshots import Snapshots  # noqa: PLC0415
+
+        kept = self._config.incidents
+        size = min(snapshot.LIMITS.text_bytes, kept.max_size // 32)
+        take = functools.partial(
+            snapshot.take,
+            start_offset_ns=clock_offset(),
+            reports_guards=reports_guards,
+            build_ids=BuildIds(),
+            limits=snapshot.LIMITS._replace(text_bytes=size),
+        )
+        return Snapshots(self.delivery, self.tally, take, kept.snapshots)
 
     def _registry(self, source: KernelSource) -> CollectorRegistry:
         facts = metrics.KernelFacts(self.facts.kernel_release, True, self.findings.partial_updates)
@@ -318,6 +342,8 @@ class Daemon:
         """Drain what is there and do what is due."""
         now = time.monotonic()
         is_drained = self.drain() > 0 or not self.ring.used_bytes
+        if self._snapshots:
+            self._snapshots.collect()
         self.delivery.collect()
         self._tell_pending()
         self._run_canary(now)
@@ -485,6 +511,8 @@ class Daemon:
         if "events.command_line" in done.changed:
             # Anew: what it knows of processes was shown by the old setting.
             self.pipeline.identities = Identities(command_line=done.config.events.command_line)
+        if self._snapshots:
+            self._snapshots.enabled = done.config.incidents.snapshots
         self._config = done.config
         self._has_read("configuration", not done.refused)
         self.pipeline.health("reloaded", done.message, details=done.details)
@@ -505,6 +533,8 @@ class Daemon:
         while self.drain() or (self.ring.used_bytes and time.monotonic() < deadline):
             time.sleep(0.001)
         self._look_at_losses()
+        if self._snapshots:
+            self._snapshots.finish(SNAPSHOT_SECONDS)
         self._sweep(final=True)
         self.delivery.finish(FLUSH_SECONDS)
         counters = self.state.counters()

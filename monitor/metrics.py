@@ -22,7 +22,14 @@ from prometheus_client.core import Metric as Family
 from monitor.abi import Cause, Counters, Disposition, Kind, Outcome, Verdict
 from monitor.operations import OPERATIONS
 from monitor.posture import STATES
-from monitor.tally import CANARY_RESULTS, DELAY_BUCKETS, EVENT_KINDS, LOOKUP_RESULTS, Tally
+from monitor.tally import (
+    CANARY_RESULTS,
+    DELAY_BUCKETS,
+    EVENT_KINDS,
+    LOOKUP_RESULTS,
+    SNAPSHOT_RESULTS,
+    Tally,
+)
 
 __all__ = [
     "METRICS",
@@ -288,6 +295,16 @@ METRICS: tuple[Metric, ...] = (
         " another process's).",
         _by(lambda reading: reading.tally.identity_lookups),
         {"result": LOOKUP_RESULTS},
+    ),
+    Metric(
+        "snapshots_total",
+        "counter",
+        "Snapshots of violating processes, by result: taken, partial (something could not be read,"
+        " and the snapshot says what), gone (the process had ended or executed another program),"
+        " dropped (more at once than a small part of a core may be spent on), failed (the store"
+        " did not take it).",
+        _by(lambda reading: reading.tally.snapshots),
+        {"result": SNAPSHOT_RESULTS},
     ),
     Metric(
         "sink_errors_total",
