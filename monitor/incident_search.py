@@ -209,6 +209,19 @@ class Incidents:
         )
         return [json.loads(text) for (text,) in rows]
 
+    def snapshots(self, incident: Incident) -> list[dict[str, Any]]:
+        """What is kept of the processes themselves, the oldest first."""
+        return []
+
+    def stored(self, table: str, incident: Incident) -> list[tuple[Any, ...]]:
+        """The rows of this incident in a table of the schema, as they are."""
+        key = "number" if table == "incidents" else "incident"
+        return self._rows(
+            f"SELECT * FROM {table} WHERE {key} = (SELECT number FROM incidents WHERE id = ?) "
+            "ORDER BY 1, 2, 3",
+            (incident.id,),
+        )
+
     def processes(self, pid: int) -> list[Process]:
         """That have had this pid, in the order in which they started."""
         rows = self._rows(

@@ -1,0 +1,395 @@
+"""A violation in words: what an event means to a person who has never heard of mseal.
+
+Pure functions of an event as it is stored. Nothing is taken for granted of it: it may be of a kind
+or have fields that this version does not know, or come from another host; what is missing is left
+out. Straight quotes are kept out of the sentences: they would be escaped as those of a process.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+__all__ = [
+    "Extent",
+    "address",
+    "asked",
+    "assessment",
+    "call",
+    "changed",
+    "ending",
+    "extent",
+    "found_at",
+    "hit",
+    "place",
+    "proof",
+    "result",
+    "size",
+    "value",
+    "what",
+    "would",
+]
+
+PAGE_SIZE = 4096
+_HIGHEST = 1 << 64
+
+Event = Mapping[str, Any]
+
+
+class Extent(NamedTuple):
+    """A range of addresses, without `end`."""
+
+    start: int
+    end: int
+
+
+# ---- Reading what nobody vouches for -------------------------------------------------------------
+
+
+def value(event: object, *path: str) -> Any:
+    """What lies at the path; None when there is nothing."""
+    for name in path:
+        if not isinstance(event, Mapping):
+            return None
+        event = event.get(name)
+    return event
+
+
+def address(text: object) -> int | None:
+    """Of "0x..." as events have it; None for anything else."""
+    if not isinstance(text, str) or not re.fullmatch("0x[0-9a-f]{1,16}", text):
+        return None
+    return int(text, 16)
+
+
+def extent(part: object) -> Extent | None:
+    """Of an object with `start` and `end`, which is not empty."""
+    start, end = address(value(part, "start")), address(value(part, "end"))
+    return Extent(start, end) if start is not None and end is not None and start < end else None
+
+
+def _whole(number: object) -> int | None:
+    return number if isinstance(number, int) and not isinstance(number, bool) else None
+
+
+def size(length: int) -> str:
+    """In the largest unit of which there is one at least; exact where it is whole."""
+    for shift, unit in ((50, "PiB"), (40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if length >= 1 << shift:
+            if not length & ((1 << shift) - 1):
+                return f"{length >> shift} {unit}"
+            return f"{length / (1 << shift):.1f} {unit}"
+    return f"{length} byte{'s' if length != 1 else ''}"
+
+
+# ---- Where ---------------------------------------------------------------------------------------
+
+# Of the operations: the arguments that are the range asked for, where it is whole.
+_RANGES: Mapping[str, tuple[str, str]] = {
+    "mprotect": ("addr", "size"),
+    "pkey_mprotect": ("addr", "size"),
+    "munmap": ("addr", "length"),
+    "mmap": ("addr", "length"),
+    "madvise": ("addr", "length"),
+    "io_uring_madvise": ("addr", "length"),
+    "remap_file_pages": ("addr", "size"),
+}
+_MREMAP = {"source": ("old_address", "old_size"), "destination": ("new_address", "new_size")}
+_POINTS = {"shmat": "shmaddr", "shmdt": "shmaddr", "brk": "addr"}
+
+
+def asked(event: Event) -> Extent | None:
+    """What the call was about, in whole pages as the kernel takes it; None when it is not told."""
+    if event.get("kind") == "seal":
+        start, length = address(event.get("start")), _whole(event.get("length"))
+    else:
+        operation = event.get("operation")
+        names = _RANGES.get(operation) if isinstance(operation, str) else None
+        if operation == "mremap":
+            names = _MREMAP.get(str(event.get("role")))
+        if names is None:
+            return extent(event.get("range"))
+        start = address(value(event, "arguments", names[0]))
+        length = _whole(value(event, "arguments", names[1]))
+    if start is None or length is None or length <= 0:
+        return None
+    end = min(start + length, _HIGHEST)
+    return Extent(start, min(-(-end // PAGE_SIZE) * PAGE_SIZE, _HIGHEST)) if start < end else None
+
+
+def found_at(event: Event) -> int | None:
+    """The one address that a fault, or a call without a length, was about."""
+    if event.get("kind") == "fault":
+        return address(event.get("address"))
+    name = _POINTS.get(str(event.get("operation")))
+    return address(value(event, "arguments", name)) if name else None
+
+
+def place(mapping: object) -> str:
+    """The mapping: its file, its name or that it is anonymous."""
+    path, name = value(mapping, "file", "path"), value(mapping, "name")
+    if isinstance(path, str):
+        return path
+    return name if isinstance(name, str) and name else "anonymous memory"
+
+
+def changed(event: Event) -> Extent | None:
+    """What the call had changed when it was refused."""
+    return extent(event.get("partial_update"))
+
+
+# ---- What the process wanted ---------------------------------------------------------------------
+
+_PROTECTIONS = (("r", "PROT_READ"), ("w", "PROT_WRITE"), ("x", "PROT_EXEC"))
+_PROTECTION_WORDS = (("r", "readable"), ("w", "writable"), ("x", "executable"))
+_EXTRA = {"growsdown": "PROT_GROWSDOWN", "growsup": "PROT_GROWSUP", "sem": "PROT_SEM"}
+
+
+def _prot(text: str) -> str:
+    base, *extra = text.split("+")
+    names = [name for letter, name in _PROTECTIONS if letter in base]
+    return " | ".join([*(names or ["PROT_NONE"]), *(_EXTRA.get(word, word) for word in extra)])
+
+
+def _protection(text: object) -> str:
+    base = text.partition("+")[0] if isinstance(text, str) else ""
+    words = [word for letter, word in _PROTECTION_WORDS if letter in base]
+    if not words:
+        return "inaccessible"
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else f"only {words[0]}"
+
+
+def _argument(name: str, given: object) -> str:
+    if name == "prot" and isinstance(given, str):
+        return _prot(given)
+    if isinstance(given, list):
+        return " | ".join(map(str, given)) or "0"
+    return str(given)
+
+
+def call(event: Event) -> str:
+    """The system call as it would stand in a program, its arguments named as in the man page."""
+    operation, arguments = str(event.get("operation")), event.get("arguments")
+    if operation == "other":
+        return f"system call {value(arguments, 'system_call')}"
+    named = (
+        [f"{name} = {_argument(str(name), given)}" for name, given in arguments.items()]
+        if isinstance(arguments, Mapping)
+        else ["…"]
+    )
+    return f"{operation}({', '.join(named)})"
+
+
+def result(event: Event) -> str:
+    """What the caller was told."""
+    operation = event.get("operation")
+    if event.get("hidden"):
+        return {
+            "brk": "the old break, as if nothing had been asked: the refusal is hidden",
+            "shmdt": "0, as if it had been done: the refusal is hidden",
+            "process_madvise": "the number of bytes done before: the refusal is hidden",
+        }.get(str(operation), "nothing of the refusal: it is hidden from the caller")
+    if operation == "io_uring_madvise":
+        return "-EPERM (operation not permitted) in the completion queue"
+    return "-1, errno EPERM (operation not permitted)"
+
+
+_ADVICE = {
+    "MADV_DONTNEED": "thrown away the contents of {it}: anonymous memory would read as zeros",
+    "MADV_DONTNEED_LOCKED": "thrown away the contents of {it}: it would read as zeros",
+    "MADV_FREE": "let the kernel throw away the contents of {it} when it needs memory",
+    "MADV_REMOVE": "removed the pages of {it}, and what lies behind them in the file",
+    "MADV_DONTFORK": "kept {it} out of processes forked from this one",
+    "MADV_WIPEONFORK": "given zeros in place of {it} to processes forked from this one",
+    "MADV_GUARD_INSTALL": "thrown away the contents of {it} and made every access a SIGSEGV",
+}
+
+
+def _of_madvise(event: Event) -> str:
+    advice = str(value(event, "arguments", "advice"))
+    return _ADVICE.get(advice, "applied the advice to {it}")
+
+
+def _of_mprotect(event: Event) -> str:
+    return f"made {{it}} {_protection(value(event, 'arguments', 'prot'))}"
+
+
+def _of_mremap(event: Event) -> str:
+    is_destination = event.get("role") == "destination"
+    return "put other memory in place of {it}" if is_destination else "moved or resized {it}"
+
+
+_WOULD: Mapping[str, Callable[[Event], str]] = {
+    "mprotect": _of_mprotect,
+    "pkey_mprotect": _of_mprotect,
+    "munmap": lambda _: "unmapped {it}, free for other memory to take its place",
+    "mremap": _of_mremap,
+    "mmap": lambda _: "put a new mapping in place of {it}",
+    "madvise": _of_madvise,
+    "process_madvise": _of_madvise,
+    "io_uring_madvise": _of_madvise,
+    "shmat": lambda _: "put shared memory in place of {it}",
+    "shmdt": lambda _: "unmapped {it}",
+    "brk": lambda _: "given {it} back",
+    "remap_file_pages": lambda _: "shown other pages of the file in place of {it}",
+}
+_ABOUT = {"brk": "the end of the heap", "shmdt": "the shared memory"}
+
+
+def would(event: Event) -> str | None:
+    """What the call would have done without the seal: a sentence."""
+    operation = str(event.get("operation"))
+    tell = _WOULD.get(operation)
+    if tell is None or event.get("kind") != "denial":
+        return None
+    about = asked(event)
+    it = _ABOUT.get(operation, "the memory")
+    if about:
+        it = f"{size(about.end - about.start)} at {about.start:#x}"
+    return f"It would have {tell(event).replace('{it}', it)}."
+
+
+# ---- What happened -------------------------------------------------------------------------------
+
+_CAUSES = {
+    "guard_region": "A guard region: pages that were made to catch an access which runs too far.",
+    "prot_none": "Memory without any permission (PROT_NONE): reserved, or a guard made the old "
+    "way.",
+    "stack_guard": "Below the stack, where it can grow no further.",
+    "sealed": "Sealed memory, which does not permit this access and never will.",
+    "pkey": "Memory under a protection key that this thread had not opened.",
+    "other": "Memory that is not mapped, or does not permit this access.",
+}
+
+
+def what(event: Event) -> str | None:
+    """What was hit, for a fault: a sentence."""
+    if event.get("kind") != "fault":
+        return None
+    return _CAUSES.get(str(event.get("cause")))
+
+
+_PROVED = (
+    "Proved in the kernel: this seal alone makes it refuse the call, and nothing known could have "
+    "refused it earlier."
+)
+_REASONS = {
+    "range_too_long": "Not proved: no seal among the first 256 mappings of the range; the rest was "
+    "not looked at.",
+    "seccomp": "Not proved: a seal is there, and so is a seccomp filter that may refuse this call.",
+    "unknown_length": "Not proved: what the call was about could not be read back.",
+    "other_process": "Not proved: the call was about the memory of another process.",
+    "changed_meanwhile": "Not proved: the mappings kept changing while they were read.",
+    "other_cause": "Not proved: a seal is there, and so is an earlier reason to refuse.",
+}
+
+
+def proof(event: Event) -> str | None:
+    """How it is known that a seal refused the call, or that it is not."""
+    verdict = event.get("verdict")
+    if verdict == "sealed":
+        return _PROVED
+    if verdict == "not_sealed":
+        return "Refused, but not by a seal."
+    if verdict == "unverified":
+        return _REASONS.get(str(event.get("reason")), "Not proved.")
+    if event.get("kind") == "fault":
+        if event.get("inferred"):
+            return (
+                "Inferred: the mappings fit, but another thread may have changed them since the "
+                "access."
+            )
+        return "Read from the mappings of the process as the signal was delivered."
+    return None
+
+
+_DISPOSITIONS = {
+    "default": "Killed by SIGSEGV: it had no handler.",
+    "handler": "Not killed by this: a SIGSEGV handler of its own was called. What the handler did "
+    "is not known.",
+    "handler_failed": "Killed by SIGSEGV: it has a handler, but that could not run, for want of "
+    "stack as a rule.",
+}
+
+
+def ending(event: Event, later: Sequence[Event] = ()) -> str | None:
+    """What became of the process; `later` are its events after this one."""
+    if event.get("kind") == "fault":
+        return _DISPOSITIONS.get(str(event.get("disposition")))
+    if event.get("kind") != "denial":
+        return None
+    for other in later:
+        if other.get("kind") == "fault" and other.get("disposition") in (
+            "default",
+            "handler_failed",
+        ):
+            return (
+                f"A refusal ends no process; this one was killed by SIGSEGV later, at {hit(other)}."
+            )
+    return "A refusal ends no process: it went on, with whatever it makes of an error."
+
+
+_HIT = {
+    "guard_region": "a guard region",
+    "prot_none": "memory without any permission",
+    "stack_guard": "the guard below its stack",
+    "sealed": "sealed memory",
+    "pkey": "memory under a protection key",
+}
+
+
+def hit(event: Event) -> str:
+    """What a fault hit, in a few words."""
+    return _HIT.get(str(event.get("cause")), "memory that does not permit it")
+
+
+# ---- What it probably is -------------------------------------------------------------------------
+
+_CLEANS_UP = (
+    "Most often a bug: a program that gives back or reuses memory which it, or a library in it, "
+    "has sealed. Look at the caller: an allocator, dlclose or the end of the program speak for "
+    "that. Who wants other memory in place of sealed memory on purpose does it like this, too."
+)
+_OPENS = (
+    "Memory that was sealed to stay as it is was to be made writable or executable. Programs that "
+    "patch their own code do so (JITs, hooks, tracers, old loaders), unaware of the seal; so does "
+    "an attack that wants to overwrite code or tables. Look at the caller: a function of the "
+    "program that has business there speaks for the former, code in no file for the latter."
+)
+_CLOSES = (
+    "The protection asked for permits neither writing nor executing. As a rule a program that is "
+    "unaware of the seal, and does nothing worse for it."
+)
+_DISCARDS = (
+    "Most often an allocator that returns memory to the kernel and is unaware of the seal. Its "
+    "contents would have been lost, which an attack on sealed tables may want."
+)
+_BY_CAUSE = {
+    "guard_region": "An access that ran past the end of a buffer, or of the stack of a thread, "
+    "and was caught in time. A bug in any case; an attempted overflow looks the same.",
+    "prot_none": "Runtimes (JVMs, Go, V8) touch such pages on purpose and handle the signal. "
+    "Without a handler it is a stray pointer or an overrun into a guard.",
+    "stack_guard": "The stack ran over: recursion without an end, or very large local variables.",
+    "sealed": "A write, or a jump, to memory that its program has made unchangeable for good: a "
+    "stray pointer, code that still believes it may patch, or an attempt to overwrite it.",
+    "pkey": "Code outside of the parts that may open this memory has reached for it.",
+    "other": "A stray pointer.",
+}
+
+
+def assessment(event: Event) -> str | None:
+    """What it probably is, as far as the event alone can tell."""
+    given = event.get("assessment")
+    if isinstance(given, str):
+        return given
+    if event.get("kind") == "fault":
+        return _BY_CAUSE.get(str(event.get("cause")))
+    if event.get("kind") != "denial":
+        return None
+    operation = str(event.get("operation"))
+    if operation in ("mprotect", "pkey_mprotect"):
+        prot = value(event, "arguments", "prot")
+        opens = isinstance(prot, str) and any(c in prot.partition("+")[0] for c in "wx")
+        return _OPENS if opens else _CLOSES
+    return _DISCARDS if operation.endswith("madvise") else _CLEANS_UP
