@@ -99,9 +99,12 @@ def picture(event: Event, memory_map: Sequence[Any] | None) -> Picture | None:
 
     special = {edge for part in (own, wanted, partial) if part for edge in part}
     cuts = sorted({*special, *shown, *(edge for each in known for edge in each.extent)})
-    bands = [
-        _band(Extent(*pair), known, wanted, partial, bool(memory_map)) for pair in pairwise(cuts)
-    ]
+    starts = [each.extent.start for each in known]
+    bands = []
+    for where in (Extent(*pair) for pair in pairwise(cuts)):
+        found = known[max(bisect_right(starts, where.start) - 1, 0)] if known else None
+        mapping = found if found and _within(where, found.extent) else None
+        bands.append(_band(where, mapping, wanted, partial, bool(memory_map)))
     if len(bands) > BANDS_LIMIT:
         bands = _fewer(bands, special, point)
     return _placed(bands, point, wanted, partial, bool(memory_map))
@@ -123,22 +126,20 @@ def _of(mapping: object, where: Extent, is_sealed: bool | None) -> _Mapping:
         permissions if isinstance(permissions, str) else "",
         is_sealed,
         name if isinstance(name, str) and name else "anonymous",
-        value(mapping, "guard") is True,
     )
 
 
-def _known(memory_map: Iterable[object], around: Extent) -> list[_Mapping]:
+def _known(memory_map: Sequence[object], around: Extent) -> list[_Mapping]:
     """Those in the range and its neighbours, in order, without overlaps."""
     found = sorted(
         (where, index) for index, row in enumerate(memory_map) if (where := extent(row)) is not None
     )
-    rows = list(memory_map)
     kept: list[_Mapping] = []
     for where, index in found:
         if kept and where.start < kept[-1].extent.end:
             continue  # no map of a process: those never overlap
-        sealed = value(rows[index], "sealed")
-        kept.append(_of(rows[index], where, sealed if isinstance(sealed, bool) else None))
+        sealed = value(memory_map[index], "sealed")
+        kept.append(_of(memory_map[index], where, sealed if isinstance(sealed, bool) else None))
     first = bisect_right([each.extent.end for each in kept], around.start)
     last = bisect_right([each.extent.start for each in kept], around.end - 1)
     return kept[max(first - NEIGHBOURS, 0) : last + NEIGHBOURS]
@@ -183,12 +184,11 @@ def _within(part: Extent, whole: Extent | None) -> bool:
 
 def _band(
     where: Extent,
-    known: Sequence[_Mapping],
+    mapping: _Mapping | None,
     wanted: Extent | None,
     partial: Extent | None,
     is_complete: bool,
 ) -> Band:
-    mapping = next((each for each in known if _within(where, each.extent)), None)
     is_changed = _within(where, partial)
     length = size(where.end - where.start)
     if mapping is not None:
@@ -196,7 +196,7 @@ def _band(
         label = mapping.label
         detail = " · ".join(filter(None, (mapping.permissions, length)))
     elif is_changed:
-        kind, label, detail = "mapped", "changed before the refusal", length
+        kind, label, detail = "mapped", "changed", length
     elif is_complete:
         kind, label, detail = "free", "nothing mapped", length
     else:
@@ -252,13 +252,13 @@ def _run(bands: Sequence[Band]) -> list[Band]:
     sealed = sum(band.kind == "sealed" for band in bands)
     detail = size(bands[-1].end - bands[0].start)
     if sealed:
-        detail = f"{sealed} sealed · {detail}"
+        detail = f"{sealed:,} sealed · {detail}"
     return [
         replace(
             bands[0],
             end=bands[-1].end,
             kind="many",
-            label=f"{mapped} more mapping{'s' if mapped != 1 else ''}",
+            label=f"{mapped:,} more mapping{'s' if mapped != 1 else ''}",
             detail=detail,
         )
     ]
@@ -283,14 +283,17 @@ def _placed(
     is_complete: bool,
 ) -> Picture:
     placed: list[Band] = []
-    top, at = float(TOP), None
+    top = float(TOP)
+    at: tuple[float, int] | None = None
     for band in bands:
         has_point = point is not None and band.start <= point < band.end
         height = round(_height(band, has_point), 1)
         placed.append(replace(band, top=top, height=height))
         if has_point and point is not None:
             share = (point - band.start) / (band.end - band.start)
-            at = (round(top + height * min(max(share, 0.3), 0.7), 1), point)
+            # Apart from the edges, where their own addresses stand, unless it is one itself.
+            share = min(max(share, 0.3), 0.7) if share else 0
+            at = (round(top + height * share, 1), point)
         top = round(top + height, 1)
     edges = {band.start: band.top for band in placed} | {placed[-1].end: placed[-1].bottom}
     bars = [
@@ -300,7 +303,7 @@ def _placed(
     ]
     return Picture(
         placed,
-        [(place, edge) for edge, place in edges.items()],
+        [(place, edge) for edge, place in edges.items() if edge != point],
         bars,
         at,
         top + TOP,

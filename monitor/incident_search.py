@@ -214,7 +214,9 @@ class Incidents:
         return []
 
     def stored(self, table: str, incident: Incident) -> list[tuple[Any, ...]]:
-        """The rows of this incident in a table of the schema, as they are."""
+        """Its rows in a table of the schema; none where an older database has no such table."""
+        if not self._rows("SELECT 1 FROM sqlite_schema WHERE name = ?", (table,)):
+            return []
         key = "number" if table == "incidents" else "incident"
         return self._rows(
             f"SELECT * FROM {table} WHERE {key} = (SELECT number FROM incidents WHERE id = ?) "

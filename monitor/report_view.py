@@ -329,6 +329,7 @@ def _what_facts(case: Case, later: Sequence[Event]) -> Iterator[Fact]:
     if kind == "denial":
         yield Fact("Asked for", "", story.call(event), story.would(event) or "")
         yield Fact("Was told", story.result(event))
+        yield _by_whom("Called by", event, _text(event, "caller"))
         if event.get("sealed"):
             what, where = _mapping_text(event["sealed"])
             yield Fact("The seal", what, where, _sealed_when(case))
@@ -345,6 +346,7 @@ def _what_facts(case: Case, later: Sequence[Event]) -> Iterator[Fact]:
             yield Fact("Caller", "A 32-bit program, or a 32-bit call of a 64-bit one.")
     elif kind == "fault":
         yield Fact("Hit", story.what(event) or "", _text(event, "address"), _text(event, "access"))
+        yield _by_whom("By", event, _text(event, "instruction_pointer"))
         mapping = event.get("mapping")
         if mapping:
             what, where = _mapping_text(mapping)
@@ -364,6 +366,16 @@ def _what_facts(case: Case, later: Sequence[Event]) -> Iterator[Fact]:
             f"{_text(event, 'blind_seconds')} s" if _text(event, "blind_seconds") else "",
         )
     yield Fact("What became of the process", story.ending(event, later) or "")
+
+
+def _by_whom(label: str, event: Event, address: str) -> Fact:
+    """The code that did it."""
+    frame = _frame_at(event, address)
+    if frame is None:
+        return Fact(label, "")
+    if frame.in_no_file:
+        return Fact(label, "", frame.place, "Code in no file: of a JIT, or put there by somebody.")
+    return Fact(label, "", frame.function or frame.place, frame.place if frame.function else "")
 
 
 def _verdict(event: Event) -> str:
@@ -455,9 +467,11 @@ def _steps(case: Case) -> list[Step]:
 # ---- The snapshot --------------------------------------------------------------------------------
 
 
+_MARKS = {"sealed": "sealed", "guard": "may hold guard pages"}
+
+
 def _marks(row: object) -> str:
-    marks = [name for name in ("sealed", "guard") if value(row, name) is True]
-    return ", ".join(marks)
+    return ", ".join(text for name, text in _MARKS.items() if value(row, name) is True)
 
 
 def _map_rows(

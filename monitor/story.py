@@ -58,9 +58,10 @@ def value(event: object, *path: str) -> Any:
 
 def address(text: object) -> int | None:
     """Of "0x..." as events have it; None for anything else."""
-    if not isinstance(text, str) or not re.fullmatch("0x[0-9a-f]{1,16}", text):
+    if not isinstance(text, str) or not re.fullmatch("0x[0-9a-f]{1,17}", text):
         return None
-    return int(text, 16)
+    number = int(text, 16)
+    return number if number <= _HIGHEST else None
 
 
 def extent(part: object) -> Extent | None:
