@@ -22,6 +22,7 @@ __all__ = ["Overview", "View", "overview", "view"]
 
 TIMELINE_LIMIT = 200
 FACET_LIMIT = 8
+RAW_LIMIT = 1 << 16  # characters of an event; one of our own has a tenth
 _SECOND_NS = 1_000_000_000
 
 
@@ -262,6 +263,13 @@ def _did(case: Case) -> str:
             length = f"{size(about.end - about.start)} of " if about else ""
             memory = f"its memory ({_short_place(event.get('mapping'))})"
             deed = f"sealed {length}{memory} for the rest of its life"
+        case "suppression":
+            name = _text(event, "process", "name")
+            by = f" of {name} (pid {_text(event, 'process', 'pid')})" if name else ""
+            return (
+                f"{on}{case.incident.count:,} {_text(event, 'of')}s{by} were counted while the "
+                "rate limit held back their events. No event of theirs is kept."
+            )
         case _:
             return case.incident.summary
     return f"{on}{_who(event)} {deed}."
@@ -643,7 +651,7 @@ def view(case: Case, *, raw_limit: int, map_limit: int) -> View:
         similar=[(overview(other), why) for other, why in case.similar],
         snapshot=_snapshot(case, map_limit),
         raw=[
-            json.dumps(each, indent=2, ensure_ascii=True)
+            json.dumps(each, indent=2, ensure_ascii=True)[:RAW_LIMIT]
             for each in reversed(case.events[-raw_limit:])
         ],
         raw_left_out=max(len(case.events) - raw_limit, 0),
