@@ -73,7 +73,9 @@ def database_of(incidents: Incidents, incident: Incident) -> bytes:
         database.close()
 
 
-def archive(case: Case, facts: Mapping[str, object], database: bytes) -> bytes:
+def archive(
+    case: Case, facts: Mapping[str, object], database: bytes, limit: int = SIZE_LIMIT
+) -> bytes:
     """A gzip-compressed tar archive; `facts` are those of the incident, ready for JSON.
 
     Raises IncidentError for one that would be too large.
@@ -92,10 +94,10 @@ def archive(case: Case, facts: Mapping[str, object], database: bytes) -> bytes:
     sums = (f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items())
     files["SHA256SUMS"] = "".join(sums).encode()
     total = sum(map(len, files.values()))
-    if total > SIZE_LIMIT:
+    if total > limit:
         raise IncidentError(
             f"incident {case.incident.id} takes {total >> 20} MiB, more than the "
-            f"{SIZE_LIMIT >> 20} of an archive; copy the database instead"
+            f"{limit >> 20} of an archive; copy the database instead"
         )
     # As old as the incident: nothing in the archive tells when it was made.
     modified = max(case.incident.last_ns // 1_000_000_000, 0)
