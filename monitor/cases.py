@@ -58,12 +58,12 @@ def gather(
     among = incidents.search(Filter(kinds=_KINDS), _AMONG)
     cases = []
     for incident in chosen:
-        events = incidents.events(incident)
+        events = [event for event in incidents.events(incident) if isinstance(event, dict)]
         timeline = _timeline(incidents, last_whole(events))
         if resolver is not None:
             events = [resolver.resolve(event) for event in events]
             timeline = [(resolver.resolve(event), number) for event, number in timeline]
-        snapshots = incidents.snapshots(incident)
+        snapshots = [each for each in incidents.snapshots(incident) if isinstance(each, dict)]
         cases.append(Case(incident, events, snapshots, timeline, _similar(incident, among)))
     return cases
 
@@ -79,7 +79,8 @@ def _timeline(incidents: Incidents, event: Event) -> list[tuple[Event, str]]:
     for process in incidents.processes(pid):
         same_boot = process.boot_id == value(event, "host", "boot_id")
         if same_boot and abs(process.start_ns - start_ns) <= SAME_PROCESS_NS:
-            return incidents.timeline(pid, process)
+            timeline = incidents.timeline(pid, process)
+            return [(event, number) for event, number in timeline if isinstance(event, dict)]
     return []
 
 
