@@ -37,7 +37,8 @@ class _Mapping:
 
 @dataclass(frozen=True)
 class Band:
-    """`kind`: sealed, mapped, guard, free (nothing mapped), unknown or many (left out).
+    """`kind`: sealed, mapped (and not sealed), unread (mapped, its seal was not read), guard, free
+    (nothing mapped), unknown or many (left out).
 
     `top` and `height` are in the units of WIDTH.
     """
@@ -70,12 +71,18 @@ class Picture:
     bars: Sequence[tuple[str, float, float]]
     point: tuple[float, int] | None
     height: float
-    complete: bool  # what is mapped around the place is known
+    has_map: bool  # what lies around the place comes from a map taken a moment later
     kinds: frozenset[str]
 
 
-def picture(event: Event, memory_map: Sequence[Any] | None) -> Picture | None:
-    """Of an event; `memory_map` as in a snapshot. None for an event that is of no place."""
+def picture(
+    event: Event, memory_map: Sequence[object] = (), is_whole: bool = True
+) -> Picture | None:
+    """Of an event; None for one that is of no place.
+
+    `memory_map` is that of a snapshot, taken a moment later: all of it, or the part around the
+    place.
+    """
     told = event.get("sealed") or event.get("mapping")
     own, wanted, partial, point = extent(told), asked(event), changed(event), found_at(event)
     if point is not None and point >= _HIGHEST:
@@ -86,7 +93,8 @@ def picture(event: Event, memory_map: Sequence[Any] | None) -> Picture | None:
         return None
     around = Extent(min(part.start for part in focus), max(part.end for part in focus))
 
-    known = _known(memory_map or (), around)
+    known = _known(memory_map, around)
+    surveyed = _surveyed(known, is_whole and bool(memory_map))
     if own:
         is_sealed = bool(event.get("sealed")) or value(told, "sealed") is True
         known = _laid_over(known, _of(told, own, is_sealed))
@@ -104,10 +112,10 @@ def picture(event: Event, memory_map: Sequence[Any] | None) -> Picture | None:
     for where in (Extent(*pair) for pair in pairwise(cuts)):
         found = known[max(bisect_right(starts, where.start) - 1, 0)] if known else None
         mapping = found if found and _within(where, found.extent) else None
-        bands.append(_band(where, mapping, wanted, partial, bool(memory_map)))
+        bands.append(_band(where, mapping, wanted, partial, _within(where, surveyed)))
     if len(bands) > BANDS_LIMIT:
         bands = _fewer(bands, special, point)
-    return _placed(bands, point, wanted, partial, bool(memory_map))
+    return _placed(bands, point, wanted, partial, bool(known))
 
 
 # ---- What is mapped ------------------------------------------------------------------------------
@@ -143,6 +151,13 @@ def _known(memory_map: Sequence[object], around: Extent) -> list[_Mapping]:
     first = bisect_right([each.extent.end for each in kept], around.start)
     last = bisect_right([each.extent.start for each in kept], around.end - 1)
     return kept[max(first - NEIGHBOURS, 0) : last + NEIGHBOURS]
+
+
+def _surveyed(known: Sequence[_Mapping], is_whole: bool) -> Extent | None:
+    """Where nothing mapped means that there was nothing."""
+    if is_whole:
+        return Extent(0, _HIGHEST)
+    return Extent(known[0].extent.start, known[-1].extent.end) if known else None
 
 
 def _laid_over(known: Iterable[_Mapping], over: _Mapping) -> list[_Mapping]:
@@ -182,22 +197,25 @@ def _within(part: Extent, whole: Extent | None) -> bool:
     return whole is not None and whole.start <= part.start and part.end <= whole.end
 
 
+_KINDS = {True: "sealed", False: "mapped", None: "unread"}
+
+
 def _band(
     where: Extent,
     mapping: _Mapping | None,
     wanted: Extent | None,
     partial: Extent | None,
-    is_complete: bool,
+    is_surveyed: bool,
 ) -> Band:
     is_changed = _within(where, partial)
     length = size(where.end - where.start)
     if mapping is not None:
-        kind = "guard" if mapping.guard else "sealed" if mapping.sealed else "mapped"
+        kind = "guard" if mapping.guard else _KINDS[mapping.sealed]
         label = mapping.label
         detail = " · ".join(filter(None, (mapping.permissions, length)))
     elif is_changed:
         kind, label, detail = "mapped", "changed", length
-    elif is_complete:
+    elif is_surveyed:
         kind, label, detail = "free", "nothing mapped", length
     else:
         kind, label, detail = "unknown", "not known", length
@@ -280,7 +298,7 @@ def _placed(
     point: int | None,
     wanted: Extent | None,
     partial: Extent | None,
-    is_complete: bool,
+    has_map: bool,
 ) -> Picture:
     placed: list[Band] = []
     top = float(TOP)
@@ -307,6 +325,6 @@ def _placed(
         bars,
         at,
         top + TOP,
-        is_complete,
+        has_map,
         frozenset(band.kind for band in placed),
     )

@@ -131,6 +131,11 @@ def _short_place(mapping: object) -> str:
     return story.place(mapping).rpartition("/")[2]
 
 
+def _is_untouched(event: Event) -> bool:
+    """Whether it is known that the call changed nothing: process_madvise has other ranges, too."""
+    return event.get("verdict") == "sealed" and event.get("operation") != "process_madvise"
+
+
 def lead(case: Case, later: Sequence[Event]) -> list[str]:
     """The story in a few sentences, a paragraph each."""
     event, incident = case.event, case.incident
@@ -140,7 +145,7 @@ def lead(case: Case, later: Sequence[Event]) -> list[str]:
             f" The {size(part.end - part.start)} before the seal were changed all the same, before "
             "the kernel came to the seal."
         )
-    elif event.get("kind") == "denial":
+    elif _is_untouched(event):
         deed += " Nothing was changed."
     after = story.ending(event, later) if event.get("kind") == "denial" else None
     sentences = [_did(case), deed.strip(), after if after and "killed" in after else ""]
@@ -199,7 +204,9 @@ def what_facts(case: Case, later: Sequence[Event]) -> Iterator[Fact]:
             "Changed before the refusal",
             f"{size(part.end - part.start)}: this part stays changed although the call failed."
             if part
-            else "Nothing.",
+            else "Nothing."
+            if _is_untouched(event)
+            else "Not known.",
             range_of(part) if part else "",
         )
         if event.get("compat"):

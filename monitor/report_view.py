@@ -171,7 +171,11 @@ def view(case: Case, *, raw_limit: int, map_limit: int) -> View:
         is_repeated=incident.count > 1,
         facts=[fact for fact in what if fact.text or fact.code],
         who=[fact for fact in who_facts(case, snapshot) if fact.text or fact.code],
-        picture=picture(event, memory_map if isinstance(memory_map, list) else None),
+        picture=picture(
+            event,
+            memory_map if isinstance(memory_map, list) else (),
+            value(snapshot, "memory_map_complete") is True,
+        ),
         stack=stack_rows(event),
         stack_complete=event.get("stack_complete") is True,
         steps=steps[-TIMELINE_LIMIT:],

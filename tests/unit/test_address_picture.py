@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -33,8 +34,8 @@ def denial(
     }
 
 
-def drawn(event: Event, memory_map: list[Any] | None = None) -> Picture:
-    found = picture(event, memory_map)
+def drawn(event: Event, memory_map: Sequence[Any] = (), is_whole: bool = True) -> Picture:
+    found = picture(event, memory_map, is_whole)
     assert found is not None
     assert_sound(found)
     return found
@@ -108,7 +109,7 @@ def test_neighbours_and_gaps_from_the_memory_map() -> None:
     # A gap of 127 TiB takes no more room than one of 16 KiB.
     assert found.bands[1].height == found.bands[3].height
     assert [band.asked for band in found.bands][4:7] == [True, True, False]
-    assert found.complete
+    assert found.has_map
 
 
 def test_ten_gigabytes_of_mappings_become_one_band() -> None:
@@ -142,6 +143,14 @@ def test_what_was_seen_at_the_violation_holds() -> None:
         ("sealed", "table"),
         ("mapped", "later"),
     ]
+
+
+def test_a_map_of_a_part_tells_nothing_of_the_rest() -> None:
+    rows = [row(0x4000, 0x5000), row(0x6000, 0x7000, sealed=None)]
+    event = denial((0x4000, 0x5000), (0x4000, 0x9000))
+    assert [band.kind for band in drawn(event, rows).bands] == ["sealed", "free", "unread", "free"]
+    part = drawn(event, rows, is_whole=False)
+    assert [band.kind for band in part.bands] == ["sealed", "free", "unread", "unknown"]
 
 
 def test_fault_in_a_guard_region() -> None:
@@ -182,7 +191,7 @@ def test_the_end_of_the_address_space() -> None:
 
 @pytest.mark.parametrize("kind", ["health", "suppression"])
 def test_no_place_no_picture(kind: str) -> None:
-    assert picture(EVENTS[kind], None) is None
+    assert picture(EVENTS[kind]) is None
 
 
 def test_labels_have_room() -> None:

@@ -7,11 +7,15 @@ import copy
 import hashlib
 import io
 import json
+import os
 import random
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -402,3 +406,26 @@ def test_the_command(store: Store, tmp_path: Path) -> None:
     assert f"{tmp_path}: not a regular file; name another" in shown.stderr
     assert shown.returncode == 1
     assert "the following arguments are required: -o" in seal_monitor(*begin, *end).stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_root_reads_as_the_owner_and_writes_as_root(store: Store, tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        copied = Path(shutil.copy(store.path, Path(name) / "incidents.db"))
+        for path in (copied.parent, copied):
+            os.chown(path, 12345, 12345)
+        identifier = refused(store).incident.id
+        for verb in ("report", "export"):
+            file = tmp_path / verb
+            shown = seal_monitor(*("incidents", verb, identifier, "-o", file, "--database", copied))
+            assert (shown.returncode, shown.stderr) == (0, "")
+            assert file.stat().st_uid == 0
+
+
+def test_a_wheel_has_every_file() -> None:
+    root = Path(__file__).parents[2]
+    tables = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]
+    patterns = tables["package-data"]["monitor"]
+    files = {path for path in (root / "monitor").rglob("*") if path.is_file()}
+    kept = {path for path in files if path.suffix not in (".py", ".pyc")}
+    assert kept == {path for pattern in patterns for path in (root / "monitor").glob(pattern)}
