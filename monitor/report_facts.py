@@ -98,7 +98,7 @@ def _did(case: Case) -> str:
         case "denial":
             operation = text(event, "operation")
             sealed = event.get("sealed")
-            memory = f"sealed memory ({_short_place(sealed)})" if sealed else "memory"
+            memory = f"sealed {_memory(sealed)}" if sealed else "memory"
             outcome = {
                 "sealed": "was refused",
                 "unverified": "was refused, perhaps by a seal",
@@ -113,22 +113,23 @@ def _did(case: Case) -> str:
         case "seal":
             about = story.asked(event)
             length = f"{size(about.end - about.start)} of " if about else ""
-            memory = f"its memory ({_short_place(event.get('mapping'))})"
-            deed = f"sealed {length}{memory} for the rest of its life"
+            deed = f"sealed {length}{_memory(event.get('mapping'))} for the rest of its life"
         case "suppression":
             name = text(event, "process", "name")
             by = f" of {name} (pid {text(event, 'process', 'pid')})" if name else ""
             return (
-                f"{on}{case.incident.count:,} {text(event, 'of')}s{by} were counted while the "
-                "rate limit held back their events. No event of theirs is kept."
+                f"{on}{text(event, 'of')}s{by} were counted while the rate limit held back "
+                "their events: none is kept."
             )
         case _:
             return case.incident.summary
     return f"{on}{_who(event)} {deed}."
 
 
-def _short_place(mapping: object) -> str:
-    return story.place(mapping).rpartition("/")[2]
+def _memory(mapping: object) -> str:
+    """What it is, without the directory of its file."""
+    name = story.place(mapping).rpartition("/")[2]
+    return name if name == story.ANONYMOUS else f"memory ({name})"
 
 
 def _is_untouched(event: Event) -> bool:
@@ -213,7 +214,7 @@ def what_facts(case: Case, later: Sequence[Event]) -> Iterator[Fact]:
             yield Fact("Caller", "A 32-bit program, or a 32-bit call of a 64-bit one.")
     elif kind == "fault":
         yield Fact("Hit", story.what(event) or "", text(event, "address"), text(event, "access"))
-        yield _by_whom("By", event, text(event, "instruction_pointer"))
+        yield _by_access(event)
         mapping = event.get("mapping")
         if mapping:
             what, where = _mapping_text(mapping)
@@ -245,6 +246,15 @@ def _by_whom(label: str, event: Event, address: str) -> Fact:
     return Fact(label, "", frame.function or frame.place, frame.place if frame.function else "")
 
 
+def _by_access(event: Event) -> Fact:
+    """Who executes what may not be executed has jumped there: the frame around it tells whence."""
+    if event.get("access") != "execute":
+        return _by_whom("By", event, text(event, "instruction_pointer"))
+    stack = event.get("stack")
+    frame = stack[1] if isinstance(stack, list) and len(stack) > 1 else None
+    return _by_whom("From", event, text(frame, "address"))
+
+
 def _verdict(event: Event) -> str:
     reason = text(event, "reason")
     return f"verdict {text(event, 'verdict')}" + (f", reason {reason}" if reason else "")
@@ -258,6 +268,7 @@ _TOLD = frozenset(
         *("partial_update", "compat", "instruction_pointer", "caller", "stack", "stack_complete"),
         *("cause", "inferred", "access", "address", "mapping", "disposition", "start", "length"),
         *("pkey", "signal_code", "assessment", "message", "blind_seconds", "event"),
+        *("of", "count", "first", "last"),
     )
 )
 

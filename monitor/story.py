@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 __all__ = [
+    "ANONYMOUS",
     "Extent",
     "address",
     "asked",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 PAGE_SIZE = 4096
+ANONYMOUS = "anonymous memory"
 _HIGHEST = 1 << 64
 
 Event = Mapping[str, Any]
@@ -132,7 +134,7 @@ def place(mapping: object) -> str:
     path, name = value(mapping, "file", "path"), value(mapping, "name")
     if isinstance(path, str):
         return path
-    return name if isinstance(name, str) and name else "anonymous memory"
+    return name if isinstance(name, str) and name else ANONYMOUS
 
 
 def changed(event: Event) -> Extent | None:
@@ -156,9 +158,9 @@ def _prot(text: str) -> str:
 def _protection(text: object) -> str:
     base = text.partition("+")[0] if isinstance(text, str) else ""
     words = [word for letter, word in _PROTECTION_WORDS if letter in base]
-    if not words:
-        return "inaccessible"
-    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else f"only {words[0]}"
+    if len(words) > 1:
+        return f"{', '.join(words[:-1])} and {words[-1]}"
+    return "read-only" if words == ["readable"] else "".join(words) or "inaccessible"
 
 
 def _argument(name: str, given: object) -> str:
@@ -224,7 +226,7 @@ def _of_mremap(event: Event) -> str:
 _WOULD: Mapping[str, Callable[[Event], str]] = {
     "mprotect": _of_mprotect,
     "pkey_mprotect": _of_mprotect,
-    "munmap": lambda _: "unmapped {it}, free for other memory to take its place",
+    "munmap": lambda _: "unmapped {it}, and left the place free for other memory",
     "mremap": _of_mremap,
     "mmap": lambda _: "put a new mapping in place of {it}",
     "madvise": _of_madvise,
@@ -248,6 +250,8 @@ def would(event: Event) -> str | None:
     it = _ABOUT.get(operation, "the memory")
     if about:
         it = f"{size(about.end - about.start)} at {about.start:#x}"
+    elif (point := found_at(event)) is not None:
+        it += f" at {point:#x}"
     return f"It would have {tell(event).replace('{it}', it)}."
 
 
@@ -298,8 +302,8 @@ def proof(event: Event) -> str | None:
     if event.get("kind") == "fault":
         if event.get("inferred"):
             return (
-                "Inferred: the mappings fit, but another thread may have changed them since the "
-                "access."
+                "Inferred from what was mapped as the signal was delivered: another explanation "
+                "cannot be excluded."
             )
         return "Read from the mappings of the process as the signal was delivered."
     return None
@@ -359,18 +363,20 @@ _OPENS = (
     "program that has business there speaks for the former, code in no file for the latter."
 )
 _CLOSES = (
-    "The protection asked for permits neither writing nor executing. As a rule a program that is "
-    "unaware of the seal, and does nothing worse for it."
+    "Nothing was asked for that the mapping does not permit already, or that would let anybody "
+    "change it. As a rule a program that sets a protection once more, unaware of the seal."
 )
 _DISCARDS = (
     "Most often an allocator that returns memory to the kernel and is unaware of the seal. Its "
     "contents would have been lost, which an attack on sealed tables may want."
 )
+_ON_PURPOSE = (
+    "Perhaps nothing: runtimes (JVMs, Go, V8) make such accesses on purpose and handle the signal."
+)
 _BY_CAUSE = {
     "guard_region": "An access that ran past the end of a buffer, or of the stack of a thread, "
     "and was caught in time. A bug in any case; an attempted overflow looks the same.",
-    "prot_none": "Runtimes (JVMs, Go, V8) touch such pages on purpose and handle the signal. "
-    "Without a handler it is a stray pointer or an overrun into a guard.",
+    "prot_none": "A stray pointer, or an access that ran past the end of a buffer into a guard.",
     "stack_guard": "The stack ran over: recursion without an end, or very large local variables.",
     "sealed": "A write, or a jump, to memory that its program has made unchangeable for good: a "
     "stray pointer, code that still believes it may patch, or an attempt to overwrite it.",
@@ -385,12 +391,14 @@ def assessment(event: Event) -> str | None:
     if isinstance(given, str):
         return given
     if event.get("kind") == "fault":
-        return _BY_CAUSE.get(str(event.get("cause")))
+        text = _BY_CAUSE.get(str(event.get("cause")))
+        is_handled = event.get("disposition") == "handler" and event.get("cause") != "sealed"
+        return f"{_ON_PURPOSE} Or: {text}" if text and is_handled else text
     if event.get("kind") != "denial":
         return None
     operation = str(event.get("operation"))
     if operation in ("mprotect", "pkey_mprotect"):
-        prot = value(event, "arguments", "prot")
-        opens = isinstance(prot, str) and any(c in prot.partition("+")[0] for c in "wx")
-        return _OPENS if opens else _CLOSES
+        prot, has = value(event, "arguments", "prot"), value(event, "sealed", "permissions")
+        asks = set(prot.partition("+")[0]) & {"w", "x"} if isinstance(prot, str) else set()
+        return _OPENS if asks - set(has if isinstance(has, str) else "") else _CLOSES
     return _DISCARDS if operation.endswith("madvise") else _CLEANS_UP

@@ -173,8 +173,11 @@ def test_the_story_of_a_fault(store: Store) -> None:
 @pytest.mark.parametrize(
     ("what", "sentence"),
     [
-        ("seal", "sealed 8 KiB of its memory (image-worker) for the rest of its life."),
-        ("unknown", "7 denials were counted while the rate limit held back their events."),
+        ("seal", "sealed 8 KiB of memory (image-worker) for the rest of its life."),
+        (
+            "unknown",
+            "denials were counted while the rate limit held back their events: none is kept.",
+        ),
         ("started", "ready after 1.17 s, attached by raw_tracepoint, tracepoint"),
     ],
 )

@@ -94,7 +94,7 @@ def test_the_call(operation: str, arguments: Any, expected: str) -> None:
         (
             "munmap",
             {"addr": "0x1000", "length": 10 << 30},
-            "It would have unmapped 10 GiB at 0x1000, free for other memory to take its place.",
+            "It would have unmapped 10 GiB at 0x1000, and left the place free for other memory.",
         ),
         (
             "madvise",
@@ -102,7 +102,7 @@ def test_the_call(operation: str, arguments: Any, expected: str) -> None:
             "It would have thrown away the contents of 4 KiB at 0x1000: anonymous memory would "
             "read as zeros.",
         ),
-        ("brk", {"addr": "0x1000"}, "It would have given the end of the heap back."),
+        ("brk", {"addr": "0x1000"}, "It would have given the end of the heap at 0x1000 back."),
         ("process_madvise", {"advice": "7"}, "It would have applied the advice to the memory."),
         ("other", {"system_call": 209}, None),
     ],
@@ -116,6 +116,23 @@ def test_every_operation_has_its_words() -> None:
         event = denial(operation.name, {})
         assert (story.would(event) is None) == (operation.name == "other")
         assert story.assessment(event)
+
+
+def test_what_it_probably_is() -> None:
+    """Asking for what the mapping has already is not asking for more."""
+    opens = str(story.assessment(EVENTS["denial"]))
+    assert "was to be made writable or executable" in opens
+    text = changed("denial", "sealed.permissions", "r-xp")
+    for prot, is_more in (("r-x", False), ("r--", False), ("---", False), ("rwx", True)):
+        text["arguments"]["prot"] = prot
+        assert (story.assessment(text) == opens) == is_more
+    fault = EVENTS["fault"]
+    assert "Perhaps nothing: runtimes" not in str(story.assessment(fault))
+    handled = fault | {"disposition": "handler"}
+    assert str(story.assessment(handled)).startswith("Perhaps nothing: runtimes")
+    sealed = handled | {"cause": "sealed"}
+    assert "Perhaps nothing" not in str(story.assessment(sealed))
+    assert story.assessment(fault | {"assessment": "given"}) == "given"
 
 
 def test_what_the_caller_was_told() -> None:
@@ -143,7 +160,7 @@ def test_how_it_is_known() -> None:
     assert story.proof(EVENTS["denial"] | {"verdict": "not_sealed"}) == (
         "Refused, but not by a seal."
     )
-    assert str(story.proof(changed("fault", "inferred", True))).startswith("Inferred: ")
+    assert str(story.proof(changed("fault", "inferred", True))).startswith("Inferred from what")
 
 
 @pytest.mark.parametrize(
