@@ -95,6 +95,7 @@ def picture(
 
     known = _known(memory_map, around)
     surveyed = _surveyed(known, is_whole and bool(memory_map))
+    has_map = bool(known)
     if own:
         is_sealed = bool(event.get("sealed")) or value(told, "sealed") is True
         known = _laid_over(known, _of(told, own, is_sealed))
@@ -115,7 +116,7 @@ def picture(
         bands.append(_band(where, mapping, wanted, partial, _within(where, surveyed)))
     if len(bands) > BANDS_LIMIT:
         bands = _fewer(bands, special, point)
-    return _placed(bands, point, wanted, partial, bool(known))
+    return _placed(bands, point, wanted, partial, has_map)
 
 
 # ---- What is mapped ------------------------------------------------------------------------------

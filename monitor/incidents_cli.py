@@ -255,6 +255,9 @@ def _print(lines: Sequence[str], document: object, as_json: bool) -> int:
     return 0
 
 
+_FILTERS = ("since", "until", "operation", "executable", "workload", "verdict")
+
+
 def _wanted(arguments: Namespace) -> Filter:
     now = time.time_ns()
     return Filter(
@@ -364,13 +367,16 @@ def _as_owner(database: Path) -> Iterator[None]:
 def _report(arguments: Namespace, database: Path) -> int:
     from monitor import report  # noqa: PLC0415 - and templates: what the others do not need
 
+    given = [flag for flag in _FILTERS if getattr(arguments, flag) is not None]
+    if arguments.id is not None and given:
+        raise ConfigError(f"command line: --{given[0]} chooses incidents; leave it or the ID out")
     with _as_owner(database), Incidents(database) as incidents, Resolver(os.environ) as resolver:
         if arguments.id is None:
-            chosen = incidents.search(_wanted(arguments), arguments.limit)
+            found = incidents.search(_wanted(arguments), arguments.limit + 1)
         else:
-            chosen = [_one(incidents, arguments.id)]
-        cases = gather(incidents, chosen, resolver)
-    _output(arguments.output_file, report.page(cases))
+            found = [_one(incidents, arguments.id)]
+        cases = gather(incidents, found[: arguments.limit], resolver)
+    _output(arguments.output_file, report.page(cases, more=len(found) > len(cases)))
     return 0
 
 

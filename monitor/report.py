@@ -58,8 +58,11 @@ def _environment() -> Environment:
     return found
 
 
-def page(cases: Sequence[Case], title: str | None = None) -> bytes:
-    """The page about these incidents, in UTF-8; the same for the same cases."""
+def page(cases: Sequence[Case], title: str | None = None, *, more: bool = False) -> bytes:
+    """The page about these incidents, in UTF-8; the same for the same cases.
+
+    `more`: there are others that were left out.
+    """
     environment = _environment()
     style = environment.get_template("report.css").render()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
@@ -80,6 +83,7 @@ def page(cases: Sequence[Case], title: str | None = None) -> bytes:
         ids={case.incident.id for case in cases},
         picture_width=WIDTH,
         version=version(),
+        more=more,
     )
     return text.encode("utf-8", "backslashreplace")
 

@@ -29,7 +29,7 @@ def _workload(event: Event) -> str:
         ("container", text(event, "workload", "container_id")),
     )
     told = [f"{name} {text}" for name, text in parts if text]
-    return ", ".join(told) or text(event, "workload", "cgroup")
+    return ", ".join(told) or text(event, "workload", "cgroup").removesuffix("/")
 
 
 def _program(event: Event) -> str:
@@ -82,6 +82,7 @@ def who_facts(case: Case, snapshot: Mapping[str, Any] | None) -> Iterator[Fact]:
 # ---- What ----------------------------------------------------------------------------------------
 
 _ACCESS = {"read": "read from", "write": "wrote to", "execute": "tried to execute"}
+_ACCESSED = {"read": "Read from", "write": "Wrote to", "execute": "Jumped to"}
 _FATE = {
     "default": "and was killed by SIGSEGV",
     "handler": "and got SIGSEGV in a handler of its own",
@@ -213,7 +214,8 @@ def what_facts(case: Case, later: Sequence[Event]) -> Iterator[Fact]:
         if event.get("compat"):
             yield Fact("Caller", "A 32-bit program, or a 32-bit call of a 64-bit one.")
     elif kind == "fault":
-        yield Fact("Hit", story.what(event) or "", text(event, "address"), text(event, "access"))
+        label = _ACCESSED.get(text(event, "access"), "Accessed")
+        yield Fact(label, story.what(event) or "", text(event, "address"))
         yield _by_access(event)
         mapping = event.get("mapping")
         if mapping:

@@ -373,13 +373,17 @@ _DISCARDS = (
 _ON_PURPOSE = (
     "Perhaps nothing: runtimes (JVMs, Go, V8) make such accesses on purpose and handle the signal."
 )
+_JUMP = (
+    "A jump to memory that holds no code: a function pointer or a return address that is wrong, by "
+    "mistake or overwritten by an attack."
+)
 _BY_CAUSE = {
     "guard_region": "An access that ran past the end of a buffer, or of the stack of a thread, "
     "and was caught in time. A bug in any case; an attempted overflow looks the same.",
     "prot_none": "A stray pointer, or an access that ran past the end of a buffer into a guard.",
     "stack_guard": "The stack ran over: recursion without an end, or very large local variables.",
-    "sealed": "A write, or a jump, to memory that its program has made unchangeable for good: a "
-    "stray pointer, code that still believes it may patch, or an attempt to overwrite it.",
+    "sealed": "A write to memory that its program has made unchangeable for good: a stray pointer, "
+    "code that still believes it may patch, or an attempt to overwrite it.",
     "pkey": "Code outside of the parts that may open this memory has reached for it.",
     "other": "A stray pointer.",
 }
@@ -392,6 +396,8 @@ def assessment(event: Event) -> str | None:
         return given
     if event.get("kind") == "fault":
         text = _BY_CAUSE.get(str(event.get("cause")))
+        if text and event.get("access") == "execute":
+            text = _JUMP
         is_handled = event.get("disposition") == "handler" and event.get("cause") != "sealed"
         return f"{_ON_PURPOSE} Or: {text}" if text and is_handled else text
     if event.get("kind") != "denial":

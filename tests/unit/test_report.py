@@ -167,7 +167,7 @@ def test_the_story_of_a_fault(store: Store) -> None:
     )
     told = facts(data)
     assert told["What became of the process"] == "Killed by SIGSEGV: it had no handler."
-    assert told["Hit"].startswith("0x7f4d2e419000A guard region: ")
+    assert told["Wrote to"].startswith("0x7f4d2e419000A guard region: ")
 
 
 @pytest.mark.parametrize(
@@ -396,6 +396,15 @@ def test_the_command(store: Store, tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
     shown = seal_monitor(*begin, "--operation", "munmap", "--kind", "all", "-o", several, *end)
     assert Text(several.read_bytes()).text.count("munmap of sealed memory refused") > 0
+    assert "There are more" not in Text(several.read_bytes()).text
+    shown = seal_monitor(*begin, "--limit", "2", "-o", several, *end)
+    assert "2 incidents" in Text(several.read_bytes()).text
+    assert "Those last seen. There are more; --limit shows them." in (
+        Text(several.read_bytes()).text
+    )
+    shown = seal_monitor(*begin, incident.id, "--since", "7d", "-o", path, *end)
+    assert "--since chooses incidents; leave it or the ID out" in shown.stderr
+    assert shown.returncode == 2
     again = subprocess.run(
         [sys.executable, "-m", "monitor", *map(str, (*begin, incident.id, "-o", "-", *end))],
         capture_output=True,

@@ -132,6 +132,8 @@ def test_what_it_probably_is() -> None:
     assert str(story.assessment(handled)).startswith("Perhaps nothing: runtimes")
     sealed = handled | {"cause": "sealed"}
     assert "Perhaps nothing" not in str(story.assessment(sealed))
+    jumped = fault | {"access": "execute", "cause": "sealed"}
+    assert str(story.assessment(jumped)).startswith("A jump to memory that holds no code")
     assert story.assessment(fault | {"assessment": "given"}) == "given"
 
 
