@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from monitor import abi, stacks, summaries
 from monitor.abi import Access, Cause, Disposition, Kind, Reason, RecordFlag, Role, Verdict
+from monitor.assessment import DENIALS, FAULTS, DenialFacts, FaultFacts, caller_of, first_fit
 from monitor.events import (
     AddressRange,
     Denial,
@@ -37,19 +38,11 @@ SEGV_PKUERR = 4  # include/uapi/asm-generic/siginfo.h; only then is si_pkey set
 
 _E = TypeVar("_E", bound=IntEnum)
 
+# Where no row of the table fits.
 _DENIAL_SEVERITY: dict[Verdict, Severity] = {
     Verdict.SEALED: "critical",
     Verdict.NOT_SEALED: "info",
     Verdict.UNVERIFIED: "warning",
-}
-# By cause: when the process dies of it, and when a handler of its own is invoked.
-_FAULT_SEVERITY: dict[Cause, tuple[Severity, Severity]] = {
-    Cause.GUARD_REGION: ("warning", "info"),
-    Cause.PROT_NONE: ("warning", "info"),
-    Cause.STACK_GUARD: ("warning", "info"),
-    Cause.SEALED: ("critical", "warning"),
-    Cause.PKEY: ("warning", "info"),
-    Cause.OTHER: ("info", "info"),
 }
 _SUPPRESSION_SEVERITY: dict[Kind, Severity] = {
     Kind.DENIAL: "warning",
@@ -145,6 +138,12 @@ def _denial(record: abi.Record, origin: Origin, sealed_mask: int, path: str | No
     hidden = bool(record.flags & RecordFlag.HIDDEN)
     arguments = decode_arguments(operation, _values(record, operation))
     sealed = _sealed(_mapping(record.mapping, sealed_mask, path), verdict)
+    stack, caller = _stack(record), _address(record.caller)
+    is_proved = verdict is Verdict.SEALED
+    facts = DenialFacts(
+        operation.name, arguments, sealed, role is Role.DESTINATION, caller_of(stack, caller)
+    )
+    row = first_fit(DENIALS, facts) if is_proved else None
 
     summary = summaries.denial(
         record,
@@ -155,6 +154,7 @@ def _denial(record: abi.Record, origin: Origin, sealed_mask: int, path: str | No
         reason=reason,
         role=role,
         hidden=hidden,
+        probably=row.words if row else "",
     )
     partial = None
     if record.partial_end > record.partial_start:
@@ -163,7 +163,7 @@ def _denial(record: abi.Record, origin: Origin, sealed_mask: int, path: str | No
         id=origin.id,
         time=origin.time,
         time_boot_ns=origin.time_boot_ns,
-        severity=_DENIAL_SEVERITY[verdict],
+        severity=row.severity if row else _DENIAL_SEVERITY[verdict],
         summary=summary,
         host=origin.host,
         process=origin.process,
@@ -172,14 +172,15 @@ def _denial(record: abi.Record, origin: Origin, sealed_mask: int, path: str | No
         arguments=arguments,
         verdict=verdict.label,
         reason=reason.label if reason is not Reason.NONE else None,
+        assessment=row.assessment if row else None,
         role=role.label,
         sealed=sealed,
         partial_update=partial,
         hidden=hidden,
         compat=bool(record.flags & RecordFlag.COMPAT),
         instruction_pointer=_address(record.instruction_pointer),
-        caller=_address(record.caller),
-        stack=_stack(record),
+        caller=caller,
+        stack=stack,
         stack_complete=bool(record.stack.complete),
     )
 
@@ -191,13 +192,14 @@ def _fault(record: abi.Record, origin: Origin, sealed_mask: int, path: str | Non
     inferred = bool(record.flags & RecordFlag.INFERRED)
     mapping = _mapping(record.mapping, sealed_mask, path)
     pkey = record.pkey if record.signal_code == SEGV_PKUERR else None
-    dies, handled = _FAULT_SEVERITY[cause]
+    is_handled = disposition is Disposition.HANDLER
+    row = first_fit(FAULTS, FaultFacts(cause.label, access.label, mapping, is_handled))
 
     return Fault(
         id=origin.id,
         time=origin.time,
         time_boot_ns=origin.time_boot_ns,
-        severity=handled if disposition is Disposition.HANDLER else dies,
+        severity=row.severity if row else "info",
         summary=summaries.fault(
             record,
             mapping,
@@ -206,12 +208,14 @@ def _fault(record: abi.Record, origin: Origin, sealed_mask: int, path: str | Non
             disposition=disposition,
             inferred=inferred,
             pkey=pkey,
+            probably=row.words if row else "",
         ),
         host=origin.host,
         process=origin.process,
         workload=origin.workload,
         cause=cause.label,
         inferred=inferred,
+        assessment=row.assessment if row else None,
         access=access.label,
         address=_address(record.address),
         mapping=mapping,

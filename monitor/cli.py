@@ -203,6 +203,9 @@ def _incident_filters() -> Parser:
         ("--verdict", "VERDICT", "that some of its denials had"),
     ):
         listing.add_argument(flag, metavar=metavar, help=text)
+    listing.add_argument(
+        "--likely", choices=("attack", "bug", "leak", "handled"), help="what some of it may be"
+    )
     kinds = ("violation", "denial", "fault", "seal", "health", "all")
     listing.add_argument(
         "--kind", choices=kinds, default="violation", help="default: violation, denials and faults"

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
@@ -37,6 +38,9 @@ from monitor.suppression import Suppressions
 from monitor.tally import Tally
 from monitor.version import revision, version
 from monitor.workloads import Workloads
+
+if TYPE_CHECKING:
+    from monitor.incidents import IncidentStore
 
 __all__ = ["Daemon", "run"]
 
@@ -64,8 +68,11 @@ def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
     privileges.disinherit()
     directory = state_directory(config.state.directory)
     last_run = LastRun(directory, host.host_facts().boot_id)
-    outputs = [*open_sinks(config), *open_incidents(config, directory, last_run)]
-    with Daemon(config, outputs, reload, last_run, restricted=True) as daemon:
+    outputs, incidents = open_sinks(config), open_incidents(config, directory, last_run)
+    if incidents:
+        outputs.append(incidents)
+    database = incidents.path if incidents else None
+    with Daemon(config, outputs, reload, last_run, database=database, restricted=True) as daemon:
         daemon.watch_signals()
         daemon.loop()
         daemon.stop()
@@ -104,17 +111,19 @@ def open_sinks(config: Config) -> list[sinks.Sink]:
     return opened
 
 
-def open_incidents(config: Config, directory: Path | None, last_run: LastRun) -> list[sinks.Sink]:
+def open_incidents(
+    config: Config, directory: Path | None, last_run: LastRun
+) -> IncidentStore | None:
     """The store of incidents, if it is wanted and there is a state directory to write to."""
     if not (config.incidents.enabled and last_run.is_kept and directory):
-        return []
+        return None
     if not os.access(directory, os.W_OK, effective_ids=True):
-        return []
+        return None
     from monitor.incidents import IncidentStore, Retention  # noqa: PLC0415 - SQLite: 2 MB
 
     kept = config.incidents
     retention = Retention(kept.max_age, kept.max_size, kept.events_kept)
-    return [IncidentStore(directory, retention, last_run.problems.append)]
+    return IncidentStore(directory, retention, last_run.problems.append)
 
 
 def give_back_memory() -> None:
@@ -150,12 +159,17 @@ class Daemon:
         outputs: list[sinks.Sink],
         reload: Callable[[], Config] | None = None,
         last_run: LastRun | None = None,
+        *,
+        database: Path | None = None,
         restricted: bool = False,
     ) -> None:
-        """`restricted`: give up every capability but those of identity, once all is open."""
+        """`database`: of the incidents, if one of the outputs is their store. `restricted`: give
+        up every capability but those of identity, once all is open.
+        """
         self._started = time.monotonic()
         self._config = config
         self._reload = reload
+        self._database = database
         self._restricted = restricted
         self._service = Service()
         self._wait_seconds = min(SWEEP_SECONDS, self._service.feeding_seconds or SWEEP_SECONDS)
@@ -213,7 +227,9 @@ class Daemon:
         )
         self._suppressions = Suppressions(self.state)
         self._losses = Losses(self.loaded, self.state, self.pipeline.health)
-        source = KernelSource(self.state, self.loaded, self.ring, Workloads(self.state, cgroups))
+        source = KernelSource(
+            self.state, self.loaded, self.ring, Workloads(self.state, cgroups), self._database
+        )
         self._canary = Canary(kernel, time.monotonic, self.findings.guard_regions)
         self._rounds = Rounds(self._canary, self._started)
         self._cleanup.callback(self._canary.stop)

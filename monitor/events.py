@@ -18,6 +18,7 @@ __all__ = [
     "HEALTH_SEVERITY",
     "SCHEMA_VERSION",
     "AddressRange",
+    "Assessment",
     "Denial",
     "Event",
     "Fault",
@@ -25,6 +26,7 @@ __all__ = [
     "Frame",
     "Health",
     "Host",
+    "Likely",
     "Mapping",
     "Origin",
     "Process",
@@ -42,6 +44,7 @@ __all__ = [
 SCHEMA_VERSION = 1
 
 Severity = Literal["info", "warning", "critical"]
+Likely = Literal["attack", "bug", "leak", "handled"]
 
 # Every `event` of kind health, and how much it matters: critical is a monitor that does not see.
 HEALTH_SEVERITY: ReadOnlyMapping[str, Severity] = {
@@ -129,6 +132,14 @@ class AddressRange:
 
 
 @dataclass(frozen=True, slots=True)
+class Assessment:
+    """What it probably is. `name` is a row of the table in assessment.py."""
+
+    name: str
+    likely: Likely
+
+
+@dataclass(frozen=True, slots=True)
 class Frame:
     """`offset` is where `address` is in the file `module`, by base name."""
 
@@ -172,6 +183,7 @@ class Denial(Event):
     arguments: dict[str, str | int | list[str]]
     verdict: str
     reason: str | None
+    assessment: Assessment | None
     role: str
     sealed: Sealed | None
     partial_update: AddressRange | None
@@ -188,6 +200,7 @@ class Fault(Event):
     kind: str = field(default="fault", init=False)
     cause: str
     inferred: bool
+    assessment: Assessment | None
     access: str
     address: str
     mapping: Mapping | None
@@ -239,7 +252,7 @@ def _reader(cls: type[Any]) -> tuple[tuple[str, ...], attrgetter[tuple[object, .
 _READERS: dict[type, tuple[tuple[str, ...], attrgetter[tuple[object, ...]]]] = {
     cls: _reader(cls)
     for cls in (
-        *(Host, Process, Workload, File, Mapping, Sealed, AddressRange, Frame),
+        *(Host, Process, Workload, File, Mapping, Sealed, AddressRange, Assessment, Frame),
         *(Denial, Fault, Seal, Suppression, Health),
     )
 }

@@ -32,7 +32,7 @@ _COLUMNS = (
     *("number", "id", "kind", "what", "executable", "caller", "mapping", "title", "severity"),
     *("summary", "first_ns", "last_ns", "events", "suppressed"),
 )
-_FACETS = ("verdict", "disposition", "executable", "workload", "host", "user")
+_FACETS = ("verdict", "disposition", "likely", "executable", "workload", "host", "user")
 
 
 _RARE = 2000
@@ -54,6 +54,7 @@ class Filter(NamedTuple):
     executable: str | None = None  # with a slash the path, else the base name
     workload: str | None = None
     verdict: str | None = None
+    likely: str | None = None
 
 
 @dataclass(frozen=True)
@@ -266,6 +267,7 @@ class Incidents:
             (program, wanted.executable),
             ("workload", wanted.workload),
             ("verdict", wanted.verdict),
+            ("likely", wanted.likely),
         )
         for name, value in facets:
             if value is not None:

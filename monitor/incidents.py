@@ -157,6 +157,7 @@ def _facets(event: Event) -> Iterator[tuple[str, str]]:
         "host": event["host"]["name"],
         "verdict": event.get("verdict"),
         "disposition": event.get("disposition"),
+        "likely": (event.get("assessment") or {}).get("likely"),
         "workload": workload_name(workload["cgroup"]) if workload.get("cgroup") else None,
         "executable": path,
         "program": path.removesuffix(" (deleted)").rpartition("/")[2] if path else None,
@@ -224,7 +225,7 @@ class IncidentStore:
 
         The database is opened by the first event, not here.
         """
-        self._path = directory / FILE
+        self.path = directory / FILE
         self._retention = retention
         self._tell = tell
         self._clock_ns = clock_ns
@@ -257,7 +258,7 @@ class IncidentStore:
             if not (isinstance(error, sqlite3.Error) and _is_full(error)):
                 self.close()  # a fresh start at the next event
             why = error.strerror if isinstance(error, OSError) else error
-            raise SinkError(f"{self._path}: {why}; event not stored") from error
+            raise SinkError(f"{self.path}: {why}; event not stored") from error
 
     def reopen(self) -> None:
         """The next event opens it anew."""
@@ -276,11 +277,11 @@ class IncidentStore:
         self.close()
         # With its mode, which the files beside it get, too.
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        os.close(os.open(self._path, flags, 0o640))
-        status = os.stat(self._path)
+        os.close(os.open(self.path, flags, 0o640))
+        status = os.stat(self.path)
         self._identity = (status.st_dev, status.st_ino)
         database = sqlite3.connect(
-            self._path, timeout=1.0, isolation_level=None, check_same_thread=False
+            self.path, timeout=1.0, isolation_level=None, check_same_thread=False
         )
         self._database = database
         try:
@@ -297,7 +298,7 @@ class IncidentStore:
 
     def _is_there(self) -> bool:
         try:
-            status = os.stat(self._path)
+            status = os.stat(self.path)
         except FileNotFoundError:
             return False
         return (status.st_dev, status.st_ino) == self._identity
@@ -421,15 +422,15 @@ class IncidentStore:
     def _set_aside(self, why: str) -> None:
         """Keep it, instead of one set aside before, and begin a new one. Raises OSError."""
         self.close()
-        for old in self._path.parent.glob(f"{FILE}.bad-*"):
+        for old in self.path.parent.glob(f"{FILE}.bad-*"):
             old.unlink()
-        bad = f"{self._path}.bad-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
-        os.rename(self._path, bad)
+        bad = f"{self.path}.bad-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+        os.rename(self.path, bad)
         with contextlib.suppress(FileNotFoundError):  # what is not yet in the database itself
-            os.rename(f"{self._path}-wal", f"{bad}-wal")
+            os.rename(f"{self.path}-wal", f"{bad}-wal")
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{self._path}-shm")
-        self._tell(f"{self._path} cannot be used: {why}; set aside as {Path(bad).name}")
+            os.unlink(f"{self.path}-shm")
+        self._tell(f"{self.path} cannot be used: {why}; set aside as {Path(bad).name}")
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import sys
+import textwrap
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from monitor.assessment import REASONING
 from monitor.cases import gather
 from monitor.config import ConfigError
 from monitor.events import timestamp
@@ -106,6 +108,7 @@ _COLUMNS: Sequence[tuple[str, bool, int, Callable[[Incident], str]]] = (
     ("LAST SEEN (UTC)", False, 19, lambda incident: _clock(incident.last_ns)),
     ("COUNT", True, 15, lambda incident: f"{incident.count:,}"),
     ("SEVERITY", False, 8, lambda incident: incident.severity),
+    ("LIKELY", False, 8, lambda incident: _most(incident.facets["likely"]) or "-"),
     ("WHAT", False, 48, lambda incident: incident.title),
     ("EXECUTABLE", False, 40, lambda incident: _most(incident.facets["executable"]) or "-"),
     ("WORKLOAD", False, 40, lambda incident: _most(incident.facets["workload"]) or "-"),
@@ -159,6 +162,11 @@ def _short(event: Event) -> str:
     return f"{_milliseconds(event['time'])}  {who}{_visible(event['summary'])}"
 
 
+def _reasoning(event: Event) -> str | None:
+    """Why it is taken for what the summary says; None of an event without an assessment."""
+    return REASONING.get((event.get("assessment") or {}).get("name", ""))
+
+
 def shown(incident: Incident, events: Sequence[Event]) -> list[str]:
     """The story of an incident; `events` are those that are kept, the last one last."""
     facets = incident.facets
@@ -170,6 +178,7 @@ def shown(incident: Incident, events: Sequence[Event]) -> list[str]:
         ("first seen", f"{_clock(incident.first_ns)} UTC"),
         ("last seen", f"{_clock(incident.last_ns)} UTC"),
         ("severity", incident.severity),
+        ("likely", _counted(facets["likely"])),
         ("verdicts", _counted(facets["verdict"])),
         ("dispositions", _counted(facets["disposition"])),
         ("executables", _counted(facets["executable"])),
@@ -188,6 +197,8 @@ def shown(incident: Incident, events: Sequence[Event]) -> list[str]:
         f"  {_visible(incident.summary)}",
     ]
     whole = [event for event in events if event["kind"] != "suppression"]
+    if whole and (why := _reasoning(whole[-1])):
+        lines += textwrap.wrap(why, 98, initial_indent="  ", subsequent_indent="  ")
     if whole and (stack := _stack(whole[-1])):
         lines += ["", "its stack, the innermost frame first", *stack]
     if events:
@@ -255,7 +266,7 @@ def _print(lines: Sequence[str], document: object, as_json: bool) -> int:
     return 0
 
 
-_FILTERS = ("since", "until", "operation", "executable", "workload", "verdict")
+_FILTERS = ("since", "until", "operation", "executable", "workload", "verdict", "likely")
 
 
 def _wanted(arguments: Namespace) -> Filter:
@@ -268,6 +279,7 @@ def _wanted(arguments: Namespace) -> Filter:
         executable=arguments.executable,
         workload=arguments.workload,
         verdict=arguments.verdict,
+        likely=arguments.likely,
     )
 
 

@@ -79,6 +79,8 @@ class Source(Protocol):
 
     def workloads_tracked(self) -> int: ...
 
+    def incident_store_bytes(self) -> int: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -90,6 +92,7 @@ class Reading:
     probes: Sequence[ProbeState]
     ring_used_bytes: int
     workloads_tracked: int
+    incident_store_bytes: int
     tally: Tally
     facts: KernelFacts
     version: str
@@ -309,6 +312,12 @@ METRICS: tuple[Metric, ...] = (
         _one(lambda reading: reading.workloads_tracked),
     ),
     Metric(
+        "incident_store_bytes",
+        "gauge",
+        "Bytes on disk of the database of incidents and the files beside it; 0 without one.",
+        _one(lambda reading: reading.incident_store_bytes),
+    ),
+    Metric(
         "config_last_reload_successful",
         "gauge",
         "Whether all that the configuration asked for when last read is in force (1). 0: it had a "
@@ -405,6 +414,7 @@ class _Collector:
             probes=self._source.probes(),
             ring_used_bytes=self._source.ring_used_bytes(),
             workloads_tracked=self._source.workloads_tracked(),
+            incident_store_bytes=self._source.incident_store_bytes(),
             tally=self._tally,
             facts=self._facts,
             version=self._version,

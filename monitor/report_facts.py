@@ -149,8 +149,14 @@ def lead(case: Case, later: Sequence[Event]) -> list[str]:
         )
     elif _is_untouched(event):
         deed += " Nothing was changed."
+    probably = story.assessment(event)
     after = story.ending(event, later) if event.get("kind") == "denial" else None
-    sentences = [_did(case), deed.strip(), after if after and "killed" in after else ""]
+    sentences = [
+        _did(case),
+        deed.strip(),
+        probably[0] if probably else "",
+        after if after and "killed" in after else "",
+    ]
     if incident.count > 1:
         long = span(incident.last_ns - incident.first_ns)
         sentences.append(f"It has happened {incident.count:,} times, over {long}.")

@@ -16,7 +16,17 @@ from monitor.cases import Case
 from monitor.incident_search import Event, Incident
 from monitor.report_facts import lead, other_facts, what_facts, who_facts
 from monitor.report_snapshot import SnapshotView, nearest, snapshot_view
-from monitor.report_text import SECOND_NS, Fact, FrameRow, clock, moment, most, stack_rows, text
+from monitor.report_text import (
+    SECOND_NS,
+    Fact,
+    FrameRow,
+    clock,
+    flat,
+    moment,
+    most,
+    stack_rows,
+    text,
+)
 from monitor.story import value
 
 __all__ = ["Overview", "View", "overview", "view"]
@@ -106,7 +116,7 @@ def _steps(case: Case) -> list[Step]:
 
 _FACETS = (
     *(("executable", "Programs"), ("workload", "Workloads"), ("user", "Users"), ("host", "Hosts")),
-    *(("verdict", "Verdicts"), ("disposition", "Dispositions")),
+    *(("verdict", "Verdicts"), ("disposition", "Dispositions"), ("likely", "What it probably is")),
 )
 
 
@@ -148,6 +158,13 @@ def _figures(incident: Incident) -> list[Fact]:
     ]
 
 
+def _probably(event: Event) -> tuple[str, str, str]:
+    """The rest of a fact."""
+    given = event.get("assessment")
+    words, why = story.assessment(event) or (flat(given) if given else "", "")
+    return words, "", why
+
+
 def view(case: Case, *, raw_limit: int, map_limit: int) -> View:
     """Everything that the page tells of an incident. Of the raw events the last `raw_limit`."""
     incident, event = case.incident, case.event
@@ -156,7 +173,7 @@ def view(case: Case, *, raw_limit: int, map_limit: int) -> View:
     memory_map = value(snapshot, "memory_map")
     steps = _steps(case)
     what = [
-        Fact("What it probably is", story.assessment(event) or ""),
+        Fact("What it probably is", *_probably(event)),
         *what_facts(case, later),
         *other_facts(event),
         Fact("In one line", incident.summary),

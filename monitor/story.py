@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from monitor.assessment import DENIALS, FAULTS, Row
+
 __all__ = [
     "ANONYMOUS",
     "Extent",
@@ -351,60 +353,14 @@ def hit(event: Event) -> str:
 
 # ---- What it probably is -------------------------------------------------------------------------
 
-_CLEANS_UP = (
-    "Most often a bug: a program that gives back or reuses memory which it, or a library in it, "
-    "has sealed. Look at the caller: an allocator, dlclose or the end of the program speak for "
-    "that. Who wants other memory in place of sealed memory on purpose does it like this, too."
-)
-_OPENS = (
-    "Memory that was sealed to stay as it is was to be made writable or executable. Programs that "
-    "patch their own code do so (JITs, hooks, tracers, old loaders), unaware of the seal; so does "
-    "an attack that wants to overwrite code or tables. Look at the caller: a function of the "
-    "program that has business there speaks for the former, code in no file for the latter."
-)
-_CLOSES = (
-    "Nothing was asked for that the mapping does not permit already, or that would let anybody "
-    "change it. As a rule a program that sets a protection once more, unaware of the seal."
-)
-_DISCARDS = (
-    "Most often an allocator that returns memory to the kernel and is unaware of the seal. Its "
-    "contents would have been lost, which an attack on sealed tables may want."
-)
-_ON_PURPOSE = (
-    "Perhaps nothing: runtimes (JVMs, Go, V8) make such accesses on purpose and handle the signal."
-)
-_JUMP = (
-    "A jump to memory that holds no code: a function pointer or a return address that is wrong, by "
-    "mistake or overwritten by an attack."
-)
-_BY_CAUSE = {
-    "guard_region": "An access that ran past the end of a buffer, or of the stack of a thread, "
-    "and was caught in time. A bug in any case; an attempted overflow looks the same.",
-    "prot_none": "A stray pointer, or an access that ran past the end of a buffer into a guard.",
-    "stack_guard": "The stack ran over: recursion without an end, or very large local variables.",
-    "sealed": "A write to memory that its program has made unchangeable for good: a stray pointer, "
-    "code that still believes it may patch, or an attempt to overwrite it.",
-    "pkey": "Code outside of the parts that may open this memory has reached for it.",
-    "other": "A stray pointer.",
-}
+_ROWS: Mapping[str, Row[Any]] = {row.name: row for row in (*DENIALS, *FAULTS)}
+_APOSTROPHE = "\N{RIGHT SINGLE QUOTATION MARK}"  # ours is not to be escaped as a program's quote is
 
 
-def assessment(event: Event) -> str | None:
-    """What it probably is, as far as the event alone can tell."""
-    given = event.get("assessment")
-    if isinstance(given, str):
-        return given
-    if event.get("kind") == "fault":
-        text = _BY_CAUSE.get(str(event.get("cause")))
-        if text and event.get("access") == "execute":
-            text = _JUMP
-        is_handled = event.get("disposition") == "handler" and event.get("cause") != "sealed"
-        return f"{_ON_PURPOSE} Or: {text}" if text and is_handled else text
-    if event.get("kind") != "denial":
+def assessment(event: Event) -> tuple[str, str] | None:
+    """What it probably is, and why; None where nothing is assumed, or by a newer version."""
+    row = _ROWS.get(str(value(event, "assessment", "name")))
+    if row is None:
         return None
-    operation = str(event.get("operation"))
-    if operation in ("mprotect", "pkey_mprotect"):
-        prot, has = value(event, "arguments", "prot"), value(event, "sealed", "permissions")
-        asks = set(prot.partition("+")[0]) & {"w", "x"} if isinstance(prot, str) else set()
-        return _OPENS if asks - set(has if isinstance(has, str) else "") else _CLOSES
-    return _DISCARDS if operation.endswith("madvise") else _CLEANS_UP
+    words = f"{row.words[:1].upper()}{row.words[1:]}."
+    return words.replace("'", _APOSTROPHE), row.reasoning.replace("'", _APOSTROPHE)

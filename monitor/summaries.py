@@ -100,6 +100,10 @@ def _refused(operation: Operation, verdict: Verdict, reason: Reason, hidden: boo
     return f"{call} refused{told}, perhaps by a seal{why}"
 
 
+def _with(text: str, probably: str) -> str:
+    return f"{text}; {probably}" if probably else text
+
+
 def denial(
     record: abi.Record,
     operation: Operation,
@@ -110,6 +114,7 @@ def denial(
     reason: Reason,
     role: Role,
     hidden: bool,
+    probably: str,
 ) -> str:
     wanted = _WANTED[operation.name]
     if role is Role.DESTINATION:
@@ -123,7 +128,7 @@ def denial(
         text += (
             f"; the {_size(record.partial_end - record.partial_start)} before the seal were changed"
         )
-    return text
+    return _with(text, probably)
 
 
 def fault(
@@ -135,12 +140,14 @@ def fault(
     disposition: Disposition,
     inferred: bool,
     pkey: int | None,
+    probably: str,
 ) -> str:
     what = _CAUSE_TEXT[cause] if pkey is None else f"memory under protection key {pkey}"
-    return (
+    text = (
         f"{_ACCESS_TEXT[access]} {what}{' (inferred)' if inferred else ''} at "
         f"0x{record.address:x}{_what(mapping)}: {_who(record)} {_DISPOSITION_TEXT[disposition]}"
     )
+    return _with(text, probably)
 
 
 def seal(record: abi.Record, mapping: Mapping | None) -> str:

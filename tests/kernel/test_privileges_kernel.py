@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -227,18 +228,16 @@ def test_any_user_counts_and_reports(
     assert_conserved(daemon.stop())
 
 
-def child_of(pid: int) -> int:
-    """The next process that it starts, once that executes its program."""
+def stopped_child_of(pid: int) -> int:
+    """The next process that it starts, stopped once that executes its program."""
     deadline = time.monotonic() + 10
     children = Path(f"/proc/{pid}/task/{pid}/children")
     while time.monotonic() < deadline:
         for child in children.read_text().split():
-            try:
-                words = Path(f"/proc/{child}/cmdline").read_bytes()
-            except OSError:
-                continue
-            if b"monitor.provoke" in words:
-                return int(child)
+            with suppress(OSError):  # it has ended
+                if b"monitor.provoke" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    os.kill(int(child), signal.SIGSTOP)
+                    return int(child)
         time.sleep(0.0005)
     raise AssertionError("no canary")
 
@@ -253,9 +252,8 @@ def test_after_the_drop(start: Start, build_directory: Path, user: int) -> None:
     daemon = start(prefix, "[canary]\ninterval = 1\n", "--events-file", str(events))
     pid = daemon.process.pid
 
-    child = child_of(pid)  # the canary
+    child = stopped_child_of(pid)  # the canary
     try:
-        os.kill(child, signal.SIGSTOP)
         assert in_effect(Path(f"/proc/{child}/status")) == 0
     finally:
         os.kill(child, signal.SIGCONT)

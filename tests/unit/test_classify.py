@@ -14,6 +14,7 @@ from monitor.abi import Access, Cause, Disposition, Kind, Reason, RecordFlag, Ro
 from monitor.classify import ClassifyError, classify, suppression
 from monitor.events import (
     AddressRange,
+    Assessment,
     Denial,
     Fault,
     File,
@@ -112,12 +113,14 @@ def test_a_denial_in_full() -> None:
         summary=(
             "mprotect of sealed memory refused: python3 (pid 4242) asked for rw- on "
             "0x7efffffff000-0x7f0000002000 (sealed r--p, libfoo.so); "
-            "the 8 KiB before the seal were changed"
+            "the 8 KiB before the seal were changed; "
+            "looks like an attack: read-only data was to become writable"
         ),
         operation="mprotect",
         arguments={"addr": "0x7efffffff000", "size": 0x3000, "prot": "rw-"},
         verdict="sealed",
         reason=None,
+        assessment=Assessment("read_only_data", "attack"),
         role="range",
         sealed=Sealed(
             "0x7f0000001000",
@@ -150,10 +153,12 @@ def test_a_fault_in_full() -> None:
         severity="warning",
         summary=(
             "write to a guard region (inferred) at 0x7f0000001010 (rw-p, arena): "
-            "python3 (pid 4242) died of SIGSEGV"
+            "python3 (pid 4242) died of SIGSEGV; "
+            "probably a bug: an access ran past its buffer or stack"
         ),
         cause="guard_region",
         inferred=True,
+        assessment=Assessment("overrun", "bug"),
         access="write",
         address="0x7f0000001010",
         mapping=Mapping("0x7f0000001000", "0x7f0000002000", "rw-p", False, None, "arena"),
@@ -199,38 +204,44 @@ RANGE = "0x7f0000001000-0x7f0000002000"
         (
             denial("pkey_mprotect", arguments=(START, 4096, 1, 2)),
             "pkey_mprotect of sealed memory refused: python3 (pid 4242) asked for r-- with key 2 "
-            f"on {RANGE} (sealed r--p, libfoo.so)",
+            f"on {RANGE} (sealed r--p, libfoo.so); "
+            "looks like an attack: the protection key of memory was to change",
             "critical",
         ),
         (
             denial("munmap", mapping=ANONYMOUS, arguments=(START, 4096)),
             "munmap of sealed memory refused: python3 (pid 4242) tried to unmap "
-            f"{RANGE} (sealed r--p, anonymous)",
-            "critical",
+            f"{RANGE} (sealed r--p, anonymous); "
+            "probably a leak: the process unmaps what it has sealed",
+            "warning",
         ),
         (
             denial("mremap", role=Role.SOURCE),
             "mremap of sealed memory refused: python3 (pid 4242) tried to move or resize "
-            f"{RANGE} (sealed r--p, libfoo.so)",
-            "critical",
+            f"{RANGE} (sealed r--p, libfoo.so); "
+            "probably a bug: sealed memory was to be resized",
+            "warning",
         ),
         (
             denial("mremap", role=Role.DESTINATION),
             "mremap of sealed memory refused: python3 (pid 4242) tried to move memory over "
-            f"{RANGE} (sealed r--p, libfoo.so)",
+            f"{RANGE} (sealed r--p, libfoo.so); "
+            "looks like an attack: sealed memory was to be replaced",
             "critical",
         ),
         (
             denial("madvise", mapping={**ANONYMOUS, "name": b"v8"}, arguments=(START, 4096, 4)),
             "madvise of sealed memory refused: python3 (pid 4242) advised MADV_DONTNEED on "
-            f"{RANGE} (sealed r--p, v8)",
+            f"{RANGE} (sealed r--p, v8); "
+            "looks like an attack: the content of sealed memory was to be discarded",
             "critical",
         ),
         (
             denial("brk", flags=RecordFlag.HIDDEN, mapping=ANONYMOUS, arguments=(START,)),
             "brk of sealed memory refused, unknown to the caller: python3 (pid 4242) tried to "
-            f"give back heap memory at {RANGE} (sealed r--p, anonymous)",
-            "critical",
+            f"give back heap memory at {RANGE} (sealed r--p, anonymous); "
+            "probably a leak: the heap cannot shrink over sealed memory",
+            "warning",
         ),
         (
             denial("mmap", verdict=Verdict.NOT_SEALED, mapping=None),
@@ -252,37 +263,43 @@ RANGE = "0x7f0000001000-0x7f0000002000"
         (
             fault(Cause.PROT_NONE, access=Access.READ, mapping={**ANONYMOUS, "flags": 0}),
             "read of PROT_NONE memory at 0x7f0000001010 (---p, anonymous): "
-            "python3 (pid 4242) died of SIGSEGV",
+            "python3 (pid 4242) died of SIGSEGV; "
+            "probably a bug: use of memory that is only reserved, or was freed",
             "warning",
         ),
         (
             fault(Cause.SEALED, mapping=LIBRARY, signal_code=2),
             "write to sealed memory at 0x7f0000001010 (r--p, libfoo.so): "
-            "python3 (pid 4242) died of SIGSEGV",
+            "python3 (pid 4242) died of SIGSEGV; "
+            "looks like an attack: a write to what was locked against writing",
             "critical",
         ),
         (
             fault(Cause.SEALED, mapping=LIBRARY, disposition=Disposition.HANDLER),
             "write to sealed memory at 0x7f0000001010 (r--p, libfoo.so): "
-            "python3 (pid 4242) got SIGSEGV in a handler of its own",
+            "python3 (pid 4242) got SIGSEGV in a handler of its own; "
+            "probably a bug: sealed memory was written to, and the process goes on",
             "warning",
         ),
         (
             fault(Cause.STACK_GUARD, disposition=Disposition.HANDLER_FAILED),
             "write to the stack guard at 0x7f0000001010: "
-            "python3 (pid 4242) died of SIGSEGV, its handler could not run",
+            "python3 (pid 4242) died of SIGSEGV, its handler could not run; "
+            "probably a bug: the stack is used up",
             "warning",
         ),
         (
             fault(Cause.GUARD_REGION, disposition=Disposition.HANDLER),
             "write to a guard region at 0x7f0000001010: "
-            "python3 (pid 4242) got SIGSEGV in a handler of its own",
+            "python3 (pid 4242) got SIGSEGV in a handler of its own; "
+            "probably on purpose: a handler of its own got the signal",
             "info",
         ),
         (
             fault(Cause.PKEY, signal_code=4, pkey=3, mapping=ANONYMOUS),
             "write to memory under protection key 3 at 0x7f0000001010 (r--p, anonymous): "
-            "python3 (pid 4242) died of SIGSEGV",
+            "python3 (pid 4242) died of SIGSEGV; "
+            "probably a bug: its protection key was not held",
             "warning",
         ),
         (
@@ -371,7 +388,7 @@ def test_file(mapping: dict[str, Any], path: str | None, expected: File | None) 
 
 def test_the_summary_has_the_base_name_of_a_path() -> None:
     event = told(denial(), file_path="/usr/lib/libfoo.so.1")
-    assert event.summary.endswith("(sealed r--p, libfoo.so.1)")
+    assert "(sealed r--p, libfoo.so.1); " in event.summary
 
 
 @pytest.mark.parametrize(("mask", "sealed"), [(SEALED_BIT, True), (1 << 63, False), (0, False)])
@@ -518,10 +535,10 @@ def test_a_summary_is_one_short_line(
         )
     )
     assert event.summary.isprintable()
-    assert len(event.summary) <= 284
+    assert len(event.summary) <= 374
 
 
-def test_an_ordinary_denial_fits_in_200_characters() -> None:
+def test_an_ordinary_denial_fits_in_270_characters() -> None:
     event = told(
         denial(
             "pkey_mprotect",
@@ -530,7 +547,7 @@ def test_an_ordinary_denial_fits_in_200_characters() -> None:
             partial_end=START,
         )
     )
-    assert len(event.summary) <= 200
+    assert len(event.summary) <= 270
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import pytest
 
 from monitor import cli, config, events, metrics
 from monitor.abi import Cause, Disposition, Reason, Verdict
+from monitor.assessment import DENIALS, FAULTS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -152,10 +153,14 @@ def test_metrics() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_links(page: str) -> None:
     targets = re.findall(r"\]\(([^)]+)\)", PAGES[page])
+    headings = re.findall(r"^#+ (.*)$", PAGES[page], re.MULTILINE)
+    anchors = {f"#{heading.lower().replace(' ', '-')}" for heading in headings}
     missing = [
         target
         for target in targets
-        if not target.startswith("http") and not (ROOT / page).parent.joinpath(target).exists()
+        if not target.startswith("http")
+        and target not in anchors
+        and not (ROOT / page).parent.joinpath(target).exists()
     ]
     assert missing == []
 
@@ -164,3 +169,14 @@ def test_the_readme_leads_everywhere() -> None:
     linked = set(re.findall(r"\]\(([^)]+)\)", README))
     pages = {str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*") if path.is_file()}
     assert pages | {"LICENSE", "bpf/LICENSE", "CONTRIBUTING.md", "CHANGELOG.md"} <= linked
+
+
+def test_the_table_of_assessments() -> None:
+    rows = re.findall(r"^\| `\w+` \| (?:attack|bug|leak|handled) \| .*$", EVENTS, re.MULTILINE)
+    assert rows == [
+        f"| `{name}` | {likely} | {what} | {reasoning} |"
+        for name, likely, what, reasoning in (
+            *((row.name, row.likely, row.what, row.reasoning) for row in DENIALS),
+            *((row.name, row.likely, row.what, row.reasoning) for row in FAULTS),
+        )
+    ]

@@ -13,6 +13,7 @@ import pytest
 from monitor import abi, events
 from monitor.events import (
     AddressRange,
+    Assessment,
     Denial,
     Event,
     Fault,
@@ -60,6 +61,7 @@ DENIAL = Denial(
     arguments={"addr": "0x1000", "size": 4096, "prot": "rw-"},
     verdict="sealed",
     reason=None,
+    assessment=Assessment("read_only_data", "attack"),
     role="range",
     sealed=Sealed("0x1000", "0x2000", "r--p", FILE, None),
     partial_update=AddressRange("0x0", "0x1000"),
@@ -74,6 +76,7 @@ FAULT = Fault(
     **COMMON,
     cause="guard_region",
     inferred=True,
+    assessment=None,
     access="write",
     address="0x1234",
     mapping=Mapping("0x1000", "0x2000", "rw-p", False, None, "heap"),
@@ -134,6 +137,7 @@ DEFINITIONS: dict[type, str] = {
     Mapping: "mapping",
     Sealed: "sealed",
     AddressRange: "address_range",
+    Assessment: "assessment",
     Frame: "frame",
     Denial: "denial",
     Fault: "fault",

@@ -180,6 +180,7 @@ def test_what_is_stored_of_an_incident(make: Make) -> None:
     assert found.facets == {
         "verdict": {"sealed": 2},
         "disposition": {},
+        "likely": {"attack": 2},
         "executable": {"/srv/images/bin/image-worker": 2},
         "workload": {"image-worker.service": 2},
         "host": {"web-3": 1, "web-4": 1},

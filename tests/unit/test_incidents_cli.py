@@ -51,19 +51,34 @@ def command(database: Path, *arguments: str) -> str:
 
 def test_list(database: Path) -> None:
     lines = command(database, "list").splitlines()
-    titles = ("ID", "LAST SEEN (UTC)", "COUNT", "SEVERITY", "WHAT", "EXECUTABLE", "WORKLOAD")
+    titles = (
+        "ID",
+        "LAST SEEN (UTC)",
+        "COUNT",
+        "SEVERITY",
+        "LIKELY",
+        "WHAT",
+        "EXECUTABLE",
+        "WORKLOAD",
+    )
     assert tuple(re.split(r"  +", lines[0])) == titles
     assert [tuple(re.split(r"  +", line))[1:] for line in lines[1:]] == [
         (
-            *("2026-11-26 11:06:40", "4", "critical", "munmap of sealed memory refused"),
+            *("2026-11-26 11:06:40", "4", "critical", "attack", "munmap of sealed memory refused"),
             *("/srv/images/bin/image-worker", "w5.service +3"),
         ),
         (
-            *("2026-11-21 17:08:03", "3,997", "critical", "mprotect of sealed memory refused"),
+            *(
+                "2026-11-21 17:08:03",
+                "3,997",
+                "critical",
+                "attack",
+                "mprotect of sealed memory refused",
+            ),
             *("/srv/images/bin/image-worker", "image-worker.service"),
         ),
         (
-            *("2026-11-21 17:07:53", "1", "warning", "write to a guard region"),
+            *("2026-11-21 17:07:53", "1", "warning", "bug", "write to a guard region"),
             *("/srv/images/bin/image-worker", "image-worker.service"),
         ),
     ]
@@ -98,6 +113,7 @@ def test_show(database: Path) -> None:
         "  count         3,997 (1 told one by one, 3,996 suppressed)",
         "  first seen    2026-11-21 17:07:52 UTC",
         "  last seen     2026-11-21 17:08:03 UTC",
+        "  likely        attack 1",
         "  verdicts      sealed 1",
         "  workloads     image-worker.service 1",
         "  hosts         web-3 1",
@@ -216,7 +232,7 @@ def test_root_reads_as_the_owner(database: Path) -> None:
 
 def test_nothing_that_a_terminal_obeys() -> None:
     hostile = "\x1b[2J\x1b]0;x\x07\u202e"
-    facets = {name: {hostile: 1} for name in ("executable", "workload")}
+    facets = {name: {hostile: 1} for name in ("likely", "executable", "workload")}
     texts = (hostile,) * 9
     incident = Incident(*texts, 0, 0, 1, 0, facets)
     assert "".join(listed([incident], more=False)).isprintable()

@@ -48,6 +48,9 @@ class Values:
     def ring_used_bytes(self) -> int:
         return self.ring
 
+    def incident_store_bytes(self) -> int:
+        return 20480
+
     def workloads_tracked(self) -> int:
         return self.tracked
 
@@ -132,7 +135,7 @@ def test_the_kernels_counters() -> None:
         'denials_total{operation="brk",verdict="unverified"} 2.0',
         'partial_updates_total{operation="mprotect"} 3.0',
     ]
-    assert lines(shown, "workload", "probe", "ring", "seals") == [
+    assert lines(shown, "workload", "probe", "ring", "seals", "incident") == [
         "seals_total 11.0",
         'workload_denials_total{verdict="sealed",workload="other"} 1.0',
         'workload_denials_total{verdict="not_sealed",workload="other"} 0.0',
@@ -149,6 +152,7 @@ def test_the_kernels_counters() -> None:
         'probe_missed_runs_total{probe="madvise"} 0.0',
         "ring_used_bytes 4096.0",
         "workloads_tracked 2.0",
+        "incident_store_bytes 20480.0",
     ]
     (line,) = lines(shown, "sealed_bytes_total")
     assert int(float(line.split()[1])) == (1 << 53) - 1

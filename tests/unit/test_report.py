@@ -106,12 +106,14 @@ def test_the_story_of_a_denial(store: Store) -> None:
         "On web-3, image-worker (pid 20721) of image-worker.service, run by www-data, called "
         "mprotect on sealed memory (image-worker) and was refused.",
         "It would have made 8 KiB at 0x55eb77215000 readable and writable. Nothing was changed.",
+        "Looks like an attack: read-only data was to become writable.",
         "this one was killed by SIGSEGV later, at a guard region.",
         "It has happened 3,997 times, over 10 seconds.",
     ):
         assert sentence in text
     told = facts(data)
     assert told["Count"] == "3,997exact; 3,996 of them held back by the rate limit"
+    assert told["What it probably is"].startswith("Looks like an attack: read-only data")
     assert told["Asked for"].startswith(
         "mprotect(addr = 0x55eb77215000, size = 8192, prot = PROT_READ | PROT_WRITE)"
     )
@@ -191,10 +193,12 @@ def test_a_kind_that_nobody_knows_yet(store: Store) -> None:
         **{"kind": "bypass", "severity": "critical", "summary": "memory written around its seal"},
         **{"method": "ptrace", "target": {"pid": 7, "name": "victim"}},
         **{"range": {"start": "0x5000", "end": "0x7000"}, "sealed": EVENTS["denial"]["sealed"]},
+        **{"assessment": {"name": "new", "likely": "attack"}},
         **{"nested": {"a": [1, {"b": None}]}},
     }
     case = replace(refused(store), events=[event])
     told = facts(page([case]))
+    assert told["What it probably is"] == "name new, likely attack"
     assert told["Method"] == "ptrace"
     assert told["Target"] == "pid 7, name victim"
     assert json.loads(told["Nested"].replace("\\x22", '"')) == {"a": [1, {"b": None}]}

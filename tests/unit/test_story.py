@@ -8,6 +8,7 @@ import pytest
 from test_fingerprint import EVENTS, changed
 
 from monitor import story
+from monitor.assessment import DENIALS, FAULTS, Row
 from monitor.operations import OPERATIONS
 from monitor.story import Extent
 
@@ -115,26 +116,22 @@ def test_every_operation_has_its_words() -> None:
     for operation in OPERATIONS:
         event = denial(operation.name, {})
         assert (story.would(event) is None) == (operation.name == "other")
-        assert story.assessment(event)
 
 
 def test_what_it_probably_is() -> None:
-    """Asking for what the mapping has already is not asking for more."""
-    opens = str(story.assessment(EVENTS["denial"]))
-    assert "was to be made writable or executable" in opens
-    text = changed("denial", "sealed.permissions", "r-xp")
-    for prot, is_more in (("r-x", False), ("r--", False), ("---", False), ("rwx", True)):
-        text["arguments"]["prot"] = prot
-        assert (story.assessment(text) == opens) == is_more
-    fault = EVENTS["fault"]
-    assert "Perhaps nothing: runtimes" not in str(story.assessment(fault))
-    handled = fault | {"disposition": "handler"}
-    assert str(story.assessment(handled)).startswith("Perhaps nothing: runtimes")
-    sealed = handled | {"cause": "sealed"}
-    assert "Perhaps nothing" not in str(story.assessment(sealed))
-    jumped = fault | {"access": "execute", "cause": "sealed"}
-    assert str(story.assessment(jumped)).startswith("A jump to memory that holds no code")
-    assert story.assessment(fault | {"assessment": "given"}) == "given"
+    assert story.assessment(EVENTS["denial"]) == (
+        "Looks like an attack: read-only data was to become writable.",
+        "Tables of function addresses and constants are sealed so that nobody can turn them; the "
+        "first step of doing so is to make them writable.",
+    )
+    rows: tuple[Row[Any], ...] = (*DENIALS, *FAULTS)
+    for row in rows:
+        words, why = story.assessment({"assessment": {"name": row.name}}) or ("", "")
+        assert words.endswith(f": {row.what}.")
+        assert why
+        assert not set("\"'") & set(words + why)
+    for other in ({"name": "new"}, {"name": None}, "attack", None):
+        assert story.assessment({"assessment": other}) is None
 
 
 def test_what_the_caller_was_told() -> None:
@@ -189,6 +186,5 @@ def test_no_word_is_escaped() -> None:
             story.what(kind),
             story.proof(kind),
             story.ending(kind),
-            story.assessment(kind),
         ):
             assert text is None or not set("\"'") & set(text)

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from monitor.assessment import (
+    DENIALS,
+    FAULTS,
+    REASONING,
+    DenialFacts,
+    FaultFacts,
+    caller_of,
+    first_fit,
+)
+from monitor.events import Frame, Mapping, Sealed
+
+CODE, DATA, GUARD = "r-xp", "r--p", "---p"
+WRITABLE = "rw-p"
+SOMEWHERE = Mapping("0x1000", "0x2000", "rw-p", False, None, None)
+ATTACK, OTHERWISE = "critical", "warning"
+
+
+def denial(
+    operation: str,
+    had: str = DATA,
+    caller: Any = "program",
+    is_destination: bool = False,
+    **arguments: Any,
+) -> DenialFacts:
+    sealed = Sealed("0x1000", "0x2000", had, None, None)
+    return DenialFacts(operation, arguments, sealed, is_destination, caller)
+
+
+# Every row of the table, in its order: (facts that it fits first), row, likely.
+DENIAL_CASES = [
+    (denial("mprotect", prot="rwx"), "writable_code", "attack"),
+    (denial("mprotect", CODE, prot="rwx"), "writable_code", "attack"),
+    (denial("mprotect", CODE, prot="rw-"), "patched_code", "attack"),
+    (denial("mprotect", CODE, "loader", prot="rw-"), "patched_code", "attack"),
+    (denial("mprotect", DATA, prot="r-x"), "executable_data", "attack"),
+    (denial("mprotect", DATA, "no_file", prot="rw-"), "code_in_no_file", "attack"),
+    (denial("munmap", DATA, "no_file"), "code_in_no_file", "attack"),
+    (denial("mprotect", GUARD, prot="rw-"), "guard_opened", "attack"),
+    (denial("mprotect", GUARD, prot="r--"), "guard_opened", "attack"),
+    (denial("mprotect", DATA, "loader", prot="rw-"), "relocation", "bug"),
+    (denial("mprotect", DATA, "allocator", prot="rw-"), "read_only_data", "attack"),
+    (denial("mprotect", DATA, "unknown", prot="rw-+growsdown"), "read_only_data", "attack"),
+    (denial("pkey_mprotect", WRITABLE, prot="rw-", pkey=2), "key_changed", "attack"),
+    (denial("mprotect", WRITABLE, prot="---"), "permissions_changed", "bug"),
+    (denial("mprotect", CODE, prot="r--"), "permissions_changed", "bug"),
+    (denial("munmap", DATA, "loader"), "library_unloaded", "leak"),
+    (denial("munmap", WRITABLE, "allocator"), "freed", "leak"),
+    (denial("munmap", DATA), "unmapped", "leak"),
+    (denial("munmap", DATA, "unknown"), "unmapped", "leak"),
+    (denial("mmap", DATA, "loader", prot="r-x"), "mapped_by_loader", "bug"),
+    (denial("mremap", flags=["MREMAP_MAYMOVE", "MREMAP_FIXED"]), "moved", "attack"),
+    (denial("mremap", flags=["MREMAP_MAYMOVE"]), "resized", "bug"),
+    (denial("mremap", is_destination=True, flags=["MREMAP_FIXED"]), "replaced", "attack"),
+    (denial("mmap", prot="rwx", flags=["MAP_FIXED"]), "replaced", "attack"),
+    (denial("shmat"), "replaced", "attack"),
+    (denial("remap_file_pages", prot="---"), "replaced", "attack"),
+    (denial("madvise", DATA, "allocator", advice="MADV_DONTNEED"), "given_back", "bug"),
+    (denial("madvise", advice="MADV_DONTNEED"), "discarded", "attack"),
+    (denial("process_madvise", advice="MADV_DONTNEED"), "discarded", "attack"),
+    (denial("io_uring_madvise", advice="MADV_FREE"), "discarded", "attack"),
+    (denial("brk"), "heap_shrunk", "leak"),
+    (denial("shmdt"), "detached", "leak"),
+]
+
+
+@pytest.mark.parametrize(("facts", "name", "likely"), DENIAL_CASES)
+def test_denials(facts: DenialFacts, name: str, likely: str) -> None:
+    row = first_fit(DENIALS, facts)
+    assert row is not None
+    assert (row.name, row.likely) == (name, likely)
+    assert row.severity == (ATTACK if likely == "attack" else OTHERWISE)
+
+
+def test_what_no_row_fits() -> None:
+    assert first_fit(DENIALS, denial("other", system_call=9)) is None
+    assert first_fit(FAULTS, FaultFacts("other", "read", None, False)) is None
+
+
+def test_without_the_mapping_nothing_is_known_of_its_permissions() -> None:
+    facts = DenialFacts("munmap", {}, None, False, "program")
+    row = first_fit(DENIALS, facts)
+    assert row is not None
+    assert row.name == "unmapped"
+
+
+FAULT_CASES = [
+    (("sealed", "write", True), "write_handled", "bug", "warning"),
+    (("guard_region", "write", True), "handled", "handled", "info"),
+    (("pkey", "read", True), "handled", "handled", "info"),
+    (("sealed", "execute", False), "sealed_executed", "attack", "critical"),
+    (("sealed", "write", False), "sealed_written", "attack", "critical"),
+    (("sealed", "read", False), "sealed_read", "bug", "critical"),
+    (("guard_region", "read", False), "overrun", "bug", "warning"),
+    (("stack_guard", "write", False), "stack_overflow", "bug", "warning"),
+    (("prot_none", "execute", False), "jump", "attack", "warning"),
+    (("other", "execute", False), "jump", "attack", "warning"),
+    (("prot_none", "write", False), "reserved", "bug", "warning"),
+    (("pkey", "write", False), "locked", "bug", "warning"),
+]
+
+
+@pytest.mark.parametrize(("facts", "name", "likely", "severity"), FAULT_CASES)
+def test_faults(facts: tuple[str, str, bool], name: str, likely: str, severity: str) -> None:
+    cause, access, is_handled = facts
+    row = first_fit(FAULTS, FaultFacts(cause, access, SOMEWHERE, is_handled))
+    assert row is not None
+    assert (row.name, row.likely, row.severity) == (name, likely, severity)
+
+
+def test_every_row_has_a_case_and_words() -> None:
+    assert [row.name for row in DENIALS] == list(dict.fromkeys(name for _, name, _ in DENIAL_CASES))
+    assert [row.name for row in FAULTS] == list(dict.fromkeys(name for _, name, *_ in FAULT_CASES))
+    words = {row.name: row.words for row in DENIALS} | {row.name: row.words for row in FAULTS}
+    assert len(words) == len(DENIALS) + len(FAULTS)
+    for name, text in words.items():
+        assert re.fullmatch("[a-z_]+", name)
+        assert len(text) <= 90
+        assert REASONING[name].endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("module", "caller"),
+    [
+        ("ld-linux-x86-64.so.2", "loader"),
+        ("ld-musl-x86_64.so.1", "loader"),
+        ("libc.so.6", "allocator"),
+        ("libc-2.31.so", "allocator"),
+        ("libjemalloc.so.2", "allocator"),
+        ("libcairo.so.2", "program"),
+        ("nginx", "program"),
+        (None, "no_file"),
+    ],
+)
+def test_caller(module: str | None, caller: str) -> None:
+    wrapper = Frame("0x7000", "libc.so.6", None, 1, None)
+    stack = (wrapper, Frame("0x4000", module, None, 1, None))
+    assert caller_of(stack, "0x4000") == caller
+    assert caller_of(stack, "0x5000") == "unknown"
