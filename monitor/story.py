@@ -353,7 +353,10 @@ def hit(event: Event) -> str:
 
 # ---- What it probably is -------------------------------------------------------------------------
 
-_ROWS: Mapping[str, Row[Any]] = {row.name: row for row in (*DENIALS, *FAULTS)}
+_ROWS: Mapping[str, Row[Any]] = {
+    **{row.name: row for row in DENIALS},
+    **{row.name: row for row in FAULTS},
+}
 _APOSTROPHE = "\N{RIGHT SINGLE QUOTATION MARK}"  # ours is not to be escaped as a program's quote is
 
 
