@@ -214,17 +214,6 @@ class Incidents:
         """What is kept of the processes themselves, the oldest first."""
         return []
 
-    def stored(self, table: str, incident: Incident) -> list[tuple[Any, ...]]:
-        """Its rows in a table of the schema; none where an older database has no such table."""
-        if not self._rows("SELECT 1 FROM sqlite_schema WHERE name = ?", (table,)):
-            return []
-        key = "number" if table == "incidents" else "incident"
-        return self._rows(
-            f"SELECT * FROM {table} WHERE {key} = (SELECT number FROM incidents WHERE id = ?) "
-            "ORDER BY 1, 2, 3",
-            (incident.id,),
-        )
-
     def processes(self, pid: int) -> list[Process]:
         """That have had this pid, in the order in which they started."""
         rows = self._rows(
@@ -247,6 +236,17 @@ class Incidents:
             (pid, process.boot_id, process.start_ns, process.start_ns + SAME_PROCESS_NS),
         )
         return [(json.loads(text), number) for text, number in rows]
+
+    def stored(self, table: str, incident: Incident) -> list[tuple[Any, ...]]:
+        """Its rows in a table of the schema; none where an older database has no such table."""
+        if not self._rows("SELECT 1 FROM sqlite_schema WHERE name = ?", (table,)):
+            return []
+        key = "number" if table == "incidents" else "incident"
+        return self._rows(
+            f"SELECT * FROM {table} WHERE {key} = (SELECT number FROM incidents WHERE id = ?) "
+            "ORDER BY 1, 2, 3",
+            (incident.id,),
+        )
 
     def _conditions(self, wanted: Filter) -> tuple[list[str], list[object]]:
         """Of an SQL query: every value is a placeholder's."""
