@@ -115,6 +115,9 @@ def _did(case: Case) -> str:
             about = story.asked(event)
             length = f"{size(about.end - about.start)} of " if about else ""
             deed = f"sealed {length}{_memory(event.get('mapping'))} for the rest of its life"
+        case "bypass":
+            of = "" if _is_own(event) else f" of {_target(event)}"
+            deed = f"changed sealed {_memory(event.get('sealed'))}{of} {story.method(event)}"
         case "suppression":
             name = text(event, "process", "name")
             by = f" of {name} (pid {text(event, 'process', 'pid')})" if name else ""
@@ -133,6 +136,15 @@ def _memory(mapping: object) -> str:
     return name if name == story.ANONYMOUS else f"memory ({name})"
 
 
+def _is_own(event: Event) -> bool:
+    """Whether a bypass changed memory of the process itself."""
+    return text(event, "target", "pid") in ("", text(event, "process", "pid"))
+
+
+def _target(event: Event) -> str:
+    return f"{text(event, 'target', 'name')} (pid {text(event, 'target', 'pid')})"
+
+
 def _is_untouched(event: Event) -> bool:
     """Whether it is known that the call changed nothing: process_madvise has other ranges, too."""
     return event.get("verdict") == "sealed" and event.get("operation") != "process_madvise"
@@ -142,7 +154,11 @@ def lead(case: Case, later: Sequence[Event]) -> list[str]:
     """The story in a few sentences, a paragraph each."""
     event, incident = case.event, case.incident
     deed = story.would(event) or ""
-    if part := story.changed(event):
+    part = story.changed(event)
+    if event.get("kind") == "bypass":
+        length = f"{size(part.end - part.start)} at {part.start:#x} were changed. " if part else ""
+        deed = f"{length}Nothing refused it: a seal protects the mapping, not its bytes."
+    elif part:
         deed += (
             f" The {size(part.end - part.start)} before the seal were changed all the same, before "
             "the kernel came to the seal."
@@ -231,6 +247,18 @@ def what_facts(case: Case, later: Sequence[Event]) -> Iterator[Fact]:
         else:
             yield Fact("What lies there", "Nothing is mapped at this address.")
         yield Fact("How it is known", story.proof(event) or "")
+    elif kind == "bypass":
+        part = story.changed(event)
+        yield Fact(
+            "Changed",
+            f"{size(part.end - part.start)}, {story.method(event)}" if part else "",
+            range_of(part) if part else "",
+        )
+        whose = "Its own" if _is_own(event) else _target(event)
+        yield Fact("Whose memory", whose, "", text(event, "target", "executable"))
+        yield _by_whom("Called by", event, text(event, "caller"))
+        seal_is, where = _mapping_text(event.get("sealed"))
+        yield Fact("The seal", seal_is, where, _sealed_when(case) if _is_own(event) else "")
     elif kind == "seal":
         about = story.asked(event)
         what, where = _mapping_text(event.get("mapping"))
@@ -268,21 +296,27 @@ def _verdict(event: Event) -> str:
     return f"verdict {text(event, 'verdict')}" + (f", reason {reason}" if reason else "")
 
 
-# Fields that are told elsewhere on the page.
-_TOLD = frozenset(
-    (
-        *("schema", "id", "time", "time_boot_ns", "kind", "severity", "summary", "host", "process"),
-        *("workload", "operation", "arguments", "verdict", "reason", "role", "sealed", "hidden"),
-        *("partial_update", "compat", "instruction_pointer", "caller", "stack", "stack_complete"),
-        *("cause", "inferred", "access", "address", "mapping", "disposition", "start", "length"),
-        *("pkey", "signal_code", "assessment", "message", "blind_seconds", "event"),
-        *("of", "count", "first", "last"),
-    )
-)
+# Fields that are told elsewhere on the page: of every kind, and by kind.
+_TOLD = {"schema", "id", "time", "time_boot_ns", "kind", "severity", "summary", "host", "process"}
+_TOLD |= {"workload", "assessment", "stack", "stack_complete", "instruction_pointer", "caller"}
+_TOLD_BY_KIND: Mapping[str, set[str]] = {
+    "denial": {
+        *("operation", "arguments", "verdict", "reason", "role", "sealed", "partial_update"),
+        *("hidden", "compat"),
+    },
+    "fault": {
+        *("cause", "inferred", "access", "address", "mapping", "disposition", "signal_code"),
+    },
+    "bypass": {"method", "target", "changed", "sealed", "compat"},
+    "seal": {"start", "length", "mapping"},
+    "suppression": {"of", "operation", "cause", "method", "caller", "count", "first", "last"},
+    "health": {"event", "message", "blind_seconds"},
+}
 
 
 def other_facts(event: Event) -> Iterator[Fact]:
     """Fields that this version knows nothing of."""
+    told = _TOLD | _TOLD_BY_KIND.get(str(event.get("kind")), set())
     for name, given in event.items():
-        if name not in _TOLD:
+        if name not in told and given is not None:
             yield Fact(str(name).replace("_", " ").capitalize(), flat(given))

@@ -11,7 +11,7 @@ from monitor.cases import Case
 from monitor.report_text import Fact, flat, text
 from monitor.story import Extent, extent, size, value
 
-__all__ = ["SnapshotView", "nearest", "snapshot_view"]
+__all__ = ["SnapshotView", "of_memory", "of_process", "snapshot_view"]
 
 
 class MapRow(NamedTuple):
@@ -26,6 +26,8 @@ class MapRow(NamedTuple):
 @dataclass(frozen=True)
 class SnapshotView:
     time: str
+    pid: str
+    is_own: bool
     rows: Sequence[MapRow]
     left_out: int
     is_complete: bool
@@ -84,9 +86,14 @@ def _limit(given: object, is_there: bool) -> str:
 def snapshot_view(case: Case, map_limit: int) -> SnapshotView | None:
     if not case.snapshots:
         return None
-    snapshot = nearest(case)
-    told = (case.event.get("sealed"), case.event.get("mapping"), case.event.get("partial_update"))
-    hits = [part for part in (*map(extent, told), story.asked(case.event)) if part]
+    own = of_memory(case) or of_process(case)
+    snapshot = own or case.snapshots[-1]
+    hits = []
+    if own is not None:
+        told = (extent(case.event.get("sealed")), extent(case.event.get("mapping")))
+        hits = [
+            part for part in (*told, story.changed(case.event), story.asked(case.event)) if part
+        ]
     rows, left_out = _map_rows(snapshot, hits, map_limit)
     seccomp, missing = snapshot.get("seccomp"), snapshot.get("missing")
     facts = []
@@ -106,6 +113,8 @@ def snapshot_view(case: Case, map_limit: int) -> SnapshotView | None:
     modules = value(snapshot, "modules")
     return SnapshotView(
         text(snapshot, "time")[:23].replace("T", " "),
+        text(snapshot, "pid"),
+        own is not None,
         rows,
         left_out,
         snapshot.get("memory_map_complete") is not False,
@@ -126,7 +135,19 @@ def snapshot_view(case: Case, map_limit: int) -> SnapshotView | None:
     )
 
 
-def nearest(case: Case) -> Mapping[str, Any]:
-    """That of the event told; else the last."""
-    own = [each for each in case.snapshots if each.get("event") == case.event.get("id")]
-    return (own or case.snapshots)[-1]
+def of_process(case: Case) -> Mapping[str, Any] | None:
+    """The snapshot of the process that did it; others lie elsewhere in memory."""
+    return _of(case, value(case.event, "process"))
+
+
+def of_memory(case: Case) -> Mapping[str, Any] | None:
+    """The snapshot of the process whose memory it was."""
+    return _of(case, value(case.event, "target") or value(case.event, "process"))
+
+
+def _of(case: Case, process: object) -> Mapping[str, Any] | None:
+    """The last one; preferably that of the event told."""
+    who = (value(process, "pid"), value(process, "start"))
+    found = [each for each in case.snapshots if (each.get("pid"), each.get("start")) == who]
+    own = [each for each in found if each.get("event") == case.event.get("id")]
+    return next(reversed(own or found), None)

@@ -15,7 +15,7 @@ from monitor.address_picture import Picture, picture
 from monitor.cases import Case
 from monitor.incident_search import Event, Incident
 from monitor.report_facts import lead, other_facts, what_facts, who_facts
-from monitor.report_snapshot import SnapshotView, nearest, snapshot_view
+from monitor.report_snapshot import SnapshotView, of_memory, of_process, snapshot_view
 from monitor.report_text import (
     SECOND_NS,
     Fact,
@@ -168,7 +168,7 @@ def _probably(event: Event) -> tuple[str, str, str]:
 def view(case: Case, *, raw_limit: int, map_limit: int) -> View:
     """Everything that the page tells of an incident. Of the raw events the last `raw_limit`."""
     incident, event = case.incident, case.event
-    snapshot = nearest(case) if case.snapshots else None
+    snapshot = of_memory(case)
     later = later_events(case)
     memory_map = value(snapshot, "memory_map")
     steps = _steps(case)
@@ -180,14 +180,14 @@ def view(case: Case, *, raw_limit: int, map_limit: int) -> View:
     ]
     return View(
         id=incident.id,
-        kind=incident.kind,
+        kind=text(event, "kind"),
         title=incident.title,
         severity=incident.severity,
         lead=[*lead(case, later)],
         figures=_figures(incident),
         is_repeated=incident.count > 1,
         facts=[fact for fact in what if fact.text or fact.code],
-        who=[fact for fact in who_facts(case, snapshot) if fact.text or fact.code],
+        who=[fact for fact in who_facts(case, of_process(case)) if fact.text or fact.code],
         picture=picture(
             event,
             memory_map if isinstance(memory_map, list) else (),

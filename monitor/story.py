@@ -25,6 +25,7 @@ __all__ = [
     "extent",
     "found_at",
     "hit",
+    "method",
     "place",
     "proof",
     "result",
@@ -140,8 +141,8 @@ def place(mapping: object) -> str:
 
 
 def changed(event: Event) -> Extent | None:
-    """What the call had changed when it was refused."""
-    return extent(event.get("partial_update"))
+    """What a call had changed when it was refused, or a bypass changed."""
+    return extent(event.get("changed" if event.get("kind") == "bypass" else "partial_update"))
 
 
 # ---- What the process wanted ---------------------------------------------------------------------
@@ -349,6 +350,21 @@ _HIT = {
 def hit(event: Event) -> str:
     """What a fault hit, in a few words."""
     return _HIT.get(str(event.get("cause")), "memory that does not permit it")
+
+
+_METHODS = {
+    "madvise_discard": "by madvise, which dropped its own copy of the pages: the bytes of the file "
+    "came back",
+    "ptrace_poke": "as a debugger does it, by ptrace",
+    "proc_mem_write": "through /proc/PID/mem",
+    "userfaultfd_copy": "through userfaultfd, which filled a missing page",
+    "userfaultfd_move": "through userfaultfd, which moved pages",
+}
+
+
+def method(event: Event) -> str:
+    """The way around a seal."""
+    return _METHODS.get(str(event.get("method")), f"by {event.get('method')}")
 
 
 # ---- What it probably is -------------------------------------------------------------------------

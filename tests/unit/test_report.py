@@ -187,10 +187,59 @@ def test_other_kinds(store: Store, what: str, sentence: str) -> None:
     assert sentence in Text(page([case_of(store, what)])).text
 
 
+def bypass(**changes: Any) -> Event:
+    event = EVENTS["denial"]
+    own = {name: event["process"][name] for name in ("pid", "start", "name", "executable")}
+    return {
+        **{key: event[key] for key in ("id", "time", "host", "process", "workload", "sealed")},
+        **{"kind": "bypass", "severity": "critical", "summary": "sealed memory changed"},
+        **{"method": "madvise_discard", "target": own, "compat": False},
+        **{"changed": {"start": "0x55eb77215000", "end": "0x55eb77216000"}},
+        **{name: event[name] for name in ("caller", "stack", "stack_complete")},
+        **changes,
+    }
+
+
+def test_the_story_of_a_bypass(store: Store) -> None:
+    data = page([replace(refused(store), events=[bypass()])])
+    assert (
+        "changed sealed memory (image-worker) by madvise, which dropped its own copy of the pages: "
+        "the bytes of the file came back. 4 KiB at 0x55eb77215000 were changed. Nothing refused "
+        "it: a seal protects the mapping, not its bytes." in Text(data).text
+    )
+    told = facts(data)
+    assert told["Whose memory"] == "Its own/srv/images/bin/image-worker"
+    assert told["Changed"].startswith("0x55eb77215000-0x55eb772160004 KiB, by madvise")
+    assert told["The seal"].startswith("0x55eb77215000-0x55eb77217000 r--p (8 KiB)")
+    assert "changed in spite of the seal" in Text(data).text
+    target = {"pid": 7, "start": None, "name": "victim", "executable": "/bin/victim"}
+    other = bypass(method="ptrace_poke", target=target)
+    data = page([replace(refused(store), events=[other])])
+    assert (
+        "changed sealed memory (image-worker) of victim (pid 7) as a debugger does it, by ptrace."
+        in Text(data).text
+    )
+    assert facts(data)["Whose memory"] == "victim (pid 7)/bin/victim"
+    # The snapshot is of the process that did it, and no map of the other's memory.
+    assert "What lies around the place" not in Text(data).text
+
+
+def test_a_snapshot_of_another_process(store: Store) -> None:
+    """Its addresses are others: they are no part of the picture."""
+    case = replace(refused(store), snapshots=[SNAPSHOT | {"pid": 8}])
+    found = Text(page([case])).text
+    assert "Pid 8 at 2026-11-21 17:07:52.899 UTC: another process of this incident" in found
+    assert "What lies around the place" not in found
+    assert facts(page([case]))["Started by"] == "pid 20720"
+    own = Text(page([replace(case, snapshots=[SNAPSHOT, SNAPSHOT | {"pid": 8}])])).text
+    assert "Pid 20721 at 2026-11-21 17:07:52.899 UTC. 1 more of this incident are kept" in own
+    assert "What lies around the place" in own
+
+
 def test_a_kind_that_nobody_knows_yet(store: Store) -> None:
     event = {
         **{key: EVENTS["denial"][key] for key in ("id", "time", "host", "process", "workload")},
-        **{"kind": "bypass", "severity": "critical", "summary": "memory written around its seal"},
+        **{"kind": "coming", "severity": "critical", "summary": "something new"},
         **{"method": "ptrace", "target": {"pid": 7, "name": "victim"}},
         **{"range": {"start": "0x5000", "end": "0x7000"}, "sealed": EVENTS["denial"]["sealed"]},
         **{"assessment": {"name": "new", "likely": "attack"}},
