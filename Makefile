@@ -3,6 +3,7 @@
 RUN_PACKAGES := python3-bpfcc libbpf1 python3-venv
 PACKAGES := $(RUN_PACKAGES) gcc libc6-dev clang-format openssl util-linux logrotate systemd systemd-container
 KERNEL_PACKAGES := qemu-system-x86 iproute2 debian-archive-keyring
+TEST_PACKAGES := chromium-headless-shell
 BENCH_PACKAGES := bpftrace linux-perf strace
 DEB_PACKAGES := debhelper dh-python dpkg-dev
 DEB_TEST_PACKAGES := $(DEB_PACKAGES) mmdebstrap lintian systemd-container debian-archive-keyring
@@ -48,6 +49,7 @@ doctor: setup ## show what this host can and can't do
 	@.venv/bin/seal-monitor doctor $(ARGS)
 
 test: setup $(PROMTOOL) ## run the tests; those that need root and BPF are skipped without
+	@$(call install,$(TEST_PACKAGES))
 	$(PYTHON) -m pytest $(ARGS)
 
 test-kernels: setup ## run the kernel tests on other kernels, in emulated machines

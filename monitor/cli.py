@@ -153,7 +153,6 @@ def _add_posture(parser: Parser) -> None:
 def _add_incidents(parser: Parser) -> None:
     parser.set_defaults(takes_config=True)
     common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    common.add_argument("--json", action="store_true", help="print JSON")
     common.add_argument(
         "--config",
         type=Path,
@@ -166,16 +165,47 @@ def _add_incidents(parser: Parser) -> None:
     )
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", dest="verb", required=True)
 
-    def add(name: str, text: str) -> Parser:
+    def add(name: str, text: str, *parents: Parser) -> Parser:
         return verbs.add_parser(
             name,
             help=text,
             description=f"{text[0].upper()}{text[1:]}.",
-            parents=[common],
+            parents=[*parents, common],
             allow_abbrev=False,
         )
 
-    listing = add("list", "list incidents, those last seen first")
+    printed = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    printed.add_argument("--json", action="store_true", help="print JSON")
+    filters = _incident_filters()
+    add("list", "list incidents, those last seen first", filters, printed)
+    show = add("show", "tell the story of one incident", printed)
+    show.add_argument("id", metavar="ID", help="its id, or the beginning of it")
+    timeline = add("timeline", "show what one process did, in order", printed)
+    timeline.add_argument("pid", metavar="PID", type=_positive)
+    timeline.add_argument(
+        "start", metavar="START", nargs="?", help="when it started, if several had this pid"
+    )
+    report = add("report", "make a page of one incident, or of those that match", filters)
+    report.add_argument(
+        "id",
+        metavar="ID",
+        nargs="?",
+        help="its id, or the beginning of it; without: all that match",
+    )
+    export = add("export", "pack all about one incident, for somebody else")
+    export.add_argument("id", metavar="ID", help="its id, or the beginning of it")
+    for verb, file in ((report, "FILE.html"), (export, "FILE.tar.gz")):
+        verb.add_argument(
+            *("-o", "--output-file"),
+            metavar=file,
+            required=True,
+            help="the file to make, for its owner alone; - for standard output",
+        )
+
+
+def _incident_filters() -> Parser:
+    """Those of list and report."""
+    listing = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for flag, metavar, text in (
         (
             "--since",
@@ -199,13 +229,7 @@ def _add_incidents(parser: Parser) -> None:
     listing.add_argument(
         "--limit", type=_positive, default=50, metavar="N", help="at most so many (default: 50)"
     )
-    show = add("show", "tell the story of one incident")
-    show.add_argument("id", metavar="ID", help="its id, or the beginning of it")
-    timeline = add("timeline", "show what one process did, in order")
-    timeline.add_argument("pid", metavar="PID", type=_positive)
-    timeline.add_argument(
-        "start", metavar="START", nargs="?", help="when it started, if several had this pid"
-    )
+    return listing
 
 
 def _positive(text: str) -> int:

@@ -14,7 +14,7 @@ from monitor.version import VERSION
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ("run", "demo", "doctor", "check-config", "schema", "incidents", "posture")
-INCIDENTS = (("incidents", "list"), ("incidents", "show"), ("incidents", "timeline"))
+INCIDENTS = tuple(("incidents", verb) for verb in ("list", "show", "timeline", "report", "export"))
 # Still user 0: a checkout that root alone may read is no obstacle.
 WITHOUT_CAPABILITIES = ("setpriv", "--inh-caps=-all", "--bounding-set=-all")
 ROOT_ALONE = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up capabilities")
