@@ -62,6 +62,7 @@ DRAIN_SECONDS = 10.0
 FLUSH_SECONDS = 10.0
 EVENT_INTERVAL_NS = 1_000_000_000  # of one process, operation and caller
 EVENT_BURST = 20
+IDLE_NS = 2 * EVENT_INTERVAL_NS  # of a bucket: thousands of short-lived processes find one
 RING_SIZE = 16 << 20
 RETENTION = Retention(age=1, size=1 << 30, events=EVENT_BURST)
 CALLERS = 1 << 16  # whose suppressed events find their incident
@@ -94,7 +95,8 @@ def _require_report() -> None:
 def _write_report(database: Path, out: Path) -> None:
     """Every incident of the database as an HTML page. The one place where reports are made."""
     report = importlib.import_module("monitor.report")
-    report.write(database, None, out)
+    with Incidents(database) as incidents, out.open("wb") as page:
+        report.write(incidents, incidents.search(Filter(), INCIDENTS_MOST), page)
 
 
 # ---- The life of the command ---------------------------------------------------------------------
@@ -149,7 +151,7 @@ class _Watch:
                 tally=tally,
             )
             self._tally = tally
-            self._suppressions = Suppressions(self.state)
+            self._suppressions = Suppressions(self.state, IDLE_NS)
             self._losses = Losses(self.loaded, self.state, self._note_loss)
             self._sweep_at = 0.0
             for probe in self.loaded.probes:
@@ -363,6 +365,9 @@ def run(config: Config, options: Options) -> int:
         terminal.write(summary(result, colours=terminal.colours))
         if options.json:
             _write_json(options.json, result)
-        if options.report:
+        if options.report and result.incidents:
             _write_report(directory / FILE, options.report)
+        elif options.report:
+            options.report.unlink()
+            terminal.write("seal-monitor: no report: there is nothing to tell\n")
     return code

@@ -179,7 +179,10 @@ _COLUMNS = (("COUNT", 15), ("SEVERITY", 8), ("WHAT", 48), ("FUNCTION", 48), ("PL
 
 
 def _table(result: Result, colours: bool) -> list[str]:
-    incidents = sorted(result.incidents, key=lambda row: (-row[0].count, row[0].first_ns))
+    # Of what the processes share that found no bucket not even the operation is known: these are
+    # in the last rows.
+    known = [row for row in result.incidents if row[0].what != UNKNOWN]
+    incidents = sorted(known, key=lambda row: (-row[0].count, row[0].first_ns))
     rows = [_row(*row) for row in incidents[:ROWS_SHOWN]]
     rows += [
         [f"{number:,}", "-", f"{what} {kind}s that were counted and not told", "-", "-"]

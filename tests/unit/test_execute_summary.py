@@ -176,6 +176,16 @@ def test_what_is_in_no_incident_has_a_row() -> None:
     assert "      1  -         munmap denials that were counted and not told  -" in text
 
 
+def test_what_nobody_knows_the_operation_of_is_counted_once() -> None:
+    shared = incident("denial", "unknown", "denials of unknown callers", "critical", 904)
+    text = summary(
+        result(incidents=[(DENIED, [DENIAL]), (shared, [])], counters=counters(5000, 0)),
+        colours=False,
+    )
+    assert "unknown callers" not in text
+    assert "\n    904  -         munmap denials that were counted and not told  -" in text
+
+
 def test_many_places() -> None:
     incidents = [(incident("denial", "munmap", "t", "critical", 2), [DENIAL])] * (ROWS_SHOWN + 3)
     text = summary(
