@@ -197,7 +197,8 @@ struct config {
     u8 partial_madvise;
     u8 partial_mremap;
     u8 anonymous_by_ops; /* madvise: anonymous means vm_ops == NULL, else no file and not shared */
-    u8 reserved[3];
+    u8 one_cgroup;       /* not 0: whoever is not in or below watched_cgroup is not looked at */
+    u8 reserved[2];
     /* Bit per operation: who reports it, so that nothing is told twice. */
     u32 raw_operations;      /* raw_exit */
     u32 compat_operations;   /* raw_exit or raw_exit_compat, for 32-bit callers */
