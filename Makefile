@@ -82,6 +82,7 @@ instructions: setup ## count anew the instructions of each call, in an emulated 
 docs: setup ## regenerate the pages that are made from the code
 	$(PYTHON) -m monitor.metrics >docs/metrics.md.new
 	mv docs/metrics.md.new docs/metrics.md
+	$(PYTHON) dashboards/generate.py
 
 install: ## install the service below PREFIX (/usr/local); DESTDIR for a staged root
 	@$(if $(DESTDIR),,$(call install,$(RUN_PACKAGES)))
