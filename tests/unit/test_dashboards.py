@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import re
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jsonschema
 import pytest
 import yaml
 from fleet import JOB, MINUTE, NEWCOMER, exposition
@@ -137,7 +139,7 @@ def test_every_variable_has_values(filled: Filled, variable: Json) -> None:
 
 @pytest.mark.parametrize("annotation", ANNOTATIONS.values(), ids=ANNOTATIONS.keys())
 def test_every_annotation_is_found(filled: Filled, annotation: Json) -> None:
-    query = interpolated(annotation["expr"])
+    query = interpolated(annotation["target"]["expr"])
     found = filled.server.over(query, filled.end - RANGE, filled.end, MINUTE)
     hosts = {series["metric"]["instance"][:7] for series in found}
     assert hosts == {"Restarts": {"web-003"}, "Losses": {"web-008"}}[annotation["name"]]
@@ -244,7 +246,7 @@ def test_panels_stand_side_by_side(name: str) -> None:
 def expressions() -> str:
     targets = (target["expr"] for panel in PANELS.values() for target in panel["targets"])
     asked = (variable["query"]["query"] for variable in VARIABLES.values())
-    noted = (annotation["expr"] for annotation in ANNOTATIONS.values())
+    noted = (annotation["target"]["expr"] for annotation in ANNOTATIONS.values())
     return "\n".join((*targets, *asked, *noted))
 
 
@@ -283,3 +285,39 @@ def test_what_is_provisioned() -> None:
     (sources,) = (FOLDER / "provisioning/datasources").glob("*.yml")
     (source,) = yaml.safe_load(sources.read_text("utf-8"))["datasources"]
     assert source["type"] == "prometheus"
+
+
+# ---- Grafana's types -----------------------------------------------------------------------------
+
+SCHEMA = json.loads((FOLDER / "pictures/grafana.schema.json").read_text("utf-8"))
+GRAFANA = jsonschema.Draft7Validator(SCHEMA)
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_grafana_knows_every_key_and_value(name: str) -> None:
+    """By @grafana/schema, of which the schema is made; it has no keys but those named there."""
+    error = jsonschema.exceptions.best_match(GRAFANA.iter_errors(DOCUMENTS[name]))
+    assert error is None, (list(error.absolute_path), error.message)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "key", "value"),
+    [
+        ("stat", "options", "colourMode", "value"),
+        ("stat", "options", "colorMode", "bright"),
+        ("table", "options", "sortby", []),
+        ("bargauge", "options", "sizing", "Auto"),
+        ("timeseries", "", "titel", "Denials"),
+        ("timeseries", "gridPos", "width", 12),
+        ("timeseries", "fieldConfig.defaults", "units", "s"),
+        ("timeseries", "fieldConfig.defaults.custom", "drawStyle", "bar"),
+        ("timeseries", "fieldConfig.defaults.custom", "fillOpactiy", 10),
+    ],
+)
+def test_the_schema_finds_mistakes(kind: str, path: str, key: str, value: object) -> None:
+    document = copy.deepcopy(DOCUMENTS["overview.json"])
+    part = next(panel for panel in document["panels"] if panel["type"] == kind)
+    for step in filter(None, path.split(".")):
+        part = part[step]
+    part[key] = value
+    assert not GRAFANA.is_valid(document)
