@@ -5,6 +5,7 @@ PACKAGES := $(RUN_PACKAGES) gcc libc6-dev clang-format openssl util-linux logrot
 KERNEL_PACKAGES := qemu-system-x86 iproute2 debian-archive-keyring
 TEST_PACKAGES := chromium-headless-shell
 MONITORING_PACKAGES := prometheus prometheus-alertmanager
+PICTURE_PACKAGES := chromium-headless-shell fonts-inter-variable
 BENCH_PACKAGES := bpftrace linux-perf strace
 DEB_PACKAGES := debhelper dh-python dpkg-dev
 DEB_TEST_PACKAGES := $(DEB_PACKAGES) mmdebstrap lintian systemd-container debian-archive-keyring
@@ -35,7 +36,7 @@ INSTALLED := \
     $(foreach file,$(DASHBOARDS),$(file):$(PREFIX)/share/seal-monitor/$(file:dashboards/%=%))
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup demo run doctor test test-kernels lint check bench instructions soak docs install uninstall deb test-deb clean
+.PHONY: help setup demo run doctor test test-kernels lint check bench instructions soak docs pictures install uninstall deb test-deb clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -83,6 +84,11 @@ docs: setup ## regenerate the pages that are made from the code
 	$(PYTHON) -m monitor.metrics >docs/metrics.md.new
 	mv docs/metrics.md.new docs/metrics.md
 	$(PYTHON) dashboards/generate.py
+
+pictures: setup $(PROMETHEUS) ## draw the dashboards with Grafana's front end; needs npm, 560 MB; ARGS=--keep
+	@command -v npm >/dev/null || { echo "npm is missing; it comes with Node.js, 20.19 or later" >&2; exit 1; }
+	@$(call install,$(PICTURE_PACKAGES))
+	$(PYTHON) tests/pictures.py $(ARGS)
 
 install: ## install the service below PREFIX (/usr/local); DESTDIR for a staged root
 	@$(if $(DESTDIR),,$(call install,$(RUN_PACKAGES)))
@@ -173,5 +179,6 @@ $(PROMETHEUS) &: | $(READY)
 	fetch || { if (( ! EUID )); then apt-get update -qq && fetch; fi; } || { \
 	    echo "cannot fetch $(MONITORING_PACKAGES); tests that need them are skipped" >&2; \
 	    exit 0; }; \
-	for package in *.deb; do dpkg --fsys-tarfile "$$package" | tar -x ./usr/bin; done; \
+	for package in *.deb; do dpkg --fsys-tarfile "$$package" | tar -x ./usr; done; \
+	install -D -m 0644 -t $(CURDIR)/.venv/share/prometheus/alertmanager usr/share/prometheus/alertmanager/*.tmpl; \
 	mv $(PROMETHEUS:.venv/bin/%=usr/bin/%) $(CURDIR)/.venv/bin

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-__all__ = ["Prometheus", "backfilled", "program", "serving", "wait_until_ready"]
+__all__ = ["Prometheus", "backfilled", "program", "running", "serving"]
 
 START_SECONDS = 30.0
 
@@ -56,7 +56,7 @@ class Prometheus:
         return found
 
 
-def wait_until_ready(log: Path, process: subprocess.Popen[bytes]) -> str:
+def _ready(log: Path, process: subprocess.Popen[bytes]) -> str:
     """The URL on which it answers, from its log."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
@@ -74,26 +74,33 @@ def wait_until_ready(log: Path, process: subprocess.Popen[bytes]) -> str:
 
 
 @contextmanager
-def serving(folder: Path, configuration: str, *flags: str) -> Iterator[Prometheus]:
-    """Prometheus with its data in folder/data."""
-    file, log = folder / "prometheus.yml", folder / "prometheus.log"
-    file.write_text(configuration, "utf-8")
+def running(log: Path, *command: str) -> Iterator[str]:
+    """A server that listens on a port of its choice; the URL, once it is ready."""
     with log.open("wb") as errors:
-        process = subprocess.Popen(
-            [
-                program("prometheus"),
-                *(f"--config.file={file}", f"--storage.tsdb.path={folder / 'data'}"),
-                *("--web.listen-address=127.0.0.1:0", "--storage.tsdb.retention.time=30d"),
-                *flags,
-            ],
-            stdout=errors,
-            stderr=errors,
-        )
+        process = subprocess.Popen(command, stdout=errors, stderr=errors)
     try:
-        yield Prometheus(wait_until_ready(log, process))
+        yield _ready(log, process)
     finally:
         process.terminate()
-        process.wait(30)
+        try:
+            process.wait(30)
+        finally:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def serving(folder: Path, configuration: str) -> Iterator[Prometheus]:
+    """Prometheus with its data in folder/data."""
+    file = folder / "prometheus.yml"
+    file.write_text(configuration, "utf-8")
+    command = (
+        *(program("prometheus"), f"--config.file={file}"),
+        *(f"--storage.tsdb.path={folder / 'data'}", "--storage.tsdb.retention.time=30d"),
+        "--web.listen-address=127.0.0.1:0",
+    )
+    with running(folder / "prometheus.log", *command) as url:
+        yield Prometheus(url)
 
 
 def _promtool(*arguments: object) -> None:
