@@ -743,12 +743,20 @@ HEALTH = Dashboard(
                     8,
                 ),
                 Panel(
+                    "Store of incidents",
+                    "timeseries",
+                    "Bytes on disk of the database of incidents. The ten hosts with most.",
+                    "bytes",
+                    [query("topk(10, ~incident_store_bytes{SELECT})", "{{instance}}")],
+                    8,
+                ),
+                Panel(
                     "Versions",
                     "table",
                     "Hosts with each version of the monitor.",
                     "short",
                     [query("count by (version, revision) (~build_info{SELECT})")],
-                    12,
+                    8,
                     columns={"version": "Version", "revision": "Revision", "Value": "Hosts"},
                 ),
                 Panel(
@@ -762,7 +770,7 @@ HEALTH = Dashboard(
                             " (~config_last_reload_success_timestamp_seconds{SELECT} > 0)"
                         )
                     ],
-                    12,
+                    8,
                     columns={"instance": "Host", "Value": "Read"},
                     links=TO_HOST_IN_TABLE,
                 ),

@@ -175,6 +175,9 @@ HAD: dict[str, Minute] = {
         (): 1024 * host.random.randrange(900) if minute in host.storm else 0
     },
     "workloads_tracked": lambda host, _: {(): 3 if host.index % 6 == 1 else 0},
+    "incident_store_bytes": lambda host, minute: {
+        (): 4096 * (20 + host.index % 7 + (minute // 30 if host.index in (0, 1, 2) else 0))
+    },
     "config_last_reload_successful": lambda host, minute: {(): int(host.index != 9 or minute < 60)},
     "config_last_reload_success_timestamp_seconds": lambda host, minute: {
         (): host.started(minute) + 1
@@ -273,6 +276,8 @@ def exposition(hosts: int, minutes: int, end: float | None = None) -> Iterator[s
         return f'{name}{{job="{JOB}",instance="{host.name}"{labels}}} {value:.15g} {at}\n'
 
     for metric in METRICS:
+        if metric.type != "histogram" and metric.name not in (*GAINED, *HAD):
+            continue
         family = metric.full_name.removesuffix("_total")
         yield f"# TYPE {family} {metric.type}\n"
         for index in range(hosts):
