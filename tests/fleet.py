@@ -81,11 +81,11 @@ def _denials(host: Host, minute: int) -> Values:
 
 
 def _workload_denials(host: Host, minute: int) -> Values:
-    return {
-        (workload, verdict): count
-        for (workload, _, verdict), count in _denied(host, minute).items()
-        if count
-    }
+    gained: dict[Labels, float] = {}
+    for (workload, _, verdict), count in _denied(host, minute).items():
+        if count:
+            gained[workload, verdict] = gained.get((workload, verdict), 0) + count
+    return gained
 
 
 def _faults(host: Host, minute: int) -> Values:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from prometheus_server import program, running, serving
+from prometheus import program, running, serving
 from test_daemon import READY_SECONDS, Start, start
 
 from monitor import provoke

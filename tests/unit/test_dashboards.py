@@ -17,7 +17,7 @@ import jsonschema
 import pytest
 import yaml
 from fleet import JOB, MINUTE, NEWCOMER, exposition
-from prometheus_server import Prometheus, backfilled
+from prometheus import Prometheus, backfilled
 
 from monitor.metrics import METRICS
 
@@ -171,6 +171,9 @@ def test_a_single_denial_is_one(filled: Filled) -> None:
     by_workload = values(filled, "overview.json: Workloads with most denials")
     assert by_workload[NEWCOMER] == 1
     assert next(iter(by_workload)) == "image-worker.service"
+    told = ("overview.json: Refused by a seal", "overview.json: Perhaps by a seal")
+    total = sum(values(filled, name)[""] for name in told)
+    assert sum(by_workload.values()) == pytest.approx(total, rel=0.01)
     each = values(filled, "host.json: Denials by workload and verdict")
     assert each[f"web-001.example:10462 sealed {NEWCOMER}"] == 1
 
