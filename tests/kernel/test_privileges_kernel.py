@@ -20,6 +20,8 @@ from test_daemon import READY_SECONDS, Running, assert_conserved
 
 from monitor import loader, provoke
 from monitor.abi import Kind
+from monitor.incident_search import Filter, Incidents
+from monitor.incidents import FILE
 from monitor.privileges import IDENTITY, LOADING, LOST, Capability
 
 ROOT = Path(__file__).parents[2]
@@ -226,6 +228,46 @@ def test_any_user_counts_and_reports(
     for status in Path(f"/proc/{daemon.process.pid}/task").glob("*/status"):
         assert in_effect(status) == mask(IDENTITY & set(capabilities))
     assert_conserved(daemon.stop())
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "missing"),
+    [
+        (ALL, {}),
+        (
+            ALL - {Capability.CAP_SYS_PTRACE},
+            {"memory_map": "Permission denied", "modules": "Permission denied"},
+        ),
+    ],
+    ids=["all", "without CAP_SYS_PTRACE"],
+)
+def test_what_a_snapshot_needs(
+    start: Start,
+    program: Path,
+    build_directory: Path,
+    capabilities: Collection[Capability],
+    missing: dict[str, str],
+) -> None:
+    """Of a process of root's, taken as another user."""
+    state = build_directory / f"state-{len(capabilities)}"
+    state.mkdir(mode=0o700)
+    os.chown(state, NOBODY, NOBODY)
+    daemon = start(with_only(capabilities), f'[state]\ndirectory = "{state}"\n')
+    with subprocess.Popen(
+        [PYTHON, "-c", DENIED], env=environment(program), stdin=subprocess.PIPE
+    ) as child:
+        result = "partial" if missing else "taken"
+        daemon.wait_for_metric(f'seal_monitor_snapshots_total{{result="{result}"}}', 1)
+        child.communicate()
+    daemon.stop()
+    with Incidents(state / FILE) as incidents:
+        (incident,) = incidents.search(Filter(), 2)
+        (snapshot,) = incidents.snapshots(incident)
+    assert snapshot["missing"] == missing
+    assert snapshot["pid"] == child.pid
+    assert (snapshot["memory_map"] is None) == bool(missing)
+    assert snapshot["limits"]["stack"]
+    assert snapshot["seccomp"]["mode"] in ("disabled", "filter")
 
 
 def stopped_child_of(pid: int) -> int:
