@@ -109,7 +109,7 @@ uninstall: ## stop the service and remove what install put there, but not settin
 
 deb: ## build the Debian package: build/seal-monitor_*.deb
 	@$(call install,$(DEB_PACKAGES))
-	@systemd/debian/build build $(DEB_VERSION)
+	@systemd/debian/build-package build $(DEB_VERSION)
 	@ls build/seal-monitor_*.deb
 
 test-deb: setup ## install, start, upgrade and remove the package in real trees of Debian

@@ -166,7 +166,7 @@ def test_a_pod_tells_of_another_pods_violation(
     folder = build_directory / "pods"
     folder.mkdir()
     done = subprocess.run(
-        [ROOT / "systemd/debian/build", folder], check=False, capture_output=True, text=True
+        [ROOT / "systemd/debian/build-package", folder], check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     (package,) = folder.glob("*.deb")

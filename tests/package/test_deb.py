@@ -35,7 +35,7 @@ def run(*command: str | Path) -> str:
 @pytest.fixture(scope="module")
 def package(build_directory: Path) -> Path:
     folder = build_directory / "package"
-    run(ROOT / "systemd/debian/build", folder)
+    run(ROOT / "systemd/debian/build-package", folder)
     (built,) = folder.glob("*.deb")
     return built
 
@@ -86,9 +86,9 @@ def test_what_is_in_it(package: Path) -> None:
     assert files["/usr/bin/seal-monitor"] == "-rwxr-xr-x"
     dashboards = {name for name in files if name.startswith("/usr/share/seal-monitor/")}
     shipped = {
-        f"/usr/share/seal-monitor/{path.relative_to(ROOT)}"
-        for path in ROOT.glob("dashboards/**/*")
-        if path.is_file() and path.suffix != ".py" and "tests" not in path.parts[-2:]
+        f"/usr/share/seal-monitor/{path.relative_to(ROOT / 'dashboards')}"
+        for pattern in ("*.json", "*.yml", "rules/*.yml", "provisioning/*/*.yml")
+        for path in ROOT.glob(f"dashboards/{pattern}")
     }
     assert dashboards == shipped
 
@@ -105,7 +105,7 @@ def test_nothing_of_it_names_usr_local(package: Path, tmp_path: Path) -> None:
 
 
 def test_two_builds_are_the_same(package: Path, tmp_path: Path) -> None:
-    run(ROOT / "systemd/debian/build", tmp_path)
+    run(ROOT / "systemd/debian/build-package", tmp_path)
     (again,) = tmp_path.glob("*.deb")
     assert again.read_bytes() == package.read_bytes()
 
