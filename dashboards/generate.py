@@ -337,6 +337,50 @@ OVERVIEW = Dashboard(
             ),
         ),
         Row("Faults", (FAULTS_BY_CAUSE, FAULTS_BY_DISPOSITION)),
+        Row(
+            "What is sealed",
+            (
+                Panel(
+                    "Processes",
+                    "timeseries",
+                    "Processes on all hosts, by whether they have sealed memory of their own.",
+                    "short",
+                    [query("sum by (state) (~posture_processes{SELECT})", "{{state}}")],
+                    6,
+                ),
+                Panel(
+                    "Sealed part of memory",
+                    "timeseries",
+                    "The part of all processes' executable memory and RELRO that is sealed; the"
+                    " mean of the hosts.",
+                    "percentunit",
+                    [query("avg by (memory) (~posture_sealed_ratio{SELECT})", "{{memory}}")],
+                    6,
+                ),
+                Panel(
+                    "Sealed bytes by workload",
+                    "timeseries",
+                    "Address space that is sealed. The ten workloads with most.",
+                    "bytes",
+                    [
+                        query(
+                            "topk(10, sum by (workload) (~posture_sealed_bytes{SELECT}))",
+                            "{{workload}}",
+                        )
+                    ],
+                    6,
+                ),
+                Panel(
+                    "Executables that seal",
+                    "timeseries",
+                    "Executables that are known to seal memory, on all hosts: sealing, they did"
+                    " when last seen; stopped, they ran without.",
+                    "short",
+                    [query("sum by (state) (~posture_executables{SELECT})", "{{state}}")],
+                    6,
+                ),
+            ),
+        ),
         Row("Changes and seals", (PARTIAL_UPDATES, SEALS, SEALED_BYTES)),
     ),
 )
@@ -673,6 +717,17 @@ HEALTH = Dashboard(
                     bars=True,
                 ),
                 Panel(
+                    "Snapshots",
+                    "timeseries",
+                    "Snapshots of violating processes: taken; partial, something could not be read;"
+                    " gone, it had ended; dropped, too many at once; failed, the store did not take"
+                    " it.",
+                    PER_MINUTE,
+                    [query(rate("~snapshots_total", "result"), "{{result}}")],
+                    12,
+                    bars=True,
+                ),
+                Panel(
                     "Ring buffer",
                     "timeseries",
                     "Bytes that wait to be read. The ten hosts with most.",
@@ -741,6 +796,28 @@ HEALTH = Dashboard(
                     "short",
                     [query("topk(10, process_open_fds{SELECT})", "{{instance}}")],
                     8,
+                ),
+                Panel(
+                    "Since the last look at what is sealed",
+                    "timeseries",
+                    "The ten hosts whose monitor last looked at all processes longest ago.",
+                    "s",
+                    [
+                        query(
+                            "topk(10, time() -"
+                            " (~posture_last_success_timestamp_seconds{SELECT} > 0))",
+                            "{{instance}}",
+                        )
+                    ],
+                    12,
+                ),
+                Panel(
+                    "Duration of the look",
+                    "timeseries",
+                    "How long the look at all processes takes, mostly waiting. The ten slowest.",
+                    "s",
+                    [query("topk(10, ~posture_scan_duration_seconds{SELECT})", "{{instance}}")],
+                    12,
                 ),
                 Panel(
                     "Store of incidents",

@@ -156,6 +156,10 @@ GAINED: dict[str, Minute] = {
     "sink_errors_total": lambda host, minute: {
         (sink,): int(host.index == 8 and sink == "file" and minute % 90 == 7) for sink in SINKS
     },
+    "snapshots_total": lambda host, _: {
+        ("taken",): host.now_and_then(0.02),
+        ("gone",): host.now_and_then(0.01),
+    },
     "decode_errors_total": lambda _host, _minute: {(): 0},
 }
 HAD: dict[str, Minute] = {
@@ -175,6 +179,29 @@ HAD: dict[str, Minute] = {
         (): 1024 * host.random.randrange(900) if minute in host.storm else 0
     },
     "workloads_tracked": lambda host, _: {(): 3 if host.index % 6 == 1 else 0},
+    "posture_processes": lambda host, _: {
+        ("sealing",): 12 + host.index % 3,
+        ("not_sealing",): 140 + host.index % 11,
+        ("unreadable",): 0,
+        ("too_large",): int(host.index % 9 == 0),
+    },
+    "posture_sealed_bytes": lambda host, _: {
+        ("image-worker.service",): 2**20 * (3 + host.index % 4),
+        ("web.service",): 2**18,
+        ("other",): 2**16,
+    },
+    "posture_sealed_ratio": lambda host, _: {
+        ("executable",): 0.05 + host.index % 5 / 100,
+        ("relro",): 0.02,
+    },
+    "posture_executables": lambda host, minute: {
+        ("sealing",): 4 - int(host.index == 1 and minute > 100),
+        ("stopped",): int(host.index == 1 and minute > 100),
+    },
+    "posture_scan_duration_seconds": lambda host, minute: {(): 4 + host.index % 3 + minute % 2},
+    "posture_last_success_timestamp_seconds": lambda host, minute: {
+        (): host.begin + MINUTE * (minute - minute % 10) - 5
+    },
     "incident_store_bytes": lambda host, minute: {
         (): 4096 * (20 + host.index % 7 + (minute // 30 if host.index in (0, 1, 2) else 0))
     },

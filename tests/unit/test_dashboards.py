@@ -29,8 +29,6 @@ RANGE = 120 * MINUTE  # what a dashboard shows: the second half
 # Metrics that no dashboard and no rule has a use for, and why; globs.
 UNUSED = {
     "seal_monitor_bypasses_*": "new; its panel is to come",
-    "seal_monitor_posture_*": "new; its panel is to come",
-    "seal_monitor_snapshots_*": "new; its panel is to come",
 }
 # What Prometheus itself and the client library add.
 OTHER_METRICS = {
