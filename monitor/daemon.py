@@ -226,7 +226,7 @@ class Daemon:
         self._canary.start()
         self.server.start()
         for probe in self.loaded.probes:
-            if not probe.attached:
+            if probe.lost:
                 self.pipeline.health("probe_lost", f"{probe.probe}: {probe.error}")
 
     def _registry(self, source: KernelSource) -> CollectorRegistry:
@@ -245,7 +245,7 @@ class Daemon:
         reasons = [
             f"probe {probe.probe} is not attached: {probe.error}"
             for probe in self.loaded.probes
-            if not probe.attached
+            if probe.lost
         ]
         if self._stopping:
             reasons.append("it is stopping")
