@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pytest
-from harness import Harness, Made
+from harness import SECOND_NS, Harness, Made
 
 from monitor import provoke
-from monitor.abi import Kind, Method, Record
+from monitor.abi import Kind, Method, Outcome, Record
 
 BYPASSES = [p.name for p in provoke.PROVOCATIONS if p.kind == "bypass"]
 
@@ -74,6 +75,95 @@ for address in (clean, writable, shared):
     seal(address, 4096)
 for address in (clean, writable, shared, unsealed, lay("W").start):
     need("madvise", address, 4096, 4)
+print(json.dumps({}))
+"""
+    )
+    assert made.of_kind(Kind.BYPASS) == []
+    assert counted(made) == {}
+
+
+STORM = 3001
+
+
+def test_counts_are_exact_and_every_event_is_accounted_for(harness: Harness) -> None:
+    hour = 3600 * SECOND_NS
+    missed = harness.missed()
+    with harness.configured(event_interval_ns=hour, event_burst_ns=9 * hour, emit_seals=0):
+        made = harness.python(
+            f"""
+from monitor.provoke_bypasses import _relro
+start = _relro(1)
+for _ in range({STORM}):
+    need("madvise", start, 4096, 4)
+print(json.dumps({{}}))
+"""
+        )
+        (bucket,) = (
+            bucket
+            for key, bucket in harness.state.buckets.items()
+            if (key.pid, key.kind, key.what)
+            == (made.child.pid, Kind.BYPASS, Method.MADVISE_DISCARD)
+        )
+    events = {o: made.counted["event", "bypass", o.label] for o in Outcome}
+    assert sum(events.values()) == made.counted["bypass", "madvise_discard"]
+    assert len(made.of_kind(Kind.BYPASS)) == events[Outcome.SUBMITTED] == 10
+    assert events[Outcome.SUPPRESSED] == bucket.suppressed
+    if harness.missed() == missed:
+        assert sum(events.values()) == STORM
+
+
+def test_memory_of_another_process(harness: Harness) -> None:
+    """Who did it, and whose memory it was; the stack is that of who did it."""
+    made = harness.provoke("ptrace_poke")
+    if not is_seen(harness, made.line):
+        return
+    (record,) = made.of_kind(Kind.BYPASS)
+    assert (record.pid, record.bypass.pid) == (made.child.pid, made.line["target"])
+    assert record.bypass.executable.decode() == made.child.executable
+    assert record.bypass.task_name.decode() == made.child.task_name
+    assert record.bypass.start_boot_ns > record.start_boot_ns
+    assert made.child.area(record.instruction_pointer) is not None
+
+
+def test_in_a_pid_namespace(harness: Harness) -> None:
+    """The pid that ptrace is given is one of its caller's namespace."""
+    unshare = shutil.which("unshare")
+    if not unshare:
+        pytest.skip("unshare is not installed")
+    command = [unshare, "--pid", "--fork", "--kill-child", *provoke.command(["ptrace_poke"])]
+    wait = ["bash", "-c", 'read -n 1; exec "$@"', "bash"]
+    made = harness.run([*wait, *command], env=provoke.environment())
+    (record,) = made.of_kind(Kind.BYPASS)
+    assert (made.line["pid"], record.vpid) == (1, 1)
+    assert record.bypass.pid > record.pid > made.child.pid
+    assert record.mapping.start == made.line["sealed_start"]
+
+
+def test_what_is_no_bypass(harness: Harness) -> None:
+    """Writes to what the process may write to, and to what is not sealed; reads of what is."""
+    made = harness.python(
+        """
+with open("/proc/self/mem", "r+b", buffering=0) as memory:
+    for layout in ("W", "w", "r"):
+        memory.seek(lay(layout).start)
+        try:
+            memory.write(b"x")
+        except OSError:
+            assert layout == "r"
+    memory.seek(lay("S").start)
+    memory.read(4096)
+pages = lay("SW")
+child = os.fork()
+if not child:
+    call("ptrace", 0)
+    os.kill(os.getpid(), 19)
+    os._exit(0)
+os.waitpid(child, 0)
+word = ctypes.c_uint64()
+need("ptrace", 2, child, pages.start, ctypes.addressof(word))
+need("ptrace", 5, child, pages.start + 4096, word.value)
+os.kill(child, 9)
+os.waitpid(child, 0)
 print(json.dumps({}))
 """
     )
