@@ -221,7 +221,7 @@ struct config {
     u8 anonymous_by_ops; /* madvise: anonymous means vm_ops == NULL, else no file and not shared */
     u8 raw_pokes;        /* not 0: raw_exit reports what ptrace wrote */
     u8 compat_pokes;     /* the same of 32-bit callers, raw_exit or raw_exit_compat */
-    u8 reserved;
+    u8 guard_files;      /* MADV_GUARD_INSTALL takes mappings of files, too */
     /* Bit per operation: who reports it, so that nothing is told twice. */
     u32 raw_operations;      /* raw_exit */
     u32 compat_operations;   /* raw_exit or raw_exit_compat, for 32-bit callers */

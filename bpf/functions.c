@@ -288,7 +288,7 @@ static __always_inline int advice_refused(u64 address, bool is_proof)
  * The function has let the advice pass on one mapping. Which part of it is known where the kernel
  * passes the part on; else it is the whole mapping, cut down to the range of the call.
  */
-static __always_inline int advice_taken(u64 address, u64 start, u64 end)
+static __always_inline int advice_taken(u32 advice, u64 address, u64 start, u64 end)
 {
     struct config *config = configuration();
     struct task_struct *task;
@@ -299,7 +299,8 @@ static __always_inline int advice_taken(u64 address, u64 start, u64 end)
     if (!config || !config->sealed_mask)
         return 0;
     read_vma(&vma, address);
-    if (!(vma.flags & config->sealed_mask) || !has_copies(&vma))
+    if (!(vma.flags & config->sealed_mask) ||
+        !(advice == MADV_GUARD_INSTALL ? is_private_file(&vma) : has_copies(&vma)))
         return 0;
     task = (struct task_struct *)bpf_get_current_task_btf();
     scratch = scratch_of(SCRATCH_ADVICE);
@@ -339,11 +340,16 @@ int fexit_can_modify_vma_madv(u64 *ctx)
     /* A bool: one byte, the rest of the register is anything. */
     if (!(u8)ctx[RETURN_can_modify_vma_madv])
         return advice_refused(vma, true);
-    /* MADV_GUARD_INSTALL is left out: of these kernels few take it for files. */
-    if ((advice != MADV_DONTNEED || KERNEL_WORD(vma, vm_area_struct__vm_flags) & VM_KEPT) &&
-        advice != MADV_DONTNEED_LOCKED)
+    if (!is_discarding(advice) || KERNEL_WORD(vma, vm_area_struct__vm_flags) &
+                                      (advice == MADV_DONTNEED_LOCKED ? VM_PFNMAP : VM_KEPT))
         return 0;
-    return advice_taken(vma, 0, 0);
+    if (advice == MADV_GUARD_INSTALL) {
+        struct config *config = configuration();
+
+        if (!config || !config->guard_files)
+            return 0;
+    }
+    return advice_taken(advice, vma, 0, 0);
 }
 #endif
 
@@ -351,15 +357,20 @@ int fexit_can_modify_vma_madv(u64 *ctx)
 int fexit_madvise_vma_behavior(u64 *ctx)
 {
     u64 behavior = ctx[ARG_madvise_vma_behavior__madv_behavior];
+    u32 advice = KERNEL_WORD(behavior, madvise_behavior__behavior);
     s32 result = ctx[RETURN_madvise_vma_behavior];
 
     if (result == -EPERM)
         return advice_refused(KERNEL_WORD(behavior, madvise_behavior__vma), false);
-    if (result || !is_discarding(KERNEL_WORD(behavior, madvise_behavior__behavior)))
+    if (result || !is_discarding(advice))
         return 0;
-    return advice_taken(KERNEL_WORD(behavior, madvise_behavior__vma),
+#ifdef HAS_madvise_behavior__range_start
+    return advice_taken(advice, KERNEL_WORD(behavior, madvise_behavior__vma),
                         KERNEL_WORD(behavior, madvise_behavior__range_start),
                         KERNEL_WORD(behavior, madvise_behavior__range_end));
+#else
+    return advice_taken(advice, KERNEL_WORD(behavior, madvise_behavior__vma), 0, 0);
+#endif
 }
 #endif
 

@@ -94,16 +94,20 @@ static __always_inline bool refuses_advice(struct config *config, struct vma *vm
     return !(vma->flags & VM_WRITE) || (vma->flags & VM_PKEY_MASK);
 }
 
+static __always_inline bool is_private_file(struct vma *vma)
+{
+    return !(vma->flags & (VM_WRITE | VM_SHARED)) &&
+           KERNEL_WORD(vma->address, vm_area_struct__vm_file);
+}
+
 /*
  * A private file mapping that is not writable and yet may have copies of its own, such as RELRO:
  * discarding them brings the file's bytes back. One without copies, such as a program's code, loses
- * nothing.
+ * nothing; a guard region makes its page tables like one with copies.
  */
 static __always_inline bool has_copies(struct vma *vma)
 {
-    return !(vma->flags & (VM_WRITE | VM_SHARED)) &&
-           KERNEL_WORD(vma->address, vm_area_struct__vm_file) &&
-           KERNEL_WORD(vma->address, vm_area_struct__anon_vma);
+    return is_private_file(vma) && KERNEL_WORD(vma->address, vm_area_struct__anon_vma);
 }
 
 static __always_inline bool is_wanted(struct config *config, struct search *search, struct vma *vma)

@@ -280,7 +280,7 @@ class Config(ctypes.Structure):
         ("anonymous_by_ops", c_uint8),
         ("raw_pokes", c_uint8),
         ("compat_pokes", c_uint8),
-        ("reserved", c_uint8),
+        ("guard_files", c_uint8),
         ("raw_operations", c_uint32),
         ("compat_operations", c_uint32),
         ("function_operations", c_uint32),
