@@ -1,33 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Ways around a seal other than madvise, which the programs of that call see, each with its hook.
+/*
+ * Ways around a seal that the kernel's own functions alone tell, seen at their return (fexit).
+ * Those by madvise and, without these, by ptrace are seen where the calls are.
  */
-
-#ifdef WITH_EXITS
-int exit_ptrace(struct sys_exit *ctx)
-{
-    struct task_struct *task;
-    struct pt_regs *regs;
-
-    if (ctx->result)
-        return 0;
-    task = (struct task_struct *)bpf_get_current_task_btf();
-    regs = saved_registers(task);
-    return is_poke(regs->di) ? report_poke(SCRATCH_POKED, task, regs, false) : 0;
-}
-#endif
-
-#ifdef WITH_RAW_EXITS
-int raw_poked(struct bpf_raw_tracepoint_args *ctx)
-{
-    struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
-
-    raw_tails.call(ctx, TAIL_NONE);
-    begin_alone();
-    report_poke(SCRATCH_RAW_POKED, task, saved_registers(task), is_compat(task));
-    end_alone();
-    return 0;
-}
-#endif
 
 /* The process that has the memory, as far as the kernel keeps it (CONFIG_MEMCG), or 0. */
 static __always_inline u64 owner_of(struct task_struct *task, u64 mm)
@@ -50,7 +25,7 @@ static __always_inline u64 owner_of(struct task_struct *task, u64 mm)
 /* What /proc/PID/mem and ptrace write by, whoever asks them, be it io_uring or sendfile. */
 int fexit_access_remote_vm(u64 *ctx)
 {
-    u64 mm = ctx[ARG_access_remote_vm__mm], method = METHOD_PROC_MEM_WRITE;
+    struct change change = {METHOD_PROC_MEM_WRITE, ctx[ARG_access_remote_vm__mm]};
     s32 written = ctx[RETURN_access_remote_vm];
     struct config *config;
     struct task_struct *task;
@@ -70,11 +45,11 @@ int fexit_access_remote_vm(u64 *ctx)
     if (!(TASK_FIELD(u32, task, flags) & PF_IO_WORKER)) {
         scratch->call.compat = is_compat(task);
         if (number_of(regs) == (scratch->call.compat ? NR_PTRACE_32 : NR_PTRACE))
-            method = METHOD_PTRACE_POKE;
+            change.method = METHOD_PTRACE_POKE;
     }
-    scratch->search.start = ctx[ARG_access_remote_vm__addr];
-    scratch->search.end = scratch->search.start + written;
-    return report_write(scratch, task, config, method, mm, owner_of(task, mm));
+    change.leader = owner_of(task, change.mm);
+    set_written(&scratch->search, ctx[ARG_access_remote_vm__addr], written);
+    return find_and_tell(scratch, task, config, &change);
 }
 #endif
 
@@ -86,9 +61,9 @@ int fexit_access_remote_vm(u64 *ctx)
 static __always_inline int filled(u32 owner, u64 context, u64 start, s64 bytes)
 {
     struct config *config = configuration();
+    struct change change = {METHOD_USERFAULTFD_COPY};
     struct task_struct *task;
     struct scratch *scratch;
-    u64 mm;
 
     if (bytes <= 0 || !config || !config->sealed_mask)
         return 0;
@@ -96,11 +71,11 @@ static __always_inline int filled(u32 owner, u64 context, u64 start, s64 bytes)
     if (!scratch)
         return 0;
     task = (struct task_struct *)bpf_get_current_task_btf();
-    mm = KERNEL_WORD(context, userfaultfd_ctx__mm);
     scratch->call.compat = is_compat(task);
-    scratch->search.start = start;
-    scratch->search.end = start + bytes;
-    return report_write(scratch, task, config, METHOD_USERFAULTFD_COPY, mm, owner_of(task, mm));
+    change.mm = KERNEL_WORD(context, userfaultfd_ctx__mm);
+    change.leader = owner_of(task, change.mm);
+    set_written(&scratch->search, start, bytes);
+    return find_and_tell(scratch, task, config, &change);
 }
 
 #if defined(WITH_USERFAULTFD) && defined(HAS_FUNCTION_mfill_atomic_copy)
@@ -124,29 +99,26 @@ int fexit_mfill_atomic_zeropage(u64 *ctx)
 static __always_inline int moved(u64 context, u64 destination, u64 source, s64 bytes)
 {
     struct config *config = configuration();
+    struct change change = {METHOD_USERFAULTFD_MOVE};
     struct task_struct *task;
     struct scratch *scratch;
     struct search *search;
-    u64 mm;
 
     if (bytes <= 0 || !config || !config->sealed_mask)
         return 0;
     scratch = scratch_of(SCRATCH_MOVED);
     if (!scratch)
         return 0;
-    search = &scratch->search;
     task = (struct task_struct *)bpf_get_current_task_btf();
-    mm = KERNEL_WORD(context, userfaultfd_ctx__mm);
     scratch->call.compat = is_compat(task);
+    change.mm = KERNEL_WORD(context, userfaultfd_ctx__mm);
+    change.leader = owner_of(task, change.mm);
+    search = &scratch->search;
     search->start = source;
     search->end = source + bytes;
     search->next_start = destination;
     search->next_end = destination + bytes;
-    search->mask = config->sealed_mask;
-    find_vma(mm, config, search);
-    if (search->outcome != LOOKUP_FOUND)
-        return 0;
-    return tell_bypass(scratch, task, config, METHOD_USERFAULTFD_MOVE, owner_of(task, mm));
+    return find_and_tell(scratch, task, config, &change);
 }
 
 #if defined(WITH_MOVE_PAGES) && defined(HAS_FUNCTION_move_pages)

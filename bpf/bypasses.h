@@ -69,89 +69,92 @@ static __always_inline bool may_discard(u32 operation, struct pt_regs *regs, boo
     return is_discarding(compat ? regs->si : regs->r10);
 }
 
-/*
- * An madvise that succeeded and that may have discarded what a sealed mapping held. The kernel
- * takes such advice for the caller's own memory alone.
- */
-static __always_inline int report_discard(struct scratch *scratch, struct task_struct *task)
-{
-    u64 mm = (u64)TASK_FIELD(void *, task, mm), *a = scratch->call.arguments;
-    struct search *search = &scratch->search;
-    struct config *config = configuration();
-    struct call *call = &scratch->call;
-
-    if (!config || !config->sealed_mask || !mm)
-        return 0;
-    if (call->operation == OP_PROCESS_MADVISE) {
-        search->vector = a[1];
-        search->vector_bytes = call->result;
-        search->vector_compat = call->compat;
-    } else {
-        search->start = user_address(mm, a[0]);
-        search->end = search->start + PAGE_ALIGN(a[1]);
-    }
-    search->mask = config->sealed_mask;
-    search->wanted = WANTED_COPIES;
-    find_vma(mm, config, search);
-    if (search->outcome != LOOKUP_FOUND)
-        return 0;
-    return tell_bypass(scratch, task, config, METHOD_MADVISE_DISCARD,
-                       (u64)TASK_FIELD(void *, task, group_leader));
-}
-
 #define NR_PTRACE 101
 #define NR_PTRACE_32 26
 #define PTRACE_POKETEXT 4
 #define PTRACE_POKEDATA 5
 
-/*
- * A write that the kernel made for somebody, past the permissions of the mapping: from `start` up
- * to `end` in the memory `mm`. Where the mapping is writable its seal does not stand against it.
- */
-static __always_inline int report_write(struct scratch *scratch, struct task_struct *task,
-                                        struct config *config, u64 method, u64 mm, u64 leader)
-{
-    struct search *search = &scratch->search;
-
-    search->mask = config->sealed_mask;
-    search->wanted = WANTED_READ_ONLY;
-    find_vma(mm, config, search);
-    if (search->outcome != LOOKUP_FOUND)
-        return 0;
-    return tell_bypass(scratch, task, config, method, leader);
-}
-
-/* A ptrace call that succeeded. The tracee is stopped, so its mappings stay as they are. */
-static __always_inline int report_poke(u32 owner, struct task_struct *task, struct pt_regs *regs,
-                                       bool compat)
-{
-    struct config *config = configuration();
-    struct scratch *scratch;
-    struct call *call;
-    u64 tracee, mm;
-
-    if (!config || !config->sealed_mask)
-        return 0;
-    scratch = scratch_of(owner);
-    if (!scratch)
-        return 0;
-    call = &scratch->call;
-    call->compat = compat;
-    call->number = number_of(regs);
-    read_arguments(call, regs);
-    tracee = task_of(task, call->arguments[1]);
-    if (!tracee)
-        return 0;
-    mm = KERNEL_WORD(tracee, task_struct__mm);
-    scratch->search.start = call->arguments[2];
-    scratch->search.end = call->arguments[2] + (compat ? sizeof(u32) : sizeof(u64));
-    return report_write(scratch, task, config, METHOD_PTRACE_POKE, mm,
-                        KERNEL_WORD(tracee, task_struct__group_leader));
-}
-
 static __always_inline bool is_poke(u32 request)
 {
     return request == PTRACE_POKETEXT || request == PTRACE_POKEDATA;
+}
+
+/* Memory in which something was changed; `leader` of the process that has it, 0: not known. */
+struct change {
+    u64 method;
+    u64 mm;
+    u64 leader;
+};
+
+/* Tells of the change, if the ranges of the search hold a mapping of the kind that is wanted. */
+static __always_inline int find_and_tell(struct scratch *scratch, struct task_struct *task,
+                                         struct config *config, struct change *change)
+{
+    scratch->search.mask = config->sealed_mask;
+    find_vma(change->mm, config, &scratch->search);
+    if (scratch->search.outcome != LOOKUP_FOUND)
+        return 0;
+    return tell_bypass(scratch, task, config, change->method, change->leader);
+}
+
+/* The kernel takes discarding advice for the caller's own memory alone. */
+static __always_inline void set_discard(struct scratch *scratch, struct task_struct *task,
+                                        struct change *change)
+{
+    struct search *search = &scratch->search;
+    struct call *call = &scratch->call;
+    u64 *a = call->arguments;
+
+    change->method = METHOD_MADVISE_DISCARD;
+    change->mm = (u64)TASK_FIELD(void *, task, mm);
+    change->leader = (u64)TASK_FIELD(void *, task, group_leader);
+    search->wanted = WANTED_COPIES;
+    if (call->operation == OP_PROCESS_MADVISE) {
+        search->vector = a[1];
+        search->vector_bytes = call->result;
+        search->vector_compat = call->compat;
+        return;
+    }
+    search->start = user_address(change->mm, a[0]);
+    search->end = search->start + PAGE_ALIGN(a[1]);
+}
+
+/*
+ * What the kernel wrote for somebody, past the permissions of the mapping. Where the mapping is
+ * writable its seal does not stand against it.
+ */
+static __always_inline void set_written(struct search *search, u64 start, u64 bytes)
+{
+    search->start = start;
+    search->end = start + bytes;
+    search->wanted = WANTED_READ_ONLY;
+}
+
+/* The tracee is stopped, so its mappings stay as they are. */
+static __always_inline void set_poke(struct scratch *scratch, struct task_struct *task,
+                                     struct change *change)
+{
+    u64 *a = scratch->call.arguments, tracee = task_of(task, a[1]);
+
+    change->method = METHOD_PTRACE_POKE;
+    change->mm = KERNEL_WORD(tracee, task_struct__mm);
+    change->leader = KERNEL_WORD(tracee, task_struct__group_leader);
+    set_written(&scratch->search, a[2], scratch->call.compat ? sizeof(u32) : sizeof(u64));
+}
+
+/* A call that succeeded, and that may_discard() or is_poke() took for one to look at. */
+static __always_inline int report_change(struct scratch *scratch, struct task_struct *task)
+{
+    struct config *config = configuration();
+    struct change change;
+
+    if (!config || !config->sealed_mask)
+        return 0;
+    if (scratch->call.operation < OPERATIONS)
+        set_discard(scratch, task, &change);
+    else
+        set_poke(scratch, task, &change);
+    return change.mm ? find_and_tell(scratch, task, config, &change) : 0;
 }
 
 #endif

@@ -40,13 +40,13 @@ static __always_inline void tell_denied(struct sys_exit *ctx)
         report(scratch, task, saved_registers(task));
 }
 
-static __always_inline void tell_discarded(struct sys_exit *ctx)
+static __always_inline void tell_changed(struct sys_exit *ctx)
 {
     struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
-    struct scratch *scratch = ended_call(ctx, SCRATCH_DISCARDED, task);
+    struct scratch *scratch = ended_call(ctx, SCRATCH_CHANGED, task);
 
     if (scratch)
-        report_discard(scratch, task);
+        report_change(scratch, task);
 }
 
 static __always_inline void discard_exit(struct sys_exit *ctx, u32 operation)
@@ -54,7 +54,7 @@ static __always_inline void discard_exit(struct sys_exit *ctx, u32 operation)
     struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
 
     if (may_discard(operation, saved_registers(task), false))
-        tracepoint_tails.call(ctx, TAIL_DISCARDED);
+        tracepoint_tails.call(ctx, TAIL_CHANGED);
 }
 
 int denied(struct sys_exit *ctx)
@@ -69,11 +69,11 @@ int denied(struct sys_exit *ctx)
     return 0;
 }
 
-int discarded(struct sys_exit *ctx)
+int changed(struct sys_exit *ctx)
 {
     tracepoint_tails.call(ctx, TAIL_NONE);
     begin_alone();
-    tell_discarded(ctx);
+    tell_changed(ctx);
     end_alone();
     return 0;
 }
@@ -109,6 +109,18 @@ EXIT_PROGRAM(shmat, OP_SHMAT)
 EXIT_PROGRAM(shmdt, OP_SHMDT)
 EXIT_PROGRAM(brk, OP_BRK)
 EXIT_PROGRAM(remap_file_pages, OP_REMAP_FILE_PAGES)
+
+int exit_ptrace(struct sys_exit *ctx)
+{
+    struct task_struct *task;
+
+    if (ctx->result)
+        return 0;
+    task = (struct task_struct *)bpf_get_current_task_btf();
+    if (is_poke(saved_registers(task)->di))
+        tracepoint_tails.call(ctx, TAIL_CHANGED);
+    return 0;
+}
 
 int exit_mseal(struct sys_exit *ctx)
 {

@@ -32,13 +32,13 @@ static __always_inline void tell_raw_denied(struct bpf_raw_tracepoint_args *ctx)
         report(scratch, task, saved_registers(task));
 }
 
-static __always_inline void tell_raw_discarded(struct bpf_raw_tracepoint_args *ctx)
+static __always_inline void tell_raw_changed(struct bpf_raw_tracepoint_args *ctx)
 {
     struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
-    struct scratch *scratch = raw_call(ctx, SCRATCH_RAW_DISCARDED, task);
+    struct scratch *scratch = raw_call(ctx, SCRATCH_RAW_CHANGED, task);
 
     if (scratch)
-        report_discard(scratch, task);
+        report_change(scratch, task);
 }
 
 static __always_inline void raw_discard_exit(struct bpf_raw_tracepoint_args *ctx)
@@ -48,7 +48,7 @@ static __always_inline void raw_discard_exit(struct bpf_raw_tracepoint_args *ctx
     u32 operation = current_operation(task, regs);
 
     if (went_through(operation, ctx->args[1]) && may_discard(operation, regs, is_compat(task)))
-        raw_tails.call(ctx, TAIL_DISCARDED);
+        raw_tails.call(ctx, TAIL_CHANGED);
 }
 
 int raw_denied(struct bpf_raw_tracepoint_args *ctx)
@@ -61,11 +61,11 @@ int raw_denied(struct bpf_raw_tracepoint_args *ctx)
     return 0;
 }
 
-int raw_discarded(struct bpf_raw_tracepoint_args *ctx)
+int raw_changed(struct bpf_raw_tracepoint_args *ctx)
 {
     raw_tails.call(ctx, TAIL_NONE);
     begin_alone();
-    tell_raw_discarded(ctx);
+    tell_raw_changed(ctx);
     end_alone();
     return 0;
 }
@@ -104,7 +104,7 @@ static __always_inline int on_raw_exit(struct bpf_raw_tracepoint_args *ctx,
         return 0;
     if (refused)
         raw_tails.call(ctx, TAIL_DENIED);
-    raw_tails.call(ctx, TAIL_DISCARDED);
+    raw_tails.call(ctx, TAIL_CHANGED);
     return 0;
 }
 
@@ -120,7 +120,7 @@ static __always_inline void poke_exit(struct bpf_raw_tracepoint_args *ctx, struc
         return;
     config = configuration();
     if (config && (compat ? config->compat_pokes : config->raw_pokes))
-        raw_tails.call(ctx, TAIL_POKED);
+        raw_tails.call(ctx, TAIL_CHANGED);
 }
 
 int raw_exit(struct bpf_raw_tracepoint_args *ctx)

@@ -50,8 +50,8 @@ _MAPS = (
 # By feature: array, programs in the order of enum tail, and their mode. A program array forgets its
 # programs when its last descriptor is closed.
 _TAILS = {
-    "WITH_EXITS": ("tracepoint_tails", ("denied", "discarded"), "tracepoint"),
-    "WITH_RAW_EXITS": ("raw_tails", ("raw_denied", "raw_discarded", "raw_poked"), "raw_tracepoint"),
+    "WITH_EXITS": ("tracepoint_tails", ("denied", "changed"), "tracepoint"),
+    "WITH_RAW_EXITS": ("raw_tails", ("raw_denied", "raw_changed"), "raw_tracepoint"),
 }
 _TRACING = Path("/sys/kernel/tracing")
 _MESSAGE_SIZE = 1 << 16
