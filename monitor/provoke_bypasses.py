@@ -19,6 +19,7 @@ from monitor.provocation import (
     need,
     seal,
 )
+from monitor.provoke_indirect import io_uring_madvise
 from monitor.syscalls import PAGE, call
 
 __all__ = ["BYPASSES"]
@@ -95,6 +96,14 @@ def _discard_by_process_madvise() -> Facts:
         os.close(pidfd)
     if done != 2 * PAGE or ctypes.string_at(start, 1) != _IN_FILE:
         raise RuntimeError(f"process_madvise did {done} bytes")
+    return _bypass("madvise_discard", start, PAGE, (start, start + PAGE))
+
+
+def _discard_by_io_uring() -> Facts:
+    start = _relro(1)
+    result = io_uring_madvise(start, PAGE, MADV_DONTNEED)
+    if result or ctypes.string_at(start, 1) != _IN_FILE:
+        raise Unsupported(f"io_uring: madvise returned {result}")
     return _bypass("madvise_discard", start, PAGE, (start, start + PAGE))
 
 
@@ -200,6 +209,7 @@ _TABLE: tuple[tuple[str, str, Callable[[], Facts]], ...] = (
         "the same through process_madvise, as the second of two ranges",
         _discard_by_process_madvise,
     ),
+    ("io_uring_relro", "the same through io_uring", _discard_by_io_uring),
     ("memory_file", "write to sealed memory through /proc/self/mem", _memory_file),
     ("userfaultfd_copy", "fill a missing page of sealed read-only memory", _fill),
     ("userfaultfd_move", "move a page out of sealed memory", _move),

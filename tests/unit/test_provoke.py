@@ -112,6 +112,7 @@ BYPASSES = {
     "madvise_relro_guard": ("madvise_discard", PAGE),
     "madvise_relro_hole": ("madvise_discard", 2 * PAGE),
     "process_madvise_relro": ("madvise_discard", PAGE),
+    "io_uring_relro": ("madvise_discard", PAGE),
     "memory_file": ("proc_mem_write", 6),
     "userfaultfd_copy": ("userfaultfd_copy", PAGE),
     "userfaultfd_move": ("userfaultfd_move", PAGE),
