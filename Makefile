@@ -4,6 +4,8 @@ RUN_PACKAGES := python3-bpfcc libbpf1 python3-venv
 PACKAGES := $(RUN_PACKAGES) gcc libc6-dev clang-format openssl util-linux logrotate systemd systemd-container
 KERNEL_PACKAGES := qemu-system-x86 iproute2 debian-archive-keyring
 BENCH_PACKAGES := bpftrace linux-perf strace
+DEB_PACKAGES := debhelper dh-python dpkg-dev
+DEB_TEST_PACKAGES := $(DEB_PACKAGES) mmdebstrap lintian systemd-container debian-archive-keyring
 PYTHON := .venv/bin/python
 MINUTES := 60
 C_SOURCES := $(sort $(shell find bpf tests/assets -name '*.[ch]'))
@@ -15,6 +17,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PREFIX := /usr/local
 DESTDIR :=
+DEB_VERSION :=
 PROGRAM := $(PREFIX)/lib/seal-monitor
 # File below systemd/ or docs/ and where it goes. systemd and man look below /usr and /usr/local.
 INSTALLED := \
@@ -27,7 +30,7 @@ INSTALLED := \
     docs/seal-monitor.8:$(PREFIX)/share/man/man8/seal-monitor.8
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup demo run doctor test test-kernels lint check bench instructions soak docs install uninstall clean
+.PHONY: help setup demo run doctor test test-kernels lint check bench instructions soak docs install uninstall deb test-deb clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -76,8 +79,8 @@ docs: setup ## regenerate the pages that are made from the code
 
 install: ## install the service below PREFIX (/usr/local); DESTDIR for a staged root
 	@$(if $(DESTDIR),,$(call install,$(RUN_PACKAGES)))
-	@umask 022; new='$(DESTDIR)$(PROGRAM).new'; rm -rf "$$new" build; mkdir -p "$${new%/*}"; \
-	trap 'rm -rf "$$new" build *.egg-info' EXIT; \
+	@umask 022; new='$(DESTDIR)$(PROGRAM).new'; made='build/lib build/bdist.*'; rm -rf "$$new" $$made; mkdir -p "$${new%/*}"; \
+	trap 'rm -rf "$$new" $$made *.egg-info' EXIT; \
 	/usr/bin/python3 -m venv --system-site-packages "$$new"; \
 	"$$new/bin/python" -m pip install --quiet --disable-pip-version-check --no-input .; \
 	sed -i "1s|^#!.*|#!$(PROGRAM)/bin/python|" "$$new/bin/seal-monitor"; \
@@ -103,6 +106,15 @@ uninstall: ## stop the service and remove what install put there, but not settin
 	@rm -rf '$(DESTDIR)$(PROGRAM)' '$(DESTDIR)$(PREFIX)/share/doc/seal-monitor'
 	@rm -f '$(DESTDIR)$(PREFIX)/bin/seal-monitor'
 	@$(if $(DESTDIR),,$(call tell_systemd))
+
+deb: ## build the Debian package: build/seal-monitor_*.deb
+	@$(call install,$(DEB_PACKAGES))
+	@systemd/debian/build-package build $(DEB_VERSION)
+	@ls build/seal-monitor_*.deb
+
+test-deb: setup ## install, start, upgrade and remove the package in real trees of Debian
+	@$(call install,$(DEB_TEST_PACKAGES))
+	$(PYTHON) -m pytest tests/package $(ARGS)
 
 clean: ## remove everything that make has made
 	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -281,6 +281,8 @@ static __always_inline bool read_header(struct module *module, struct unwinder *
             return true;
         unwinder->table = mapped->header + words[4];
         unwinder->headers = words[7] & 0xffff;
+        if (unwinder->headers > PROGRAM_HEADERS_MAX)
+            unwinder->headers = PROGRAM_HEADERS_MAX;
         unwinder->program_header = 1;
         return false;
     }

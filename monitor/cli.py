@@ -13,6 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from monitor import config
+from monitor.version import version
 
 __all__ = ["main"]
 
@@ -38,6 +39,7 @@ examples:
   seal-monitor doctor                 see what it can do on this host
   seal-monitor run --output json --events-file /var/log/seal-monitor/events.jsonl
   seal-monitor incidents list --since 7d
+  seal-monitor posture --by executable
   seal-monitor check-config /etc/seal-monitor/config.toml
 
 exit codes:
@@ -53,9 +55,7 @@ SEAL_MONITOR_DEBUG=1 in the environment shows where an error was raised.
 
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib import metadata  # noqa: PLC0415 - slow, and seldom asked for
-
-        print(f"seal-monitor {metadata.version('seal-monitor')}")
+        print(f"seal-monitor {version()}")
         parser.exit()
 
 
@@ -131,7 +131,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     symbolize.add_argument("--verbose", action="store_true", help="tell why a name is missing")
     _add_incidents(add("incidents", _incidents, "show what was kept of violations, grouped"))
+    _add_posture(add("posture", _posture, "show which processes have sealed memory, and how much"))
     return parser
+
+
+def _add_posture(parser: Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument(
+        "--by",
+        choices=("process", "executable", "workload"),
+        default="process",
+        help="what a line stands for (default: process)",
+    )
+    shown.add_argument(
+        "--pid", type=_positive, metavar="PID", help="one process, with its sealed mappings"
+    )
+    parser.add_argument("--all", action="store_true", help="also what has sealed nothing")
 
 
 def _add_incidents(parser: Parser) -> None:
@@ -264,6 +280,12 @@ def _incidents(arguments: argparse.Namespace) -> int:
     from monitor import incidents_cli  # noqa: PLC0415
 
     return incidents_cli.run(arguments, arguments.database or _database(_load(arguments)))
+
+
+def _posture(arguments: argparse.Namespace) -> int:
+    from monitor import posture_cli  # noqa: PLC0415
+
+    return posture_cli.run(arguments)
 
 
 def _database(settings: config.Config) -> Path:

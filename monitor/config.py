@@ -115,6 +115,12 @@ class Incidents:
     max_age: int
     max_size: int
     events_kept: int
+    snapshots: bool
+
+
+@dataclass(frozen=True)
+class Posture:
+    interval: int
 
 
 @dataclass(frozen=True)
@@ -168,6 +174,7 @@ class Config:
     watch: Watch
     state: State
     incidents: Incidents
+    posture: Posture
     mutes: tuple[Mute, ...]
 
 
@@ -182,6 +189,7 @@ _SECTIONS: Mapping[str, type] = {
     "watch": Watch,
     "state": State,
     "incidents": Incidents,
+    "posture": Posture,
 }
 
 
@@ -229,7 +237,8 @@ KEYS: tuple[Key, ...] = (
         "web.config_file",
         "",
         optional_path,
-        'TLS and basic auth, in the format of the Prometheus exporter toolkit; "" for neither.',
+        'TLS and basic auth, in the format of the Prometheus exporter toolkit; "" for neither. It '
+        "is read anew when it changes.",
         "--web.config.file",
     ),
     Key(
@@ -359,6 +368,21 @@ KEYS: tuple[Key, ...] = (
         20,
         integer(1, 1000),
         "The last events of an incident that are kept whole; all are counted.",
+    ),
+    Key(
+        "incidents.snapshots",
+        True,
+        switch,
+        "Whether the process of a violation is looked at while it lives, once for each incident: "
+        "its mappings with their seals, modules, limits, seccomp and parents.",
+        reloads=True,
+    ),
+    Key(
+        "posture.interval",
+        3600,
+        integer(0, 30 * 86400),
+        "Seconds from one look at what all processes have sealed to the next; 0: never.",
+        reloads=True,
     ),
 )
 

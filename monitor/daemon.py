@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import functools
 import os
 import select
 import signal
@@ -16,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
@@ -30,6 +32,7 @@ from monitor.last_run import LastRun, as_details, blind_seconds, state_directory
 from monitor.last_run import ended as how_it_ended
 from monitor.losses import Losses
 from monitor.pipeline import Pipeline, clock_offset
+from monitor.posture_rounds import PostureRounds
 from monitor.reload import merge
 from monitor.service import Service
 from monitor.source import KernelSource
@@ -37,6 +40,10 @@ from monitor.suppression import Suppressions
 from monitor.tally import Tally
 from monitor.version import revision, version
 from monitor.workloads import Workloads
+
+if TYPE_CHECKING:
+    from monitor.incidents import IncidentStore
+    from monitor.snapshots import Snapshots
 
 __all__ = ["Daemon", "run"]
 
@@ -47,6 +54,7 @@ TURN_SECONDS = 0.5  # what a storm leaves in the ring after so long waits for th
 DRAIN_SECONDS = 2.0
 SWITCH_SECONDS = 0.0005  # for so long a storm keeps the interpreter from the sinks and from scrapes
 FLUSH_SECONDS = 2.0  # for what waits for the sinks at the end, and then
+SNAPSHOT_SECONDS = 0.5  # for the snapshots that were asked for last
 LAST_SECONDS = 1.0  # for the event that tells the final counts
 CANARY_POLL_SECONDS = 0.01
 
@@ -64,8 +72,11 @@ def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
     privileges.disinherit()
     directory = state_directory(config.state.directory)
     last_run = LastRun(directory, host.host_facts().boot_id)
-    outputs = [*open_sinks(config), *open_incidents(config, directory, last_run)]
-    with Daemon(config, outputs, reload, last_run, restricted=True) as daemon:
+    outputs, incidents = open_sinks(config), open_incidents(config, directory, last_run)
+    if incidents:
+        outputs.append(incidents)
+    database = incidents.path if incidents else None
+    with Daemon(config, outputs, reload, last_run, database=database, restricted=True) as daemon:
         daemon.watch_signals()
         daemon.loop()
         daemon.stop()
@@ -104,17 +115,19 @@ def open_sinks(config: Config) -> list[sinks.Sink]:
     return opened
 
 
-def open_incidents(config: Config, directory: Path | None, last_run: LastRun) -> list[sinks.Sink]:
+def open_incidents(
+    config: Config, directory: Path | None, last_run: LastRun
+) -> IncidentStore | None:
     """The store of incidents, if it is wanted and there is a state directory to write to."""
     if not (config.incidents.enabled and last_run.is_kept and directory):
-        return []
+        return None
     if not os.access(directory, os.W_OK, effective_ids=True):
-        return []
+        return None
     from monitor.incidents import IncidentStore, Retention  # noqa: PLC0415 - SQLite: 2 MB
 
     kept = config.incidents
     retention = Retention(kept.max_age, kept.max_size, kept.events_kept)
-    return [IncidentStore(directory, retention, last_run.problems.append)]
+    return IncidentStore(directory, retention, last_run.problems.append)
 
 
 def give_back_memory() -> None:
@@ -150,12 +163,17 @@ class Daemon:
         outputs: list[sinks.Sink],
         reload: Callable[[], Config] | None = None,
         last_run: LastRun | None = None,
+        *,
+        database: Path | None = None,
         restricted: bool = False,
     ) -> None:
-        """`restricted`: give up every capability but those of identity, once all is open."""
+        """`database`: of the incidents, if one of the outputs is their store. `restricted`: give
+        up every capability but those of identity, once all is open.
+        """
         self._started = time.monotonic()
         self._config = config
         self._reload = reload
+        self._database = database
         self._restricted = restricted
         self._service = Service()
         self._wait_seconds = min(SWEEP_SECONDS, self._service.feeding_seconds or SWEEP_SECONDS)
@@ -172,6 +190,8 @@ class Daemon:
         self._pending_health: list[tuple[str, str]] = []
         self._sweep_at = self._missed_at = 0.0
         self._trouble: set[str] = set()
+        self._access: Callable[[], web.Access] = web.Access
+        self._not_in_force: set[str] = set()  # of "configuration" and "web configuration"
         with contextlib.ExitStack() as on_failure:
             on_failure.push(self._cleanup)
             self._start()
@@ -186,12 +206,11 @@ class Daemon:
     def _start(self) -> None:
         host.require()
         config = self._config
-        web_options = None
         if config.web.config_file is not None:
-            from monitor.web_config import load_web_config  # noqa: PLC0415 - YAML and bcrypt: 3 MB
+            from monitor.web_access import WebAccess  # noqa: PLC0415 - YAML and bcrypt: 3 MB
 
-            web_options = load_web_config(config.web.config_file)
-        self._has_tls = web_options is not None and web_options.tls is not None
+            self._access = WebAccess(config.web.config_file, self._on_web_config)
+        self._has_tls = self._access().tls is not None
         attached = self._cleanup.enter_context(Attached(request(config)))
         self.findings = attached.calibrate()
         self._watching_since = _clocks()
@@ -201,7 +220,8 @@ class Daemon:
         configure(kernel, config)
         cgroups = Cgroups()
         self.facts = host.host_facts()
-        self.tally.reload(True, time.time())
+        self._has_read("configuration", True)
+        self._snapshots = self._make_snapshots(bool(kernel.maybe_guard_mask))
         self.pipeline = Pipeline(
             self.facts,
             kernel.sealed_mask,
@@ -210,15 +230,21 @@ class Daemon:
             delivery=self.delivery,
             tally=self.tally,
             mutes=config.mutes,
+            ask_snapshot=self._snapshots.ask if self._snapshots else None,
         )
         self._suppressions = Suppressions(self.state)
         self._losses = Losses(self.loaded, self.state, self.pipeline.health)
-        source = KernelSource(self.state, self.loaded, self.ring, Workloads(self.state, cgroups))
+        source = KernelSource(
+            self.state, self.loaded, self.ring, Workloads(self.state, cgroups), self._database
+        )
         self._canary = Canary(kernel, time.monotonic, self.findings.guard_regions)
         self._rounds = Rounds(self._canary, self._started)
         self._cleanup.callback(self._canary.stop)
+        directory = state_directory(config.state.directory) if self._last_run.is_kept else None
+        self._posture = PostureRounds(directory, config.workloads.maximum)
+        self._cleanup.callback(self._posture.stop)
         self.server = web.listen(
-            config.web.listen_address, self._registry(source), self.not_ready, web_options
+            config.web.listen_address, self._registry(source), self.not_ready, self._access
         )
         self._cleanup.callback(self.server.close)
         if self._restricted:  # everything is open, and no thread started that would keep them
@@ -228,6 +254,25 @@ class Daemon:
         for probe in self.loaded.probes:
             if probe.lost:
                 self.pipeline.health("probe_lost", f"{probe.probe}: {probe.error}")
+
+    def _make_snapshots(self, reports_guards: bool) -> Snapshots | None:
+        """None without a store to keep them."""
+        if self._database is None:
+            return None
+        from monitor import snapshot  # noqa: PLC0415 - where there is no store, nor is SQLite
+        from monitor.modules import BuildIds  # noqa: PLC0415
+        from monitor.snapshots import Snapshots  # noqa: PLC0415
+
+        kept = self._config.incidents
+        size = min(snapshot.LIMITS.text_bytes, kept.max_size // 32)
+        take = functools.partial(
+            snapshot.take,
+            start_offset_ns=clock_offset(),
+            reports_guards=reports_guards,
+            build_ids=BuildIds(),
+            limits=snapshot.LIMITS._replace(text_bytes=size),
+        )
+        return Snapshots(self.delivery, self.tally, take, kept.snapshots)
 
     def _registry(self, source: KernelSource) -> CollectorRegistry:
         facts = metrics.KernelFacts(self.facts.kernel_release, True, self.findings.partial_updates)
@@ -297,9 +342,12 @@ class Daemon:
         """Drain what is there and do what is due."""
         now = time.monotonic()
         is_drained = self.drain() > 0 or not self.ring.used_bytes
+        if self._snapshots:
+            self._snapshots.collect()
         self.delivery.collect()
         self._tell_pending()
         self._run_canary(now)
+        self._look_at_posture(now)
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_SECONDS
             self._sweep()
@@ -311,6 +359,7 @@ class Daemon:
             with self._service.reloading():
                 self.delivery.reopen()
                 self._reload_configuration()
+                self._access()  # else the next connection would find a mistake
         self._service.turned(is_drained and not self._rounds.is_late, self._status)
 
     def drain(self) -> int:
@@ -370,6 +419,17 @@ class Daemon:
             words = f"after {outcome.blind_seconds:.0f} s"
             self.pipeline.health("canary_recovered", words, outcome.blind_seconds)
 
+    def _look_at_posture(self, now: float) -> None:
+        outcome = self._posture.turn(now, self._config.posture.interval)
+        if outcome is None:
+            return
+        if outcome.figures is not None:
+            self.tally.posture = outcome.figures
+        for problem in outcome.problems:
+            self.pipeline.health("state_failed" if outcome.figures else "posture_failed", problem)
+        for change in outcome.changes:
+            self.pipeline.health(change.event, change.message, details=change.details)
+
     def _tell_started(self) -> None:
         ready_after = time.monotonic() - self._started
         modes = sorted({probe.mode for probe in self.loaded.probes if probe.attached})
@@ -413,6 +473,22 @@ class Daemon:
         else:
             self._pending_health.append(("sink_failed", f"{name}: {error}"))
 
+    def _on_web_config(self, error: web.WebError | None) -> None:
+        """A thread that answers HTTP has read the web configuration anew."""
+        if error is None:
+            said = ("reloaded", "the web configuration was read anew and is in force")
+        else:
+            said = ("reload_failed", f"{error}; the web configuration stays as it was")
+        self._has_read("web configuration", error is None)
+        self._pending_health.append(said)
+
+    def _has_read(self, what: str, is_in_force: bool) -> None:
+        if is_in_force:
+            self._not_in_force.discard(what)
+        else:
+            self._not_in_force.add(what)
+        self.tally.reload(not self._not_in_force, time.time())
+
     def _tell_pending(self) -> None:
         while self._last_run.problems:
             self.pipeline.health("state_failed", self._last_run.problems.pop(0))
@@ -426,7 +502,7 @@ class Daemon:
         try:
             config = self._reload()
         except ConfigError as error:
-            self.tally.reload(False, time.time())
+            self._has_read("configuration", False)
             self.pipeline.health("reload_failed", str(error))
             return
         done = merge(self._config, config)
@@ -435,8 +511,10 @@ class Daemon:
         if "events.command_line" in done.changed:
             # Anew: what it knows of processes was shown by the old setting.
             self.pipeline.identities = Identities(command_line=done.config.events.command_line)
+        if self._snapshots:
+            self._snapshots.enabled = done.config.incidents.snapshots
         self._config = done.config
-        self.tally.reload(not done.refused, time.time())
+        self._has_read("configuration", not done.refused)
         self.pipeline.health("reloaded", done.message, details=done.details)
 
     # ---- the end ---------------------------------------------------------------------------------
@@ -446,6 +524,7 @@ class Daemon:
         self._stopping = True
         self._service.stopping()
         self._canary.stop()
+        self._posture.stop()
         self.loaded.detach()
         if self._has_started:  # else what the run before has left still holds
             self._last_run.alive(accounts.totals(self.state.counters()))
@@ -454,6 +533,8 @@ class Daemon:
         while self.drain() or (self.ring.used_bytes and time.monotonic() < deadline):
             time.sleep(0.001)
         self._look_at_losses()
+        if self._snapshots:
+            self._snapshots.finish(SNAPSHOT_SECONDS)
         self._sweep(final=True)
         self.delivery.finish(FLUSH_SECONDS)
         counters = self.state.counters()

@@ -56,10 +56,15 @@ class _Event:
 
 @dataclass(eq=False, slots=True, frozen=True)
 class _Item:
-    """What one sink is to write; without an event, to open its file anew."""
+    """What one sink is to write: an event, or what else `told` hears of; else to open anew."""
 
     event: _Event | None
     data: bytes = b""
+    told: Callable[[bool], None] | None = None
+
+    @property
+    def is_reopening(self) -> bool:
+        return self.event is None and self.told is None
 
 
 class _Answer(NamedTuple):
@@ -139,17 +144,17 @@ class _Writer:
                 return
 
     def _do(self, items: Sequence[_Item]) -> None:
-        """Write the events or open the file anew, in this order, and hand back what came of it."""
-        events = [item.data for item in items if item.event is not None]
-        if self._write_all and len(events) == len(items) > 1:
+        """Write the data or open the file anew, in this order, and hand back what came of it."""
+        batch = [item.data for item in items if not item.is_reopening]
+        if self._write_all and len(batch) == len(items) > 1:
             with contextlib.suppress(OSError):
-                self._write_all(events)
+                self._write_all(batch)
                 self._answer(items, None)
                 return
         for item in items:
             error = None
             try:
-                if item.event is None:
+                if item.is_reopening:
                     self.sink.reopen()
                 else:
                     self.sink.write(item.data)
@@ -214,6 +219,19 @@ class Delivery:
                 writer.put(_Item(sent, writer.sink.render(event)))
             self._tally.sink_queue(writer.sink.name, len(writer.unanswered))
 
+    def hand(self, sink: str, data: bytes, told: Callable[[bool], None]) -> None:
+        """Queue what is no event for one sink; `told` hears once whether it has taken it.
+
+        It is refused where so much waits that events might be: they come first.
+        """
+        for writer in self._writers:
+            if writer.sink.name == sink and writer.bytes + len(data) <= self._limits.bytes // 2:
+                with contextlib.suppress(RuntimeError):  # no thread, as an event will tell
+                    writer.start()
+                    writer.put(_Item(None, data, told))
+                    return
+        told(False)
+
     def _is_full(self, writer: _Writer, kind: str) -> bool:
         limits, waiting = self._limits, len(writer.unanswered)
         if kind == "health":
@@ -249,13 +267,15 @@ class Delivery:
             if not writer.is_answered(item):
                 continue
             self._tally.sink_queue(writer.sink.name, len(writer.unanswered))
-            if item.event is None:
-                if error is not None:
-                    self._fails(writer, error)
-            elif error is not None:
+            if item.told is not None:
+                item.told(error is None)
+            if error is None:
+                if item.event is not None:
+                    self._taken(writer, item.event, boot_ns)
+            elif item.event is not None:
                 self._not_taken(writer, item.event, error)
             else:
-                self._taken(writer, item.event, boot_ns)
+                self._fails(writer, error)
 
     def _taken(self, writer: _Writer, event: _Event, boot_ns: int) -> None:
         writer.taken_at = time.monotonic()
@@ -303,6 +323,8 @@ class Delivery:
             for item in writer.give_up():
                 if item.event is not None:
                     self._not_taken(writer, item.event, error)
+                elif item.told is not None:
+                    item.told(False)
             self._tally.sink_queue(writer.sink.name, 0)
 
     def close(self) -> None:

@@ -23,11 +23,15 @@ from monitor.blind_spots import (
 from monitor.cgroups import cgroup_mount
 from monitor.checklist import Row, table, verdict
 from monitor.config import Config
+from monitor.incidents import FILE as INCIDENTS
+from monitor.last_run import DEFAULT_DIRECTORY, state_directory
 from monitor.privileges import Capability
+from monitor.source import store_bytes
 
 __all__ = [
     "calibration_rows",
     "identity_rows",
+    "kept_rows",
     "preemption_row",
     "privilege_rows",
     "probe_rows",
@@ -240,6 +244,43 @@ def identity_rows(proc: Path = host.PROC) -> list[Row]:
     return found
 
 
+# ---- What is kept --------------------------------------------------------------------------------
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / (1 << 20):.1f} MiB"
+
+
+def kept_rows(config: Config, directory: Path | None) -> list[Row]:
+    """Where word of a run and incidents are kept; `directory` is the state directory to use."""
+    if directory is None:
+        return [
+            Row(
+                "Kept",
+                "state directory",
+                "degraded",
+                "none: no incidents are kept, and a start does not know of the run before it",
+                f"make {DEFAULT_DIRECTORY}, or name one as state.directory",
+            )
+        ]
+    is_usable = directory.is_dir() and os.access(directory, os.W_OK | os.X_OK, effective_ids=True)
+    if not is_usable:
+        finding = f"{directory} is not there or cannot be written to: nothing is kept"
+        return [Row("Kept", "state directory", "degraded", finding, "make it, or name another")]
+    found = [Row("Kept", "state directory", "ok", str(directory))]
+    if not config.incidents.enabled:
+        return [*found, Row("Kept", "incidents", "ok", "off: incidents.enabled = false")]
+    size = store_bytes(directory / INCIDENTS)
+    limit = _mebibytes(config.incidents.max_size)
+    aside = sorted(directory.glob(f"{INCIDENTS}.bad-*"))
+    if aside:
+        finding = f"a broken database was set aside: {aside[-1]}"
+        found.append(Row("Kept", "incidents", "degraded", finding, "look at it, then remove it"))
+    else:
+        found.append(Row("Kept", "incidents", "ok", f"{_mebibytes(size)} of {limit} are used"))
+    return found
+
+
 # ---- All of it -----------------------------------------------------------------------------------
 
 
@@ -258,6 +299,7 @@ def rows(config: Config) -> list[Row]:
     found += tried
     found += rights
     found += identity_rows()
+    found += kept_rows(config, state_directory(config.state.directory))
     options, _ = host.kernel_configuration()
     found.append(review_row(host.system_calls()))
     found += blind_rows(probes, options, host.takes_x32_calls())

@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from monitor.segments import NOTES_LIMIT, SEGMENTS_LIMIT, build_id_of
+
 __all__ = ["Elf", "ElfError", "Functions"]
 
 SECTIONS_LIMIT = 512
-SEGMENTS_LIMIT = 64
-NOTES_LIMIT = 1 << 16
 NAMES_LIMIT = 1 << 16
 NAME_READ = 4096
 SYMBOLS_LIMIT = 1 << 21
@@ -33,7 +33,6 @@ _SYMBOLS_READ = 4096  # at a time
 # elf(5)
 _PT_LOAD, _PT_NOTE, _PF_X = "PT_LOAD", "PT_NOTE", 1
 _SHF_EXECINSTR = 4
-_NT_GNU_BUILD_ID = 3
 _STT_NOTYPE, _STT_FUNC, _STT_GNU_IFUNC = 0, 2, 10
 _STB_LOCAL = 0
 _SHN_UNDEF, _SHN_LORESERVE = 0, 0xFF00
@@ -193,15 +192,8 @@ class Elf:
         for part in (*self._sections, *self._segments):
             if part.kind not in (_PT_NOTE, "SHT_NOTE"):
                 continue
-            notes = self._bytes(part, NOTES_LIMIT)
-            position = 0
-            while position + 12 <= len(notes):
-                name_size, size, kind = struct.unpack_from("<III", notes, position)
-                start = position + 12 + (name_size + 3 & ~3)
-                name = notes[position + 12 : position + 12 + name_size]
-                if kind == _NT_GNU_BUILD_ID and name == b"GNU\0" and 0 < size <= 64:
-                    return notes[start : start + size].hex()
-                position = start + (size + 3 & ~3)
+            if found := build_id_of(self._bytes(part, NOTES_LIMIT)):
+                return found
         return None
 
     def address(self, offset: int) -> int | None:

@@ -64,6 +64,9 @@ HEALTH_SEVERITY: ReadOnlyMapping[str, Severity] = {
     "canary_failed": "critical",
     "canary_recovered": "info",
     "state_failed": "warning",
+    "posture_failed": "warning",
+    "sealing_stopped": "warning",
+    "sealing_resumed": "info",
 }
 
 

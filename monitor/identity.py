@@ -24,6 +24,9 @@ __all__ = [
     "Identities",
     "Identity",
     "Lookup",
+    "is_image",
+    "read_at",
+    "state_of",
 ]
 
 Lookup = Literal["complete", "partial", "gone", "reused"]
@@ -64,20 +67,40 @@ class _Facts:
     expires: float = 0.0
 
     def is_image(self, base_name: bytes) -> bool:
-        """Whether they are of the program whose base name the kernel recorded, cut to its size."""
-        own = self.base_name
-        return not (own and base_name) or any(
-            name[: len(base_name)] == base_name and (len(base_name) >= 63 or name == base_name)
-            for name in (own, own.removesuffix(b" (deleted)"))
-        )
+        return is_image(self.base_name, base_name)
 
 
-def _read(name: str, directory: int, limit: int) -> bytes:
+def is_image(own: bytes, base_name: bytes) -> bool:
+    """Whether `own` is the program whose base name the kernel recorded, cut to its size.
+
+    True where one of them is not known.
+    """
+    return not (own and base_name) or any(
+        name[: len(base_name)] == base_name and (len(base_name) >= 63 or name == base_name)
+        for name in (own, own.removesuffix(b" (deleted)"))
+    )
+
+
+def read_at(name: str, directory: int, limit: int) -> bytes:
+    """At most `limit` bytes of a file there, which the kernel gives at once. Raises OSError."""
     fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
     try:
         return os.read(fd, limit)
     finally:
         os.close(fd)
+
+
+def state_of(directory: int, start_boot_ns: int) -> Lookup:
+    """Whether this is the process: field 22 of its stat, in ticks since boot.
+
+    `directory` is of /proc/PID, and stays that process's whoever gets the pid next. In a time
+    namespace with an offset the two never agree; that too is `reused`. Raises OSError.
+    """
+    # The name, in parentheses, may hold anything; field 3 is the first behind it.
+    fields = read_at("stat", directory, 4096).rpartition(b")")[2].split()
+    if fields[19:20] != [b"%d" % (start_boot_ns // TICK_NS)]:
+        return "reused"
+    return "gone" if fields[0] in (b"Z", b"X") else "complete"
 
 
 class _Names:
@@ -151,11 +174,11 @@ class Identities:
         except (FileNotFoundError, ProcessLookupError):
             return gone
         try:
-            before = self._result(directory, start_boot_ns)
+            before = state_of(directory, start_boot_ns)
             if before != "complete":
                 return _Facts(None, None, before, expires=gone.expires)
             executable, command_line, complete = self._image(directory)
-            after = self._result(directory, start_boot_ns)
+            after = state_of(directory, start_boot_ns)
         except (FileNotFoundError, ProcessLookupError):
             return gone
         finally:
@@ -170,18 +193,6 @@ class Identities:
             expires=gone.expires,
         )
 
-    @staticmethod
-    def _result(directory: int, start_boot_ns: int) -> Lookup:
-        """Whether this is the process: field 22 of its stat, in ticks since boot.
-
-        In a time namespace with an offset the two never agree; that too is `reused`.
-        """
-        # The name, in parentheses, may hold anything; field 3 is the first behind it.
-        fields = _read("stat", directory, 4096).rpartition(b")")[2].split()
-        if fields[19:20] != [b"%d" % (start_boot_ns // TICK_NS)]:
-            return "reused"
-        return "gone" if fields[0] in (b"Z", b"X") else "complete"
-
     def _image(self, directory: int) -> tuple[bytes | None, bytes | None, bool]:
         executable = command_line = None
         complete = True
@@ -192,7 +203,7 @@ class Identities:
             complete = False
         if self.command_line != "off":
             try:
-                raw = _read("cmdline", directory, ARGUMENTS_READ)
+                raw = read_at("cmdline", directory, ARGUMENTS_READ)
             except PermissionError:
                 complete = False
             else:

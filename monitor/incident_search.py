@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from monitor.incidents import VERSION
+from monitor.incidents import READABLE, VERSION
 
 __all__ = [
     "SAME_PROCESS_NS",
@@ -23,6 +23,7 @@ __all__ = [
     "IncidentError",
     "Incidents",
     "Process",
+    "Snapshot",
 ]
 
 VIOLATIONS = ("denial", "fault", "bypass")
@@ -89,6 +90,7 @@ class Process(NamedTuple):
 
 
 Event = dict[str, Any]
+Snapshot = dict[str, Any]
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
@@ -103,7 +105,7 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
     except sqlite3.Error:
         database.close()
         raise
-    if version != VERSION:
+    if version not in READABLE:
         database.close()
         raise IncidentError(
             f"{path}: its schema is of version {version}, not {VERSION}; "
@@ -205,6 +207,20 @@ class Incidents:
         """What is kept of them, in the order in which they came."""
         rows = self._rows(
             "SELECT event FROM events WHERE incident = "
+            "(SELECT number FROM incidents WHERE id = ?) ORDER BY seq",
+            (incident.id,),
+        )
+        return [json.loads(text) for (text,) in rows]
+
+    def snapshots(self, incident: Incident) -> list[Snapshot]:
+        """Those that are kept, in the order in which they were taken.
+
+        An older database has none until a daemon makes it one of this version.
+        """
+        if self._rows("PRAGMA user_version") != [(VERSION,)]:
+            return []
+        rows = self._rows(
+            "SELECT snapshot FROM snapshots WHERE incident = "
             "(SELECT number FROM incidents WHERE id = ?) ORDER BY seq",
             (incident.id,),
         )

@@ -12,10 +12,10 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from monitor.cgroups import workload_name
 from monitor.fingerprint import Event, Fingerprint, fingerprint, unattributed, what_of
@@ -23,10 +23,25 @@ from monitor.printable import printable
 from monitor.recent import Recent
 from monitor.sinks import SinkError, encode
 
-__all__ = ["FILE", "OTHERS", "SCHEMA", "VERSION", "IncidentStore", "Retention", "nanoseconds"]
+__all__ = [
+    "FILE",
+    "NAME",
+    "OTHERS",
+    "READABLE",
+    "SCHEMA",
+    "SNAPSHOTS_KEPT",
+    "VERSION",
+    "IncidentStore",
+    "Retention",
+    "nanoseconds",
+    "snapshot_data",
+]
 
+NAME = "incidents"  # of the sink
 FILE = "incidents.db"
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)  # version 1 had no snapshots
+SNAPSHOTS_KEPT = 3  # of each incident, the last ones: one is as large as 20 events
 OTHERS = "others"  # counted as one: the values of a facet beyond the first VALUES_KEPT
 VALUES_KEPT = 32
 TEXT_LIMIT = 4096
@@ -34,7 +49,7 @@ TEXT_LIMIT = 4096
 # An incident's `events` were told one by one, its `suppressed` by their number. A facet counts the
 # events of an incident that have a value in common. `number` and `seq` grow as they come: what is
 # new lies together, and a small cache does.
-SCHEMA = (
+_SCHEMA_1 = (
     "CREATE TABLE incidents (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, "
     "kind TEXT NOT NULL, what TEXT NOT NULL, "
     "executable TEXT NOT NULL, caller TEXT NOT NULL, mapping TEXT NOT NULL, title TEXT NOT NULL, "
@@ -52,6 +67,13 @@ SCHEMA = (
     "CREATE INDEX events_by_process ON events (pid, start_ns)",
     "CREATE INDEX events_by_time ON events (time_ns)",
 )
+_ADDED_BY_2 = (
+    "CREATE TABLE snapshots (seq INTEGER PRIMARY KEY, incident INTEGER NOT NULL, "
+    "time_ns INTEGER NOT NULL, snapshot TEXT NOT NULL)",
+    "CREATE INDEX snapshots_by_incident ON snapshots (incident)",
+    "CREATE INDEX snapshots_by_time ON snapshots (time_ns)",
+)
+SCHEMA = (*_SCHEMA_1, *_ADDED_BY_2)
 
 _SETTINGS = (
     "auto_vacuum = INCREMENTAL",  # of a new database alone
@@ -91,6 +113,14 @@ VALUES (:incident, :time_ns, :boot_id, :pid, :start_ns, :event)
 _ONLY_THE_LAST = """
 DELETE FROM events WHERE incident = :incident AND seq <= (
     SELECT seq FROM events WHERE incident = :incident ORDER BY seq DESC LIMIT 1 OFFSET :kept)
+"""
+_SNAPSHOT = """
+INSERT INTO snapshots (incident, time_ns, snapshot)
+SELECT number, :time_ns, :snapshot FROM incidents WHERE id = :incident RETURNING incident
+"""
+_ONLY_THE_LAST_SNAPSHOTS = """
+DELETE FROM snapshots WHERE incident = :incident AND seq <= (
+    SELECT seq FROM snapshots WHERE incident = :incident ORDER BY seq DESC LIMIT 1 OFFSET :kept)
 """
 
 _BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -135,6 +165,14 @@ def nanoseconds(time: str) -> int:
     return int(datetime.fromisoformat(f"{time[:19]}+00:00").timestamp()) * 1_000_000_000 + int(
         time[20:29]
     )
+
+
+def snapshot_data(incident: str, time_ns: int, text: bytes) -> bytes:
+    """What the store is to write of a snapshot, in JSON, of the incident with this id.
+
+    A line tells where it belongs. An event, in JSON too, is one line.
+    """
+    return encode({"incident": incident, "time_ns": time_ns}) + b"\n" + text
 
 
 # ---- What is stored of an event ------------------------------------------------------------------
@@ -213,7 +251,7 @@ def _is_full(error: sqlite3.Error) -> bool:
 class IncidentStore:
     """A sink that groups events into incidents."""
 
-    name = "incidents"
+    name = NAME
 
     def __init__(
         self,
@@ -226,7 +264,7 @@ class IncidentStore:
 
         The database is opened by the first event, not here.
         """
-        self._path = directory / FILE
+        self.path = directory / FILE
         self._retention = retention
         self._tell = tell
         self._clock_ns = clock_ns
@@ -258,8 +296,8 @@ class IncidentStore:
         except (_OtherSchema, sqlite3.Error, OSError) as error:
             if not (isinstance(error, sqlite3.Error) and _is_full(error)):
                 self.close()  # a fresh start at the next event
-            why = error.strerror if isinstance(error, OSError) else error
-            raise SinkError(f"{self._path}: {why}; event not stored") from error
+            why = (error.strerror if isinstance(error, OSError) else None) or error
+            raise SinkError(f"{self.path}: {why}; not stored") from error
 
     def reopen(self) -> None:
         """The next event opens it anew."""
@@ -278,11 +316,11 @@ class IncidentStore:
         self.close()
         # With its mode, which the files beside it get, too.
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        os.close(os.open(self._path, flags, 0o640))
-        status = os.stat(self._path)
+        os.close(os.open(self.path, flags, 0o640))
+        status = os.stat(self.path)
         self._identity = (status.st_dev, status.st_ino)
         database = sqlite3.connect(
-            self._path, timeout=1.0, isolation_level=None, check_same_thread=False
+            self.path, timeout=1.0, isolation_level=None, check_same_thread=False
         )
         self._database = database
         try:
@@ -299,7 +337,7 @@ class IncidentStore:
 
     def _is_there(self) -> bool:
         try:
-            status = os.stat(self._path)
+            status = os.stat(self.path)
         except FileNotFoundError:
             return False
         return (status.st_dev, status.st_ino) == self._identity
@@ -309,7 +347,11 @@ class IncidentStore:
         self._look_at_retention(len(texts))
         with _transaction(database):
             for text in texts:
-                self._take(database, json.loads(text), text)
+                first, _, snapshot = text.partition("\n")
+                if snapshot:
+                    _add_snapshot(database, json.loads(first) | {"snapshot": snapshot})
+                else:
+                    self._take(database, json.loads(text), text)
 
     def _take(self, database: sqlite3.Connection, event: Event, text: str) -> None:
         if event["kind"] == "suppression":
@@ -367,9 +409,11 @@ class IncidentStore:
 
     def _remove_before(self, oldest_ns: int) -> None:
         database = self._open()
-        if database.execute("SELECT 1 FROM events WHERE time_ns < ?", (oldest_ns,)).fetchone():
-            with _transaction(database):
-                database.execute("DELETE FROM events WHERE time_ns < ?", (oldest_ns,))
+        for table in ("events", "snapshots"):
+            old = f"FROM {table} WHERE time_ns < ?"
+            if database.execute(f"SELECT 1 {old}", (oldest_ns,)).fetchone():
+                with _transaction(database):
+                    database.execute(f"DELETE {old}", (oldest_ns,))
         while self._remove(
             "SELECT number FROM incidents WHERE last_ns < ? ORDER BY last_ns LIMIT ?",
             (oldest_ns, _AT_ONCE),
@@ -402,6 +446,7 @@ class IncidentStore:
             with _transaction(database):
                 database.executemany("DELETE FROM facets WHERE incident = ?", found)
                 database.executemany("DELETE FROM events WHERE incident = ?", found)
+                database.executemany("DELETE FROM snapshots WHERE incident = ?", found)
                 database.executemany("DELETE FROM incidents WHERE number = ?", found)
         return len(found)
 
@@ -423,15 +468,15 @@ class IncidentStore:
     def _set_aside(self, why: str) -> None:
         """Keep it, instead of one set aside before, and begin a new one. Raises OSError."""
         self.close()
-        for old in self._path.parent.glob(f"{FILE}.bad-*"):
+        for old in self.path.parent.glob(f"{FILE}.bad-*"):
             old.unlink()
-        bad = f"{self._path}.bad-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
-        os.rename(self._path, bad)
+        bad = f"{self.path}.bad-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+        os.rename(self.path, bad)
         with contextlib.suppress(FileNotFoundError):  # what is not yet in the database itself
-            os.rename(f"{self._path}-wal", f"{bad}-wal")
+            os.rename(f"{self.path}-wal", f"{bad}-wal")
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{self._path}-shm")
-        self._tell(f"{self._path} cannot be used: {why}; set aside as {Path(bad).name}")
+            os.unlink(f"{self.path}-shm")
+        self._tell(f"{self.path} cannot be used: {why}; set aside as {Path(bad).name}")
 
 
 @contextlib.contextmanager
@@ -448,17 +493,33 @@ def _transaction(database: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
+def _add_snapshot(database: sqlite3.Connection, stored: Mapping[str, Any]) -> None:
+    """Raises SinkError where its incident is not stored."""
+    found = database.execute(_SNAPSHOT, stored).fetchall()
+    if not found:
+        raise SinkError(f"no incident {stored['incident']} that a snapshot belongs to")
+    database.execute(_ONLY_THE_LAST_SNAPSHOTS, {"incident": found[0][0], "kept": SNAPSHOTS_KEPT})
+
+
 def _prepare(database: sqlite3.Connection) -> None:
-    """Make the tables of a new database. Raises _OtherSchema for one with other tables."""
+    """Make the tables of a new database, and those that one of an older version lacks.
+
+    Raises _OtherSchema for one with other tables.
+    """
     query = "SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL"
     found = {text for (text,) in database.execute(query)}
     (version,) = database.execute("PRAGMA user_version").fetchone()
-    if not found and not version:
+    lacking = {
+        (0, frozenset[str]()): SCHEMA,
+        (1, frozenset(_SCHEMA_1)): _ADDED_BY_2,
+        (VERSION, frozenset(SCHEMA)): (),
+    }.get((version, frozenset(found)))
+    if lacking is None:
+        if version in READABLE:
+            raise _OtherSchema("its tables are others")
+        raise _OtherSchema(f"its schema is of version {version}, not {VERSION}")
+    if lacking:
         with _transaction(database):
-            for statement in SCHEMA:
+            for statement in lacking:
                 database.execute(statement)
             database.execute(f"PRAGMA user_version = {VERSION}")
-    elif version != VERSION:
-        raise _OtherSchema(f"its schema is of version {version}, not {VERSION}")
-    elif found != set(SCHEMA):
-        raise _OtherSchema("its tables are others")

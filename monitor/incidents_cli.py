@@ -29,9 +29,11 @@ from monitor.incident_search import (
     IncidentError,
     Incidents,
     Process,
+    Snapshot,
 )
 from monitor.incidents import nanoseconds
 from monitor.printable import printable
+from monitor.snapshot_text import summarized
 from monitor.symbols import Resolver
 
 __all__ = ["as_object", "listed", "moment", "run", "shown", "told"]
@@ -165,8 +167,10 @@ def _reasoning(event: Event) -> str | None:
     return REASONING.get((event.get("assessment") or {}).get("name", ""))
 
 
-def shown(incident: Incident, events: Sequence[Event]) -> list[str]:
-    """The story of an incident; `events` are those that are kept, the last one last."""
+def shown(
+    incident: Incident, events: Sequence[Event], snapshots: Sequence[Snapshot] = ()
+) -> list[str]:
+    """The story of an incident; `events` and `snapshots` are those kept, the last one last."""
     facets = incident.facets
     count = f"{incident.count:,}"
     if incident.suppressed:
@@ -199,6 +203,8 @@ def shown(incident: Incident, events: Sequence[Event]) -> list[str]:
         lines += textwrap.wrap(why, 98, initial_indent="  ", subsequent_indent="  ")
     if whole and (stack := _stack(whole[-1])):
         lines += ["", "its stack, the innermost frame first", *stack]
+    if snapshots:
+        lines += ["", *summarized(snapshots, events)]
     if events:
         lines += ["", f"events that are kept: {len(events)}"]
         lines += [f"  {_short(event)}" for event in reversed(events)]
@@ -296,10 +302,11 @@ def _show(arguments: Namespace, database: Path) -> int:
                 "'seal-monitor incidents list' tells the ids"
             )
         kept = incidents.events(found[0])
+        snapshots = incidents.snapshots(found[0])
     with Resolver(os.environ) as resolver:
         events = [resolver.resolve(event) for event in kept]
-    document = as_object(found[0]) | {"events": events}
-    return _print(shown(found[0], events), document, arguments.json)
+    document = as_object(found[0]) | {"events": events, "snapshots": snapshots}
+    return _print(shown(found[0], events, snapshots), document, arguments.json)
 
 
 def _timeline(arguments: Namespace, database: Path) -> int:

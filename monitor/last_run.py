@@ -7,12 +7,10 @@ and survived; the monitor does without.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import json
 import os
-import stat
 import threading
 import time
 from collections.abc import Mapping
@@ -20,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from monitor import state_file
 from monitor.printable import printable
 
 __all__ = [
@@ -35,7 +34,7 @@ __all__ = [
 
 DEFAULT_DIRECTORY = Path("/var/lib/seal-monitor")
 FILE = "last_run.json"
-_NEW, _BAD = f".{FILE}.new", f"{FILE}.bad"
+_BAD = f"{FILE}.bad"
 _VERSION = 1
 _SIZE_LIMIT = 16 * 1024
 _TEXT_LIMIT = 200
@@ -143,11 +142,6 @@ def _encode(run: Run) -> bytes:
     return json.dumps({"version": _VERSION, **asdict(run)}, indent=1).encode() + b"\n"
 
 
-def _owned(status: os.stat_result) -> bool:
-    """Whether nobody but root and us could have written it."""
-    return status.st_uid in (0, os.geteuid()) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-
-
 def _open_directory(path: Path) -> int:
     """The directory, locked for as long as the descriptor is open. Raises OSError.
 
@@ -163,7 +157,7 @@ def _open_directory(path: Path) -> int:
 
 
 def _claim(directory: int) -> None:
-    if not _owned(os.fstat(directory)):
+    if not state_file.is_owned(os.fstat(directory)):
         raise PermissionError(errno.EPERM, "others may write to it")
     try:
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -173,40 +167,8 @@ def _claim(directory: int) -> None:
 
 def _read(directory: int) -> Run | None:
     """What the last run left; None when there is nothing. Raises OSError, ValueError."""
-    # Not blocking: it may be a pipe.
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        descriptor = os.open(FILE, flags, dir_fd=directory)
-    except FileNotFoundError:
-        return None
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("no regular file")
-        if not _owned(status):
-            raise ValueError("others may write to it")
-        data = os.read(descriptor, _SIZE_LIMIT + 1)
-    finally:
-        os.close(descriptor)
-    if len(data) > _SIZE_LIMIT:
-        raise ValueError(f"larger than {_SIZE_LIMIT} bytes")
-    return _parse(data)
-
-
-def _write(directory: int, data: bytes) -> None:
-    """The whole file or none of it, also when the host loses its power. Raises OSError."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(_NEW, dir_fd=directory)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(_NEW, flags, 0o640, dir_fd=directory)
-    try:
-        if os.write(descriptor, data) != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    os.rename(_NEW, FILE, src_dir_fd=directory, dst_dir_fd=directory)
-    os.fsync(directory)
+    data = state_file.read(directory, FILE, _SIZE_LIMIT)
+    return None if data is None else _parse(data)
 
 
 # ---- A run ---------------------------------------------------------------------------------------
@@ -316,7 +278,7 @@ class LastRun:
             self._due.clear()
             closing = self._closing
             try:
-                _write(self._directory, _encode(self._run))
+                state_file.write(self._directory, FILE, _encode(self._run))
             except OSError as error:
                 self._failed(f"cannot write {FILE}: {error.strerror}")
             else:

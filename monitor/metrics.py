@@ -21,7 +21,15 @@ from prometheus_client.core import Metric as Family
 
 from monitor.abi import Cause, Counters, Disposition, Kind, Method, Outcome, Verdict
 from monitor.operations import OPERATIONS
-from monitor.tally import CANARY_RESULTS, DELAY_BUCKETS, EVENT_KINDS, LOOKUP_RESULTS, Tally
+from monitor.posture import STATES
+from monitor.tally import (
+    CANARY_RESULTS,
+    DELAY_BUCKETS,
+    EVENT_KINDS,
+    LOOKUP_RESULTS,
+    SNAPSHOT_RESULTS,
+    Tally,
+)
 
 __all__ = [
     "METRICS",
@@ -80,6 +88,8 @@ class Source(Protocol):
 
     def workloads_tracked(self) -> int: ...
 
+    def incident_store_bytes(self) -> int: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -91,6 +101,7 @@ class Reading:
     probes: Sequence[ProbeState]
     ring_used_bytes: int
     workloads_tracked: int
+    incident_store_bytes: int
     tally: Tally
     facts: KernelFacts
     version: str
@@ -166,6 +177,15 @@ def _events(reading: Reading) -> Iterator[Sample]:
             if kind in kernel_kinds and result in kernel_outcomes:
                 count += reading.counters.events[kernel_kinds[kind]][kernel_outcomes[result]]
             yield (kind, result), count
+
+
+def _sealed_ratios(reading: Reading) -> Iterator[Sample]:
+    memory = reading.tally.posture.memory
+    for name, sealed, whole in (
+        ("executable", memory.executable_sealed_bytes, memory.executable_bytes),
+        ("relro", memory.relro_sealed_bytes, memory.relro_bytes),
+    ):
+        yield (name,), sealed / whole if whole else 0.0
 
 
 def _missed_runs(reading: Reading) -> Mapping[str, int]:
@@ -288,6 +308,16 @@ METRICS: tuple[Metric, ...] = (
         {"result": LOOKUP_RESULTS},
     ),
     Metric(
+        "snapshots_total",
+        "counter",
+        "Snapshots of violating processes, by result: taken, partial (something could not be read,"
+        " and the snapshot says what), gone (the process had ended or executed another program),"
+        " dropped (more at once than a small part of a core may be spent on), failed (the store"
+        " did not take it).",
+        _by(lambda reading: reading.tally.snapshots),
+        {"result": SNAPSHOT_RESULTS},
+    ),
+    Metric(
         "sink_errors_total",
         "counter",
         "Events that a sink did not take: it failed, or its queue was full, or the monitor ended.",
@@ -318,6 +348,66 @@ METRICS: tuple[Metric, ...] = (
         "gauge",
         "Workloads with a count of their own.",
         _one(lambda reading: reading.workloads_tracked),
+    ),
+    Metric(
+        "incident_store_bytes",
+        "gauge",
+        "Bytes on disk of the database of incidents and the files beside it; 0 without one.",
+        _one(lambda reading: reading.incident_store_bytes),
+    ),
+    Metric(
+        "posture_processes",
+        "gauge",
+        "Processes at the last look, by whether they have sealed memory of their own: sealing, "
+        "not_sealing, unreadable (not permitted), too_large (more than 4 MiB of page tables, "
+        "as 2 GiB in small pages have; reading would hold them up). What the kernel maps and seals "
+        "itself is left out.",
+        lambda reading: [
+            ((state,), count) for state, count in reading.tally.posture.processes.items()
+        ],
+        {"state": STATES},
+    ),
+    Metric(
+        "posture_sealed_bytes",
+        "gauge",
+        "Bytes of address space that were sealed at the last look, by workload; one that seals "
+        "nothing is not there.",
+        _by(lambda reading: {OTHER_WORKLOADS: 0, **reading.tally.posture.sealed_bytes}),
+        {"workload": "as above, those with the most bytes; `other` for the rest together"},
+    ),
+    Metric(
+        "posture_sealed_ratio",
+        "gauge",
+        "The part of the memory of all processes that could be read that was sealed at the last "
+        "look: of executable memory, and of RELRO, which the dynamic linker makes read-only after "
+        "relocation.",
+        _sealed_ratios,
+        {"memory": ("executable", "relro")},
+    ),
+    Metric(
+        "posture_executables",
+        "gauge",
+        "Executables (in a service: by service) that are known to seal memory, by whether they did "
+        "when last seen (sealing) or ran without (stopped; forgotten after a week).",
+        lambda reading: [
+            (("sealing",), reading.tally.posture.sealing_executables),
+            (("stopped",), reading.tally.posture.stopped_executables),
+        ],
+        {"state": ("sealing", "stopped")},
+    ),
+    Metric(
+        "posture_scan_duration_seconds",
+        "gauge",
+        "Duration of the last look at all processes, most of it waiting: it takes a hundredth of a "
+        "core at most.",
+        _one(lambda reading: reading.tally.posture.duration),
+    ),
+    Metric(
+        "posture_last_success_timestamp_seconds",
+        "gauge",
+        "Unix time at which the last look at all processes ended; 0 before the first, a minute "
+        "after the start.",
+        _one(lambda reading: reading.tally.posture.finished),
     ),
     Metric(
         "config_last_reload_successful",
@@ -416,6 +506,7 @@ class _Collector:
             probes=self._source.probes(),
             ring_used_bytes=self._source.ring_used_bytes(),
             workloads_tracked=self._source.workloads_tracked(),
+            incident_store_bytes=self._source.incident_store_bytes(),
             tally=self._tally,
             facts=self._facts,
             version=self._version,

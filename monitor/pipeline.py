@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from monitor import abi, classify, events
 from monitor.cgroups import NO_WORKLOAD, Cgroups
@@ -57,7 +58,9 @@ class Pipeline:
         tally: Tally,
         mutes: Sequence[Mute] = (),
         proc: Path = Path("/proc"),
+        ask_snapshot: Callable[[Mapping[str, Any], abi.Record], None] | None = None,
     ) -> None:
+        """`ask_snapshot` hears of each event of a process, just before it is sent."""
         self._host = host
         self._sealed_mask = sealed_mask
         self.identities = identities
@@ -66,6 +69,7 @@ class Pipeline:
         self._tally = tally
         self.mutes = mutes
         self._proc = proc
+        self._ask_snapshot = ask_snapshot
         self._sequence = 0
         # One offset for start times: a process must not seem to start anew when the clock is set.
         self._start_offset = clock_offset()
@@ -105,7 +109,10 @@ class Pipeline:
         if self._is_muted(event, process.executable):
             self._tally.event(kind.label, "filtered")
             return
-        self._delivery.send(events.to_dict(event), record.time_boot_ns)
+        told = events.to_dict(event)
+        if self._ask_snapshot:  # first: the process may not live for long
+            self._ask_snapshot(told, record)
+        self._delivery.send(told, record.time_boot_ns)
 
     def suppression(self, gap: Gap) -> None:
         """Tell of events that the rate limit held back, unless a mute applies to them."""

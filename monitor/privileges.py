@@ -57,8 +57,9 @@ LOST = {
         "files, and unit, container and pod of processes that end in a cgroup just made"
     ),
     Capability.CAP_SYS_PTRACE: (
-        "full paths of the executables and mapped files of other users' processes; the kernel's "
-        "base names are told"
+        "full paths of the executables and mapped files of other users' processes, of which the "
+        "kernel's base names are told, what those processes have sealed, and their mappings and "
+        "modules in snapshots"
     ),
 }
 

@@ -1,8 +1,10 @@
-"""What a scrape asks of the kernel's side; answered in the HTTP server's thread."""
+"""What a scrape asks of the kernel's side and of the disk; answered in the HTTP server's thread."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from monitor.abi import Counters
 from monitor.counters import KernelState, missed_runs
@@ -11,19 +13,25 @@ from monitor.metrics import ProbeState
 from monitor.ring import Ring
 from monitor.workloads import Workloads
 
-__all__ = ["KernelSource"]
+__all__ = ["KernelSource", "store_bytes"]
 
 
 class KernelSource:
     """The `metrics.Source` of a running daemon."""
 
     def __init__(
-        self, state: KernelState, loaded: Loaded, ring: Ring, workloads: Workloads
+        self,
+        state: KernelState,
+        loaded: Loaded,
+        ring: Ring,
+        workloads: Workloads,
+        incident_store: Path | None,
     ) -> None:
         self._state = state
         self._loaded = loaded
         self._ring = ring
         self._workloads = workloads
+        self._incident_store = incident_store
 
     def counters(self) -> Counters:
         return self._state.counters()
@@ -47,3 +55,17 @@ class KernelSource:
 
     def workloads_tracked(self) -> int:
         return self._workloads.tracked
+
+    def incident_store_bytes(self) -> int:
+        return 0 if self._incident_store is None else store_bytes(self._incident_store)
+
+
+def store_bytes(database: Path) -> int:
+    """Bytes on disk of an SQLite database with its log; 0 of what is not there or not readable."""
+    total = 0
+    for suffix in ("", "-wal", "-shm"):
+        try:
+            total += os.stat(f"{database}{suffix}").st_size
+        except OSError:
+            continue
+    return total

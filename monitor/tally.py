@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, get_args
 
 from monitor.abi import Kind
+from monitor.posture import Figures
 
-__all__ = ["CANARY_RESULTS", "DELAY_BUCKETS", "EVENT_KINDS", "LOOKUP_RESULTS", "Result", "Tally"]
+__all__ = [
+    "CANARY_RESULTS",
+    "DELAY_BUCKETS",
+    "EVENT_KINDS",
+    "LOOKUP_RESULTS",
+    "SNAPSHOT_RESULTS",
+    "Result",
+    "SnapshotResult",
+    "Tally",
+]
 
 Result = Literal["delivered", "failed", "filtered"]
+SnapshotResult = Literal["taken", "partial", "gone", "dropped", "failed"]
 
 EVENT_KINDS = (*(kind.label for kind in Kind), "suppression", "health")
 LOOKUP_RESULTS = ("complete", "partial", "gone", "reused")
 CANARY_RESULTS = ("success", "failure")
+SNAPSHOT_RESULTS: tuple[SnapshotResult, ...] = get_args(SnapshotResult)
 DELAY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -38,9 +50,11 @@ class Tally:
         self.identity_lookups = dict.fromkeys(LOOKUP_RESULTS, 0)
         self.sink_errors = dict.fromkeys(sinks, 0)
         self.sink_queue_events = dict.fromkeys(self.sink_errors, 0)
+        self.snapshots: dict[str, int] = dict.fromkeys(SNAPSHOT_RESULTS, 0)
         self.decode_errors = 0
         self.reload_successful = False
         self.reload_last_success = 0.0
+        self.posture = Figures()
 
     def event(self, kind: str, result: Result, count: int = 1) -> None:
         self.events[kind, result] += count
@@ -65,6 +79,9 @@ class Tally:
     def sink_queue(self, sink: str, events: int) -> None:
         """Events that wait for the sink now."""
         self.sink_queue_events[sink] = events
+
+    def snapshot(self, result: SnapshotResult) -> None:
+        self.snapshots[result] += 1
 
     def decode_error(self) -> None:
         self.decode_errors += 1

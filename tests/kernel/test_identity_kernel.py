@@ -6,17 +6,18 @@ import json
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import pytest
 from harness import new_cgroup
 
-from monitor import config, sinks
+from monitor import abi, config, sinks
 from monitor.daemon import Daemon
-from monitor.identity import Identities, Identity
 
 Compile = Callable[[str], Path]
 Event = dict[str, Any]
@@ -33,8 +34,8 @@ listen_address = "127.0.0.1:0"
 """
 PROCESSES = 1000
 AT_A_TIME = 8
+PATIENCE = 20.0
 MILLISECONDS = 50  # eight in 50 ms is less than the 200 a second of which the kernel tells
-PATIENCE = 60.0
 
 
 class Collected:
@@ -63,29 +64,22 @@ class Collected:
         ]
 
 
-class Learning(Identities):
-    """Gives a token whenever another eight processes of the program are known in full."""
+class Learnt:
+    """Gives a token whenever so many more processes of a program have been learnt."""
 
-    def __init__(self, program: Path) -> None:
-        super().__init__()
+    def __init__(self, daemon: Daemon, program: Path, at_a_time: int) -> None:
         self.tokens: SimpleQueue[None] = SimpleQueue()
+        self._take = daemon.pipeline.take
         self._program = os.fsencode(program.name)
-        self._known: set[int] = set()
+        self._at_a_time = at_a_time
+        self._count = 0
 
-    def lookup(
-        self,
-        pid: int,
-        start_boot_ns: int,
-        uid: int | None = None,
-        base_name: bytes = b"",
-        gid: int | None = None,
-    ) -> Identity:
-        identity = super().lookup(pid, start_boot_ns, uid, base_name, gid)
-        if base_name == self._program and identity.result == "complete" and pid not in self._known:
-            self._known.add(pid)
-            if len(self._known) % AT_A_TIME == 0:
+    def take(self, record: abi.Record) -> None:
+        self._take(record)
+        if record.flags & abi.RecordFlag.SEALER and record.executable == self._program:
+            self._count += 1
+            if self._count % self._at_a_time == 0:
                 self.tokens.put(None)
-        return identity
 
 
 @pytest.fixture
@@ -100,10 +94,10 @@ def daemon(collected: Collected, require_bpf: None) -> Iterator[Daemon]:
         yield daemon
 
 
-def run_beside(daemon: Daemon, *command: object, tokens: SimpleQueue[None] | None = None) -> Any:
+def run_beside(daemon: Daemon, *command: object, learnt: Learnt | None = None) -> Any:
     """What the command printed, run while the daemon watches, and after it was stopped.
 
-    For each of the tokens a byte is written to its standard input.
+    For each token of `learnt` a byte is written to its standard input.
     """
     done: list[str] = []
 
@@ -115,10 +109,12 @@ def run_beside(daemon: Daemon, *command: object, tokens: SimpleQueue[None] | Non
             stdout=subprocess.PIPE,
         ) as child:
             assert child.stdin is not None
-            if tokens is not None:
-                for _ in range(PROCESSES // AT_A_TIME):
-                    tokens.get(timeout=PATIENCE)
+            patience = time.monotonic() + PATIENCE
+            while learnt and child.poll() is None and time.monotonic() < patience:
+                with suppress(Empty):
+                    learnt.tokens.get(timeout=0.1)
                     child.stdin.write(b"x")
+                    patience = time.monotonic() + PATIENCE
             done.append(child.communicate()[0].decode())
         assert child.returncode == 0
 
@@ -131,14 +127,14 @@ def run_beside(daemon: Daemon, *command: object, tokens: SimpleQueue[None] | Non
 
 
 def test_what_was_learnt_when_it_sealed(
-    daemon: Daemon, collected: Collected, compiled: Compile
+    daemon: Daemon, collected: Collected, compiled: Compile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each is gone when its denial is read, and yet known in full."""
     program = compiled("swarm")
-    learning = daemon.pipeline.identities = Learning(program)
-    assert run_beside(
-        daemon, program, PROCESSES, MILLISECONDS, "--wait", tokens=learning.tokens
-    ) == {"mprotect": PROCESSES}
+    learnt = Learnt(daemon, program, AT_A_TIME)
+    monkeypatch.setattr(daemon.pipeline, "take", learnt.take)
+    command = (program, PROCESSES, MILLISECONDS, "--wait")
+    assert run_beside(daemon, *command, learnt=learnt) == {"mprotect": PROCESSES}
     events = collected.denials_of(program.name)
     assert len({event["process"]["pid"] for event in events}) == len(events) == PROCESSES
     user = {"uid": os.getuid(), "gid": os.getgid(), "user_name": "root", "group_name": "root"}
@@ -165,7 +161,9 @@ def test_what_the_kernel_knew(daemon: Daemon, collected: Collected, compiled: Co
     assert lookups["complete"] + lookups["gone"] == PROCESSES
 
 
-def test_a_container_that_is_gone(daemon: Daemon, collected: Collected, compiled: Compile) -> None:
+def test_a_container_that_is_gone(
+    daemon: Daemon, collected: Collected, compiled: Compile, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its cgroup is removed as soon as it has ended."""
     pod = "1b4e28ba-2fa1-4d2e-883f-0016d3cca427"
     container = "c0ffee" + "0" * 58
@@ -174,9 +172,11 @@ def test_a_container_that_is_gone(daemon: Daemon, collected: Collected, compiled
         slice_ = top / f"kubepods-pod{pod.replace('-', '_')}.slice"
         scope = slice_ / f"cri-containerd-{container}.scope"
         scope.mkdir(parents=True)
-        script = f"echo $$ >{scope}/cgroup.procs; {program} 1 50; echo $$ >{top}/cgroup.procs"
+        script = f"echo $$ >{scope}/cgroup.procs; {program} 1 0 --wait; echo $$ >{top}/cgroup.procs"
         command = f"{script}; rmdir {scope} {slice_}"
-        assert run_beside(daemon, "sh", "-c", command) == {"mprotect": 1}
+        learnt = Learnt(daemon, program, 1)
+        monkeypatch.setattr(daemon.pipeline, "take", learnt.take)
+        assert run_beside(daemon, "sh", "-c", command, learnt=learnt) == {"mprotect": 1}
         (event,) = collected.denials_of(program.name)
         assert event["workload"] == {
             "unit": None,

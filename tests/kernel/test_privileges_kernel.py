@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from test_daemon import READY_SECONDS, Running, assert_conserved
 
 from monitor import loader, provoke
 from monitor.abi import Kind
+from monitor.incident_search import Filter, Incidents
+from monitor.incidents import FILE
 from monitor.privileges import IDENTITY, LOADING, LOST, Capability
 
 ROOT = Path(__file__).parents[2]
@@ -227,18 +230,56 @@ def test_any_user_counts_and_reports(
     assert_conserved(daemon.stop())
 
 
-def child_of(pid: int) -> int:
-    """The next process that it starts, once that executes its program."""
+@pytest.mark.parametrize(
+    ("capabilities", "missing"),
+    [
+        (ALL, {}),
+        (
+            ALL - {Capability.CAP_SYS_PTRACE},
+            {"memory_map": "Permission denied", "modules": "Permission denied"},
+        ),
+    ],
+    ids=["all", "without CAP_SYS_PTRACE"],
+)
+def test_what_a_snapshot_needs(
+    start: Start,
+    program: Path,
+    build_directory: Path,
+    capabilities: Collection[Capability],
+    missing: dict[str, str],
+) -> None:
+    """Of a process of root's, taken as another user."""
+    state = build_directory / f"state-{len(capabilities)}"
+    state.mkdir(mode=0o700)
+    os.chown(state, NOBODY, NOBODY)
+    daemon = start(with_only(capabilities), f'[state]\ndirectory = "{state}"\n')
+    with subprocess.Popen(
+        [PYTHON, "-c", DENIED], env=environment(program), stdin=subprocess.PIPE
+    ) as child:
+        result = "partial" if missing else "taken"
+        daemon.wait_for_metric(f'seal_monitor_snapshots_total{{result="{result}"}}', 1)
+        child.communicate()
+    daemon.stop()
+    with Incidents(state / FILE) as incidents:
+        (incident,) = incidents.search(Filter(), 2)
+        (snapshot,) = incidents.snapshots(incident)
+    assert snapshot["missing"] == missing
+    assert snapshot["pid"] == child.pid
+    assert (snapshot["memory_map"] is None) == bool(missing)
+    assert snapshot["limits"]["stack"]
+    assert snapshot["seccomp"]["mode"] in ("disabled", "filter")
+
+
+def stopped_child_of(pid: int) -> int:
+    """The next process that it starts, stopped once that executes its program."""
     deadline = time.monotonic() + 10
     children = Path(f"/proc/{pid}/task/{pid}/children")
     while time.monotonic() < deadline:
         for child in children.read_text().split():
-            try:
-                words = Path(f"/proc/{child}/cmdline").read_bytes()
-            except OSError:
-                continue
-            if b"monitor.provoke" in words:
-                return int(child)
+            with suppress(OSError):  # it has ended
+                if b"monitor.provoke" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    os.kill(int(child), signal.SIGSTOP)
+                    return int(child)
         time.sleep(0.0005)
     raise AssertionError("no canary")
 
@@ -253,9 +294,8 @@ def test_after_the_drop(start: Start, build_directory: Path, user: int) -> None:
     daemon = start(prefix, "[canary]\ninterval = 1\n", "--events-file", str(events))
     pid = daemon.process.pid
 
-    child = child_of(pid)  # the canary
+    child = stopped_child_of(pid)  # the canary
     try:
-        os.kill(child, signal.SIGSTOP)
         assert in_effect(Path(f"/proc/{child}/status")) == 0
     finally:
         os.kill(child, signal.SIGCONT)

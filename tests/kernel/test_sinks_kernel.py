@@ -79,7 +79,7 @@ def test_a_stopped_reader(start: Start, compiled: Compile, tmp_path: Path, goes_
         made += storm(compiled("storm"), 1, 200, 0, "mprotect")["total"]
         began = time.monotonic()
         daemon.metric(QUEUE)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 3
     assert made == 4000
     daemon.wait_for_metric('seal_monitor_events_total{kind="denial",result="delivered"}', made)
     assert daemon.metric(QUEUE) > 500

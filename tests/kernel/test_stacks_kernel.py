@@ -79,6 +79,16 @@ def test_modules(harness: Harness, compiled: Compile) -> None:
     assert numbers[program.name] == program.stat().st_ino
 
 
+def test_a_file_with_headers_without_end(harness: Harness, compiled: Compile) -> None:
+    """It costs the other files nothing."""
+    program = compiled("headers")
+    made = harness.run([program, "--wait"])
+    _, line, stack = only_stack(made)
+    assert line == {"result": -1}
+    assert (stack[0].module, stack[0].build_id) == ("memfd:headers", None)
+    assert (stack[1].module, stack[1].build_id) == (program.name, build_id(program))
+
+
 def test_a_deep_stack_is_cut(harness: Harness, compiled: Compile) -> None:
     made = harness.run([compiled("frames"), "50", "outermost", "denied", "--wait"])
     record, line, stack = only_stack(made)

@@ -5,15 +5,15 @@ import os
 import re
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from monitor import calibrate, cli, events, host, loader, web
+from monitor.version import VERSION
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("run", "demo", "doctor", "check-config", "schema", "incidents")
+COMMANDS = ("run", "demo", "doctor", "check-config", "schema", "incidents", "posture")
 INCIDENTS = (("incidents", "list"), ("incidents", "show"), ("incidents", "timeline"))
 # Still user 0: a checkout that root alone may read is no obstacle.
 WITHOUT_CAPABILITIES = ("setpriv", "--inh-caps=-all", "--bounding-set=-all")
@@ -70,7 +70,7 @@ def test_version() -> None:
     shown = seal_monitor("--version")
     assert (shown.returncode, shown.stdout) == (
         0,
-        f"seal-monitor {metadata.version('seal-monitor')}\n",
+        f"seal-monitor {VERSION}\n",
     )
 
 
@@ -93,7 +93,7 @@ def test_help_and_schema_load_nothing_heavy() -> None:
         (
             ("wacth",),
             "seal-monitor: error: argument COMMAND: invalid choice: 'wacth' (choose from 'run', "
-            "'demo', 'doctor', 'check-config', 'schema', 'symbolize', 'incidents')",
+            "'demo', 'doctor', 'check-config', 'schema', 'symbolize', 'incidents', 'posture')",
         ),
         (("run", "--atach", "auto"), "seal-monitor: error: unrecognized arguments: --atach auto"),
         (("doctor", "--conf", "x"), "seal-monitor: error: unrecognized arguments: --conf x"),

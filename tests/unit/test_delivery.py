@@ -420,3 +420,48 @@ def test_closed_with_a_sink_that_hangs() -> None:
     hung.open.set()
     setting.delivery.close()
     assert active_count() == before
+
+
+def test_what_is_no_event_is_told_and_in_order(make: Make) -> None:
+    first, second = Gate("one"), Gate("two")
+    setting = make(first, second)
+    told: list[bool] = []
+    setting.send(0)
+    setting.delivery.hand("two", b"handed", told.append)
+    setting.send(1)
+    setting.delivery.hand("three", b"handed", told.append)
+    assert told == [False]  # no such sink
+    assert setting.delivery.wait(10)
+    assert told == [False, True]
+    assert (first.taken, second.taken) == ([b"0", b"1"], [b"0", b"handed", b"1"])
+    assert setting.results() == (2, 0)
+    second.error = DISK_FULL
+    setting.delivery.hand("two", b"handed", told.append)
+    assert setting.delivery.wait(10)
+    assert told == [False, True, False]
+    assert setting.told == [("two", str(DISK_FULL))]
+
+
+def test_events_keep_half_of_the_room(make: Make) -> None:
+    sink = Gate("one")
+    setting = make(sink, limits=LIMITS._replace(bytes=1000))
+    held_up(sink, setting)
+    told: list[bool] = []
+    for _ in range(10):
+        setting.delivery.hand("one", b"x" * 100, told.append)
+    assert told == [False] * 6  # beside event 0
+    setting.send(*range(1, 6), padding=90)
+    sink.open.set()
+    assert setting.delivery.wait(10)
+    assert told == [False] * 6 + [True] * 4
+    assert setting.results() == (6, 0)
+
+
+def test_what_is_given_up_is_told(make: Make) -> None:
+    sink = Gate("one")
+    setting = make(sink)
+    held_up(sink, setting)
+    told: list[bool] = []
+    setting.delivery.hand("one", b"x", told.append)
+    setting.delivery.finish(0.05)
+    assert told == [False]

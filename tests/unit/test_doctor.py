@@ -383,3 +383,33 @@ def test_identity(tmp_path: Path, files: dict[str, str], statuses: tuple[str, ..
     assert [row.check for row in rows] == ["PID namespace", "processes", "cgroup v2"]
     assert tuple(row.status for row in rows) == statuses
     assert all(row.remedy for row in rows if row.status != "ok")
+
+
+# ---- What is kept --------------------------------------------------------------------------------
+
+
+def test_without_a_state_directory(tmp_path: Path) -> None:
+    (row,) = doctor.kept_rows(config.parse("", "test"), None)
+    assert (row.check, row.status) == ("state directory", "degraded")
+    assert row.remedy == "make /var/lib/seal-monitor, or name one as state.directory"
+    (row,) = doctor.kept_rows(config.parse("", "test"), tmp_path / "missing")
+    assert row.status == "degraded"
+    assert row.finding.startswith(f"{tmp_path}/missing is not there")
+
+
+def test_what_the_database_takes(tmp_path: Path) -> None:
+    settings = config.parse("", "test")
+    (tmp_path / "incidents.db").write_bytes(bytes(1 << 20))
+    (tmp_path / "incidents.db-wal").write_bytes(bytes(1 << 19))
+    directory, incidents = doctor.kept_rows(settings, tmp_path)
+    assert directory == Row("Kept", "state directory", "ok", str(tmp_path))
+    assert incidents == Row("Kept", "incidents", "ok", "1.5 MiB of 64.0 MiB are used")
+    off = doctor.kept_rows(config.parse("[incidents]\nenabled = false\n", "test"), tmp_path)
+    assert off[1].finding == "off: incidents.enabled = false"
+
+
+def test_a_database_that_was_set_aside(tmp_path: Path) -> None:
+    (tmp_path / "incidents.db.bad-20261121T170752Z").touch()
+    _, incidents = doctor.kept_rows(config.parse("", "test"), tmp_path)
+    assert incidents.status == "degraded"
+    assert incidents.finding.endswith("incidents.db.bad-20261121T170752Z")

@@ -26,9 +26,12 @@ from monitor.cgroups import Cgroups
 from monitor.config import Mute
 from monitor.delivery import Delivery
 from monitor.identity import Identities
+from monitor.modules import BuildIds
 from monitor.operations import OPERATIONS
 from monitor.pipeline import Pipeline
 from monitor.ring import Ring
+from monitor.snapshot import Request, Taken, take
+from monitor.snapshots import Snapshots
 from monitor.suppression import Gap
 from monitor.tally import Tally
 
@@ -114,6 +117,8 @@ class Outputs:
         )
         self.tally = Tally(sink.name for sink in written)
         self._delivery = Delivery(written, self.tally)
+        self._snapshots = Snapshots(self._delivery, self.tally, self._look)
+        self._folder = folder
         self.pipeline = Pipeline(
             HOST,
             SEALED_BIT,
@@ -122,10 +127,23 @@ class Outputs:
             delivery=self._delivery,
             tally=self.tally,
             proc=folder,
+            ask_snapshot=self._snapshots.ask,
             **options,
         )
 
+    def _look(self, request: Request) -> Taken:
+        return take(
+            request,
+            start_offset_ns=0,
+            reports_guards=False,
+            build_ids=BuildIds(),
+            proc=self._folder,
+        )
+
     def close(self) -> None:
+        self._snapshots.finish(10)
+        asked = {kind: number for kind, number in self.tally.snapshots.items() if number}
+        assert asked in ({}, {"gone": 1})
         self._delivery.close()
         os.close(self._json)
         os.close(self._view)

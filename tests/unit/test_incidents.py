@@ -24,8 +24,15 @@ from test_fingerprint import EVENTS
 from monitor.delivery import Delivery
 from monitor.fingerprint import fingerprint, unattributed
 from monitor.incident_search import Filter, Incident, IncidentError, Incidents
-from monitor.incidents import FILE, OTHERS, IncidentStore, Retention, nanoseconds
-from monitor.sinks import SinkError
+from monitor.incidents import (
+    FILE,
+    OTHERS,
+    IncidentStore,
+    Retention,
+    nanoseconds,
+    snapshot_data,
+)
+from monitor.sinks import SinkError, encode
 from monitor.tally import Tally
 
 Event = dict[str, Any]
@@ -33,6 +40,7 @@ Event = dict[str, Any]
 MIB = 1 << 20
 DAY = 86_400
 WEEK_START = 1_795_000_000  # Unix seconds, in November 2026
+NOW = WEEK_START * 10**9
 KEPT = Retention(age=30, size=64 * MIB, events=20)
 EVERYTHING = Filter(kinds=("denial", "fault", "seal", "bypass", "health"))
 
@@ -94,6 +102,16 @@ class Store:
     def read(self, wanted: Filter = EVERYTHING, limit: int = 1_000_000) -> list[Incident]:
         with Incidents(self.path) as incidents:
             return incidents.search(wanted, limit)
+
+    def take_snapshot(self, event: Event, pid: int, seconds: float = WEEK_START) -> None:
+        """Of the process that made the event."""
+        text = encode({"event": event["id"], "pid": pid, "memory_map": []})
+        self.sink.write(snapshot_data(fingerprint(event).id, round(seconds * 1e9), text))
+
+    def snapshots(self, incident: Incident) -> list[int]:
+        """The pids."""
+        with Incidents(self.path) as incidents:
+            return [snapshot["pid"] for snapshot in incidents.snapshots(incident)]
 
     def events(self, incident: Incident) -> list[Event]:
         with Incidents(self.path) as incidents:
@@ -371,6 +389,109 @@ def test_a_smaller_size_shrinks_the_file(make: Make) -> None:
     assert store.read()[0].last_ns == (WEEK_START + 5000) * 10**9
 
 
+# ---- Snapshots -----------------------------------------------------------------------------------
+
+
+def test_the_last_snapshots_of_each_incident_are_kept(make: Make) -> None:
+    store = make()
+    first, second = denial(caller=1), denial(caller=2)
+    store.take(first, second)
+    for pid in range(10):
+        store.take_snapshot(first, pid)
+    store.take_snapshot(second, 77)
+    by_caller = {incident.id: incident for incident in store.read()}
+    assert store.snapshots(by_caller[fingerprint(first).id]) == [7, 8, 9]
+    assert store.snapshots(by_caller[fingerprint(second).id]) == [77]
+    assert {incident.count for incident in by_caller.values()} == {1}
+
+
+def test_a_snapshot_and_its_event_at_once(make: Make) -> None:
+    store = make()
+    event = denial()
+    text = encode({"event": event["id"], "pid": 5, "name": "a\nb"})
+    store.sink.write_all(
+        [store.sink.render(event), snapshot_data(fingerprint(event).id, NOW, text)]
+    )
+    (found,) = store.read()
+    assert (found.count, store.snapshots(found)) == (1, [5])
+
+
+def test_a_snapshot_of_no_incident_is_refused(make: Make) -> None:
+    store = make()
+    store.take(denial(caller=1))
+    with pytest.raises(SinkError, match=r"no incident [0-9a-f]{12} that a snapshot belongs to"):
+        store.take_snapshot(denial(caller=2), 1)
+    assert store.told == []
+
+
+def rows(path: Path, table: str) -> int:
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        (number,) = database.execute(f"SELECT count(*) FROM {table}").fetchone()
+        return int(number)
+
+
+def test_snapshots_go_with_age(make: Make) -> None:
+    store = make(Retention(age=7, size=64 * MIB, events=20))
+    event = denial()
+    store.take(event)
+    store.take_snapshot(event, 1, WEEK_START)
+    store.take(denial(WEEK_START + 6 * DAY))
+    store.take_snapshot(event, 2, WEEK_START + 6 * DAY)
+    store.now += 8 * DAY
+    store.sink.reopen()
+    store.take(denial(store.now))
+    (found,) = store.read()
+    assert (found.count, store.snapshots(found)) == (3, [2])
+
+
+def test_snapshots_go_with_their_incident(make: Make) -> None:
+    store = make(Retention(age=7, size=64 * MIB, events=20))
+    event = denial()
+    store.take(event)
+    store.take_snapshot(event, 1, WEEK_START + 30 * DAY)
+    store.now += 10 * DAY
+    store.sink.reopen()
+    store.take(denial(store.now, caller=2))
+    assert [store.snapshots(found) for found in store.read()] == [[]]
+    assert rows(store.path, "snapshots") == 0
+
+
+def test_snapshots_count_in_the_size(make: Make) -> None:
+    store = make(Retention(age=7, size=MIB, events=20))
+    text = encode({"event": "e", "pid": 1, "padding": "x" * 30_000})
+    for n in range(200):
+        event = denial(WEEK_START + n, caller=n)
+        store.take(event)
+        store.sink.write(snapshot_data(fingerprint(event).id, NOW, text))
+    assert store.path.stat().st_size <= MIB
+    found = store.read()
+    assert 5 <= len(found) < 40
+    assert fingerprint(event).id == found[0].id
+    assert rows(store.path, "snapshots") == len(found)
+
+
+def version_1(store: Store) -> None:
+    """Make the database what the version before snapshots wrote."""
+    store.sink.close()
+    with contextlib.closing(sqlite3.connect(store.path)) as database:
+        database.execute("DROP TABLE snapshots")
+        database.execute("PRAGMA user_version = 1")
+
+
+def test_a_database_without_snapshots_gets_them(make: Make) -> None:
+    store = make()
+    event = denial()
+    store.take(event)
+    version_1(store)
+    (found,) = store.read()
+    assert (found.count, store.snapshots(found)) == (1, [])
+    store.take(event)
+    store.take_snapshot(event, 5)
+    (found,) = store.read()
+    assert (found.count, store.snapshots(found)) == (2, [5])
+    assert store.told == []
+
+
 # ---- Trouble -------------------------------------------------------------------------------------
 
 
@@ -477,14 +598,14 @@ def test_a_link_is_not_followed(make: Make, tmp_path: Path) -> None:
     store = make()
     elsewhere = tmp_path / "elsewhere"
     store.path.symlink_to(elsewhere)
-    with pytest.raises(SinkError, match=r"incidents\.db: .*; event not stored"):
+    with pytest.raises(SinkError, match=r"incidents\.db: .*; not stored"):
         store.take(denial())
     assert not elsewhere.exists()
 
 
 def test_without_its_directory(make: Make, tmp_path: Path) -> None:
     store = make(folder=tmp_path / "state")
-    with pytest.raises(SinkError, match=r"incidents\.db: No such file or directory; event"):
+    with pytest.raises(SinkError, match=r"incidents\.db: No such file or directory; not stored"):
         store.take(denial())
     store.folder.mkdir()
     store.take(denial())
@@ -515,7 +636,7 @@ def test_a_full_disk(small_disk: Path, make: Make) -> None:
         except SinkError as error:
             refused.append(str(error))
     assert len(refused) > 100
-    assert set(refused) == {f"{store.path}: database or disk is full; event not stored"}
+    assert set(refused) == {f"{store.path}: database or disk is full; not stored"}
     assert sum(incident.count for incident in store.read()) == stored
     (small_disk / "filler").unlink()
     store.take(denial(caller=9999))
@@ -529,7 +650,7 @@ def test_a_disk_that_is_full_at_first(small_disk: Path, make: Make) -> None:
         while True:
             file.write(bytes(4096))
     for _ in range(3):
-        with pytest.raises(SinkError, match=r"(full|No space left on device); event not stored"):
+        with pytest.raises(SinkError, match=r"(full|No space left on device); not stored"):
             store.take(denial())
     (small_disk / "filler").unlink()
     store.take(denial())

@@ -13,13 +13,42 @@ from pathlib import Path
 import pytest
 from test_cli import seal_monitor
 from test_fingerprint import EVENTS
-from test_incidents import KEPT, WEEK_START, Store, at, denial, suppression
+from test_incidents import KEPT, NOW, WEEK_START, Event, Store, at, denial, suppression
 
 from monitor.config import ConfigError
+from monitor.fingerprint import fingerprint
 from monitor.incident_search import Incident
+from monitor.incidents import snapshot_data
 from monitor.incidents_cli import listed, moment
+from monitor.sinks import encode
 
-NOW = WEEK_START * 10**9
+
+def snapshot_of(event: Event, number: int) -> Event:
+    start = int(event["sealed"]["start"], 16)
+    mappings = [
+        {
+            **{"start": hex(start + n * 8192), "end": hex(start + n * 8192 + 4096)},
+            **{"permissions": "r--p", "sealed": n % 2 == 0, "guard": None, "rss_kib": 4},
+            "file": {"path": "/lib/\x1b[31m", "device": "254:0", "inode": 7, "offset": 0},
+            "name": None,
+        }
+        for n in range(-30, 30)
+    ]
+    parent = {"name": "sh\n", "executable": None, "start": None}
+    return {
+        "time": event["time"].replace("52.898", "52.901"),
+        "event": event["id"],
+        "pid": event["process"]["pid"],
+        "start": event["process"]["start"],
+        "memory_map": mappings,
+        "memory_map_complete": False,
+        "limits": {"stack": {"soft": 8 << 20, "hard": None}, "as": {"soft": None, "hard": None}},
+        "seccomp": {"mode": "filter", "filters": number, "no_new_privileges": True},
+        "modules": None,
+        "parents": [parent | {"pid": 811}, parent | {"pid": 1}],
+        "missing": {"modules": "Permission denied\x07"},
+        "duration_ms": 1.5,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +62,9 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("time", "first", "last"):
         gap[name] = "2026-11-21T17:08:03.000000000Z"
     store.take(seal, refused, fault, gap)
+    for number in (1, 2):
+        text = encode(snapshot_of(refused, number))
+        store.sink.write(snapshot_data(fingerprint(refused).id, NOW, text))
     store.take(
         *(denial(WEEK_START + 86_400 * n, unit=f"w{n}.service", pid=77) for n in range(5, 8))
     )
@@ -119,16 +151,29 @@ def test_show(database: Path) -> None:
         "  hosts         web-3 1",
         "  caller        image-worker e06a8f49bf8d070c908e216c55a291776d2f33af+0x1212",
         f"  {EVENTS['denial']['summary']}",
+        "the last of 2 snapshots",
+        "  of pid 20721 at 2026-11-21 17:07:52.901 UTC, 3.0 ms after the violation",
+        "  sealed      30 of 60 mappings around the violation",
+        "              and 22 further away",
+        "  limits      stack 8,192 KiB, as unlimited",
+        "  seccomp     filter (2), no new privileges",
+        r"  parents     sh\x0a 811 < sh\x0a 1",
+        r"  missing     modules: Permission denied\x07",
         "  ...",
         "events that are kept: 2",
         f"  2026-11-21 17:07:52.898  pid 20721  {EVENTS['denial']['summary']}",
     ):
         assert line in story.splitlines()
+    sealed = [line for line in story.splitlines() if line.startswith(" " * 14 + "0x")]
+    assert len(sealed) == 8
+    (touched,) = (line for line in sealed if line.endswith(r" r--p /lib/\x1b[31m <- touched"))
+    assert EVENTS["denial"]["sealed"]["start"] in touched
     # The function's name comes before it where this host has that very build.
     assert re.search(r"^  #0  (\S+ \()?libc\.so\.6\+0x101a37\)?$", story, re.MULTILINE)
     assert re.search(r"^  #1  (\S+ \()?image-worker\+0x1212\)?$", story, re.MULTILINE)
     document = json.loads(command(database, "show", found["id"], "--json"))
     assert [event["kind"] for event in document.pop("events")] == ["denial", "suppression"]
+    assert document.pop("snapshots") == [snapshot_of(EVENTS["denial"], n) for n in (1, 2)]
     assert document == found
 
 

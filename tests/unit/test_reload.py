@@ -38,6 +38,8 @@ OTHERS: Mapping[str, str] = {
     "incidents.max_age": "16",
     "incidents.max_size": "1048576",
     "incidents.events_kept": "17",
+    "incidents.snapshots": "false",
+    "posture.interval": "18",
 }
 RELOADS = {key.name for key in KEYS if key.reloads}
 

@@ -1,0 +1,112 @@
+"""The mappings of one process, from the text of /proc/PID/smaps.
+
+Lines go in, mappings come out one by one, so a process of a million mappings takes no more memory
+than one of ten. Names and paths are the process's choice: raw here, for the reader to escape.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO, NamedTuple
+
+__all__ = ["LINE_LIMIT", "Mapping", "bounded_lines", "parse_smaps", "take"]
+
+LINE_LIMIT = 8192  # a path has 4,096 bytes at most, but for one in directories entered step by step
+
+# show_vma_header_prefix() and show_map_vma() in fs/proc/task_mmu.c
+_HEADER = re.compile(
+    rb"([0-9a-f]+)-([0-9a-f]+) ([r-][w-][x-][sp]) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) *(.*)"
+)
+# Of the other lines, all beginning with a capital letter.
+_RSS, _FLAGS = b"Rss:", b"VmFlags:"
+_SEALED, _GUARD = b"sl", b"gu"
+
+
+class Mapping(NamedTuple):
+    """One mapping. Addresses and `offset` are in bytes; `permissions` is as in "r-xp".
+
+    `path` is as the kernel writes it: a newline as \\012, " (deleted)" behind what was unlinked.
+    `name` is the kernel's, [heap], or the program's, [anon:x], of what has no path. `device`
+    (major:minor, decimal), `inode` and `offset` are None where no file is mapped.
+    """
+
+    start: int
+    end: int
+    permissions: str
+    sealed: bool | None  # None: the kernel did not say
+    guard: bool | None  # True: it may have guard regions; None: the kernel did not say
+    path: bytes | None
+    device: str | None
+    inode: int | None
+    offset: int | None
+    name: bytes | None
+    rss_kib: int | None
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
+
+
+def bounded_lines(file: BinaryIO, limit: int = LINE_LIMIT) -> Iterator[bytes]:
+    """The lines of a file; of a line longer than `limit` bytes only its beginning."""
+    while line := file.readline(limit):
+        yield line
+        while line and not line.endswith(b"\n"):
+            line = file.readline(limit)
+
+
+def parse_smaps(lines: Iterable[bytes], reports_guards: bool = False) -> Iterator[Mapping]:
+    """The mappings that the lines of /proc/PID/smaps describe, in their order.
+
+    VmFlags has `sl` for a sealed mapping (Linux 6.10 on) and `gu` for one that may have guard
+    regions (VM_MAYBE_GUARD, 6.19 on and in some stable kernels). Without `gu` there are none only
+    on a kernel that reports them, which the caller has to know: `reports_guards`.
+    """
+    header: re.Match[bytes] | None = None
+    rss_kib: int | None = None
+    flags: list[bytes] | None = None
+    no_guard = False if reports_guards else None
+
+    def mapping(found: re.Match[bytes]) -> Mapping:
+        start, end, permissions, offset, major, minor, inode, text = found.groups()
+        is_file = inode != b"0" or text.startswith(b"/")
+        is_path = text.startswith(b"/")
+        return Mapping(
+            int(start, 16),
+            int(end, 16),
+            permissions.decode("ascii"),
+            None if flags is None else _SEALED in flags,
+            None if flags is None else (_GUARD in flags or no_guard),
+            text if is_path else None,
+            f"{int(major, 16)}:{int(minor, 16)}" if is_file else None,
+            int(inode) if is_file else None,
+            int(offset, 16) if is_file else None,
+            None if is_path else text or None,
+            rss_kib,
+        )
+
+    for line in lines:
+        if not line[:1].isupper():
+            if (found := _HEADER.match(line)) is None:
+                continue
+            if header is not None:
+                yield mapping(header)
+            header, rss_kib, flags = found, None, None
+        elif line.startswith(_FLAGS):
+            flags = line.split()[1:]
+        elif line.startswith(_RSS):
+            value = line.split()[1:2]
+            rss_kib = int(value[0]) if value and value[0].isdigit() else None
+    if header is not None:
+        yield mapping(header)
+
+
+def take(mappings: Iterable[Mapping], limit: int) -> tuple[list[Mapping], bool]:
+    """The first `limit` of them, and whether these are all."""
+    taken: list[Mapping] = []
+    for mapping in mappings:
+        if len(taken) == limit:
+            return taken, False
+        taken.append(mapping)
+    return taken, True

@@ -1,0 +1,116 @@
+"""Program headers of an ELF file: where its code, its RELRO and its build id are.
+
+All that a process in service needs of a file, in two or three reads; `elf.py` reads the rest, for
+commands. The file belongs to a monitored process and may say anything.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from typing import BinaryIO, NamedTuple
+
+__all__ = ["Code", "Relro", "Segments", "build_id_of", "read_segments"]
+
+SEGMENTS_LIMIT = 64
+NOTES_LIMIT = 1 << 16
+_PAGE = mmap.PAGESIZE
+
+# elf(5). By class: where e_phoff, e_phentsize and e_phnum are; the header of a segment, and in it
+# type, flags, offset, address, size in the file, size in memory.
+_MAGIC, _LITTLE_ENDIAN = b"\x7fELF", 1
+_LAYOUTS = {
+    1: (struct.Struct("<28xI10xHH"), struct.Struct("<8I"), (0, 6, 1, 2, 4, 5)),
+    2: (struct.Struct("<32xQ14xHH"), struct.Struct("<2I6Q"), (0, 1, 2, 3, 5, 6)),
+}
+_HEADER_SIZE = 64
+_PT_LOAD, _PT_NOTE, _PT_GNU_RELRO = 1, 4, 0x6474E552
+_PF_X = 1
+_NT_GNU_BUILD_ID = 3
+
+
+class Code(NamedTuple):
+    """An executable PT_LOAD, in whole pages: offsets in the file, and where it is linked to be."""
+
+    start: int
+    end: int
+    address: int
+
+
+class Relro(NamedTuple):
+    """PT_GNU_RELRO in whole pages, where it is linked to be; its bytes lie at `offset`."""
+
+    start: int
+    end: int
+    offset: int
+
+
+class Segments(NamedTuple):
+    code: tuple[Code, ...]
+    relro: Relro | None
+    build_id: str | None
+
+    def relro_of(self, start: int, offset: int) -> Relro | None:
+        """Where RELRO lies in a process that has code of this offset mapped at `start`."""
+        for code in self.code:
+            if self.relro is not None and code.start <= offset < code.end:
+                moved = start - (code.address + offset - code.start)
+                return Relro(self.relro.start + moved, self.relro.end + moved, self.relro.offset)
+        return None
+
+
+NOTHING = Segments((), None, None)
+
+
+def build_id_of(notes: bytes) -> str | None:
+    """The one that the linker made (ld --build-id), in hexadecimal."""
+    position = 0
+    while position + 12 <= len(notes):
+        name_size, size, kind = struct.unpack_from("<III", notes, position)
+        start = position + 12 + (name_size + 3 & ~3)
+        name = notes[position + 12 : position + 12 + name_size]
+        is_build_id = kind == _NT_GNU_BUILD_ID and name == b"GNU\0" and 0 < size <= 64
+        if is_build_id and start + size <= len(notes):
+            return notes[start : start + size].hex()
+        position = start + (size + 3 & ~3)
+    return None
+
+
+def _down(address: int) -> int:
+    return address & -_PAGE
+
+
+def _up(address: int) -> int:
+    return -(-address & -_PAGE)
+
+
+def read_segments(file: BinaryIO) -> Segments:
+    """What the file says; nothing when it is no ELF file of this machine. Raises OSError."""
+    header = file.read(_HEADER_SIZE)
+    layout = _LAYOUTS.get(header[4]) if len(header) == _HEADER_SIZE else None
+    if layout is None or header[:4] != _MAGIC or header[5] != _LITTLE_ENDIAN:
+        return NOTHING
+    places, row, fields = layout
+    offset, size, count = places.unpack_from(header)
+    if size != row.size or count > SEGMENTS_LIMIT or offset >= 1 << 62:
+        return NOTHING
+    file.seek(offset)
+    rows = file.read(size * count)
+    if len(rows) < size * count:
+        return NOTHING
+    return _interpret(file, [tuple(part[i] for i in fields) for part in row.iter_unpack(rows)])
+
+
+def _interpret(file: BinaryIO, segments: list[tuple[int, ...]]) -> Segments:
+    code: list[Code] = []
+    relro: Relro | None = None
+    build_id: str | None = None
+    for kind, flags, offset, address, size, memory_size in segments:
+        if kind == _PT_LOAD and flags & _PF_X:
+            code.append(Code(_down(offset), _up(offset + size), _down(address)))
+        elif kind == _PT_GNU_RELRO and relro is None:
+            relro = Relro(_down(address), _up(address + memory_size), _down(offset))
+        elif kind == _PT_NOTE and build_id is None and offset < 1 << 62:
+            file.seek(offset)
+            build_id = build_id_of(file.read(min(size, NOTES_LIMIT)))
+    return Segments(tuple(code), relro, build_id)
