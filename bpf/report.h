@@ -4,7 +4,7 @@
 #define SEAL_MONITOR_REPORT_H
 
 /* TAIL_NONE has no program: see begin_alone(). */
-enum tail { TAIL_DENIED, TAIL_NONE, TAILS };
+enum tail { TAIL_DENIED, TAIL_CHANGED, TAIL_NONE, TAILS };
 
 /*
  * A program that several others tail-call runs alone on its CPU between these two. Kernels that let

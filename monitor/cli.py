@@ -272,7 +272,7 @@ def _incident_filters() -> Parser:
             "seen since then: a date or time in UTC, or so long ago: 24h, 7d",
         ),
         ("--until", "TIME", "seen before then"),
-        ("--operation", "GLOB", "operation of the denials or cause of the faults"),
+        ("--operation", "GLOB", "operation of denials, cause of faults, method of bypasses"),
         ("--executable", "GLOB", "with a slash its path, else its base name"),
         ("--workload", "GLOB", "unit, pod/UID, container/ID or cgroup"),
         ("--verdict", "VERDICT", "that some of its denials had"),
@@ -281,9 +281,12 @@ def _incident_filters() -> Parser:
     listing.add_argument(
         "--likely", choices=("attack", "bug", "leak", "handled"), help="what some of it may be"
     )
-    kinds = ("violation", "denial", "fault", "seal", "health", "all")
+    kinds = ("violation", "denial", "fault", "bypass", "seal", "health", "all")
     listing.add_argument(
-        "--kind", choices=kinds, default="violation", help="default: violation, denials and faults"
+        "--kind",
+        choices=kinds,
+        default="violation",
+        help="default: violation, that is denials, faults and bypasses",
     )
     listing.add_argument(
         "--limit", type=_positive, default=50, metavar="N", help="at most so many (default: 50)"

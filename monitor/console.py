@@ -72,6 +72,18 @@ def _seal_items(event: Mapping[str, Any]) -> list[str]:
     return _mapping_items("mapping", event["mapping"])
 
 
+def _bypass_items(event: Mapping[str, Any]) -> list[str]:
+    target = event["target"]
+    of = f"{target['executable'] or target['name']} (pid {target['pid']})" if target else "unknown"
+    return [
+        f"method {event['method']}",
+        *_mapping_items("seal", event["sealed"]),
+        f"changed {_extent(event['changed'])}",
+        f"memory of {of}",
+        *([f"caller {_place(event, event['caller'])}"] if event["caller"] != "0x0" else []),
+    ]
+
+
 def _suppression_items(event: Mapping[str, Any]) -> list[str]:
     caller = event["caller"]
     return [
@@ -100,6 +112,7 @@ _ITEMS: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "denial": _denial_items,
     "fault": _fault_items,
     "seal": _seal_items,
+    "bypass": _bypass_items,
     "suppression": _suppression_items,
     "health": _health_items,
 }

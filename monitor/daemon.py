@@ -239,7 +239,7 @@ class Daemon:
         self._canary.start()
         self.server.start()
         for probe in self.loaded.probes:
-            if not probe.attached:
+            if probe.lost:
                 self.pipeline.health("probe_lost", f"{probe.probe}: {probe.error}")
 
     def _make_snapshots(self, reports_guards: bool) -> Snapshots | None:
@@ -277,7 +277,7 @@ class Daemon:
         reasons = [
             f"probe {probe.probe} is not attached: {probe.error}"
             for probe in self.loaded.probes
-            if not probe.attached
+            if probe.lost
         ]
         if self._stopping:
             reasons.append("it is stopping")

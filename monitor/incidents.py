@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from monitor.cgroups import workload_name
-from monitor.fingerprint import Event, Fingerprint, fingerprint, unattributed
+from monitor.fingerprint import Event, Fingerprint, fingerprint, unattributed, what_of
 from monitor.printable import printable
 from monitor.recent import Recent
 from monitor.sinks import SinkError, encode
@@ -181,8 +181,9 @@ def snapshot_data(incident: str, time_ns: int, text: bytes) -> bytes:
 def _title(event: Event) -> str:
     """What happened in a few words, without what differs from one event to the next."""
     if event["kind"] == "suppression":
-        what = event["operation"] or event["cause"] or ""
-        return f"{what} {event['of']}s of unknown callers".strip()
+        what = what_of(event) or ""
+        kind = event["of"]
+        return f"{what} {kind}{'es' if kind == 'bypass' else 's'} of unknown callers".strip()
     if event["kind"] == "seal":
         return "mseal"
     return str(event["summary"]).partition(" at 0x" if event["kind"] == "fault" else ": ")[0]
@@ -215,7 +216,7 @@ def _caller(event: Event) -> _Caller | None:
         event["host"]["boot_id"],
         process["pid"],
         event.get("of", event["kind"]),
-        event.get("operation") or event.get("cause"),
+        what_of(event),
         event["instruction_pointer"] if event["kind"] == "fault" else event["caller"],
     )
 
@@ -386,7 +387,7 @@ class IncidentStore:
 
     def _add_suppressed(self, database: sqlite3.Connection, event: Event) -> tuple[int, int | None]:
         """To the incident that the process had last made there; else to the unattributed one."""
-        incident = _incident(unattributed(event["of"], event["operation"] or event["cause"]), event)
+        incident = _incident(unattributed(event["of"], what_of(event)), event)
         caller = _caller(event)
         if caller and (seen := self._callers.get(caller)):
             found = database.execute(_SUPPRESSED, incident | {"id": seen.incident}).fetchall()

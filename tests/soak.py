@@ -487,6 +487,8 @@ def counted(series: dict[str, float]) -> Counter[Cell]:
                 cells["denial", *values] = int(value)
             case "seal_monitor_faults_total":
                 cells["fault", *values] = int(value)
+            case "seal_monitor_bypasses_total":
+                cells["bypass", *values] = int(value)
             case "seal_monitor_seals_total":
                 cells["seal",] = int(value)
             case "seal_monitor_sealed_bytes_total":

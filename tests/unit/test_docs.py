@@ -17,7 +17,7 @@ import pytest
 
 from monitor import cli, config, events, metrics
 from monitor.abi import Cause, Disposition, Reason, Verdict
-from monitor.assessment import DENIALS, FAULTS
+from monitor.assessment import BYPASSES, DENIALS, FAULTS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -178,5 +178,6 @@ def test_the_table_of_assessments() -> None:
         for name, likely, what, reasoning in (
             *((row.name, row.likely, row.what, row.reasoning) for row in DENIALS),
             *((row.name, row.likely, row.what, row.reasoning) for row in FAULTS),
+            *((row.name, row.likely, row.what, row.reasoning) for row in BYPASSES),
         )
     ]
