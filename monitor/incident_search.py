@@ -26,7 +26,7 @@ __all__ = [
     "Snapshot",
 ]
 
-VIOLATIONS = ("denial", "fault")
+VIOLATIONS = ("denial", "fault", "bypass")
 SAME_PROCESS_NS = 1_000_000_000  # two runs of the daemon may differ in when a process started
 _NOT_PERMITTED = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY)
 _COLUMNS = (
@@ -51,7 +51,7 @@ class Filter(NamedTuple):
     kinds: Sequence[str] = VIOLATIONS
     since_ns: int | None = None
     until_ns: int | None = None
-    operation: str | None = None  # or cause
+    operation: str | None = None  # or cause, or method
     executable: str | None = None  # with a slash the path, else the base name
     workload: str | None = None
     verdict: str | None = None

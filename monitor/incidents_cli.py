@@ -49,8 +49,9 @@ _KINDS = {
     "denial": ("denial",),
     "fault": ("fault",),
     "seal": ("seal",),
+    "bypass": ("bypass",),
     "health": ("health",),
-    "all": ("denial", "fault", "seal", "health"),
+    "all": ("denial", "fault", "seal", "bypass", "health"),
 }
 
 
@@ -249,6 +250,7 @@ def as_object(incident: Incident) -> dict[str, object]:
         "kind": incident.kind,
         "operation": incident.what if incident.kind == "denial" else None,
         "cause": incident.what if incident.kind == "fault" else None,
+        "method": incident.what if incident.kind == "bypass" else None,
         "title": incident.title,
         "severity": incident.severity,
         "summary": incident.summary,

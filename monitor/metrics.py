@@ -19,7 +19,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.core import Metric as Family
 
-from monitor.abi import Cause, Counters, Disposition, Kind, Outcome, Verdict
+from monitor.abi import Cause, Counters, Disposition, Kind, Method, Outcome, Verdict
 from monitor.operations import OPERATIONS
 from monitor.posture import STATES
 from monitor.tally import (
@@ -48,6 +48,7 @@ OPERATION_NAMES = tuple(operation.name for operation in OPERATIONS)
 PARTIAL_OPERATIONS = ("mprotect", "madvise", "mremap")
 VERDICT_NAMES = tuple(verdict.label for verdict in Verdict)
 CAUSE_NAMES = tuple(cause.label for cause in Cause)
+METHOD_NAMES = tuple(method.label for method in Method)
 DISPOSITION_NAMES = tuple(disposition.label for disposition in Disposition)
 EVENT_RESULTS = ("delivered", "suppressed", "filtered", "dropped", "failed")
 OTHER_WORKLOADS = "other"
@@ -220,6 +221,16 @@ METRICS: tuple[Metric, ...] = (
         "Guard-page and protection faults that raised a signal, by cause and what the signal did.",
         _faults,
         {"cause": CAUSE_NAMES, "disposition": DISPOSITION_NAMES},
+    ),
+    Metric(
+        "bypasses_total",
+        "counter",
+        "Changes of what sealed memory holds, made around its seal, by the way taken.",
+        lambda reading: [
+            ((name,), count)
+            for name, count in zip(METHOD_NAMES, reading.counters.bypasses, strict=True)
+        ],
+        {"method": METHOD_NAMES},
     ),
     Metric(
         "seals_total",
@@ -533,18 +544,18 @@ _PAGE_HEAD = """\
 
 # Metrics
 
-`/metrics` exports these. Counts of denials, partial updates, faults and seals are read from the
-kernel's counters at every scrape: they are exact whatever becomes of the events. The canary's own
-violations are in none of them. Every combination of the label values listed here is there from the
-start, as 0.
+`/metrics` exports these. Counts of denials, partial updates, faults, bypasses and seals are read
+from the kernel's counters at every scrape: they are exact whatever becomes of the events. The
+canary's own violations are in none of them. Every combination of the label values listed here is
+there from the start, as 0.
 
 | Metric | Type | Labels | Meaning |
 |---|---|---|---|"""
 
 _PAGE_TAIL = """
-For the kinds `denial`, `fault` and `seal`, once the probes are detached and the ring buffer is
-empty, what was counted equals the sum of `seal_monitor_events_total` over its results (for faults,
-those with disposition `handler_failed` counted twice).
+For the kinds `denial`, `fault`, `seal` and `bypass`, once the probes are detached and the ring
+buffer is empty, what was counted equals the sum of `seal_monitor_events_total` over its results
+(for faults, those with disposition `handler_failed` counted twice).
 
 A fault whose handler could not be started, because its frame did not fit on the stack, is delivered
 twice: it makes two events, but counts once above, as `handler_failed`. A scrape between the two

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_fingerprint import EVENTS
 
@@ -216,6 +216,7 @@ ROWS = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(
     rows=st.lists(ROWS | st.none(), max_size=60), parts=st.tuples(ROWS, ROWS, ROWS), at=ADDRESSES
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,9 @@ from test_fingerprint import EVENTS
 from test_incidents import EVERYTHING, KEPT, WEEK_START, Store, at, denial, suppression
 
 from monitor.cases import Case, gather
+from monitor.fingerprint import fingerprint
 from monitor.incident_search import Incident, Incidents
+from monitor.incidents import nanoseconds, snapshot_data
 
 Event = dict[str, Any]
 LATER = "2026-11-21T17:08:03.000000000Z"
@@ -70,6 +73,8 @@ def a_day(folder: Path) -> Store:
     gap = suppression(3996, refused) | {"time": LATER, "first": LATER, "last": LATER}
     alone = suppression(7, None) | {"time": LATER, "first": LATER, "last": LATER}
     store.take(seal, refused, fault, gap, copy.deepcopy(EVENTS["health"]), alone)
+    kept, taken_ns = json.dumps(SNAPSHOT).encode(), nanoseconds(SNAPSHOT["time"])
+    store.sink.write_all([snapshot_data(fingerprint(refused).id, taken_ns, kept)])
     partial = denial(WEEK_START + 86_400, operation="mprotect", caller=0x333, pid=78)
     partial["partial_update"] = {"start": "0x55eb77211000", "end": "0x55eb77215000"}
     partial["arguments"] = {"addr": "0x55eb77211000", "size": 0x6000, "prot": "r-x"}
@@ -112,6 +117,8 @@ def test_the_timeline_is_that_of_the_process(store: Store) -> None:
     # Of the incident with a gap behind it, the event is the denial before it.
     (refused,) = (each for each in store.read() if each.suppressed == 3996)
     assert case_of(store, refused.id).event == EVENTS["denial"]
+    assert case_of(store, refused.id).snapshots == [SNAPSHOT]
+    assert case.snapshots == []
 
 
 def test_similar_incidents(store: Store) -> None:

@@ -80,6 +80,7 @@ def test_what_is_in_it(store: Store, tmp_path: Path) -> None:
     assert kinds == ["denial", "suppression"]
     timeline = [json.loads(line)["kind"] for line in files["timeline.jsonl"].splitlines()]
     assert timeline == ["seal", "denial", "fault", "suppression"]
+    assert json.loads(files["snapshots.json"]) == [SNAPSHOT]
     modules = json.loads(files["modules.json"])
     builds = {frame["build_id"] for frame in EVENTS["denial"]["stack"]}
     assert {each["build_id"] for each in modules} == builds

@@ -378,7 +378,9 @@ def damaged(draw: st.DrawFn) -> Event:
     return event
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(events=st.lists(damaged(), max_size=3), data=st.data())
 def test_whatever_a_database_holds(store: Store, events: list[Event], data: st.DataObject) -> None:
     snapshot = copy.deepcopy(SNAPSHOT)
