@@ -12,12 +12,11 @@ Also makes dashboards/pictures/grafana.schema.json of @grafana/schema's types, f
 from __future__ import annotations
 
 import argparse
+import base64
 import functools
-import html
 import http.server
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -30,8 +29,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from browser import Browser, browser
 from fleet import MINUTE, exposition
-from prometheus_server import backfilled
+from prometheus import backfilled
 
 ROOT = Path(__file__).parents[1]
 DASHBOARDS = ROOT / "dashboards"
@@ -47,8 +47,9 @@ CHOSEN: dict[str, dict[str, str]] = {
     "health": {},
 }
 WIDTH = 1400
-GRID_ROW, HEAD = 38, 130  # pixels
+GRID_ROW, HEAD = 38, 160  # pixels
 LIMIT = 150_000  # bytes of a picture
+SECONDS = 60.0  # for all queries of a dashboard
 
 
 def run(*command: object) -> None:
@@ -117,39 +118,45 @@ def served(folder: Path) -> Iterator[str]:
         server.server_close()
 
 
-def chromium(url: str, height: int, picture: Path) -> str:
-    """Draws a page into a picture; returns the page as it has become."""
-    with tempfile.TemporaryDirectory() as profile:
-        command = [
-            *("chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
-            *("--disable-dev-shm-usage", f"--user-data-dir={profile}", "--no-first-run"),
-            *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-            *(f"--window-size={WIDTH},{height}", "--force-device-scale-factor=1"),
-            *("--virtual-time-budget=30000", f"--screenshot={picture}", "--dump-dom", url),
-        ]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=300
-        ).stdout
+# A title is there before what is below it: a second longer than the last query.
+_STATE = """JSON.stringify({
+    text: document.body?.innerText ?? "",
+    busy: performance.now() - Math.max(0, ...performance.getEntriesByType("resource").map(
+        (entry) => entry.responseEnd)) < 3000,
+})"""
 
 
-def draw(url: str, name: str, asked: Mapping[str, object], picture: Path) -> list[str]:
+def draw(
+    tab: Browser, url: str, name: str, asked: Mapping[str, object], picture: Path
+) -> list[str]:
     """Returns what is wrong with the picture."""
     document = json.loads((DASHBOARDS / f"{name}.json").read_text("utf-8"))
-    panels = document["panels"]
-    bottom = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in panels)
+    titles = [panel["title"] for panel in document["panels"]]
+    places = [panel["gridPos"] for panel in document["panels"]]
+    height = HEAD + GRID_ROW * max(place["y"] + place["h"] for place in places)
+    size = {"width": WIDTH, "height": height, "deviceScaleFactor": 1, "mobile": False}
+    tab.call("Emulation.setDeviceMetricsOverride", **size)
+    tab.seen.clear()
     query = urllib.parse.urlencode({"dashboard": name, **asked})
-    page = chromium(f"{url}/?{query}", HEAD + GRID_ROW * bottom, picture)
-    text = html.unescape(re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL))
-    problems = [
-        f"no panel {panel['title']!r}" for panel in panels if f">{panel['title']}<" not in text
-    ]
-    problems += [
-        f"{text.count(words)} times {words!r}"
-        for words in ("No data", "Error", "Panel plugin not found")
-        if f">{words}" in text
-    ]
-    size = picture.stat().st_size
-    return problems if size < LIMIT else [*problems, f"{size:,} bytes"]
+    tab.call("Page.navigate", url=f"{url}/?{query}")
+    deadline = time.monotonic() + SECONDS
+    while True:
+        state = json.loads(tab.evaluate(_STATE))
+        missing = [title for title in titles if title not in state["text"]]
+        if (not missing and not state["busy"]) or time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    # Browser.screenshot() would change the page's height, and the panels would be drawn anew.
+    shot = tab.call("Page.captureScreenshot", format="png")
+    picture.write_bytes(base64.b64decode(shot["data"]))
+    problems = [f"no panel {title!r}" for title in missing]
+    if empty := state["text"].count("No data"):
+        problems.append(f"{empty} panels without data")
+    print(*[m[:700] for m in tab.messages()], sep="\n") if "-v" in sys.argv else None
+    problems += [message[:500] for message in tab.messages() if "exceptionThrown" in message]
+    if (size_now := picture.stat().st_size) > LIMIT:
+        problems.append(f"{size_now:,} bytes")
+    return problems
 
 
 def main() -> int:
@@ -161,6 +168,8 @@ def main() -> int:
     run("npx", "vite", "build")
     site = WORKSHOP / "dist"
     shutil.copytree(DASHBOARDS, site / "dashboards", dirs_exist_ok=True)
+    icons = WORKSHOP / "node_modules/@grafana/ui/dist/public/img"
+    shutil.copytree(icons, site / "public/build/img", dirs_exist_ok=True)
 
     end = int(time.time()) // MINUTE * MINUTE
     start = end - MINUTES * MINUTE
@@ -172,11 +181,12 @@ def main() -> int:
         tempfile.TemporaryDirectory() as folder,
         backfilled(Path(folder), exposition(HOSTS, MINUTES, end), rules, start, end) as prometheus,
         served(site) as url,
+        browser() as tab,
     ):
         shown = {"prometheus": prometheus.url, "from": start * 1000, "to": (end - MINUTE) * 1000}
         for name, chosen in CHOSEN.items():
             picture = pictures / f"{name}.png"
-            problems = draw(url, name, {**shown, **chosen}, picture)
+            problems = draw(tab, url, name, {**shown, **chosen}, picture)
             print(f"{picture}: {'; '.join(problems) or 'every panel is drawn'}")
             wrong |= bool(problems)
     return wrong

@@ -47,10 +47,9 @@ async function prepare(prometheus: string): Promise<void> {
   setAppEvents(new EventBusSrv());
   standardFieldConfigEditorRegistry.setInit(() => STANDARD_FIELDS as any);
   standardEditorsRegistry.setInit(() => []);
+  const transformers = new Map(Object.values(standardTransformers).map((each: any) => [each.id, each]));
   standardTransformersRegistry.setInit(() =>
-    Object.values(standardTransformers).map(
-      (transformation: any) => ({ id: transformation.id, name: transformation.name, transformation }) as any
-    )
+    [...transformers].map(([id, transformation]) => ({ id, name: transformation.name, transformation: async () => transformation }) as any)
   );
   setPluginImportUtils({
     importPanelPlugin: async (id: string) => PANELS[id],
@@ -137,8 +136,10 @@ async function draw(): Promise<void> {
     <ThemeContext.Provider value={config.theme2}>
       <GlobalStyles />
       <BrowserRouter>
-        <h3 style={{ margin: '16px 16px 0' }}>{dashboard.title}</h3>
-        <scene.Component model={scene} />
+        <div style={{ padding: 16 }}>
+          <h3>{dashboard.title}</h3>
+          <scene.Component model={scene} />
+        </div>
         <PortalContainer />
       </BrowserRouter>
     </ThemeContext.Provider>
