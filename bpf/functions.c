@@ -21,7 +21,7 @@ static __always_inline struct scratch *refused_call(u32 owner, struct task_struc
     struct call *call;
 
     if (!config || !config->sealed_mask || !TASK_FIELD(void *, task, mm) ||
-        TASK_FIELD(u32, task, flags) & PF_IO_WORKER)
+        TASK_FIELD(u32, task, flags) & PF_IO_WORKER || !is_watched(config))
         return NULL;
     scratch = scratch_of(owner);
     if (!scratch)

@@ -85,7 +85,7 @@ static __always_inline int report(struct scratch *scratch, struct task_struct *t
 {
     struct config *config = configuration();
 
-    if (!config || !config->sealed_mask)
+    if (!config || !config->sealed_mask || !is_watched(config))
         return 0;
     judge(scratch, task, config);
     if (scratch->call.result != -EPERM && scratch->judgement.verdict == VERDICT_NOT_SEALED)

@@ -269,6 +269,9 @@ def _bypass(
         raise ClassifyError("corrupt record: a bypass without a mapping")
     sealed = Sealed(mapping.start, mapping.end, mapping.permissions, mapping.file, mapping.name)
     row = first_fit(BYPASSES, BypassFacts(method.label, sealed, summaries.is_own(record)))
+    end = record.address + record.length
+    if end >> 64:
+        raise ClassifyError("corrupt record: a range that has no end")
     return Bypass(
         id=origin.id,
         time=origin.time,
@@ -281,7 +284,7 @@ def _bypass(
         method=method.label,
         assessment=row.assessment if row else None,
         target=target,
-        changed=AddressRange(_address(record.address), _address(record.address + record.length)),
+        changed=AddressRange(_address(record.address), _address(end)),
         sealed=sealed,
         compat=bool(record.flags & RecordFlag.COMPAT),
         instruction_pointer=_address(record.instruction_pointer),

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry
 
 from monitor import abi, accounts, host, journal, metrics, privileges, sinks, web
-from monitor.attached import Attached, request
+from monitor.attached import Attached, configure, request
 from monitor.canary import Canary, Rounds
 from monitor.cgroups import Cgroups
 from monitor.config import Config, ConfigError
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Daemon", "run"]
 
-SECOND_NS = 1_000_000_000
 SWEEP_SECONDS = 1.0
 MISSED_SECONDS = 10.0
 TURN_SECONDS = 0.5  # what a storm leaves in the ring after so long waits for the next turn
@@ -135,18 +134,6 @@ def give_back_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
     if trim:
         trim(ctypes.c_size_t(0))
-
-
-def configure(kernel: abi.Config, config: Config) -> None:
-    """Write into the kernel what can change while the programs run."""
-    limit = config.rate_limit
-    kernel.event_interval_ns = SECOND_NS // limit.per_caller
-    kernel.event_burst_ns = (limit.burst - 1) * kernel.event_interval_ns
-    kernel.host_interval_ns = SECOND_NS // limit.host
-    kernel.host_burst_ns = (limit.host - 1) * kernel.host_interval_ns
-    kernel.emit_verdicts = sum(1 << v for v in abi.Verdict if v.label in config.events.denials)
-    kernel.emit_causes = sum(1 << c for c in abi.Cause if c.label in config.events.faults)
-    kernel.emit_seals = config.events.seals
 
 
 def _clocks() -> tuple[float, float]:

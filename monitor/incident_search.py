@@ -249,6 +249,17 @@ class Incidents:
         )
         return [(json.loads(text), number) for text, number in rows]
 
+    def stored(self, table: str, incident: Incident) -> list[tuple[Any, ...]]:
+        """Its rows in a table of the schema; none where an older database has no such table."""
+        if not self._rows("SELECT 1 FROM sqlite_schema WHERE name = ?", (table,)):
+            return []
+        key = "number" if table == "incidents" else "incident"
+        return self._rows(
+            f"SELECT * FROM {table} WHERE {key} = (SELECT number FROM incidents WHERE id = ?) "
+            "ORDER BY 1, 2, 3",
+            (incident.id,),
+        )
+
     def _conditions(self, wanted: Filter) -> tuple[list[str], list[object]]:
         """Of an SQL query: every value is a placeholder's."""
         conditions = [f"kind IN ({', '.join('?' * len(wanted.kinds))})"]

@@ -259,8 +259,10 @@ class IncidentStore:
         retention: Retention,
         tell: Callable[[str], None],
         clock_ns: Callable[[], int] = time.time_ns,
+        callers: int = _CALLERS,
     ) -> None:
-        """`tell` hears of a database that was set aside, in the writer's thread.
+        """`tell` hears of a database that was set aside, in the writer's thread. `callers`: of so
+        many, the last ones with an event, a suppression finds its incident.
 
         The database is opened by the first event, not here.
         """
@@ -270,7 +272,7 @@ class IncidentStore:
         self._clock_ns = clock_ns
         self._database: sqlite3.Connection | None = None
         self._identity = (-1, -1)
-        self._callers: Recent[_Caller, _Seen] = Recent(_CALLERS)
+        self._callers: Recent[_Caller, _Seen] = Recent(callers)
         self._until_look = 0
         self._looked_at = 0.0
 

@@ -46,6 +46,7 @@ _MAPS = (
     "workloads",
     "buckets",
     "shared_buckets",
+    "watched_cgroup",
 )
 # By feature: array, programs in the order of enum tail, and their mode. A program array forgets its
 # programs when its last descriptor is closed.

@@ -18,7 +18,6 @@ from monitor.posture import (
     Memory,
     Process,
     Reader,
-    State,
     grouped,
 )
 from monitor.printable import printable
@@ -68,37 +67,43 @@ def _plural(count: int, word: str) -> str:
     return f"{count:,} {word}{'' if count == 1 else 'es' if word.endswith('s') else 's'}"
 
 
+def _whole(processes: Sequence[Process]) -> Group:
+    """All of them together."""
+    empty = Group("", dict.fromkeys(STATES, 0), Memory())
+    return next(iter(grouped(processes, lambda _: "")), empty)
+
+
 # ---- As text -------------------------------------------------------------------------------------
 
 # Title, whether it is a name (aligned to the left, shortened when there is no room), cells.
 _Column = tuple[str, bool, list[str]]
 
 
-def _numbers(memories: Sequence[Memory], states: Sequence[Mapping[State, int]]) -> list[_Column]:
+def _numbers(groups: Sequence[Group]) -> list[_Column]:
     def cells(show: Callable[[Memory], str]) -> list[str]:
-        return [
-            show(memory) if some["sealing"] or some["not_sealing"] else ""
-            for memory, some in zip(memories, states, strict=True)
-        ]
+        return [show(group.memory) if _is_read(group) else "" for group in groups]
 
-    sealed = cells(lambda memory: _size(memory.sealed_bytes))
-    for index, some in enumerate(states):
-        if not sealed[index]:
-            sealed[index] = "too large" if some["too_large"] else "unreadable"
+    sealed = [
+        _size(group.memory.sealed_bytes)
+        if _is_read(group)
+        else "too large"
+        if group.states["too_large"]
+        else "unreadable"
+        for group in groups
+    ]
+    code = cells(lambda memory: _share(memory.executable_sealed_bytes, memory.executable_bytes))
+    relro = cells(lambda memory: _share(memory.relro_sealed_bytes, memory.relro_bytes))
     return [
         ("RANGES", False, cells(lambda memory: f"{memory.sealed_ranges:,}")),
         ("SEALED", False, sealed),
-        (
-            "CODE",
-            False,
-            cells(lambda memory: _share(memory.executable_sealed_bytes, memory.executable_bytes)),
-        ),
-        (
-            "RELRO",
-            False,
-            cells(lambda memory: _share(memory.relro_sealed_bytes, memory.relro_bytes)),
-        ),
+        ("CODE", False, code),
+        ("RELRO", False, relro),
     ]
+
+
+def _is_read(group: Group) -> bool:
+    """Whether there is anything to say of its memory."""
+    return group.states["sealing"] + group.states["not_sealing"] > 0
 
 
 def _table(columns: Sequence[_Column], width: int) -> list[str]:
@@ -169,10 +174,7 @@ def listed(processes: Sequence[Process], by: str, everything: bool, width: int) 
                 True,
                 [process.executable or f"[{process.name or _UNKNOWN}]" for process in shown],
             ),
-            *_numbers(
-                [process.memory or Memory() for process in shown],
-                [{state: int(process.state == state) for state in STATES} for process in shown],
-            ),
+            *_numbers([_whole([process]) for process in shown]),
             ("WORKLOAD", True, [process.workload for process in shown]),
         ]
     else:
@@ -181,7 +183,7 @@ def listed(processes: Sequence[Process], by: str, everything: bool, width: int) 
             (by.upper(), True, [group.name for group in groups]),
             ("PROCESSES", False, [f"{sum(group.states.values()):,}" for group in groups]),
             ("SEALING", False, [f"{group.states['sealing']:,}" for group in groups]),
-            *_numbers([group.memory for group in groups], [group.states for group in groups]),
+            *_numbers(groups),
         ]
     lines = [*_table(columns, width), ""] if columns[0][2] else []
     return [*lines, *_summary(processes, _whole(processes))]
@@ -227,11 +229,6 @@ def told(process: Process, width: int) -> list[str]:
 
 
 # ---- As JSON -------------------------------------------------------------------------------------
-
-
-def _whole(processes: Sequence[Process]) -> Group:
-    empty = Group("", dict.fromkeys(STATES, 0), Memory())
-    return next(iter(grouped(processes, lambda _: "")), empty)
 
 
 def _mapping(mapping: MemoryMapping) -> dict[str, object]:

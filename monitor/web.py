@@ -151,27 +151,39 @@ def _ready(ready: Callable[[], list[str]], _headers: Headers) -> Response:
     return _answer(HTTPStatus.OK, "ready")
 
 
+def _refusal(request: Request, access: Access) -> Response | None:
+    """The response to a request that may not be made; None where it may."""
+    if access.passes is not None and not access.passes():
+        return _answer(HTTPStatus.TOO_MANY_REQUESTS, "more requests than the rate limit")
+    try:
+        if access.accepts is None or access.accepts(request.headers.get("authorization", "")):
+            return None
+    except TimeoutError:
+        return _answer(HTTPStatus.SERVICE_UNAVAILABLE, "too many passwords wait to be checked")
+    challenge = 'WWW-Authenticate: Basic realm="seal-monitor", charset="UTF-8"'
+    return _answer(HTTPStatus.UNAUTHORIZED, "name or password is wrong", challenge)
+
+
+def _serve(request: Request, routes: Mapping[str, Route]) -> Response:
+    if request.method not in ("GET", "HEAD"):
+        text = "only GET and HEAD are known here"
+        return _answer(HTTPStatus.METHOD_NOT_ALLOWED, text, "Allow: GET, HEAD")
+    route = routes.get(request.path)
+    if route is None:
+        return _answer(HTTPStatus.NOT_FOUND, f"not found; there are {', '.join(routes)}")
+    try:
+        return route(request.headers)
+    except Exception as error:
+        reason = one_line(f"{type(error).__name__}: {error}")
+        return _answer(HTTPStatus.INTERNAL_SERVER_ERROR, f"failed: {reason}")
+
+
 def _respond(head: bytes, access: Access, *, routes: Mapping[str, Route]) -> bytes:
     try:
         request = _parse(head)
     except ValueError as error:
         return _answer(HTTPStatus.BAD_REQUEST, f"bad request: {error}").encode(access.headers)
-    if access.passes is not None and not access.passes():
-        response = _answer(HTTPStatus.TOO_MANY_REQUESTS, "more requests than the rate limit")
-    elif access.accepts and not access.accepts(request.headers.get("authorization", "")):
-        challenge = 'WWW-Authenticate: Basic realm="seal-monitor", charset="UTF-8"'
-        response = _answer(HTTPStatus.UNAUTHORIZED, "name or password is wrong", challenge)
-    elif request.method not in ("GET", "HEAD"):
-        text = "only GET and HEAD are known here"
-        response = _answer(HTTPStatus.METHOD_NOT_ALLOWED, text, "Allow: GET, HEAD")
-    elif (route := routes.get(request.path)) is None:
-        response = _answer(HTTPStatus.NOT_FOUND, f"not found; there are {', '.join(routes)}")
-    else:
-        try:
-            response = route(request.headers)
-        except Exception as error:
-            reason = one_line(f"{type(error).__name__}: {error}")
-            response = _answer(HTTPStatus.INTERNAL_SERVER_ERROR, f"failed: {reason}")
+    response = _refusal(request, access) or _serve(request, routes)
     return response.encode(access.headers, with_body=request.method != "HEAD")
 
 

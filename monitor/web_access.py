@@ -106,6 +106,8 @@ class WebAccess:
                 self._problem = str(error)
                 self._tell(error)
             return
-        self._config, self._problem = config, ""
-        self._access = _access(config, self._request_seconds)
+        access = _access(config, self._request_seconds)
+        if config.users == self._config.users:  # it knows who was right, which is slow to learn
+            access = access._replace(accepts=self._access.accepts)
+        self._config, self._access, self._problem = config, access, ""
         self._tell(None)

@@ -313,6 +313,17 @@ def test_after_a_new_beginning_numbers_are_other_ones(make: Make) -> None:
     }
 
 
+@pytest.mark.parametrize(("callers", "attributed"), [(2, 50), (1, 0)])
+def test_so_many_callers_are_remembered(tmp_path: Path, callers: int, attributed: int) -> None:
+    first, second = denial(caller=1, pid=1), denial(caller=2, pid=2)
+    sink = IncidentStore(tmp_path, KEPT, lambda _: None, callers=callers)
+    sink.write_all([sink.render(event) for event in (first, second, suppression(50, first))])
+    sink.close()
+    with Incidents(tmp_path / FILE) as incidents:
+        (found,) = incidents.find(fingerprint(first).id)
+    assert found.suppressed == attributed
+
+
 # ---- Text that others chose ----------------------------------------------------------------------
 
 

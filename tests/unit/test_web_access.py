@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import shutil
 import socket
 import ssl
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -223,6 +225,30 @@ def test_headers_go_with_every_response(folder: Path) -> None:
             assert lines.count(header) == 1
 
 
+def test_guessers_keep_nobody_out_whose_password_was_right(folder: Path) -> None:
+    slow = bcrypt.hashpw(b"correct horse", bcrypt.gensalt(10)).decode()
+    with serving(folder, f"basic_auth_users:\n  prometheus: {slow}\n") as served:
+        assert served.status(headers=RIGHT) == 200
+        ends = threading.Event()
+        found: set[int] = set()
+
+        def guess() -> None:
+            while not ends.is_set():
+                with contextlib.suppress(OSError, http.client.HTTPException):
+                    found.add(served.status(headers=basic("prometheus", os.urandom(8).hex())))
+
+        guessers = [threading.Thread(target=guess) for _ in range(30)]
+        for guesser in guessers:
+            guesser.start()
+        try:
+            assert [served.status(headers=RIGHT) for _ in range(30)] == [200] * 30
+        finally:
+            ends.set()
+            for guesser in guessers:
+                guesser.join()
+        assert found == {401, 503}  # 503: too many others guess
+
+
 def test_rate_limit(folder: Path) -> None:
     with serving(folder, "rate_limit:\n  interval: 1h\n  burst: 2\n" + USERS) as served:
         found = [served.status(headers=RIGHT), served.status(), served.status(headers=RIGHT)]
@@ -280,6 +306,18 @@ def test_users_come_and_go(folder: Path) -> None:
         assert served.status(headers=RIGHT) == 401
         assert served.status(headers=basic("other", "correct horse")) == 200
         assert served.told == [None]
+
+
+def test_a_password_that_was_right_is_not_checked_again_for_another_certificate(
+    folder: Path,
+) -> None:
+    (folder / "web.yml").write_text(TLS + USERS)
+    access = WebAccess(folder / "web.yml", lambda _: None)
+    before = access()
+    new_certificate(folder, "server")
+    after = access()
+    assert after.tls is not before.tls
+    assert after.accepts == before.accepts
 
 
 def test_a_file_with_a_mistake_changes_nothing_and_is_told_once(folder: Path) -> None:
