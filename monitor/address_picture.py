@@ -96,6 +96,7 @@ def picture(
     known = _known(memory_map, around)
     surveyed = _surveyed(known, is_whole and bool(memory_map))
     has_map = bool(known)
+    unmapped = page if event.get("kind") == "fault" and told is None else None
     if own:
         is_sealed = bool(event.get("sealed")) or value(told, "sealed") is True
         known = _laid_over(known, _of(told, own, is_sealed))
@@ -113,7 +114,8 @@ def picture(
     for where in (Extent(*pair) for pair in pairwise(cuts)):
         found = known[max(bisect_right(starts, where.start) - 1, 0)] if known else None
         mapping = found if found and _within(where, found.extent) else None
-        bands.append(_band(where, mapping, wanted, partial, _within(where, surveyed)))
+        is_surveyed = _within(where, surveyed) or _within(where, unmapped)
+        bands.append(_band(where, mapping, wanted, partial, is_surveyed))
     if len(bands) > BANDS_LIMIT:
         bands = _fewer(bands, special, point)
     return _placed(bands, point, wanted, partial, has_map)

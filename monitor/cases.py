@@ -56,16 +56,41 @@ def gather(
     Raises IncidentError.
     """
     among = incidents.search(Filter(kinds=_KINDS), _AMONG)
+    paths = _paths(among)
     cases = []
     for incident in chosen:
         events = [event for event in incidents.events(incident) if isinstance(event, dict)]
         timeline = _timeline(incidents, last_whole(events))
         if resolver is not None:
-            events = [resolver.resolve(event) for event in events]
-            timeline = [(resolver.resolve(event), number) for event, number in timeline]
+            events = [_named(event, resolver, paths) for event in events]
+            timeline = [(_named(event, resolver, paths), number) for event, number in timeline]
         snapshots = [each for each in incidents.snapshots(incident) if isinstance(each, dict)]
         cases.append(Case(incident, events, snapshots, timeline, _similar(incident, among)))
     return cases
+
+
+def _paths(among: Sequence[Incident]) -> dict[str, str]:
+    """Where programs lay that have been seen, by base name; the last seen first."""
+    paths: dict[str, str] = {}
+    for incident in among:
+        for path in incident.facets["executable"]:
+            if path.startswith("/"):
+                paths.setdefault(path.rpartition("/")[2], path)
+    return paths
+
+
+def _named(event: Event, resolver: Resolver, paths: Mapping[str, str]) -> Event:
+    """With names in its stack.
+
+    Of a process that was gone too soon only the base name is known: another run of the program
+    tells where its file lies. The build id tells whether it is the same file.
+    """
+    name = value(event, "process", "executable")
+    path = paths.get(name) if isinstance(name, str) else None
+    if path is None:
+        return resolver.resolve(event)
+    found = resolver.resolve(event | {"process": event["process"] | {"executable": path}})
+    return found | {"process": event["process"]}
 
 
 def _timeline(incidents: Incidents, event: Event) -> list[tuple[Event, str]]:

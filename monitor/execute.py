@@ -36,6 +36,8 @@ from monitor.execute_command import (
     environment,
     user_named,
 )
+from monitor.execute_files import Nearby
+from monitor.execute_names import Names
 from monitor.execute_sink import CommandSink, Event
 from monitor.execute_summary import Result, document, live, summary, violations
 from monitor.identity import Identities
@@ -128,10 +130,12 @@ class _Watch:
             attached.calibrate()
             self.loaded, self.state, self._ring = attached.loaded, attached.state, attached.ring
             self._configure(config)
-            resolver = cleanup.enter_context(Resolver(os.environ))
+            search: list[Path] = []
+            resolver = cleanup.enter_context(Resolver(os.environ, search=search))
+            names = Names(resolver, search, Nearby(Path()))
             store = IncidentStore(directory, RETENTION, self.notes.append, callers=CALLERS)
             self._delivery = Delivery(
-                [CommandSink(store, resolver, terminal.show)],
+                [CommandSink(store, names.named, terminal.show)],
                 tally := Tally([CommandSink.name]),
                 self._on_sink,
             )

@@ -51,15 +51,18 @@ class PostureRounds:
         proc: Path = Path("/proc"),
         settled: float = SETTLED_SECONDS,
         share: float = SHARE,
+        parent: int | None = None,
     ) -> None:
         """`directory` keeps what used to seal; None: known in this run alone. At most `workloads`
-        have a figure of their own.
+        have a figure of their own. Children of `parent`, else of this process, do not count: the
+        canary seals, too.
         """
         self._directory = directory
         self._workloads = workloads
         self._proc = proc
         self._settled = settled
         self._share = share
+        self._parent = os.getpid() if parent is None else parent
         self._known: dict[Program, Known] | None = None
         self._is_saved = True
         self._since: float | None = None
@@ -127,7 +130,7 @@ class PostureRounds:
         memory = Memory()
         sightings: dict[Program, Sighting] = {}
         for process in Reader(self._proc, pause=self._pause).processes():
-            if process.parent_pid == os.getpid():  # the canary seals, too
+            if process.parent_pid == self._parent:
                 continue
             states[process.state] += 1
             posture_drift.see(sightings, process, self._settled)

@@ -174,8 +174,8 @@ def lead(case: Case, later: Sequence[Event]) -> list[str]:
         after if after and "killed" in after else "",
     ]
     if incident.count > 1:
-        long = span(incident.last_ns - incident.first_ns)
-        sentences.append(f"It has happened {incident.count:,} times, over {long}.")
+        times = f"{incident.count:,} times" if incident.count > 2 else "twice"
+        sentences.append(f"It has happened {times}, {span(incident.last_ns - incident.first_ns)}.")
     return [sentence for sentence in sentences if sentence]
 
 

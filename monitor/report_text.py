@@ -69,12 +69,13 @@ def moment(event: Event) -> int | None:
 
 
 def span(ns: int) -> str:
+    """For how long, behind how often."""
     seconds = ns // SECOND_NS
     for unit, name in ((86_400, "day"), (3600, "hour"), (60, "minute"), (1, "second")):
         if seconds >= unit:
             number = seconds // unit
-            return f"{number} {name}{'s' if number != 1 else ''}"
-    return "less than a second"
+            return f"over {number} {name}{'s' if number != 1 else ''}"
+    return "within a second"
 
 
 def range_of(part: Extent) -> str:

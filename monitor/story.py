@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from monitor.assessment import DENIALS, FAULTS, Row
+from monitor.assessment import BYPASSES, DENIALS, FAULTS, Row
 
 __all__ = [
     "ANONYMOUS",
@@ -372,6 +372,7 @@ def method(event: Event) -> str:
 _ROWS: Mapping[str, Row[Any]] = {
     **{row.name: row for row in DENIALS},
     **{row.name: row for row in FAULTS},
+    **{row.name: row for row in BYPASSES},
 }
 _APOSTROPHE = "\N{RIGHT SINGLE QUOTATION MARK}"  # ours is not to be escaped as a program's quote is
 

@@ -74,7 +74,7 @@ class _Section:
         for key, valid in _STRINGS.items():
             if key in nodes:
                 self.texts[key] = string(nodes[key], f"{_SECTION}.{key}", mistakes)
-                self._check(key, valid, (self.texts[key],))
+                self._check(key, valid, tuple(filter(None, (self.texts[key],))))
         for key, valid in _LISTS.items():
             if key in nodes:
                 self.lists[key] = strings(nodes[key], f"{_SECTION}.{key}", mistakes)
@@ -85,7 +85,7 @@ class _Section:
 
     def _check(self, key: str, valid: tuple[str, ...], values: tuple[str, ...]) -> None:
         for value in values:
-            if valid and value and value not in valid:
+            if valid and value not in valid:
                 text = f"{one_line(value)!r} is not supported; choose {' or '.join(valid)}"
                 self.mistake(key, text)
 

@@ -414,6 +414,10 @@ class Harness:
         self._counted = before
         return records, gained
 
+    def forget(self) -> None:
+        """The counters begin at 0 again."""
+        self._counted = Counter()
+
     def workload(self, cgroup: Path | None = None) -> dict[str, int]:
         """Denials counted for a cgroup, by verdict."""
         wanted = (cgroup or self.cgroup).stat().st_ino

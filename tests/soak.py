@@ -239,6 +239,7 @@ class Soak:
         self.configure(RELOADS[-1])
         self.life = life = Life(self.configuration)
         probes = life.started["details"]["probes"]
+        self.load.probes = set(probes)
         self.load.at_seal = {name for name, mode in probes.items() if mode == "fexit"}
         blind, past = life.started["blind_seconds"], life.started["details"]["last_run"]
         if ended is None:

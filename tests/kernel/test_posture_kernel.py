@@ -108,6 +108,11 @@ def test_the_command(worker: Worker, tmp_path: Path, compiled: Compile) -> None:
         assert group == {"executable": str(path)} | said.plus(idle)._asdict()
 
 
+def life(state: Path) -> PostureRounds:
+    """In which processes are old at once, and the test's own ones count."""
+    return PostureRounds(state, 10, settled=0.0, share=1.0, parent=-1)
+
+
 def test_drift_over_scans_and_restarts(worker: Worker, tmp_path: Path, compiled: Compile) -> None:
     state, path = tmp_path / "state", tmp_path / "worker"
     state.mkdir(mode=0o750)
@@ -123,10 +128,7 @@ def test_drift_over_scans_and_restarts(worker: Worker, tmp_path: Path, compiled:
             if change.details["executable"] == str(path)
         ]
 
-    def life() -> PostureRounds:
-        return PostureRounds(state, 10, settled=0.0, share=1.0)
-
-    rounds = life()
+    rounds = life(state)
     with worker("relro", path), worker("none", path):
         assert told(rounds) == []
     assert told(rounds) == []  # it does not run
@@ -134,15 +136,15 @@ def test_drift_over_scans_and_restarts(worker: Worker, tmp_path: Path, compiled:
     path.unlink()
     shutil.copy(compiled("posture"), path)
     with worker("none", path), worker("none", path):
-        patient = PostureRounds(state, 10, share=1.0)
+        patient = PostureRounds(state, 10, share=1.0, parent=-1)
         assert told(patient) == []  # they are too young to tell
-        rounds = life()
+        rounds = life(state)
         assert told(rounds) == [("sealing_stopped", 2)]
         assert told(rounds) == []
-        assert told(life()) == []
+        assert told(life(state)) == []
     with worker("pages", path):
-        assert told(life()) == [("sealing_resumed", 1)]
-        assert told(life()) == []
+        assert told(life(state)) == [("sealing_resumed", 1)]
+        assert told(life(state)) == []
 
 
 def test_ten_thousand_mappings(worker: Worker) -> None:
@@ -208,7 +210,8 @@ def test_drift_is_an_event(
         ]
 
     with Daemon(settings, [collected]) as daemon:
-        rounds = daemon._posture = PostureRounds(state, 10, settled=0.0, share=1.0)
+        rounds = life(state)
+        daemon._posture = rounds
         deadline = time.monotonic() + SCAN_SECONDS
 
         def loop(until: Callable[[], bool]) -> None:

@@ -37,7 +37,7 @@ if path:
     file = mmap.mmap(os.open(path, os.O_RDWR), 4096, flags=mmap.MAP_PRIVATE)
     assert call("mseal", ctypes.addressof(ctypes.c_char.from_buffer(file)), 4096, 0) == 0
 touched = areas[0][1] + 4096
-sys.stdin.read(1)
+os.read(0, 1)
 for _ in range(times):
     assert call("mprotect", touched, 4096, mmap.PROT_READ) == -1
 print(touched, flush=True)

@@ -179,7 +179,7 @@ def test_fault_where_nothing_is_mapped() -> None:
         ("free", "nothing mapped"),
         ("mapped", "[stack]"),
     ]
-    assert kinds(drawn(event)) == [("unknown", 0x7FFF000FF000, 0x7FFF00100000)]
+    assert kinds(drawn(event)) == [("free", 0x7FFF000FF000, 0x7FFF00100000)]
 
 
 def test_the_end_of_the_address_space() -> None:

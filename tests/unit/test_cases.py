@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from test_incidents import EVERYTHING, KEPT, WEEK_START, Store, at, denial, supp
 
 from monitor.cases import Case, gather
 from monitor.fingerprint import fingerprint
-from monitor.incident_search import Incident, Incidents
+from monitor.incident_search import Filter, Incident, Incidents
 from monitor.incidents import nanoseconds, snapshot_data
+from monitor.symbols import Resolver
 
 Event = dict[str, Any]
 LATER = "2026-11-21T17:08:03.000000000Z"
@@ -136,6 +137,32 @@ def test_similar_incidents(store: Store) -> None:
     assert [(each.what, why) for each, why in case_of(store, found.id).similar] == [
         ("munmap", "same deed, same kind of memory")
     ]
+
+
+class _Asked(Resolver):
+    """Remembers where it was told to look."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.paths: set[str] = set()
+
+    def resolve(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        self.paths.add(event["process"]["executable"])
+        return dict(event)
+
+
+def test_a_process_that_was_gone_has_the_path_of_its_like(store: Store) -> None:
+    """Where to look for names is all that is taken from it."""
+    gone = denial(WEEK_START + 9 * 86_400, operation="brk", executable="image-worker", pid=79)
+    unknown = denial(WEEK_START + 9 * 86_400, operation="brk", executable="nobody", pid=80)
+    for event in (gone, unknown):
+        store.take(event)
+    resolver = _Asked()
+    with resolver, Incidents(store.path) as incidents:
+        cases = gather(incidents, incidents.search(Filter(operation="brk"), 5), resolver)
+    assert resolver.paths == {"/srv/images/bin/image-worker", "nobody"}
+    kept = {event["process"]["executable"] for case in cases for event in case.events}
+    assert kept == {"image-worker", "nobody"}
 
 
 def test_a_process_of_another_boot_is_another(store: Store) -> None:

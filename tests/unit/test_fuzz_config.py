@@ -326,7 +326,10 @@ TLS = st.fixed_dictionaries(
         "client_auth_type": st.just("RequireAndVerifyClientCert") | YAML_SCALARS,
         "client_ca_file": YAML_SCALARS,
         **dict.fromkeys(("cert", "key", "client_ca", "max_version"), YAML_SCALARS),
-        **dict.fromkeys(("cipher_suites", "curve_preferences"), YAML_VALUES),
+        **dict.fromkeys(
+            ("cipher_suites", "curve_preferences"),
+            st.lists(st.sampled_from(["", "CurveP256", "TLS_AES_128_GCM_SHA256"]) | YAML_SCALARS),
+        ),
         "client_allowed_sans": st.lists(YAML_SCALARS, max_size=3),
         "prefer_server_cipher_suites": YAML_SCALARS,
     },

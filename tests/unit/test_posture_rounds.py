@@ -28,8 +28,8 @@ def state(tmp_path: Path) -> Path:
     return path
 
 
-def rounds(proc: Path, state: Path | None = None, **options: float) -> PostureRounds:
-    return PostureRounds(state, 2, proc=proc, **{"share": 1.0, **options})
+def rounds(proc: Path, state: Path | None = None, share: float = 1.0) -> PostureRounds:
+    return PostureRounds(state, 2, proc=proc, share=share)
 
 
 def finished(rounds: PostureRounds, now: float, interval: float = 10.0) -> Outcome:

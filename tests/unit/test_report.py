@@ -187,33 +187,22 @@ def test_other_kinds(store: Store, what: str, sentence: str) -> None:
     assert sentence in Text(page([case_of(store, what)])).text
 
 
-def bypass(**changes: Any) -> Event:
-    event = EVENTS["denial"]
-    own = {name: event["process"][name] for name in ("pid", "start", "name", "executable")}
-    return {
-        **{key: event[key] for key in ("id", "time", "host", "process", "workload", "sealed")},
-        **{"kind": "bypass", "severity": "critical", "summary": "sealed memory changed"},
-        **{"method": "madvise_discard", "target": own, "compat": False},
-        **{"changed": {"start": "0x55eb77215000", "end": "0x55eb77216000"}},
-        **{name: event[name] for name in ("caller", "stack", "stack_complete")},
-        **changes,
-    }
-
-
 def test_the_story_of_a_bypass(store: Store) -> None:
-    data = page([replace(refused(store), events=[bypass()])])
+    event = EVENTS["bypass"]
+    data = page([replace(refused(store), events=[event])])
     assert (
         "changed sealed memory (image-worker) by madvise, which dropped its own copy of the pages: "
-        "the bytes of the file came back. 4 KiB at 0x55eb77215000 were changed. Nothing refused "
+        "the bytes of the file came back. 8 KiB at 0x55eb77215000 were changed. Nothing refused "
         "it: a seal protects the mapping, not its bytes." in Text(data).text
     )
     told = facts(data)
+    assert told["What it probably is"].startswith("Looks like an attack: what was written before")
     assert told["Whose memory"] == "Its own/srv/images/bin/image-worker"
-    assert told["Changed"].startswith("0x55eb77215000-0x55eb772160004 KiB, by madvise")
+    assert told["Changed"].startswith("0x55eb77215000-0x55eb772170008 KiB, by madvise")
     assert told["The seal"].startswith("0x55eb77215000-0x55eb77217000 r--p (8 KiB)")
     assert "changed in spite of the seal" in Text(data).text
     target = {"pid": 7, "start": None, "name": "victim", "executable": "/bin/victim"}
-    other = bypass(method="ptrace_poke", target=target)
+    other = event | {"method": "ptrace_poke", "target": target}
     data = page([replace(refused(store), events=[other])])
     assert (
         "changed sealed memory (image-worker) of victim (pid 7) as a debugger does it, by ptrace."

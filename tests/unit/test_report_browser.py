@@ -133,6 +133,7 @@ def test_on_paper(chromium: Browser, pages: dict[str, Path]) -> None:
         "rgb(255, 255, 255)"
     )
     assert chromium.evaluate(CONTRAST)[0] >= AA
+    assert chromium.evaluate("document.querySelector('.picture svg').clientWidth") < 400
     hidden: list[Any] = chromium.evaluate(
         "[...document.querySelectorAll('details')].map(each => getComputedStyle(each).display)"
     )

@@ -8,7 +8,7 @@ import pytest
 from test_fingerprint import EVENTS, changed
 
 from monitor import story
-from monitor.assessment import DENIALS, FAULTS, Row
+from monitor.assessment import BYPASSES, DENIALS, FAULTS, Row
 from monitor.operations import OPERATIONS
 from monitor.story import Extent
 
@@ -124,10 +124,12 @@ def test_what_it_probably_is() -> None:
         "Tables of function addresses and constants are sealed so that nobody can turn them; the "
         "first step of doing so is to make them writable.",
     )
-    rows: tuple[Row[Any], ...] = (*DENIALS, *FAULTS)
+    rows: tuple[Row[Any], ...] = (*DENIALS, *FAULTS, *BYPASSES)
     for row in rows:
         words, why = story.assessment({"assessment": {"name": row.name}}) or ("", "")
-        assert words.endswith(f": {row.what}.")
+        assert words.endswith(
+            ": {}.".format(row.what.replace("'", "\N{RIGHT SINGLE QUOTATION MARK}"))
+        )
         assert why
         assert not set("\"'") & set(words + why)
     for other in ({"name": "new"}, {"name": None}, "attack", None):

@@ -123,6 +123,10 @@ def test_empty_web_config(tmp_path: Path, text: str) -> None:
             ],
         ),
         (
+            TLS + "  cipher_suites: ['']\n",
+            ["{}:4: key 'tls_server_config.cipher_suites': '' is not supported; choose TLS_AES_"],
+        ),
+        (
             TLS + "  cipher_suites: TLS_AES_128_GCM_SHA256\n",
             [
                 "{}:4: key 'tls_server_config.cipher_suites': it is no list; write an item a line, "
