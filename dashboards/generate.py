@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ Kind = Literal["timeseries", "stat", "bargauge", "table"]
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 WIDTH = 24  # of Grafana's grid
 PER_MINUTE = "suffix: /min"
+COUNT = "locale"  # 5,321 and not 5.32 K
 DEADLY = 'disposition=~"default|handler_failed"'
 GUARDS = 'cause=~"guard_region|stack_guard|prot_none"'
 COLORS = {
@@ -138,7 +139,7 @@ VIOLATION_STATS = (
         "stat",
         "Attempts to change sealed memory in the time shown, where a seal is proved to be the"
         " reason of the refusal. It should be 0.",
-        "short",
+        COUNT,
         [query(total("~denials_total", 'verdict="sealed"'))],
         4,
         4,
@@ -149,7 +150,7 @@ VIOLATION_STATS = (
         "stat",
         "Refused calls with a seal in their range, where something else may have been the reason"
         " (verdict unverified).",
-        "short",
+        COUNT,
         [query(total("~denials_total", 'verdict="unverified"'))],
         4,
         4,
@@ -159,18 +160,18 @@ VIOLATION_STATS = (
         "Partial updates",
         "stat",
         "Refused calls that had changed the part of the range before the seal.",
-        "short",
+        COUNT,
         [query(total("~partial_updates_total"))],
         4,
         4,
         alarm=1,
     ),
     Panel(
-        "Faults on sealed memory",
+        "Sealed memory hit",
         "stat",
         "Accesses that the protection of sealed memory does not allow: mostly writes to what was"
         " sealed read-only.",
-        "short",
+        COUNT,
         [query(total("~faults_total", 'cause="sealed"'))],
         4,
         4,
@@ -180,7 +181,7 @@ VIOLATION_STATS = (
         "Deaths at guards",
         "stat",
         "Faults at guard regions, stack guards and inaccessible pages for which no handler ran.",
-        "short",
+        COUNT,
         [query(total("~faults_total", f"{GUARDS},{DEADLY}"))],
         4,
         4,
@@ -198,17 +199,17 @@ DENIALS_BY_OPERATION = Panel(
     bars=True,
 )
 FAULTS_BY_CAUSE = Panel(
-    "Faults by cause",
+    "Deadly faults by cause",
     "timeseries",
-    "Faults at guard pages and protections that raised a signal, by what lies at the address."
+    "Faults at guard pages and protections for which no handler ran, by what lies at the address."
     + EVENTS_OF_FAULTS,
     PER_MINUTE,
-    [query(rate("~faults_total", "cause"), "{{cause}}")],
+    [query(rate("~faults_total", "cause", DEADLY), "{{cause}}")],
     12,
     bars=True,
 )
 FAULTS_BY_DISPOSITION = Panel(
-    "Faults by disposition",
+    "All faults by disposition",
     "timeseries",
     "What the signal did: default, the process died; handler, a handler of its own was called, as"
     " JVMs, V8 and Go do all day; handler_failed, its handler could not run.",
@@ -223,6 +224,16 @@ PARTIAL_UPDATES = Panel(
     "Refused calls that left the part of the range before the seal changed, by the system call.",
     PER_MINUTE,
     [query(rate("~partial_updates_total", "operation"), "{{operation}}")],
+    12,
+    bars=True,
+)
+BYPASSES = Panel(
+    "Bypasses by method",
+    "timeseries",
+    "Changes of what sealed memory holds, made around its seal, by the way taken. A debugger does"
+    " this, too." + EVENTS_OF_DENIALS.replace("denial", "bypass"),
+    PER_MINUTE,
+    [query(rate("~bypasses_total", "method"), "{{method}}")],
     12,
     bars=True,
 )
@@ -257,7 +268,7 @@ OVERVIEW = Dashboard(
                     "Hosts watched",
                     "stat",
                     "Hosts whose monitor answers scrapes. The health dashboard has the others.",
-                    "short",
+                    COUNT,
                     [query("sum(up{SELECT})")],
                     4,
                     4,
@@ -282,7 +293,7 @@ OVERVIEW = Dashboard(
                     "Hosts with most denials",
                     "bargauge",
                     "The ten hosts with most denials in the time shown, not_sealed ones left out.",
-                    "short",
+                    COUNT,
                     [
                         query(
                             "topk(10, "
@@ -302,7 +313,7 @@ OVERVIEW = Dashboard(
                     " containers or cgroups, on all hosts together. `other` has those beyond the"
                     " number that a monitor tracks. At least: what was counted before a restart of"
                     " the monitor in this time may be missing.",
-                    "short",
+                    COUNT,
                     [
                         query(
                             "topk(15, " + workload_total("workload", "sealed|unverified") + " > 0)"
@@ -344,7 +355,7 @@ OVERVIEW = Dashboard(
                     "Processes",
                     "timeseries",
                     "Processes on all hosts, by whether they have sealed memory of their own.",
-                    "short",
+                    COUNT,
                     [query("sum by (state) (~posture_processes{SELECT})", "{{state}}")],
                     6,
                 ),
@@ -381,7 +392,13 @@ OVERVIEW = Dashboard(
                 ),
             ),
         ),
-        Row("Changes and seals", (PARTIAL_UPDATES, SEALS, SEALED_BYTES)),
+        Row(
+            "Changes and seals",
+            tuple(
+                replace(panel, width=6)
+                for panel in (PARTIAL_UPDATES, BYPASSES, SEALS, SEALED_BYTES)
+            ),
+        ),
     ),
 )
 
@@ -399,7 +416,7 @@ HOST = Dashboard(
                     "Workloads with denials",
                     "stat",
                     "Workloads that have a count of their own, since the start of the monitor.",
-                    "short",
+                    COUNT,
                     [query("sum(~workloads_tracked{SELECT})")],
                     4,
                     4,
@@ -430,7 +447,7 @@ HOST = Dashboard(
                     "Denials by workload and verdict",
                     "table",
                     "In the time shown, the thirty with most; at least, see the overview.",
-                    "short",
+                    COUNT,
                     [
                         query(
                             "topk(30, "
@@ -450,6 +467,7 @@ HOST = Dashboard(
                 ),
                 DENIALS_BY_OPERATION,
                 PARTIAL_UPDATES,
+                BYPASSES,
                 FAULTS_BY_CAUSE,
                 FAULTS_BY_DISPOSITION,
                 SEALS,
@@ -478,11 +496,11 @@ HOST = Dashboard(
                     "Age of the run",
                     "timeseries",
                     "Time since the monitor was started: a fall to 0 is a restart. The youngest"
-                    " ten.",
+                    " five.",
                     "s",
                     [
                         query(
-                            "bottomk(10, time() - process_start_time_seconds{SELECT})",
+                            "bottomk(5, time() - process_start_time_seconds{SELECT})",
                             "{{instance}}",
                         )
                     ],
@@ -512,7 +530,7 @@ HOST = Dashboard(
                     "Kernels",
                     "table",
                     "The kernel of each host.",
-                    "short",
+                    COUNT,
                     [query("max by (instance, release) (~kernel_info{SELECT})")],
                     8,
                     columns={"instance": "Host", "release": "Kernel"},
@@ -523,7 +541,7 @@ HOST = Dashboard(
                     "table",
                     "Operations that on this kernel may change the part before the seal and are"
                     " then refused; in how many hosts.",
-                    "short",
+                    COUNT,
                     [query("sum by (operation) (~partial_update_possible{SELECT})")],
                     8,
                     columns={"operation": "Operation", "Value": "Hosts"},
@@ -532,7 +550,7 @@ HOST = Dashboard(
                     "Hosts without mseal",
                     "stat",
                     "Their kernel is older than 6.10: nothing there can be sealed.",
-                    "short",
+                    COUNT,
                     [query("count(~seal_supported{SELECT} == 0) or vector(0)")],
                     8,
                     alarm=1,
@@ -555,7 +573,7 @@ HEALTH = Dashboard(
                     "Down",
                     "stat",
                     "Hosts whose monitor does not answer scrapes.",
-                    "short",
+                    COUNT,
                     [query("count(up{SELECT} == 0) or vector(0)")],
                     4,
                     4,
@@ -565,7 +583,7 @@ HEALTH = Dashboard(
                     "Never ready",
                     "stat",
                     "Hosts whose monitor runs, but whose canary has not come back since its start.",
-                    "short",
+                    COUNT,
                     [
                         query(
                             "count(~canary_last_success_timestamp_seconds{SELECT} == 0)"
@@ -580,28 +598,28 @@ HEALTH = Dashboard(
                     "Probes not attached",
                     "stat",
                     "Probes, on all hosts, that could be attached in no way.",
-                    "short",
+                    COUNT,
                     [query("count(~probe_attached{SELECT} == 0) or vector(0)")],
                     4,
                     4,
                     alarm=1,
                 ),
                 Panel(
-                    "Configuration not in force",
+                    "Config not in force",
                     "stat",
                     "Hosts whose configuration has a mistake, or a change that waits for a"
                     " restart.",
-                    "short",
+                    COUNT,
                     [query("count(~config_last_reload_successful{SELECT} == 0) or vector(0)")],
                     4,
                     4,
                     alarm=1,
                 ),
                 Panel(
-                    "Records not understood",
+                    "Corrupt records",
                     "stat",
                     "Records of the kernel that could not be decoded, in the time shown.",
-                    "short",
+                    COUNT,
                     [query(total("~decode_errors_total"))],
                     4,
                     4,
@@ -611,7 +629,7 @@ HEALTH = Dashboard(
                     "Restarts",
                     "stat",
                     "Starts of the monitor after the first, in the time shown.",
-                    "short",
+                    COUNT,
                     [query("sum(changes(process_start_time_seconds{SELECT}[$__range]))")],
                     4,
                     4,
@@ -634,7 +652,7 @@ HEALTH = Dashboard(
                     "Hosts by probe and mode",
                     "table",
                     "On how many hosts each probe is attached in each way.",
-                    "short",
+                    COUNT,
                     [query("count by (probe, mode) (~probe_attached{SELECT} == 1)")],
                     8,
                     columns={"probe": "Probe", "mode": "Mode", "Value": "Hosts"},
@@ -665,11 +683,11 @@ HEALTH = Dashboard(
                 Panel(
                     "Since the canary's last success",
                     "timeseries",
-                    "The ten hosts where it is longest ago; a minute is normal.",
+                    "The five hosts where it is longest ago; a minute is normal.",
                     "s",
                     [
                         query(
-                            "topk(10, time() - (~canary_last_success_timestamp_seconds{SELECT} >"
+                            "topk(5, time() - (~canary_last_success_timestamp_seconds{SELECT} >"
                             " 0))",
                             "{{instance}}",
                         )
@@ -724,16 +742,16 @@ HEALTH = Dashboard(
                     " it.",
                     PER_MINUTE,
                     [query(rate("~snapshots_total", "result"), "{{result}}")],
-                    12,
+                    6,
                     bars=True,
                 ),
                 Panel(
                     "Ring buffer",
                     "timeseries",
-                    "Bytes that wait to be read. The ten hosts with most.",
+                    "Bytes that wait to be read. The five hosts with most.",
                     "bytes",
-                    [query("topk(10, ~ring_used_bytes{SELECT})", "{{instance}}")],
-                    8,
+                    [query("topk(5, ~ring_used_bytes{SELECT})", "{{instance}}")],
+                    6,
                 ),
                 Panel(
                     "Waiting for sinks",
@@ -741,7 +759,7 @@ HEALTH = Dashboard(
                     "Events in the queue of each sink, on the host that has most.",
                     "short",
                     [query("max by (sink) (~sink_queue_events{SELECT})", "{{sink}}")],
-                    8,
+                    6,
                 ),
                 Panel(
                     "Not taken by sinks",
@@ -749,7 +767,7 @@ HEALTH = Dashboard(
                     "Events that a sink did not take: it failed, or its queue was full.",
                     PER_MINUTE,
                     [query(rate("~sink_errors_total", "sink"), "{{sink}}")],
-                    8,
+                    6,
                     bars=True,
                 ),
             ),
@@ -760,12 +778,12 @@ HEALTH = Dashboard(
                 Panel(
                     "Memory",
                     "timeseries",
-                    "Resident memory: the median of the hosts, and the ten that take most.",
+                    "Resident memory: the median of the hosts, and the five that take most.",
                     "bytes",
                     [
                         query("quantile(0.5, process_resident_memory_bytes{SELECT})", "median"),
                         query(
-                            "topk(10, process_resident_memory_bytes{SELECT})",
+                            "topk(5, process_resident_memory_bytes{SELECT})",
                             "{{instance}}",
                         ),
                     ],
@@ -774,7 +792,7 @@ HEALTH = Dashboard(
                 Panel(
                     "CPU",
                     "timeseries",
-                    "Time of one CPU that the monitor takes: the median, and the ten with most.",
+                    "Time of one CPU that the monitor takes: the median, and the five with most.",
                     "percentunit",
                     [
                         query(
@@ -783,7 +801,7 @@ HEALTH = Dashboard(
                             "median",
                         ),
                         query(
-                            "topk(10, rate(process_cpu_seconds_total{SELECT}[$__rate_interval]))",
+                            "topk(5, rate(process_cpu_seconds_total{SELECT}[$__rate_interval]))",
                             "{{instance}}",
                         ),
                     ],
@@ -792,19 +810,19 @@ HEALTH = Dashboard(
                 Panel(
                     "Open files",
                     "timeseries",
-                    "Descriptors that the monitor has open. The ten hosts with most.",
+                    "Descriptors that the monitor has open. The five hosts with most.",
                     "short",
-                    [query("topk(10, process_open_fds{SELECT})", "{{instance}}")],
+                    [query("topk(5, process_open_fds{SELECT})", "{{instance}}")],
                     8,
                 ),
                 Panel(
                     "Since the last look at what is sealed",
                     "timeseries",
-                    "The ten hosts whose monitor last looked at all processes longest ago.",
+                    "The five hosts whose monitor last looked at all processes longest ago.",
                     "s",
                     [
                         query(
-                            "topk(10, time() -"
+                            "topk(5, time() -"
                             " (~posture_last_success_timestamp_seconds{SELECT} > 0))",
                             "{{instance}}",
                         )
@@ -814,24 +832,24 @@ HEALTH = Dashboard(
                 Panel(
                     "Duration of the look",
                     "timeseries",
-                    "How long the look at all processes takes, mostly waiting. The ten slowest.",
+                    "How long the look at all processes takes, mostly waiting. The five slowest.",
                     "s",
-                    [query("topk(10, ~posture_scan_duration_seconds{SELECT})", "{{instance}}")],
+                    [query("topk(5, ~posture_scan_duration_seconds{SELECT})", "{{instance}}")],
                     12,
                 ),
                 Panel(
                     "Store of incidents",
                     "timeseries",
-                    "Bytes on disk of the database of incidents. The ten hosts with most.",
+                    "Bytes on disk of the database of incidents. The five hosts with most.",
                     "bytes",
-                    [query("topk(10, ~incident_store_bytes{SELECT})", "{{instance}}")],
+                    [query("topk(5, ~incident_store_bytes{SELECT})", "{{instance}}")],
                     8,
                 ),
                 Panel(
                     "Versions",
                     "table",
                     "Hosts with each version of the monitor.",
-                    "short",
+                    COUNT,
                     [query("count by (version, revision) (~build_info{SELECT})")],
                     8,
                     columns={"version": "Version", "revision": "Revision", "Value": "Hosts"},
@@ -963,9 +981,10 @@ def _timeseries(panel: Panel) -> Json:
         "lineWidth": 0,
         "stacking": {"mode": "normal", "group": "A"},
     }
+    are_hosts = any("instance" in each.legend for each in panel.queries)  # they hide each other
     lines = {
         "drawStyle": "line",
-        "fillOpacity": 10,
+        "fillOpacity": 0 if are_hosts else 10,
         "lineWidth": 1,
         "stacking": {"mode": "none", "group": "A"},
     }

@@ -141,6 +141,9 @@ GAINED: dict[str, Minute] = {
         ("madvise",): host.random.randrange(2) if minute in host.storm else 0
     },
     "faults_total": _faults,
+    "bypasses_total": lambda host, minute: {
+        ("ptrace_poke",): int(host.index == 1 and minute % 50 == 40)
+    },
     "seals_total": lambda host, _: {(): host.now_and_then(2.0)},
     "sealed_bytes_total": lambda host, _: {(): 8192 * host.now_and_then(2.0)},
     "workload_denials_total": _workload_denials,

@@ -107,6 +107,7 @@ function BarGaugePanel(props: PanelProps<any>) {
     <VizRepeater
       source={props.data}
       getValues={() => displays(props, theme)}
+      getAlignmentFactors={getDisplayValueAlignmentFactors}
       renderValue={({ value, width, height, alignmentFactors }: any) => (
         <BarGauge
           value={value.display}
@@ -118,6 +119,7 @@ function BarGaugePanel(props: PanelProps<any>) {
           alignmentFactors={alignmentFactors}
           itemSpacing={8}
           displayMode={options.displayMode}
+          namePlacement={options.namePlacement}
           showUnfilled={options.showUnfilled}
           valueDisplayMode={options.valueMode}
         />
@@ -144,6 +146,7 @@ function TablePanel(props: PanelProps<any>) {
       height={props.height}
       timeRange={props.timeRange}
       initialSortBy={props.options.sortBy}
+      columnMinWidth={70}
     />
   );
 }
