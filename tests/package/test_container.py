@@ -51,6 +51,8 @@ for device in null zero random urandom; do
     mount --bind /dev/$device dev/$device
 done
 mkdir -p var/lib/seal-monitor
+# A node that systemd has booted has it mounted.
+mountpoint -q /sys/kernel/tracing || mount -t tracefs tracefs /sys/kernel/tracing
 MOUNTS
 mount -o remount,ro,bind $place/root 2>/dev/null || mount -o remount,ro $place/root
 exec chroot . setpriv --no-new-privs --bounding-set=$capabilities --inh-caps=$capabilities \
