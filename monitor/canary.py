@@ -11,9 +11,11 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from monitor import abi, calibrate, provoke
-from monitor.operations import OPERATIONS
-from monitor.printable import printable
+from monitor.attach import calibrate
+from monitor.kernel import abi
+from monitor.kernel.operations import OPERATIONS
+from monitor.provoke import table as provoke
+from monitor.untrusted.printable import printable
 
 if TYPE_CHECKING:
     from subprocess import Popen

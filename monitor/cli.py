@@ -13,7 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NoReturn
 
-from monitor import config
+from monitor.configuration import config
 from monitor.version import version
 
 __all__ = ["main"]
@@ -322,14 +322,14 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _demo(arguments: argparse.Namespace) -> int:
     settings = _load(arguments)
-    from monitor import demo  # noqa: PLC0415
+    from monitor.commands import demo  # noqa: PLC0415
 
     return demo.run(settings)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
     settings = _load(arguments)
-    from monitor import doctor  # noqa: PLC0415
+    from monitor.host import doctor  # noqa: PLC0415
 
     return doctor.run(settings, arguments.json)
 
@@ -340,7 +340,8 @@ def _exec(arguments: argparse.Namespace) -> int:
         raise config.ConfigError("no command: seal-monitor exec [FLAGS] -- COMMAND [ARGUMENT...]")
     # No file: what a command is told does not depend on the host that it runs on.
     settings = config.load(Path(os.devnull), _overrides(arguments))
-    from monitor import execute, execute_command  # noqa: PLC0415
+    from monitor.execute import command as execute_command  # noqa: PLC0415
+    from monitor.execute import run as execute  # noqa: PLC0415
 
     options = execute.Options(
         words, arguments.user, arguments.fail_on, arguments.json, arguments.report
@@ -355,7 +356,7 @@ def _exec(arguments: argparse.Namespace) -> int:
 def _check_config(arguments: argparse.Namespace) -> int:
     settings = config.load(arguments.file, {})
     if settings.web.config_file is not None:
-        from monitor.web_config import load_web_config  # noqa: PLC0415
+        from monitor.web.web_config import load_web_config  # noqa: PLC0415
 
         load_web_config(settings.web.config_file)
     name = str(arguments.file)
@@ -366,33 +367,33 @@ def _check_config(arguments: argparse.Namespace) -> int:
 
 
 def _schema(_arguments: argparse.Namespace) -> int:
-    from monitor import events  # noqa: PLC0415
+    from monitor.evidence import events  # noqa: PLC0415
 
     print(json.dumps(events.schema(), indent=2))
     return DONE
 
 
 def _symbolize(arguments: argparse.Namespace) -> int:
-    from monitor import symbolize  # noqa: PLC0415
+    from monitor.commands import symbolize  # noqa: PLC0415
 
     return symbolize.run(arguments.file, arguments.search, arguments.verbose)
 
 
 def _incidents(arguments: argparse.Namespace) -> int:
-    from monitor import incidents_cli  # noqa: PLC0415
+    from monitor.commands import incidents as incidents_cli  # noqa: PLC0415
 
     return incidents_cli.run(arguments, arguments.database or _database(_load(arguments)))
 
 
 def _posture(arguments: argparse.Namespace) -> int:
-    from monitor import posture_cli  # noqa: PLC0415
+    from monitor.commands import posture as posture_cli  # noqa: PLC0415
 
     return posture_cli.run(arguments)
 
 
 def _database(settings: config.Config) -> Path:
-    from monitor.incidents import FILE  # noqa: PLC0415
-    from monitor.last_run import DEFAULT_DIRECTORY, state_directory  # noqa: PLC0415
+    from monitor.incidents.store import FILE  # noqa: PLC0415
+    from monitor.life.last_run import DEFAULT_DIRECTORY, state_directory  # noqa: PLC0415
 
     return (state_directory(settings.state.directory) or DEFAULT_DIRECTORY) / FILE
 
@@ -430,7 +431,10 @@ def _differences(settings: config.Config) -> list[str]:
 
 def _report(error: Exception) -> int:
     """Tell the error on standard error; the exit code."""
-    from monitor import calibrate, host, loader, web  # noqa: PLC0415 - the command had its turn
+    from monitor.attach import calibrate  # noqa: PLC0415 - the command had its turn
+    from monitor.host import facts as host  # noqa: PLC0415 - the command had its turn
+    from monitor.kernel import loader  # noqa: PLC0415 - the command had its turn
+    from monitor.web import server as web  # noqa: PLC0415 - the command had its turn
 
     match error:
         case host.HostError():

@@ -21,29 +21,35 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
-from monitor import abi, accounts, host, journal, metrics, privileges, sinks, web
-from monitor.attached import Attached, configure, request
+from monitor import metrics
+from monitor.attach.attached import Attached, configure, request
 from monitor.canary import Canary, Rounds
-from monitor.cgroups import Cgroups
-from monitor.config import Config, ConfigError
-from monitor.delivery import Delivery
-from monitor.identity import Identities
-from monitor.last_run import LastRun, as_details, blind_seconds, state_directory
-from monitor.last_run import ended as how_it_ended
-from monitor.losses import Losses
+from monitor.configuration.config import Config, ConfigError
+from monitor.evidence.cgroups import Cgroups
+from monitor.evidence.identity import Identities
+from monitor.evidence.suppression import Suppressions
+from monitor.evidence.workloads import Workloads
+from monitor.host import facts as host
+from monitor.kernel import abi, privileges
+from monitor.life import accounts
+from monitor.life.last_run import LastRun, as_details, blind_seconds, state_directory
+from monitor.life.last_run import ended as how_it_ended
+from monitor.life.losses import Losses
+from monitor.life.reload import merge
+from monitor.life.service import Service
+from monitor.life.source import KernelSource
 from monitor.pipeline import Pipeline, clock_offset
-from monitor.posture_rounds import PostureRounds
-from monitor.reload import merge
-from monitor.service import Service
-from monitor.source import KernelSource
-from monitor.suppression import Suppressions
+from monitor.posture.rounds import PostureRounds
+from monitor.sinks import journal
+from monitor.sinks import outputs as sinks
+from monitor.sinks.delivery import Delivery
 from monitor.tally import Tally
 from monitor.version import revision, version
-from monitor.workloads import Workloads
+from monitor.web import server as web
 
 if TYPE_CHECKING:
-    from monitor.incidents import IncidentStore
-    from monitor.snapshots import Snapshots
+    from monitor.incidents.snapshots import Snapshots
+    from monitor.incidents.store import IncidentStore
 
 __all__ = ["Daemon", "run"]
 
@@ -122,7 +128,7 @@ def open_incidents(
         return None
     if not os.access(directory, os.W_OK, effective_ids=True):
         return None
-    from monitor.incidents import IncidentStore, Retention  # noqa: PLC0415 - SQLite: 2 MB
+    from monitor.incidents.store import IncidentStore, Retention  # noqa: PLC0415 - SQLite: 2 MB
 
     kept = config.incidents
     retention = Retention(kept.max_age, kept.max_size, kept.events_kept)
@@ -194,7 +200,7 @@ class Daemon:
         host.require()
         config = self._config
         if config.web.config_file is not None:
-            from monitor.web_access import WebAccess  # noqa: PLC0415 - YAML and bcrypt: 3 MB
+            from monitor.web.access import WebAccess  # noqa: PLC0415 - YAML and bcrypt: 3 MB
 
             self._access = WebAccess(config.web.config_file, self._on_web_config)
         self._has_tls = self._access().tls is not None
@@ -246,9 +252,9 @@ class Daemon:
         """None without a store to keep them."""
         if self._database is None:
             return None
-        from monitor import snapshot  # noqa: PLC0415 - where there is no store, nor is SQLite
-        from monitor.modules import BuildIds  # noqa: PLC0415
-        from monitor.snapshots import Snapshots  # noqa: PLC0415
+        from monitor.incidents import snapshot  # noqa: PLC0415 - where there is no store, nor is SQLite
+        from monitor.incidents.snapshots import Snapshots  # noqa: PLC0415
+        from monitor.symbols.modules import BuildIds  # noqa: PLC0415
 
         kept = self._config.incidents
         size = min(snapshot.LIMITS.text_bytes, kept.max_size // 32)

@@ -19,9 +19,9 @@ from prometheus_client.core import (
 )
 from prometheus_client.core import Metric as Family
 
-from monitor.abi import Cause, Counters, Disposition, Kind, Method, Outcome, Verdict
-from monitor.operations import OPERATIONS
-from monitor.posture import STATES
+from monitor.kernel.abi import Cause, Counters, Disposition, Kind, Method, Outcome, Verdict
+from monitor.kernel.operations import OPERATIONS
+from monitor.posture.scan import STATES
 from monitor.tally import (
     CANARY_RESULTS,
     DELAY_BUCKETS,

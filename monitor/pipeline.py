@@ -9,14 +9,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from monitor import abi, classify, events
-from monitor.cgroups import NO_WORKLOAD, Cgroups
-from monitor.config import Mute
-from monitor.delivery import Delivery
-from monitor.identity import Identities, Identity
-from monitor.printable import printable
-from monitor.suppression import Gap
+from monitor.configuration.config import Mute
+from monitor.evidence import classify, events
+from monitor.evidence.cgroups import NO_WORKLOAD, Cgroups
+from monitor.evidence.identity import Identities, Identity
+from monitor.evidence.suppression import Gap
+from monitor.kernel import abi
+from monitor.sinks.delivery import Delivery
 from monitor.tally import Tally
+from monitor.untrusted.printable import printable
 
 __all__ = ["Pipeline", "clock_offset"]
 

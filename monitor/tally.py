@@ -6,8 +6,8 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from typing import Literal, get_args
 
-from monitor.abi import Kind
-from monitor.posture import Figures
+from monitor.kernel.abi import Kind
+from monitor.posture.scan import Figures
 
 __all__ = [
     "CANARY_RESULTS",

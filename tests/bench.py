@@ -26,7 +26,7 @@ from bench_growth import with_processes, with_workloads
 from bench_report import Report, Section, Table, markdown, terminal
 from harness import own_programs, why_no_bpf
 
-from monitor import host
+from monitor.host import facts as host
 from monitor.version import revision, version
 
 TESTS = Path(__file__).parent

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from monitor import abi, loader
-from monitor.abi import Cause, Verdict
-from monitor.probes import PROBES
+from monitor.kernel import abi, loader
+from monitor.kernel.abi import Cause, Verdict
+from monitor.kernel.probes import PROBES
 
 __all__ = ["CALLS", "CannotAttach", "attach_empty", "limit", "require_mode"]
 

@@ -16,11 +16,11 @@ from typing import Any
 
 from bench_attach import CannotAttach, attach_empty, limit, require_mode
 
-from monitor import config
-from monitor.abi import Kind, Outcome, Verdict
+from monitor.configuration import config
 from monitor.daemon import Daemon
-from monitor.loader import LoadError
-from monitor.operations import OPERATIONS
+from monitor.kernel.abi import Kind, Outcome, Verdict
+from monitor.kernel.loader import LoadError
+from monitor.kernel.operations import OPERATIONS
 
 __all__ = ["Holder"]
 

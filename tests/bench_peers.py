@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from monitor.operations import OPERATIONS
+from monitor.kernel.operations import OPERATIONS
 
 __all__ = ["PEERS", "CannotStart", "Peer", "run"]
 

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 
+from monitor.kernel.probes import PROBES
 from monitor.metrics import METRICS, Metric
-from monitor.probes import PROBES
 from monitor.tally import DELAY_BUCKETS
 
 __all__ = ["JOB", "MINUTE", "exposition"]

@@ -25,8 +25,9 @@ from typing import Any, TypeVar
 import pytest
 from warm import Warm, WarmProcess
 
-from monitor import loader, provoke
-from monitor.abi import (
+from monitor.attach.attached import Attached
+from monitor.kernel import loader
+from monitor.kernel.abi import (
     Bank,
     Bucket,
     Cause,
@@ -40,14 +41,14 @@ from monitor.abi import (
     RecordFlag,
     Verdict,
 )
-from monitor.attached import Attached
-from monitor.counters import missed_runs
-from monitor.layouts import Btf
-from monitor.operations import OPERATIONS
-from monitor.probes import AT_SEAL, PROBES
-from monitor.refusal import as_seen
-from monitor.syscalls import call
-from monitor.trampolines import why_refused
+from monitor.kernel.counters import missed_runs
+from monitor.kernel.layouts import Btf
+from monitor.kernel.operations import OPERATIONS
+from monitor.kernel.probes import AT_SEAL, PROBES
+from monitor.kernel.syscalls import call
+from monitor.kernel.trampolines import why_refused
+from monitor.provoke import table as provoke
+from monitor.provoke.refusal import as_seen
 
 __all__ = [
     "SECOND_NS",
@@ -465,7 +466,7 @@ class Harness:
 
     def provoke(self, name: str) -> Made:
         """Make one provocation. Skips the test where this kernel or CPU cannot make it."""
-        code = "from monitor.provoke import main\nraise SystemExit(main())"
+        code = "from monitor.provoke.table import main\nraise SystemExit(main())"
         made = self._run_warm(code, "--wait", name)
         if "unsupported" in made.line:
             pytest.skip(made.line["unsupported"])
@@ -477,8 +478,8 @@ class Harness:
 
     def python(self, code: str, *arguments: str) -> Made:
         """Run Python code in the way provocations run, after a wait for the start."""
-        imports = "import ctypes, json, os, sys\nfrom monitor.syscalls import *\n"
-        imports += "from monitor.provocation import *\n"
+        imports = "import ctypes, json, os, sys\nfrom monitor.kernel.syscalls import *\n"
+        imports += "from monitor.provoke.provocation import *\n"
         return self._run_warm(f"{imports}os.read(0, 1)\n{code}", *arguments)
 
     def _run_warm(self, code: str, *arguments: str) -> Made:

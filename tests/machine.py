@@ -14,7 +14,7 @@ from typing import Any
 import jsonschema
 from harness import cgroup_root
 
-from monitor import events
+from monitor.evidence import events
 
 __all__ = ["Machine", "booted"]
 

@@ -30,7 +30,7 @@ from harness import Cell, own_programs, why_no_bpf
 from soak_life import EventsFile, Life
 from soak_load import EXECUTABLE, Load
 
-from monitor.abi import Kind
+from monitor.kernel.abi import Kind
 
 RESULTS = ("delivered", "suppressed", "filtered", "dropped", "failed")
 DISK = "4m"

@@ -20,9 +20,9 @@ from typing import Any, BinaryIO, NamedTuple
 import jsonschema
 from harness import Cell
 
-from monitor import events
-from monitor.abi import Bucket, BucketKey, Workload
-from monitor.counters import HashMap
+from monitor.evidence import events
+from monitor.kernel.abi import Bucket, BucketKey, Workload
+from monitor.kernel.counters import HashMap
 
 __all__ = ["EventsFile", "Life", "Sample", "Scraper"]
 

@@ -16,8 +16,8 @@ from typing import Any
 from harness import Cell, cgroup_root, remove_cgroup
 from warm import Warm, WarmProcess
 
-from monitor import provoke
-from monitor.refusal import as_seen
+from monitor.provoke import table as provoke
+from monitor.provoke.refusal import as_seen
 
 __all__ = ["BURST", "EXECUTABLE", "Load", "cells"]
 
@@ -29,23 +29,23 @@ EXECUTABLE = "soak-python"
 
 # Also tells how many seals it took to lay out its memory.
 _PROVOKE = """
-import monitor.provocation, monitor.provoke
+from monitor.provoke import provocation, table
 made = []
-unwatched = monitor.provocation.call
+unwatched = provocation.call
 def watched(name, *arguments):
     result = unwatched(name, *arguments)
     if name == "mseal" and not result:
         made.append(arguments[1])
     return result
-monitor.provocation.call = watched
-tell = monitor.provoke._tell
-monitor.provoke._tell = lambda p, **facts: tell(p, seals=len(made), sealed_bytes=sum(made), **facts)
-raise SystemExit(monitor.provoke.main())
+provocation.call = watched
+tell = table._tell
+table._tell = lambda p, **facts: tell(p, seals=len(made), sealed_bytes=sum(made), **facts)
+raise SystemExit(table.main())
 """
 _SEALED_PAGE = """
 import os, sys, time
-from monitor.provocation import PAGE, lay
-from monitor.syscalls import call
+from monitor.provoke.provocation import PAGE, lay
+from monitor.kernel.syscalls import call
 page = lay("S").start
 os.read(0, 1)
 """

@@ -86,7 +86,7 @@ class Warm:
 
 def _serve(channel: socket.socket) -> list[Any]:
     """Returns in each forked process, with its request. Raises SystemExit once nobody asks."""
-    from monitor.syscalls import LIBC  # noqa: PLC0415 - only here is it on the path
+    from monitor.kernel.syscalls import LIBC  # noqa: PLC0415 - only here is it on the path
 
     while True:
         request, descriptors, _, _ = socket.recv_fds(channel, _MESSAGE_MAX, 2)
@@ -112,7 +112,7 @@ if __name__ == "__main__":
     import resource  # noqa: F401
     import struct  # noqa: F401
 
-    import monitor.provoke  # noqa: F401
+    import monitor.provoke.table  # noqa: F401
 
     code, *sys.argv[1:] = _serve(socket.socket(fileno=int(sys.argv[1])))
     exec(code, {"__name__": "__main__"})

@@ -17,7 +17,7 @@ import yaml
 from prometheus import program, running, serving
 from test_daemon import READY_SECONDS, Start, start
 
-from monitor import provoke
+from monitor.provoke import table as provoke
 
 __all__ = ["start"]
 

@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 from harness import Harness, new_cgroup, own_programs, why_no_fexit
 
-from monitor import attached, loader, probes
-from monitor.loader import Loaded, LoadError, LoadRequest
-from monitor.operations import OPERATIONS
-from monitor.probes import AT_SEAL, OPTIONAL, PROBES, Hook, Probe
+from monitor.attach import attached
+from monitor.kernel import loader, probes
+from monitor.kernel.loader import Loaded, LoadError, LoadRequest
+from monitor.kernel.operations import OPERATIONS
+from monitor.kernel.probes import AT_SEAL, OPTIONAL, PROBES, Hook, Probe
 
 ROOT = Path(__file__).parent.parent.parent
 WITH_NUMBER = [operation.name for operation in OPERATIONS if operation.number is not None]
@@ -268,7 +269,7 @@ def test_close_leaves_no_descriptor_and_no_program(load: LoadFunction) -> None:
 
 CHILDREN = """
 import os
-from monitor import loader
+from monitor.kernel import loader
 loaded = loader.load(loader.LoadRequest(attach="tracepoint"))
 try:
     print(os.waitpid(-1, os.WNOHANG))
@@ -283,7 +284,8 @@ def test_the_loader_leaves_no_child(require_bpf: None) -> None:
 
 HOLD = """
 import os, signal, time
-from monitor import attached, loader, probes
+from monitor.attach import attached
+from monitor.kernel import loader, probes
 loaded = loader.load(loader.LoadRequest(attach="tracepoint"))
 ids = []
 for probe in filter(lambda probe: probe.attached, loaded.probes):
@@ -315,7 +317,8 @@ def test_programs_end_with_the_process_that_holds_them(
 
 TRY_AS = """
 import os, sys
-from monitor import attached, loader, probes
+from monitor.attach import attached
+from monitor.kernel import loader, probes
 os.setgroups([])
 os.setresgid(65534, 65534, 65534)
 os.setresuid(65534, 65534, 65534)
@@ -349,7 +352,8 @@ while libc.umount2(path, 2) == 0:
     pass
 if sys.argv[1] == "mounted":
     assert libc.mount(b"tracefs", path, b"tracefs", 0, None) == 0
-from monitor import attached, loader, probes
+from monitor.attach import attached
+from monitor.kernel import loader, probes
 loaded = loader.load(loader.LoadRequest(attach="tracepoint"))
 print(json.dumps([loaded.notes, not any(probe.lost for probe in loaded.probes),
     os.path.isdir("/sys/kernel/tracing/events")]))

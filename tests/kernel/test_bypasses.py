@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from harness import SECOND_NS, Harness, Made
 
-from monitor import provoke
-from monitor.abi import Kind, Method, Outcome, Record
+from monitor.kernel.abi import Kind, Method, Outcome, Record
+from monitor.provoke import table as provoke
 
 BYPASSES = [p.name for p in provoke.PROVOCATIONS if p.kind == "bypass"]
 
@@ -92,7 +92,7 @@ def test_counts_are_exact_and_every_event_is_accounted_for(harness: Harness) -> 
     with harness.configured(event_interval_ns=hour, event_burst_ns=9 * hour, emit_seals=0):
         made = harness.python(
             f"""
-from monitor.provoke_bypasses import _relro
+from monitor.provoke.bypasses import _relro
 start = _relro(1)
 for _ in range({STORM}):
     need("madvise", start, 4096, 4)

@@ -14,7 +14,8 @@ import pytest
 from harness import Child, Harness, started, wait_until_reading
 from test_daemon import READY_SECONDS, Running, assert_conserved
 
-from monitor import calibrate, provoke
+from monitor.attach import calibrate
+from monitor.provoke import table as provoke
 
 SUCCESS, FAILURE = (
     f'seal_monitor_canary_runs_total{{result="{result}"}}' for result in ("success", "failure")
@@ -63,7 +64,7 @@ def canary_of(daemon: Running) -> int:
     while time.monotonic() < deadline:
         for pid in children.read_text().split():
             with suppress(OSError):
-                if b"monitor.provoke" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                if b"monitor.provoke.table" in Path(f"/proc/{pid}/cmdline").read_bytes():
                     return int(pid)
     raise TimeoutError("the daemon starts no canary")
 

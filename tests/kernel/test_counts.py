@@ -21,9 +21,9 @@ from harness import (
     wait_until_reading,
 )
 
-from monitor import loader
-from monitor.abi import Kind, Outcome, Record
-from monitor.counters import missed_runs
+from monitor.kernel import loader
+from monitor.kernel.abi import Kind, Outcome, Record
+from monitor.kernel.counters import missed_runs
 
 Compiled = Callable[[str], Path]
 OPERATIONS = ("mprotect", "munmap", "madvise")

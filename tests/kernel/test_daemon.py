@@ -18,10 +18,12 @@ from typing import IO, Any
 import jsonschema
 import pytest
 
-from monitor import config, events, provoke
+from monitor.configuration import config
 from monitor.daemon import Daemon
-from monitor.probes import PROBES, Hook
-from monitor.sinks import encode
+from monitor.evidence import events
+from monitor.kernel.probes import PROBES, Hook
+from monitor.provoke import table as provoke
+from monitor.sinks.outputs import encode
 
 Compile = Callable[[str], Path]
 Event = dict[str, Any]
@@ -426,7 +428,7 @@ class Collected:
 def test_a_lost_probe_is_told(monkeypatch: pytest.MonkeyPatch, require_bpf: None) -> None:
     lost = Hook("tracepoint", "syscalls:sys_exit_no_such_call", "exit_shmat")
     table = [p._replace(hooks=(lost,)) if p.name == "shmat" else p for p in PROBES]
-    monkeypatch.setattr("monitor.loader.PROBES", table)
+    monkeypatch.setattr("monitor.kernel.loader.PROBES", table)
     settings = config.load(
         None, {"attach": "tracepoint", "web.listen_address": "127.0.0.1:0"}, default=Path("/none")
     )

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from harness import Cell, Harness, Made, tally
 
-from monitor import calibrate, provoke
-from monitor.abi import Kind, Reason, Record, RecordFlag, Role, Verdict
-from monitor.operations import OPERATIONS, decode_arguments
-from monitor.syscalls import PAGE
+from monitor.attach import calibrate
+from monitor.kernel.abi import Kind, Reason, Record, RecordFlag, Role, Verdict
+from monitor.kernel.operations import OPERATIONS, decode_arguments
+from monitor.kernel.syscalls import PAGE
+from monitor.provoke import table as provoke
 
 DENIALS = [p.name for p in provoke.PROVOCATIONS if p.kind == "denial"]
 NOBODY = 65534

@@ -12,10 +12,14 @@ from typing import Any
 import pytest
 from harness import why_no_fexit
 
-from monitor import config, doctor, host, loader, provoke
-from monitor.operations import OPERATIONS
-from monitor.probes import PROBES
-from monitor.syscalls import call
+from monitor.configuration import config
+from monitor.host import doctor
+from monitor.host import facts as host
+from monitor.kernel import loader
+from monitor.kernel.operations import OPERATIONS
+from monitor.kernel.probes import PROBES
+from monitor.kernel.syscalls import call
+from monitor.provoke import table as provoke
 
 ROOT = Path(__file__).parents[2]
 

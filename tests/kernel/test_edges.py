@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from harness import Harness
 
-from monitor.abi import Kind, Verdict
-from monitor.operations import OPERATIONS
-from monitor.syscalls import PAGE
+from monitor.kernel.abi import Kind, Verdict
+from monitor.kernel.operations import OPERATIONS
+from monitor.kernel.syscalls import PAGE
 
 PREPARED = """
 import resource, struct
@@ -138,7 +138,7 @@ print(munmap(pages.start, PAGE))
 def test_vector_of_a_32_bit_caller(harness: Harness) -> None:
     made = harness.python(
         f"""{PREPARED}
-from monitor.provoke_indirect import _int80_mprotect
+from monitor.provoke.indirect import _int80_mprotect
 _int80_mprotect()
 low = 0x40
 sealed, plain = lay("S", low).start, lay("w", low).start

@@ -21,7 +21,7 @@ import pytest
 from conftest import ATTACH_MODES
 from harness import cgroup_root, started
 
-from monitor.execute_cgroup import CommandCgroup
+from monitor.execute.cgroup import CommandCgroup
 
 pytestmark = pytest.mark.usefixtures("require_bpf", "nothing_left")
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from harness import Harness, Made
 
-from monitor import provoke
-from monitor.abi import Access, Cause, Disposition, Kind, Record, RecordFlag
-from monitor.layouts import FUNCTIONS
-from monitor.syscalls import PAGE
+from monitor.kernel.abi import Access, Cause, Disposition, Kind, Record, RecordFlag
+from monitor.kernel.layouts import FUNCTIONS
+from monitor.kernel.syscalls import PAGE
+from monitor.provoke import table as provoke
 
 FAULTS = [p.name for p in provoke.PROVOCATIONS if p.kind == "fault"]
 PRESENT, WRITE, USER, FETCH = 1, 2, 4, 16

@@ -26,7 +26,7 @@ from test_daemon import READY_SECONDS, Running
 from test_service_kernel import _WALL as WALL
 from test_service_kernel import ROOT, WATCHDOG_SECONDS, stage, stop_loop
 
-from monitor.privileges import IDENTITY, LOADING, Capability
+from monitor.kernel.privileges import IDENTITY, LOADING, Capability
 
 UNIT = ROOT / "systemd/seal-monitor.service"
 PYTHON = "/usr/local/lib/seal-monitor/bin/python"
@@ -349,7 +349,7 @@ except urllib.error.URLError as error:
 VICTIM_FILE = "/usr/local/lib/victim.py"
 VICTIM = f"""
 import os, time
-from monitor.syscalls import call
+from monitor.kernel.syscalls import call
 page = call("mmap", 0, 4096, 1, 2, os.open("{INTERPRETER}", os.O_RDONLY), 0)
 call("mseal", page, 4096, 0)
 call("mprotect", page, 4096, 3)
@@ -483,7 +483,7 @@ class Attempt:
         pid = machine.show("MainPID")
         machine.run("kill", "-STOP", pid)
         folder = f"/sys/fs/cgroup/{cgroup}"
-        violate = f"echo $$ >{folder}/cgroup.procs; exec {PYTHON} -m monitor.provoke mprotect"
+        violate = f"echo $$ >{folder}/cgroup.procs; exec {PYTHON} -m monitor.provoke.table mprotect"
         machine.run("mkdir", folder)
         victim = json.loads(machine.run("sh", "-c", violate))["pid"]
         machine.run("kill", "-CONT", pid)

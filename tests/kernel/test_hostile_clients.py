@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 from test_daemon import READY_SECONDS, Running, assert_conserved
 
-from monitor import provoke
-from monitor.web import CONNECTIONS, REQUEST_SECONDS
+from monitor.provoke import table as provoke
+from monitor.web.server import CONNECTIONS, REQUEST_SECONDS
 
 SECONDS = 6.0
 IDLE = 200

@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 from harness import new_cgroup
 
-from monitor import abi, config, sinks
+from monitor.configuration import config
 from monitor.daemon import Daemon
+from monitor.kernel import abi
+from monitor.sinks import outputs as sinks
 
 Compile = Callable[[str], Path]
 Event = dict[str, Any]

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from test_daemon import Compile, Running, Start, assert_conserved, start, storm
 
-from monitor import provoke
-from monitor.incidents import FILE
+from monitor.incidents.store import FILE
+from monitor.provoke import table as provoke
 
 __all__ = ["start"]
 

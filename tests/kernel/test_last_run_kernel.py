@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from test_daemon import READY_SECONDS, Running
 
-from monitor import provoke
-from monitor.last_run import FILE
+from monitor.life.last_run import FILE
+from monitor.provoke import table as provoke
 
 Another = Callable[[], Running]
 KINDS = ("denial", "fault", "seal", "bypass")

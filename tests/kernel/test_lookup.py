@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from harness import Harness
 
-from monitor.abi import Kind, Reason, Record, Role, Verdict
-from monitor.operations import OPERATIONS
+from monitor.kernel.abi import Kind, Reason, Record, Role, Verdict
+from monitor.kernel.operations import OPERATIONS
 
 LIMIT = 256  # mappings that one look-up reads, the sealed one included
 TRIALS = 60

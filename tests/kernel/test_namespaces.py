@@ -16,9 +16,10 @@ NEW_NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 # /proc says of its process.
 MONITOR = """
 import json, subprocess, sys, time
-from monitor import abi, config
-from monitor.attached import Attached, request
-from monitor.provoke import environment
+from monitor.kernel import abi
+from monitor.configuration import config
+from monitor.attach.attached import Attached, request
+from monitor.provoke.table import environment
 
 def only_child(pid):
     while not (children := open(f"/proc/{pid}/task/{pid}/children").read().split()):
@@ -29,7 +30,7 @@ with Attached(request(config.parse("", ""))) as attached:
     attached.calibrate()
     attached.state.config.emit_verdicts = 7
     unshare = ["unshare", "--pid", "--fork", "--kill-child"]
-    provoke = [sys.executable, "-S", "-P", "-m", "monitor.provoke", "--wait", "mprotect"]
+    provoke = [sys.executable, "-S", "-P", "-m", "monitor.provoke.table", "--wait", "mprotect"]
     pipe = subprocess.PIPE
     child = subprocess.Popen(unshare * 2 + provoke, env=environment(), stdin=pipe, stdout=pipe)
     parent = only_child(child.pid)

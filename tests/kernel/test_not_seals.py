@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from harness import Harness
 
-from monitor import provoke
-from monitor.abi import Kind, Reason, Verdict
-from monitor.operations import OPERATIONS
+from monitor.kernel.abi import Kind, Reason, Verdict
+from monitor.kernel.operations import OPERATIONS
+from monitor.provoke import table as provoke
 
 SIGNALS = ("raise_sigsegv", "kill_sigsegv")
 OTHERS = [p.name for p in provoke.PROVOCATIONS if p.kind == "other" and p.name not in SIGNALS]
@@ -54,7 +54,7 @@ def test_stacked_filters(harness: Harness) -> None:
     """The first lets munmap pass, the second may not: each of the chain is asked."""
     made = harness.python(
         """
-from monitor.provoke_others import _refuse_by_filter
+from monitor.provoke.others import _refuse_by_filter
 _refuse_by_filter("getppid")
 pages = lay("SS")
 call("munmap", pages.start, PAGE)
@@ -78,7 +78,7 @@ def test_seal_beside_the_range_explains_nothing(harness: Harness, operation: str
     """A refusal by a filter, next to sealed pages that the call does not touch."""
     made = harness.python(
         """
-from monitor.provoke_others import _refuse_by_filter
+from monitor.provoke.others import _refuse_by_filter
 pages = lay("SwS")
 _refuse_by_filter(sys.argv[1])
 page = pages.start + PAGE
@@ -98,7 +98,7 @@ os._exit(0)
 # Advice on a child's memory, from one that may look at it and is not privileged.
 ELSEWHERE = """
 import signal
-from monitor.provoke_others import _refuse_by_filter
+from monitor.provoke.others import _refuse_by_filter
 os.setresuid(65534, 65534, 65534)
 PR_SET_DUMPABLE = 4
 need("prctl", PR_SET_DUMPABLE, 1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from harness import Harness, new_cgroup
 
-from monitor.abi import Kind
+from monitor.kernel.abi import Kind
 
 
 def seen(harness: Harness, watched: Path) -> list[str]:

@@ -19,12 +19,13 @@ from harness import new_cgroup
 from test_daemon import Collected, Running, Start, start
 from test_privileges_kernel import ALL, with_only
 
-from monitor import config, syscalls
-from monitor.cgroups import workload_name
+from monitor.configuration import config
 from monitor.daemon import Daemon
-from monitor.posture import Memory, Process, Reader
-from monitor.posture_rounds import PostureRounds
-from monitor.privileges import Capability
+from monitor.evidence.cgroups import workload_name
+from monitor.kernel import syscalls
+from monitor.kernel.privileges import Capability
+from monitor.posture.rounds import PostureRounds
+from monitor.posture.scan import Memory, Process, Reader
 
 ROOT = Path(__file__).parents[2]
 Compile = Callable[[str], Path]

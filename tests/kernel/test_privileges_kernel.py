@@ -18,11 +18,12 @@ import pytest
 from harness import new_cgroup
 from test_daemon import READY_SECONDS, Running, assert_conserved
 
-from monitor import loader, provoke
-from monitor.abi import Kind
-from monitor.incident_search import Filter, Incidents
-from monitor.incidents import FILE
-from monitor.privileges import IDENTITY, LOADING, LOST, Capability
+from monitor.incidents.search import Filter, Incidents
+from monitor.incidents.store import FILE
+from monitor.kernel import loader
+from monitor.kernel.abi import Kind
+from monitor.kernel.privileges import IDENTITY, LOADING, LOST, Capability
+from monitor.provoke import table as provoke
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
@@ -277,7 +278,7 @@ def stopped_child_of(pid: int) -> int:
     while time.monotonic() < deadline:
         for child in children.read_text().split():
             with suppress(OSError):  # it has ended
-                if b"monitor.provoke" in Path(f"/proc/{child}/cmdline").read_bytes():
+                if b"monitor.provoke.table" in Path(f"/proc/{child}/cmdline").read_bytes():
                     os.kill(int(child), signal.SIGSTOP)
                     return int(child)
         time.sleep(0.0005)
@@ -338,10 +339,11 @@ def unprivileged_bpf_disabled() -> Iterator[None]:
 # All that the daemon does with its descriptors, as nobody and without any capability.
 WITHOUT_ANY = """
 import json, os
-from monitor import privileges, provoke
-from monitor.attached import Attached
-from monitor.counters import missed_runs
-from monitor.loader import LoadRequest
+from monitor.kernel import privileges
+from monitor.provoke import table as provoke
+from monitor.attach.attached import Attached
+from monitor.kernel.counters import missed_runs
+from monitor.kernel.loader import LoadRequest
 with Attached(LoadRequest(attach="tracepoint")) as attached:
     attached.calibrate()
     attached.state.config.emit_verdicts = 1 << 0
@@ -409,7 +411,7 @@ def test_root_with_somebody_elses_checkout(start: Start, program: Path) -> None:
 PATHS = """
 import os, sys
 from pathlib import Path
-from monitor.cgroups import Cgroups
+from monitor.evidence.cgroups import Cgroups
 pid, mapping = sys.argv[1:3]
 def tell(what, look):
     try:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from harness import Harness
 
-from monitor.abi import Kind, RecordFlag
-from monitor.syscalls import PAGE
+from monitor.kernel.abi import Kind, RecordFlag
+from monitor.kernel.syscalls import PAGE
 
 SEALS = 1009
 

@@ -18,10 +18,11 @@ from harness import own_programs
 from machine import Machine, booted
 from test_daemon import READY_SECONDS, Collected, Running
 
-from monitor import config, provoke
+from monitor.configuration import config
 from monitor.daemon import Daemon
-from monitor.privileges import IDENTITY
-from monitor.syscalls import LIBC
+from monitor.kernel.privileges import IDENTITY
+from monitor.kernel.syscalls import LIBC
+from monitor.provoke import table as provoke
 
 ROOT = Path(__file__).parents[2]
 WATCHDOG_SECONDS = 6
@@ -262,7 +263,7 @@ def machine(staged: Path, build_directory: Path, require_bpf: None) -> Iterator[
         yield machine
 
 
-VIOLATE = "/usr/local/lib/seal-monitor/bin/python -m monitor.provoke mprotect"
+VIOLATE = "/usr/local/lib/seal-monitor/bin/python -m monitor.provoke.table mprotect"
 
 
 def test_the_unit_is_right(machine: Machine) -> None:

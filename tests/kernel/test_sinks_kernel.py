@@ -25,8 +25,8 @@ from test_daemon import (  # its fixture, too
     storm,
 )
 
-from monitor import provoke
-from monitor.journal import MESSAGE_IDS
+from monitor.provoke import table as provoke
+from monitor.sinks.journal import MESSAGE_IDS
 
 __all__ = ["start"]
 

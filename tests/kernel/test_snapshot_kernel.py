@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from test_daemon import Compile, Running, Start, assert_conserved, start, storm
 
-from monitor import provoke
-from monitor.incident_search import Filter, Incidents
-from monitor.incidents import FILE, SNAPSHOTS_KEPT, nanoseconds
-from monitor.memory_map import bounded_lines, parse_smaps
+from monitor.evidence.memory_map import bounded_lines, parse_smaps
+from monitor.incidents.search import Filter, Incidents
+from monitor.incidents.store import FILE, SNAPSHOTS_KEPT, nanoseconds
+from monitor.provoke import table as provoke
 
 __all__ = ["start"]
 
@@ -24,7 +24,7 @@ __all__ = ["start"]
 # Prints the start of the area that is touched. With a file, a part of that is mapped and sealed.
 VIOLATOR = """
 import ctypes, mmap, os, sys
-from monitor.syscalls import call
+from monitor.kernel.syscalls import call
 count, times, path = int(sys.argv[1]), int(sys.argv[2]), os.fsencode(sys.argv[3])
 areas = []
 for n in range(count):

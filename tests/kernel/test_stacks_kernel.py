@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from harness import Harness, Made
 
-from monitor.abi import STACK_FRAMES, Kind, Record
-from monitor.events import Frame
-from monitor.stacks import frames
+from monitor.evidence.events import Frame
+from monitor.evidence.stacks import frames
+from monitor.kernel.abi import STACK_FRAMES, Kind, Record
 
 Compile = Callable[[str], Path]
 NOTE = b"\4\0\0\0\x14\0\0\0\3\0\0\0GNU\0"  # a GNU build id of 20 bytes follows

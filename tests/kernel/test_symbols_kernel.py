@@ -9,9 +9,9 @@ from typing import Any
 
 from harness import Harness, Made
 
-from monitor.abi import Kind
-from monitor.stacks import frames
-from monitor.symbols import Resolver
+from monitor.evidence.stacks import frames
+from monitor.kernel.abi import Kind
+from monitor.symbols.resolver import Resolver
 
 Compile = Callable[[str], Path]
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from monitor import host, provoke
-from monitor.operations import OPERATIONS
-from monitor.syscalls import call
-from monitor.system_calls import REVIEWED, Effect, calls, unreviewed
+from monitor.host import facts as host
+from monitor.kernel.operations import OPERATIONS
+from monitor.kernel.syscalls import call
+from monitor.kernel.system_calls import REVIEWED, Effect, calls, unreviewed
+from monitor.provoke import table as provoke
 
 pytestmark = pytest.mark.skipif(
     call("mseal", 0, 0, 2**64 - 1) == -errno.ENOSYS, reason="this kernel has no mseal"
@@ -21,8 +22,8 @@ pytestmark = pytest.mark.skipif(
 
 PREPARED = """
 import ctypes, json, os
-from monitor.provocation import *
-from monitor.syscalls import *
+from monitor.provoke.provocation import *
+from monitor.kernel.syscalls import *
 IO_SETUP, IO_DESTROY = 206, 207
 EVERY, SHARED, PRIVATE = PROT_READ | PROT_WRITE, 1, 2
 def mapped(address):

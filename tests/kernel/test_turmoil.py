@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 from harness import RING_SIZE, Cell, Harness, started, tally, wait_until_reading
 
-from monitor.abi import (
+from monitor.kernel.abi import (
     Access,
     Cause,
     Disposition,
@@ -34,7 +34,7 @@ from monitor.abi import (
     RecordFlag,
     Verdict,
 )
-from monitor.operations import OPERATIONS
+from monitor.kernel.operations import OPERATIONS
 
 SECONDS = float(os.environ.get("SEAL_MONITOR_STORM_SECONDS", "5"))
 SEED = int(os.environ.get("SEAL_MONITOR_STORM_SEED", "1"))

@@ -22,7 +22,7 @@ import yaml
 from harness import cgroup_root, remove_cgroup
 from trees import tree
 
-from monitor import provoke
+from monitor.provoke import table as provoke
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "systemd/kubernetes"

@@ -23,7 +23,7 @@ from monitor.version import VERSION
 ROOT = Path(__file__).parents[2]
 CONFIG = "/etc/seal-monitor/config.toml"
 OLD_VERSION = "0.0.1"
-VIOLATE = "env PYTHONPATH=/usr/lib/seal-monitor python3 -m monitor.provoke mprotect"
+VIOLATE = "env PYTHONPATH=/usr/lib/seal-monitor python3 -m monitor.provoke.table mprotect"
 
 
 def run(*command: str | Path) -> str:

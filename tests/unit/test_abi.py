@@ -1,4 +1,4 @@
-"""bpf/abi.h and monitor/abi.py are the same: every size, offset and enumerator."""
+"""bpf/abi.h and monitor/kernel/abi.py are the same: every size, offset and enumerator."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from monitor import abi, operations
+from monitor.kernel import abi, operations
 
 BPF = Path(__file__).parent.parent.parent / "bpf"
 HEADER = (BPF / "abi.h").read_text("utf-8")

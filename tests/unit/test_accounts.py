@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from monitor.abi import Cause, Counters, Disposition, Kind, Method, Outcome, Verdict
-from monitor.accounts import final, in_words, totals
+from monitor.kernel.abi import Cause, Counters, Disposition, Kind, Method, Outcome, Verdict
+from monitor.life.accounts import final, in_words, totals
 from monitor.tally import Tally
 
 

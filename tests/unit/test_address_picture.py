@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_fingerprint import EVENTS
 
-from monitor.address_picture import BANDS_LIMIT, TOP, WIDTH, Picture, picture
+from monitor.report.picture import BANDS_LIMIT, TOP, WIDTH, Picture, picture
 
 Event = dict[str, Any]
 PAGE = 4096

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from monitor.assessment import (
+from monitor.evidence.assessment import (
     BYPASSES,
     DENIALS,
     FAULTS,
@@ -16,7 +16,7 @@ from monitor.assessment import (
     caller_of,
     first_fit,
 )
-from monitor.events import Frame, Mapping, Sealed
+from monitor.evidence.events import Frame, Mapping, Sealed
 
 CODE, DATA, GUARD = "r-xp", "r--p", "---p"
 WRITABLE = "rw-p"

@@ -7,7 +7,7 @@ import time
 import bcrypt
 import pytest
 
-from monitor.basic_auth import CHECKS, BasicAuth
+from monitor.web.basic_auth import CHECKS, BasicAuth
 
 HASH = bcrypt.hashpw(b"correct horse", bcrypt.gensalt(4)).decode()
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from monitor import calibrate
-from monitor.abi import Config, Kind, Mapping, Record, RecordFlag
-from monitor.calibrate import CalibrationError, mark
-from monitor.ring import Drained, Ring
-from monitor.syscalls import call
+from monitor.attach import calibrate
+from monitor.attach.calibrate import CalibrationError, mark
+from monitor.kernel.abi import Config, Kind, Mapping, Record, RecordFlag
+from monitor.kernel.ring import Drained, Ring
+from monitor.kernel.syscalls import call
 
 needs_mseal = pytest.mark.skipif(
     call("mseal", 0, 0, 0) == -errno.ENOSYS, reason="this kernel has no mseal"

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from monitor.abi import Access, Cause, Config, Disposition, Kind, Mapping, Record, Verdict
 from monitor.canary import TIMEOUT, Canary, Outcome, Rounds, _matches, _missing
-from monitor.operations import OPERATIONS
-from monitor.syscalls import call
+from monitor.kernel.abi import Access, Cause, Config, Disposition, Kind, Mapping, Record, Verdict
+from monitor.kernel.operations import OPERATIONS
+from monitor.kernel.syscalls import call
 
 needs_mseal = pytest.mark.skipif(
     call("mseal", 0, 0, 0) == -errno.ENOSYS, reason="this kernel has no mseal"

@@ -13,11 +13,11 @@ import pytest
 from test_fingerprint import EVENTS
 from test_incidents import EVERYTHING, KEPT, WEEK_START, Store, at, denial, suppression
 
-from monitor.cases import Case, gather
-from monitor.fingerprint import fingerprint
-from monitor.incident_search import Filter, Incident, Incidents
-from monitor.incidents import nanoseconds, snapshot_data
-from monitor.symbols import Resolver
+from monitor.incidents.fingerprint import fingerprint
+from monitor.incidents.search import Filter, Incident, Incidents
+from monitor.incidents.store import nanoseconds, snapshot_data
+from monitor.report.cases import Case, gather
+from monitor.symbols.resolver import Resolver
 
 Event = dict[str, Any]
 LATER = "2026-11-21T17:08:03.000000000Z"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from monitor.cgroups import Cgroups, cgroup_mount, parse_cgroup_path, workload_name
-from monitor.events import Workload
+from monitor.evidence.cgroups import Cgroups, cgroup_mount, parse_cgroup_path, workload_name
+from monitor.evidence.events import Workload
 
 ID = "4f1c2b7e9a3d5068" * 4
 OTHER_ID = "0123456789abcdef" * 4

@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitor import abi, events
-from monitor.abi import Access, Cause, Disposition, Kind, Method, Reason, RecordFlag, Role, Verdict
-from monitor.classify import ClassifyError, classify, suppression
-from monitor.events import (
+from monitor.evidence import events
+from monitor.evidence.classify import ClassifyError, classify, suppression
+from monitor.evidence.events import (
     AddressRange,
     Assessment,
     Bypass,
@@ -28,7 +27,19 @@ from monitor.events import (
     Target,
     Workload,
 )
-from monitor.operations import OPERATIONS
+from monitor.kernel import abi
+from monitor.kernel.abi import (
+    Access,
+    Cause,
+    Disposition,
+    Kind,
+    Method,
+    Reason,
+    RecordFlag,
+    Role,
+    Verdict,
+)
+from monitor.kernel.operations import OPERATIONS
 
 SEALED_BIT = 1 << 42
 READ, WRITE, EXEC, SHARED = 1, 2, 4, 8

@@ -9,8 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from monitor import calibrate, cli, events, host, loader, web
+from monitor import cli
+from monitor.attach import calibrate
+from monitor.evidence import events
+from monitor.host import facts as host
+from monitor.kernel import loader
 from monitor.version import VERSION
+from monitor.web import server as web
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ("run", "demo", "exec", "doctor", "check-config", "schema", "incidents", "posture")
@@ -77,7 +82,8 @@ def test_version() -> None:
 def test_help_and_schema_load_nothing_heavy() -> None:
     program = (
         "import sys; from monitor.cli import main; main(['schema'])\n"
-        "heavy = {'bcc', 'yaml', 'bcrypt', 'structlog', 'prometheus_client', 'monitor.loader'}\n"
+        "heavy = {'bcc', 'yaml', 'bcrypt', 'structlog', 'prometheus_client'}\n"
+        "heavy |= {'monitor.kernel.loader'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
@@ -310,7 +316,7 @@ def test_errors_are_told_in_plain_words(
     def fail(*_: object) -> int:
         raise error
 
-    monkeypatch.setattr("monitor.doctor.run", fail)
+    monkeypatch.setattr("monitor.host.doctor.run", fail)
     monkeypatch.delenv("SEAL_MONITOR_DEBUG", raising=False)
     assert cli.main(["doctor"]) == code
     assert capsys.readouterr() == ("", "".join(f"seal-monitor: {line}\n" for line in lines))
@@ -322,7 +328,7 @@ def test_debugging_shows_where(
     def fail(*_: object) -> int:
         raise ValueError("odd")
 
-    monkeypatch.setattr("monitor.doctor.run", fail)
+    monkeypatch.setattr("monitor.host.doctor.run", fail)
     monkeypatch.setenv("SEAL_MONITOR_DEBUG", "1")
     assert cli.main(["doctor"]) == 1
     assert "in fail\n" in capsys.readouterr().err

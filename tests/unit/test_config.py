@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from monitor import config
-from monitor.config import KEYS, Config, ConfigError, Mute, load, parse
+from monitor.configuration import config
+from monitor.configuration.config import KEYS, Config, ConfigError, Mute, load, parse
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "config.example.toml"
 DEFAULTS = parse("", "defaults")

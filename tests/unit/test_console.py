@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from monitor.sinks import pretty
+from monitor.sinks.outputs import pretty
 
 HOST = {"name": "web-1", "boot_id": "1b4e28ba", "kernel_release": "6.18.44"}
 

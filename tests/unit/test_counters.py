@@ -10,9 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from monitor.abi import Bank, Bucket, BucketKey, Cause, Config, Counters, Disposition, Verdict
-from monitor.counters import HashMap, KernelState, missed_runs
-from monitor.loader import Loaded, possible_cpus
+from monitor.kernel.abi import (
+    Bank,
+    Bucket,
+    BucketKey,
+    Cause,
+    Config,
+    Counters,
+    Disposition,
+    Verdict,
+)
+from monitor.kernel.counters import HashMap, KernelState, missed_runs
+from monitor.kernel.loader import Loaded, possible_cpus
 
 
 def file_of(size: int) -> int:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from monitor import abi
-from monitor.attached import configure
-from monitor.config import parse
+from monitor.attach.attached import configure
+from monitor.configuration.config import parse
+from monitor.kernel import abi
 
 DEFAULTS = parse("", "")
 

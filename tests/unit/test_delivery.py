@@ -11,8 +11,8 @@ from threading import Event, Thread, active_count, stack_size
 
 import pytest
 
-from monitor.delivery import BATCH, LIMITS, Delivery, Limits
-from monitor.sinks import Sink, json_lines
+from monitor.sinks.delivery import BATCH, LIMITS, Delivery, Limits
+from monitor.sinks.outputs import Sink, json_lines
 from monitor.tally import Tally
 
 DISK_FULL = OSError(errno.ENOSPC, "disk full")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from monitor import demangle
-from monitor.demangle import Demangler
+from monitor.symbols import demangle
+from monitor.symbols.demangle import Demangler
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,11 @@ from typing import Any
 import jsonschema
 import pytest
 
-from monitor import cli, config, events, metrics
-from monitor.abi import Cause, Disposition, Reason, Verdict
-from monitor.assessment import BYPASSES, DENIALS, FAULTS
+from monitor import cli, metrics
+from monitor.configuration import config
+from monitor.evidence import events
+from monitor.evidence.assessment import BYPASSES, DENIALS, FAULTS
+from monitor.kernel.abi import Cause, Disposition, Reason, Verdict
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")

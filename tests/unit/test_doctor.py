@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from monitor import abi, blind_spots, calibrate, config, doctor, host
-from monitor.checklist import Row, table, verdict
-from monitor.loader import AttachedProbe
-from monitor.operations import OPERATIONS
-from monitor.probes import PROBES, candidates
+from monitor.attach import calibrate
+from monitor.configuration import config
+from monitor.host import blind_spots, doctor
+from monitor.host import facts as host
+from monitor.host.checklist import Row, table, verdict
+from monitor.kernel import abi
+from monitor.kernel.loader import AttachedProbe
+from monitor.kernel.operations import OPERATIONS
+from monitor.kernel.probes import PROBES, candidates
 
 EXIT = "syscalls:sys_exit_"
 NOW = datetime(2030, 1, 1, tzinfo=UTC)

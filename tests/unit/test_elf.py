@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_fuzz_records import fuzzed
 
-from monitor import elf
-from monitor.elf import Elf, ElfError, Functions
+from monitor.symbols import elf
+from monitor.symbols.elf import Elf, ElfError, Functions
 
 Change = tuple[tuple[int, int], int, str]  # where, to what, how wide
 

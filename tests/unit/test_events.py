@@ -10,8 +10,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from monitor import abi, events
-from monitor.events import (
+from monitor.evidence import events
+from monitor.evidence.events import (
     AddressRange,
     Assessment,
     Bypass,
@@ -33,7 +33,8 @@ from monitor.events import (
     timestamp,
     to_dict,
 )
-from monitor.operations import OPERATIONS
+from monitor.kernel import abi
+from monitor.kernel.operations import OPERATIONS
 
 HOST = Host("web-1", "1b4e28ba-2fa1-4d2e-883f-0016d3cca427", "6.18.44")
 PROCESS = Process(

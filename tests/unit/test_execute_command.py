@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from monitor.execute_command import (
+from monitor.execute.command import (
     FORWARDED,
     CannotStart,
     Command,

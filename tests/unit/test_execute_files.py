@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from monitor.execute_files import Nearby
+from monitor.execute.files import Nearby
 
 
 def tree(top: Path, *names: str) -> None:

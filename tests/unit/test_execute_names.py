@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from monitor.execute_files import Nearby
-from monitor.execute_names import Names
-from monitor.symbols import Resolver
+from monitor.execute.files import Nearby
+from monitor.execute.names import Names
+from monitor.symbols.resolver import Resolver
 
 Event = dict[str, Any]
 

@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from monitor import execute_sink
-from monitor.execute_sink import CommandSink
+from monitor.execute import sink as execute_sink
+from monitor.execute.sink import CommandSink
 
 Event = dict[str, Any]
 

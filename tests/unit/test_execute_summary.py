@@ -5,10 +5,8 @@ from typing import Any
 
 import pytest
 
-from monitor.abi import Cause, Counters, Disposition, Method, Verdict
-from monitor.console import COLOURS
-from monitor.execute_cgroup import Member
-from monitor.execute_summary import (
+from monitor.execute.cgroup import Member
+from monitor.execute.summary import (
     ROWS_SHOWN,
     Result,
     counts,
@@ -17,8 +15,10 @@ from monitor.execute_summary import (
     summary,
     violations,
 )
-from monitor.incident_search import Incident
-from monitor.operations import OPERATIONS
+from monitor.incidents.search import Incident
+from monitor.kernel.abi import Cause, Counters, Disposition, Method, Verdict
+from monitor.kernel.operations import OPERATIONS
+from monitor.sinks.console import COLOURS
 
 Event = dict[str, Any]
 NAMES = [operation.name for operation in OPERATIONS]

@@ -20,9 +20,9 @@ from test_fingerprint import EVENTS
 from test_incidents import Store
 from test_report import HOSTILE, Text, cases_with, refused
 
-from monitor import export
-from monitor.incident_search import IncidentError, Incidents
-from monitor.incidents_cli import as_object
+from monitor.commands.incidents import as_object
+from monitor.incidents.search import IncidentError, Incidents
+from monitor.report import export
 from monitor.version import version
 
 NAMES = (

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from monitor.fingerprint import Fingerprint, fingerprint, unattributed
+from monitor.incidents.fingerprint import Fingerprint, fingerprint, unattributed
 
 Event = dict[str, Any]
 

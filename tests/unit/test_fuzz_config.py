@@ -18,11 +18,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from test_fuzz_records import fuzzed
 
-from monitor import cli, config
-from monitor.config import KEYS, Config, ConfigError
-from monitor.toml_lines import key_lines
-from monitor.web import WebError
-from monitor.web_config import WebConfig, load_web_config
+from monitor import cli
+from monitor.configuration import config
+from monitor.configuration.config import KEYS, Config, ConfigError
+from monitor.configuration.toml_lines import key_lines
+from monitor.web.server import WebError
+from monitor.web.web_config import WebConfig, load_web_config
 
 NAME = "c.toml"
 LINE_MAX = 1000  # characters of a mistake

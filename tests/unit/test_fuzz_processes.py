@@ -13,10 +13,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from test_fuzz_records import HOSTILE_BYTES, fuzzed
 
-from monitor.cgroups import Cgroups, cgroup_mount, parse_cgroup_path, workload_name
-from monitor.identity import TEXT_LIMIT, TICK_NS, Identities
-from monitor.printable import printable
-from monitor.redact import REDACTED, redact
+from monitor.evidence.cgroups import Cgroups, cgroup_mount, parse_cgroup_path, workload_name
+from monitor.evidence.identity import TEXT_LIMIT, TICK_NS, Identities
+from monitor.untrusted.printable import printable
+from monitor.untrusted.redact import REDACTED, redact
 
 PID = 42
 START = 1234 * TICK_NS

@@ -20,19 +20,21 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_ring import BUSY, DISCARDED, FRAME, LENGTH, PAGE, SIZE, KernelSide
 
-from monitor import abi, events, sinks
-from monitor.abi import Bucket, BucketKey, Kind, Record
-from monitor.cgroups import Cgroups
-from monitor.config import Mute
-from monitor.delivery import Delivery
-from monitor.identity import Identities
-from monitor.modules import BuildIds
-from monitor.operations import OPERATIONS
+from monitor.configuration.config import Mute
+from monitor.evidence import events
+from monitor.evidence.cgroups import Cgroups
+from monitor.evidence.identity import Identities
+from monitor.evidence.suppression import Gap
+from monitor.incidents.snapshot import Request, Taken, take
+from monitor.incidents.snapshots import Snapshots
+from monitor.kernel import abi
+from monitor.kernel.abi import Bucket, BucketKey, Kind, Record
+from monitor.kernel.operations import OPERATIONS
+from monitor.kernel.ring import Ring
 from monitor.pipeline import Pipeline
-from monitor.ring import Ring
-from monitor.snapshot import Request, Taken, take
-from monitor.snapshots import Snapshots
-from monitor.suppression import Gap
+from monitor.sinks import outputs as sinks
+from monitor.sinks.delivery import Delivery
+from monitor.symbols.modules import BuildIds
 from monitor.tally import Tally
 
 EXAMPLES = os.environ.get("SEAL_MONITOR_FUZZ_EXAMPLES")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from monitor import host
-from monitor.events import Host
+from monitor.evidence.events import Host
+from monitor.host import facts as host
 
 ALL = "000001ffffffffff"
 BPF_ALONE = f"{1 << 39:016x}"
@@ -125,7 +125,7 @@ def test_missing_bcc_is_refused() -> None:
 
 def test_looking_for_bcc_does_not_import_it() -> None:
     program = (
-        "import sys; from monitor import host\n"
+        "import sys; from monitor.host import facts as host\n"
         "try: host.require_bcc()\n"
         "except host.HostError: pass\n"
         "assert 'bcc' not in sys.modules"

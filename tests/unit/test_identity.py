@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from monitor.identity import Identities, Identity
-from monitor.printable import printable
+from monitor.evidence.identity import Identities, Identity
+from monitor.untrusted.printable import printable
 
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 

@@ -21,10 +21,9 @@ from typing import Any
 import pytest
 from test_fingerprint import EVENTS
 
-from monitor.delivery import Delivery
-from monitor.fingerprint import fingerprint, unattributed
-from monitor.incident_search import Filter, Incident, IncidentError, Incidents
-from monitor.incidents import (
+from monitor.incidents.fingerprint import fingerprint, unattributed
+from monitor.incidents.search import Filter, Incident, IncidentError, Incidents
+from monitor.incidents.store import (
     FILE,
     OTHERS,
     IncidentStore,
@@ -32,7 +31,8 @@ from monitor.incidents import (
     nanoseconds,
     snapshot_data,
 )
-from monitor.sinks import SinkError, encode
+from monitor.sinks.delivery import Delivery
+from monitor.sinks.outputs import SinkError, encode
 from monitor.tally import Tally
 
 Event = dict[str, Any]
@@ -574,7 +574,7 @@ def test_only_the_last_one_set_aside_is_kept(make: Make) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from monitor.incidents import IncidentStore, Retention
+from monitor.incidents.store import IncidentStore, Retention
 store = IncidentStore(Path(sys.argv[1]), Retention(30, 1 << 26, 20), print)
 for line in sys.stdin.buffer:
     store.write(line)
@@ -741,7 +741,7 @@ def test_a_reader_that_goes_on_reading_holds_up_nothing(make: Make) -> None:
 READ = """
 import os, sys
 from pathlib import Path
-from monitor.incident_search import *
+from monitor.incidents.search import *
 os.setgroups([]); os.setgid(12345); os.setuid(12345)
 try:
     with Incidents(Path(sys.argv[1])) as incidents:

@@ -15,12 +15,12 @@ from test_cli import seal_monitor
 from test_fingerprint import EVENTS
 from test_incidents import KEPT, NOW, WEEK_START, Event, Store, at, denial, suppression
 
-from monitor.config import ConfigError
-from monitor.fingerprint import fingerprint
-from monitor.incident_search import Incident
-from monitor.incidents import snapshot_data
-from monitor.incidents_cli import listed, moment
-from monitor.sinks import encode
+from monitor.commands.incidents import listed, moment
+from monitor.configuration.config import ConfigError
+from monitor.incidents.fingerprint import fingerprint
+from monitor.incidents.search import Incident
+from monitor.incidents.store import snapshot_data
+from monitor.sinks.outputs import encode
 
 
 def snapshot_of(event: Event, number: int) -> Event:

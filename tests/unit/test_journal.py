@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from journald import Journald, journald
 
-from monitor.delivery import LIMITS, Delivery
-from monitor.journal import MESSAGE_IDS, PRIORITIES, JournalSink, has_standard_output
-from monitor.sinks import SinkError, encode
+from monitor.sinks.delivery import LIMITS, Delivery
+from monitor.sinks.journal import MESSAGE_IDS, PRIORITIES, JournalSink, has_standard_output
+from monitor.sinks.outputs import SinkError, encode
 from monitor.tally import EVENT_KINDS, Tally
 
 ROOT = Path(__file__).parents[2]

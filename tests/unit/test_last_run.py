@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from monitor import last_run
-from monitor.last_run import (
+from monitor.life import last_run
+from monitor.life.last_run import (
     FILE,
     LastRun,
     Run,

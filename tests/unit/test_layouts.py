@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from monitor import layouts
-from monitor.layouts import KIND_FUNC, KIND_STRUCT, Btf, LayoutError, Member, c_definitions
+from monitor.kernel import layouts
+from monitor.kernel.layouts import KIND_FUNC, KIND_STRUCT, Btf, LayoutError, Member, c_definitions
 
 pytestmark = pytest.mark.skipif(
     not Path("/sys/kernel/btf/vmlinux").exists(), reason="this kernel has no BTF"
@@ -68,7 +68,7 @@ def test_members_of_a_structure_add_up(btf: Btf) -> None:
 def test_every_definition_is_used_and_every_use_defined(btf: Btf) -> None:
     sources = "".join(
         path.read_text("utf-8")
-        for path in (Path(layouts.__file__).parent.parent / "bpf").glob("*.[ch]")
+        for path in (Path(layouts.__file__).parents[2] / "bpf").glob("*.[ch]")
     )
     used = {
         f"task_struct__{name}"

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from monitor import layouts, loader
-from monitor.loader import AttachedProbe, LoadError, LoadRequest
-from monitor.operations import MSEAL_NUMBER
+from monitor.kernel import layouts, loader
+from monitor.kernel.loader import AttachedProbe, LoadError, LoadRequest
+from monitor.kernel.operations import MSEAL_NUMBER
 
 needs_btf = pytest.mark.skipif(
     not Path("/sys/kernel/btf/vmlinux").exists(), reason="this kernel has no BTF"

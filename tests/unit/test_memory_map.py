@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from monitor.memory_map import LINE_LIMIT, Mapping, bounded_lines, parse_smaps, take
+from monitor.evidence.memory_map import LINE_LIMIT, Mapping, bounded_lines, parse_smaps, take
 
 # As Linux 6.18 and later write it; the lines in between are left out, but for a few.
 TEXT = b"""\

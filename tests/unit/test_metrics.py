@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from monitor.abi import Cause, Counters, Disposition, Kind, Outcome, Verdict
+from monitor.kernel.abi import Cause, Counters, Disposition, Kind, Outcome, Verdict
+from monitor.kernel.operations import OPERATIONS
 from monitor.metrics import (
     METRICS,
     KernelFacts,
@@ -18,8 +19,7 @@ from monitor.metrics import (
     build,
     page,
 )
-from monitor.operations import OPERATIONS
-from monitor.posture import Figures, Memory
+from monitor.posture.scan import Figures, Memory
 from monitor.tally import DELAY_BUCKETS, Tally
 
 PAGE = Path(__file__).parents[2] / "docs/metrics.md"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from monitor.operations import MSEAL_NUMBER, OPERATIONS, c_definitions, decode_arguments
+from monitor.kernel.operations import MSEAL_NUMBER, OPERATIONS, c_definitions, decode_arguments
 
 RunC = Callable[..., str]
 BY_NAME = {operation.name: operation for operation in OPERATIONS}

@@ -14,16 +14,17 @@ from typing import Any
 import jsonschema
 import pytest
 
-from monitor import abi, events
-from monitor.abi import Bucket, BucketKey, Cause, Kind, Record, Verdict
-from monitor.cgroups import Cgroups
-from monitor.config import Mute
-from monitor.delivery import Delivery
-from monitor.identity import TICK_NS, Identities
-from monitor.operations import OPERATIONS
+from monitor.configuration.config import Mute
+from monitor.evidence import events
+from monitor.evidence.cgroups import Cgroups
+from monitor.evidence.identity import TICK_NS, Identities
+from monitor.evidence.suppression import Gap
+from monitor.kernel import abi
+from monitor.kernel.abi import Bucket, BucketKey, Cause, Kind, Record, Verdict
+from monitor.kernel.operations import OPERATIONS
 from monitor.pipeline import Pipeline, clock_offset
-from monitor.sinks import encode
-from monitor.suppression import Gap
+from monitor.sinks.delivery import Delivery
+from monitor.sinks.outputs import encode
 from monitor.tally import Tally
 
 VALIDATOR = jsonschema.Draft202012Validator(events.schema())

@@ -11,7 +11,8 @@ import pytest
 from test_posture import Line, install, program, record, smaps
 from test_segments import BUILD_ID
 
-from monitor import host, posture_cli
+from monitor.commands import posture as posture_cli
+from monitor.host import facts as host
 
 # This host's kernel need not have mseal.
 pytestmark = pytest.mark.usefixtures("any_kernel")

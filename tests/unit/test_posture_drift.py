@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitor import posture_drift
-from monitor.posture import Process, State
-from monitor.posture_drift import (
+from monitor.posture import drift as posture_drift
+from monitor.posture.drift import (
     FILE,
     FORGET_SECONDS,
     FORGET_STOPPED_SECONDS,
@@ -24,6 +23,7 @@ from monitor.posture_drift import (
     save,
     see,
 )
+from monitor.posture.scan import Process, State
 
 NOW = 1_795_000_000.0  # 2026-11-18T11:06:40Z
 APP = Program("/usr/bin/app", "app.service")

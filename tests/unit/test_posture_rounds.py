@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from test_posture import Line, program, record, smaps
 
-from monitor.posture import Figures, Memory
-from monitor.posture_drift import FILE
-from monitor.posture_rounds import Outcome, PostureRounds
+from monitor.posture.drift import FILE
+from monitor.posture.rounds import Outcome, PostureRounds
+from monitor.posture.scan import Figures, Memory
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitor.printable import printable
+from monitor.untrusted.printable import printable
 
 
 @pytest.mark.parametrize(

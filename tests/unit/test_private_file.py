@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from monitor.private_file import write_private
+from monitor.report.private_file import write_private
 
 
 def test_whole_and_private(tmp_path: Path) -> None:

@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from monitor import doctor, privileges
-from monitor.privileges import LOST, VITAL, Capability
+from monitor.host import doctor
+from monitor.kernel import privileges
+from monitor.kernel.privileges import LOST, VITAL, Capability
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="not root")
 
 # What the process and a program that it executes have in each set, after some calls.
 CODE = """
 import json, subprocess, sys
-from monitor import privileges
-from monitor.privileges import Capability
+from monitor.kernel import privileges
+from monitor.kernel.privileges import Capability
 def sets(text):
     fields = dict(line.split(":\t") for line in text.splitlines() if ":\t" in line)
     names = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs")
@@ -86,7 +87,7 @@ def test_what_is_held_and_what_loads() -> None:
     code += "print(sorted(each.name for each in privileges.for_loading()))"
     limited = ["setpriv", "--inh-caps=-all", "--bounding-set=-all,+sys_admin,+bpf", "--"]
     done = subprocess.run(
-        [*limited, sys.executable, "-c", f"from monitor import privileges; {code}"],
+        [*limited, sys.executable, "-c", f"from monitor.kernel import privileges; {code}"],
         check=True,
         capture_output=True,
         text=True,

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from monitor import probes
-from monitor.abi import Method
-from monitor.layouts import FUNCTIONS
-from monitor.operations import OPERATIONS
-from monitor.probes import AT_SEAL, MODES, OPTIONAL, PROBES, candidates, find, reporters
+from monitor.kernel import probes
+from monitor.kernel.abi import Method
+from monitor.kernel.layouts import FUNCTIONS
+from monitor.kernel.operations import OPERATIONS
+from monitor.kernel.probes import AT_SEAL, MODES, OPTIONAL, PROBES, candidates, find, reporters
 
-BPF = Path(probes.__file__).parent.parent / "bpf"
+BPF = Path(probes.__file__).parents[2] / "bpf"
 BY_NAME = {probe.name: probe for probe in PROBES}
 HOOKS = {hook for probe in PROBES for hook in probe.hooks}
 SWITCHES = ("watch.compat", "watch.io_uring")

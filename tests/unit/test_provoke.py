@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from monitor import provoke
-from monitor.operations import MSEAL_NUMBER, OPERATIONS
-from monitor.provocation import Unsupported, lay, mappings, need
-from monitor.syscalls import NUMBERS, PAGE, call
+from monitor.kernel.operations import MSEAL_NUMBER, OPERATIONS
+from monitor.kernel.syscalls import NUMBERS, PAGE, call
+from monitor.provoke import table as provoke
+from monitor.provoke.provocation import Unsupported, lay, mappings, need
 
 Line = dict[str, Any]
 PROCESS_LIMIT = 30.0
@@ -164,8 +164,8 @@ FAULTS = (
 # Makes the provocation named and tells, with its facts, what smaps then shows as sealed.
 WITH_SMAPS = """
 import json, os, sys
-from monitor.provocation import Unsupported
-from monitor.provoke import PROVOCATIONS
+from monitor.provoke.provocation import Unsupported
+from monitor.provoke.table import PROVOCATIONS
 make = next(p.function for p in PROVOCATIONS if p.name == sys.argv[1])
 try:
     facts = make()
@@ -406,7 +406,13 @@ def test_no_shared_segment_is_left() -> None:
 
 def test_import_is_light() -> None:
     result = subprocess.run(
-        [sys.executable, "-S", "-P", "-c", "import sys, monitor.provoke; print(*sys.modules)"],
+        [
+            sys.executable,
+            "-S",
+            "-P",
+            "-c",
+            "import sys, monitor.provoke.table; print(*sys.modules)",
+        ],
         env=provoke.environment(),
         capture_output=True,
         text=True,

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from monitor.recent import Recent
+from monitor.untrusted.recent import Recent
 
 
 def test_what_was_asked_for_last_stays() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from monitor.redact import REDACTED, redact
+from monitor.untrusted.redact import REDACTED, redact
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from monitor.config import KEYS, Config, parse
-from monitor.reload import merge
+from monitor.configuration.config import KEYS, Config, parse
+from monitor.life.reload import merge
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "config.example.toml"
 DEFAULTS = parse("", "defaults")

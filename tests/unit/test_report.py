@@ -31,9 +31,9 @@ from test_cli import seal_monitor
 from test_fingerprint import EVENTS
 from test_incidents import KEPT, WEEK_START, Store, denial
 
-from monitor.cases import Case
-from monitor.incident_search import Filter, Incidents
-from monitor.report import page, write
+from monitor.incidents.search import Filter, Incidents
+from monitor.report.cases import Case
+from monitor.report.page import page, write
 
 Event = dict[str, Any]
 HOSTILE = (
@@ -481,7 +481,14 @@ def test_root_reads_as_the_owner_and_writes_as_root(store: Store, tmp_path: Path
 def test_a_wheel_has_every_file() -> None:
     root = Path(__file__).parents[2]
     tables = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]
-    patterns = tables["package-data"]["monitor"]
+    patterns = [
+        f"{package.replace('.', '/')}/{pattern}"
+        for package, patterns in tables["package-data"].items()
+        for pattern in patterns
+    ]
     files = {path for path in (root / "monitor").rglob("*") if path.is_file()}
     kept = {path for path in files if path.suffix not in (".py", ".pyc")}
-    assert kept == {path for pattern in patterns for path in (root / "monitor").glob(pattern)}
+    assert kept == {path for pattern in patterns for path in root.glob(pattern)}
+    packages = {path.parent for path in files if path.suffix == ".py"}
+    named = {root / package.replace(".", "/") for package in tables["packages"]}
+    assert named == packages | {root / "monitor/bpf"}

@@ -11,9 +11,9 @@ from browser import PROGRAM, Browser, browser, program
 from test_cases import SNAPSHOT, a_day
 from test_report import HOSTILE, cases_with, refused
 
-from monitor.cases import gather
-from monitor.incident_search import Filter, Incidents
-from monitor.report import page
+from monitor.incidents.search import Filter, Incidents
+from monitor.report.cases import gather
+from monitor.report.page import page
 
 PHONE, DESK = 390, 1200
 AA = 4.5  # WCAG 2.1, 1.4.3: contrast of text

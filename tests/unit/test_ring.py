@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitor.abi import Record
-from monitor.ring import Ring
+from monitor.kernel.abi import Record
+from monitor.kernel.ring import Ring
 
 PAGE = mmap.PAGESIZE
 SIZE = 1 << 16

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_fuzz_records import fuzzed
 
-from monitor.rust_names import LENGTH_LIMIT, legacy_name, v0_name
+from monitor.symbols.rust_names import LENGTH_LIMIT, legacy_name, v0_name
 
 SHOWN = {
     "_RNvCskK7mfDs1mzF_1m4main": "m::main",

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from monitor.loader import LOAD_SECONDS
-from monitor.service import STATUS_LIMIT, Service, notify
+from monitor.kernel.loader import LOAD_SECONDS
+from monitor.life.service import STATUS_LIMIT, Service, notify
 
 
 @pytest.fixture

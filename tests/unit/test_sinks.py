@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from monitor.sinks import Sink, SinkError, json_file, json_lines, pretty
+from monitor.sinks.outputs import Sink, SinkError, json_file, json_lines, pretty
 
 HOST = {"name": "web-1", "boot_id": "1b4e28ba", "kernel_release": "6.18.44"}
 COMMON: dict[str, Any] = {

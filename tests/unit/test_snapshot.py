@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from monitor.identity import TICK_NS
-from monitor.modules import BuildIds
-from monitor.snapshot import LIMITS, Limits, Request, Taken, take
+from monitor.evidence.identity import TICK_NS
+from monitor.incidents.snapshot import LIMITS, Limits, Request, Taken, take
+from monitor.symbols.modules import BuildIds
 
 START = 1234 * TICK_NS
 OFFSET = 1_795_000_000_000_000_000  # ns

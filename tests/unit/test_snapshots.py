@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from test_fingerprint import EVENTS
 
-from monitor.abi import Kind, Record
-from monitor.delivery import Delivery
-from monitor.fingerprint import fingerprint
-from monitor.incidents import snapshot_data
-from monitor.snapshot import Request, Taken
-from monitor.snapshots import CPU_SECONDS, WAITING, Snapshots
+from monitor.incidents.fingerprint import fingerprint
+from monitor.incidents.snapshot import Request, Taken
+from monitor.incidents.snapshots import CPU_SECONDS, WAITING, Snapshots
+from monitor.incidents.store import snapshot_data
+from monitor.kernel.abi import Kind, Record
+from monitor.sinks.delivery import Delivery
 from monitor.tally import Tally
 
 Event = dict[str, Any]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from monitor.abi import NO_MODULE, Module, Stack
-from monitor.events import Frame
-from monitor.stacks import frames
+from monitor.evidence.events import Frame
+from monitor.evidence.stacks import frames
+from monitor.kernel.abi import NO_MODULE, Module, Stack
 
 BUILD_ID = bytes(range(20))
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from test_fingerprint import EVENTS, changed
 
-from monitor import story
-from monitor.assessment import BYPASSES, DENIALS, FAULTS, Row
-from monitor.operations import OPERATIONS
-from monitor.story import Extent
+from monitor.evidence.assessment import BYPASSES, DENIALS, FAULTS, Row
+from monitor.kernel.operations import OPERATIONS
+from monitor.report import story
+from monitor.report.story import Extent
 
 Event = dict[str, Any]
 PAGE = 4096

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from monitor.abi import Bucket, BucketKey, Counters, Kind, Outcome
-from monitor.suppression import IDLE_NS, Gap, Suppressions
+from monitor.evidence.suppression import IDLE_NS, Gap, Suppressions
+from monitor.kernel.abi import Bucket, BucketKey, Counters, Kind, Outcome
 
 SECOND = 1_000_000_000
 START = 1000 * SECOND

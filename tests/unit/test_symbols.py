@@ -25,10 +25,11 @@ from journald import journald
 from test_elf import CHANGES, ENDS, Change, spoilt, symbol_table
 from test_fuzz_records import fuzzed
 
-from monitor import debuginfod, symbols
-from monitor.elf import Elf
-from monitor.journal import JournalSink
-from monitor.symbols import Resolver
+from monitor.sinks.journal import JournalSink
+from monitor.symbols import debuginfod
+from monitor.symbols import resolver as symbols
+from monitor.symbols.elf import Elf
+from monitor.symbols.resolver import Resolver
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "tests/assets/callers.c"

@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 
-from monitor import system_calls
-from monitor.operations import OPERATIONS
-from monitor.system_calls import REVIEWED, Effect, calls, unreviewed
+from monitor.kernel import system_calls
+from monitor.kernel.operations import OPERATIONS
+from monitor.kernel.system_calls import REVIEWED, Effect, calls, unreviewed
 
 
 def test_the_watched_calls_are_those_of_the_operations() -> None:

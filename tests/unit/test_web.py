@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import CounterMetricFamily
 
-from monitor.web import Access, Server, WebError, listen
-from monitor.web_access import WebAccess
+from monitor.web.access import WebAccess
+from monitor.web.server import Access, Server, WebError, listen
 
 HASH = bcrypt.hashpw(b"correct horse", bcrypt.gensalt(4)).decode()
 OTHER_HASH = bcrypt.hashpw(b"a" * 72, bcrypt.gensalt(5)).decode().replace("$2b$", "$2y$")

@@ -19,9 +19,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 from test_web import TLS, ask, basic, client_context, send
 
-from monitor.web import Server, WebError, listen
-from monitor.web_access import TokenBucket, WebAccess
-from monitor.web_config import RateLimit
+from monitor.web.access import TokenBucket, WebAccess
+from monitor.web.server import Server, WebError, listen
+from monitor.web.web_config import RateLimit
 
 HASH = bcrypt.hashpw(b"correct horse", bcrypt.gensalt(4)).decode()
 RIGHT = basic("prometheus", "correct horse")

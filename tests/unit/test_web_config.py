@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from monitor.web import WebError
-from monitor.web_config import RateLimit, WebConfig, digest_of, load_web_config
-from monitor.web_tls import SUITES
+from monitor.web.server import WebError
+from monitor.web.tls import SUITES
+from monitor.web.web_config import RateLimit, WebConfig, digest_of, load_web_config
 
 HASH = bcrypt.hashpw(b"correct horse", bcrypt.gensalt(4)).decode()
 

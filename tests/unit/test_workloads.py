@@ -6,10 +6,10 @@ from ctypes import c_uint64
 
 import pytest
 
-from monitor.abi import Counters, Verdict, Workload
-from monitor.cgroups import parse_cgroup_path
-from monitor.events import Workload as Facts
-from monitor.workloads import REMOVED_SECONDS, Workloads
+from monitor.evidence.cgroups import parse_cgroup_path
+from monitor.evidence.events import Workload as Facts
+from monitor.evidence.workloads import REMOVED_SECONDS, Workloads
+from monitor.kernel.abi import Counters, Verdict, Workload
 
 WEB, WEB_AGAIN, BATCH = 11, 12, 13
 

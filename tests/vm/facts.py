@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from harness import Harness
 
-from monitor.syscalls import call
+from monitor.kernel.syscalls import call
 
 Tell = Callable[[str, object], None]
 

@@ -24,7 +24,7 @@ os.environ.setdefault("SEAL_MONITOR_STORM_SECONDS", "2")
 
 import pytest  # noqa: E402
 
-from monitor import provoke  # noqa: E402
+from monitor.provoke import table as provoke  # noqa: E402
 
 KERNEL_TESTS = HERE.parent / "kernel"
 ALLOWED = HERE / "allowed_skips.toml"

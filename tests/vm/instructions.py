@@ -25,10 +25,10 @@ sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
 from bench_attach import CALLS, CannotAttach, attach_empty, limit, require_mode  # noqa: E402
 
-from monitor.abi import Counters, Kind, Outcome, Verdict  # noqa: E402
-from monitor.attached import Attached  # noqa: E402
-from monitor.loader import LoadError, LoadRequest  # noqa: E402
-from monitor.operations import OPERATIONS  # noqa: E402
+from monitor.attach.attached import Attached  # noqa: E402
+from monitor.kernel.abi import Counters, Kind, Outcome, Verdict  # noqa: E402
+from monitor.kernel.loader import LoadError, LoadRequest  # noqa: E402
+from monitor.kernel.operations import OPERATIONS  # noqa: E402
 
 __all__ = ["FILE", "choose", "compare", "count", "kept", "problems"]
 

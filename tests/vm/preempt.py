@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from harness import Harness, started, wait_until_reading
 
-from monitor import host
-from monitor.counters import missed_runs
+from monitor.host import facts as host
+from monitor.kernel.counters import missed_runs
 
 COUNT = 20011
 STORMS = 3  # an fexit program is skipped where another run of its own was preempted

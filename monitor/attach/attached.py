@@ -1,0 +1,111 @@
+"""The programs, attached and calibrated: what daemon and doctor hold."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+
+from monitor.attach import calibrate, trial
+from monitor.attach.calibrate import Findings
+from monitor.configuration.config import Config
+from monitor.kernel import abi, loader
+from monitor.kernel.counters import KernelState
+from monitor.kernel.probes import AT_SEAL, reporters
+from monitor.kernel.ring import Ring
+
+__all__ = ["Attached", "configure", "request"]
+
+SECOND_NS = 1_000_000_000
+_MIN_ADDRESS = Path("/proc/sys/vm/mmap_min_addr")
+_PID_NAMESPACE = Path("/proc/self/ns/pid")
+
+
+def request(config: Config) -> loader.LoadRequest:
+    """What to load for this configuration."""
+    switches = {"watch.compat": config.watch.compat, "watch.io_uring": config.watch.io_uring}
+    return loader.LoadRequest(
+        attach=config.attach,
+        switches=frozenset(name for name, is_on in switches.items() if is_on),
+        ring_size=config.ring.size,
+        workloads_max=config.workloads.maximum,
+    )
+
+
+def configure(kernel: abi.Config, config: Config) -> None:
+    """Write into the kernel what can change while the programs run."""
+    limit = config.rate_limit
+    kernel.event_interval_ns = SECOND_NS // limit.per_caller
+    kernel.event_burst_ns = (limit.burst - 1) * kernel.event_interval_ns
+    kernel.host_interval_ns = SECOND_NS // limit.host
+    kernel.host_burst_ns = (limit.host - 1) * kernel.host_interval_ns
+    kernel.emit_verdicts = sum(1 << v for v in abi.Verdict if v.label in config.events.denials)
+    kernel.emit_causes = sum(1 << c for c in abi.Cause if c.label in config.events.faults)
+    kernel.emit_seals = config.events.seals
+
+
+class Attached:
+    """Use as a context manager: leaving it detaches everything. Raises LoadError.
+
+    Nothing is reported before calibrate() has found the seal bit.
+    """
+
+    def __init__(self, wanted: loader.LoadRequest) -> None:
+        self._load(wanted)
+
+    def _load(self, wanted: loader.LoadRequest) -> None:
+        self._wanted = wanted
+        with contextlib.ExitStack() as cleanup:
+            # It starts while the programs compile.
+            self._trying = cleanup.enter_context(calibrate.start())
+            cleanup.callback(self._trying.kill)
+            self.loaded = loader.load(wanted)
+            cleanup.callback(self.loaded.close)
+            self.state = KernelState(self.loaded)
+            cleanup.callback(self.state.close)
+            self.ring = Ring(self.loaded.maps["ring"], wanted.ring_size)
+            cleanup.callback(self.ring.close)
+            kernel = self.state.config
+            kernel.mmap_min_addr = int(_MIN_ADDRESS.read_text("ascii"))
+            kernel.pid_namespace = _PID_NAMESPACE.stat().st_ino
+            targets = {p.probe: p.target for p in self.loaded.probes if p.attached}
+            by_hook = reporters(targets.items())
+            kernel.function_operations = by_hook.functions
+            kernel.raw_operations, kernel.compat_operations = by_hook.raw, by_hook.compat
+            kernel.raw_mseal = targets.get("mseal") == "sys_exit"
+            kernel.raw_pokes = targets.get("ptrace_poke") == "sys_exit"
+            kernel.compat_pokes = targets.get("ptrace_poke") != "access_remote_vm"
+            self._cleanup = cleanup.pop_all()
+
+    def __enter__(self) -> Attached:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cleanup.close()
+
+    def calibrate(self) -> Findings:
+        """Find out what this kernel does.
+
+        A probe whose hook turns out not to see what it must is attached by its next one: all is
+        loaded anew, and `loaded`, `state` and `ring` are others. Raises CalibrationError, and
+        LoadError when the probe that it needs is not attached.
+        """
+        findings = self._calibrate()
+        blind = self._blind_targets()
+        if not blind:
+            return findings
+        self._cleanup.close()
+        self._load(replace(self._wanted, without=self._wanted.without | blind))
+        return self.calibrate()
+
+    def _blind_targets(self) -> set[str]:
+        """Functions that no refusal of their operation came by."""
+        targets = {p.probe: p.target for p in self.loaded.probes if p.target in AT_SEAL}
+        unseen = trial.unseen(self.state) if targets else ()
+        return {targets[operation] for operation in unseen if operation in targets}
+
+    def _calibrate(self) -> Findings:
+        for probe in self.loaded.probes:
+            if probe.probe == "mseal" and not probe.attached:
+                raise loader.LoadError(f"probe mseal is not attached: {probe.error}")
+        return calibrate.calibrate(self._trying, self.state.config, self.ring)

@@ -1,0 +1,205 @@
+"""What this kernel does, found out by trying it through the loaded programs.
+
+`python -m monitor.attach.calibrate` is the process that tries; the daemon reads in the ring what
+the programs saw of it. The order of the calls in `main()` is known to `calibrate()`.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import time
+from typing import NamedTuple
+
+from monitor.kernel.syscalls import PAGE, call
+from monitor.provoke.provocation import (
+    MAP_FIXED,
+    MAP_PRIVATE,
+    PROT_READ,
+    lay,
+    mappings,
+    need,
+    seal,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from subprocess import Popen
+
+    from monitor.kernel.abi import Config
+    from monitor.kernel.ring import Ring
+
+__all__ = ["CalibrationError", "Findings", "calibrate", "mark", "start"]
+
+MADV_DONTNEED, MADV_GUARD_INSTALL = 4, 102
+MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
+_TIMEOUT = 5.0
+_VALID_FLAGS, _WRONG_FLAGS = 0, 1
+
+
+class CalibrationError(Exception):
+    """The programs do not see what they must; the message says what was missing."""
+
+
+# ---- The process that tries ----------------------------------------------------------------------
+
+
+def _partial_mprotect() -> bool:
+    """Whether a refused mprotect over [unsealed][sealed] leaves the unsealed part changed."""
+    pages = lay("wS")
+    call("mprotect", pages.start, 2 * PAGE, PROT_READ)
+    return next(m.permissions for m in mappings() if m.start == pages.start).startswith("r--")
+
+
+def _partial_madvise() -> bool:
+    pages = lay("wS")
+    with open("/proc/self/mem", "rb") as memory:
+        call("madvise", pages.start, 2 * PAGE, MADV_DONTNEED)
+        memory.seek(pages.start)
+        return memory.read(1) == b"\0"
+
+
+def _partial_mremap() -> bool:
+    """Whether a fixed move takes [unsealed] along before it is refused at [sealed]."""
+    pages, target = lay("rS"), lay("nn")
+    flags = MREMAP_MAYMOVE | MREMAP_FIXED
+    result = call("mremap", pages.start, 2 * PAGE, 2 * PAGE, flags, target.start)
+    return result == -errno.EPERM and all(m.start != pages.start for m in mappings())
+
+
+def _anonymous_by_ops() -> bool:
+    """Whether a private mapping of /dev/zero, a file without vm_ops, counts as anonymous."""
+    start = lay("n").start
+    descriptor = os.open("/dev/zero", os.O_RDONLY)
+    need("mmap", start, PAGE, PROT_READ, MAP_PRIVATE | MAP_FIXED, descriptor, 0)
+    os.close(descriptor)
+    seal(start, PAGE)
+    return call("madvise", start, PAGE, MADV_DONTNEED) == -errno.EPERM
+
+
+def _guard_files() -> bool:
+    """Whether a guard region can be installed in a private mapping of a file (6.15 on)."""
+    start = lay("n").start
+    descriptor = os.memfd_create("seal-monitor")
+    os.ftruncate(descriptor, PAGE)
+    need("mmap", start, PAGE, PROT_READ, MAP_PRIVATE | MAP_FIXED, descriptor, 0)
+    os.close(descriptor)
+    return call("madvise", start, PAGE, MADV_GUARD_INSTALL) == 0
+
+
+def main() -> int:
+    """Wait for a byte, then make the calls that calibrate() expects; prints what came of them."""
+    os.read(0, 1)
+    guard, sealed = lay("w").start, lay("r").start
+    call("mseal", guard, PAGE, _WRONG_FLAGS)
+    guard_regions = call("madvise", guard, PAGE, MADV_GUARD_INSTALL) == 0
+    call("mseal", guard, PAGE, _WRONG_FLAGS)
+    call("mseal", sealed, PAGE, _WRONG_FLAGS)
+    result = call("mseal", sealed, PAGE, _VALID_FLAGS)
+    found: dict[str, object] = {"mseal": result, "guard_regions": guard_regions}
+    if not result:
+        found["partial_mprotect"] = _partial_mprotect()
+        found["partial_madvise"] = _partial_madvise()
+        found["partial_mremap"] = _partial_mremap()
+        found["anonymous_by_ops"] = _anonymous_by_ops()
+        found["guard_files"] = _guard_files()
+    print(json.dumps(found), flush=True)
+    return 0
+
+
+# ---- The daemon's side ---------------------------------------------------------------------------
+
+
+def start() -> Popen[str]:
+    """Start the process that tries; it waits until calibrate() lets it go."""
+    from subprocess import PIPE, Popen  # noqa: PLC0415 - the child needs none of it
+
+    from monitor.provoke.table import environment  # noqa: PLC0415
+
+    command = [sys.executable, "-S", "-P", "-m", "monitor.attach.calibrate"]
+    # A group of its own: Ctrl-C is for the monitor, which ends it.
+    return Popen(command, env=environment(), stdin=PIPE, stdout=PIPE, text=True, process_group=0)
+
+
+def mark(config: Config, pid: int) -> None:
+    """Have the kernel count this process's violations apart; 0 for none. Raises OSError."""
+    config.canary_pid = 0
+    if pid:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
+            config.canary_start_ticks = int(stat.read().rpartition(")")[2].split()[19])
+        config.canary_pid = pid
+
+
+def _flags_seen(ring: Ring, wanted: int) -> list[int]:
+    """vm_flags at each of the `wanted` mseal calls."""
+    from monitor.kernel.abi import Kind, RecordFlag  # noqa: PLC0415 - the child needs none of it
+
+    deadline = time.monotonic() + _TIMEOUT
+    flags: list[int] = []
+    while len(flags) < wanted:
+        # Others may seal meanwhile.
+        flags += [
+            record.mapping.flags
+            for record in ring.drain().records
+            if record.flags & RecordFlag.CANARY and record.kind == Kind.SEAL
+        ]
+        if time.monotonic() > deadline:
+            raise CalibrationError(f"the probe on mseal saw {len(flags)} of {wanted} calls")
+        time.sleep(0.001)
+    return flags
+
+
+def _single_bit(before: int, after: int) -> int:
+    difference = before ^ after
+    return difference if difference.bit_count() == 1 and after & difference else 0
+
+
+class Findings(NamedTuple):
+    """`partial_updates`: by operation, whether a refused call may leave a part changed."""
+
+    guard_regions: bool
+    partial_updates: dict[str, bool]
+
+
+def calibrate(process: Popen[str], config: Config, ring: Ring) -> Findings:
+    """Let the process of start() try, and write what was found into the kernel's configuration.
+
+    Raises CalibrationError.
+    """
+    from subprocess import TimeoutExpired  # noqa: PLC0415 - the child needs none of it
+
+    try:
+        mark(config, process.pid)
+        output, _ = process.communicate("x", timeout=_TIMEOUT)
+        found = json.loads(output or "{}")
+        if found.get("mseal") != 0:
+            raise CalibrationError(f"mseal failed in the calibrating process: {found}")
+        plain, guarded, unsealed, sealed, *_ = _flags_seen(ring, 4)
+    except TimeoutExpired as error:
+        raise CalibrationError(f"its process did not end within {_TIMEOUT:g} s") from error
+    except (OSError, json.JSONDecodeError) as error:
+        raise CalibrationError(f"its process ended early: {error}") from error
+    finally:
+        process.kill()
+        process.wait()
+        config.canary_pid = 0
+    sealed_mask = _single_bit(unsealed, sealed)
+    if not sealed_mask:
+        raise CalibrationError(f"sealing changed vm_flags from {unsealed:#x} to {sealed:#x}")
+    config.maybe_guard_mask = _single_bit(plain, guarded)
+    config.anonymous_by_ops = found["anonymous_by_ops"]
+    config.guard_files = found["guard_files"]
+    config.partial_mprotect = found["partial_mprotect"]
+    config.partial_madvise = found["partial_madvise"]
+    config.partial_mremap = found["partial_mremap"]
+    config.sealed_mask = sealed_mask  # last: from now on the programs count
+    return Findings(
+        found["guard_regions"],
+        {name: found[f"partial_{name}"] for name in ("mprotect", "madvise", "mremap")},
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""Whether the functions that were attached to are those in which a seal refuses on this kernel.
+
+A function may keep its name and lose the check to another one, or be compiled into its caller. So
+real refusals are made, and each must have come by.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Collection
+
+from monitor.attach import calibrate
+from monitor.kernel.abi import Bank
+from monitor.kernel.counters import KernelState
+from monitor.kernel.operations import OPERATIONS
+from monitor.provoke import table as provoke
+
+__all__ = ["unseen"]
+
+_REFUSALS = ("mprotect", "munmap", "mmap_fixed", "mremap_source", "madvise")
+_TIMEOUT = 30.0  # far beyond the slowest machine: a hang
+
+
+def _denials(state: KernelState) -> dict[str, int]:
+    counted = state.counters(Bank.CANARY).denials
+    return {operation.name: sum(counted[index]) for index, operation in enumerate(OPERATIONS)}
+
+
+def unseen(state: KernelState) -> Collection[str]:
+    """Operations of which a refusal was made and not counted.
+
+    The process is marked as the canary, so that nobody else's counts change. Raises
+    CalibrationError.
+    """
+    before = _denials(state)
+    with provoke.run(*_REFUSALS, wait=True) as process:
+        try:
+            calibrate.mark(state.config, process.pid)
+            output, errors = process.communicate("x", timeout=_TIMEOUT)
+            made = [json.loads(line) for line in output.splitlines()]
+        except subprocess.TimeoutExpired as error:
+            problem = f"a process that provokes refusals did not end within {_TIMEOUT:g} s"
+            raise calibrate.CalibrationError(problem) from error
+        except (OSError, json.JSONDecodeError) as error:
+            problem = f"a process that provokes refusals ended early: {error}"
+            raise calibrate.CalibrationError(problem) from error
+        finally:
+            process.kill()
+            process.wait()
+            calibrate.mark(state.config, 0)
+    if len(made) != len(_REFUSALS):
+        problem = f"a process that provokes refusals ended early: {errors.strip()[-200:]}"
+        raise calibrate.CalibrationError(problem)
+    after = _denials(state)
+    operations = [line["operation"] for line in made if "operation" in line]
+    return {name for name in operations if after[name] == before[name]}

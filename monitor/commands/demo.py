@@ -1,0 +1,213 @@
+"""`seal-monitor demo`: one of every violation, and what the monitor says of each."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import urllib.request
+from dataclasses import replace
+from typing import Any
+
+from monitor.configuration.config import Config, Watch, Web, parse
+from monitor.daemon import Daemon
+from monitor.kernel.probes import AT_SEAL
+from monitor.provoke import table as provoke
+from monitor.provoke.provocation import Provocation
+from monitor.provoke.refusal import as_seen
+from monitor.sinks import outputs as sinks
+
+__all__ = ["run"]
+
+READY_SECONDS = 10.0
+EVENT_SECONDS = 2.0
+_TITLES = {
+    "denial": "Refused by a seal",
+    "fault": "Stopped by a guard page, a seal or a protection",
+    "bypass": "Changed around a seal",
+    "seal": "Sealed",
+    "other": "Looks like one, and is not or may not be",
+}
+
+
+class _Collected:
+    """A sink that keeps the events."""
+
+    name = "demo"
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    def render(self, event: dict[str, object]) -> bytes:
+        return sinks.encode(event)
+
+    def write(self, data: bytes) -> None:
+        self.events.append(json.loads(data))
+
+    def reopen(self) -> None: ...
+
+    def close(self) -> None:
+        self.events.clear()
+
+    def take(self, pid: int) -> list[dict[str, Any]]:
+        """The events of this process and its children, which are then forgotten."""
+        found = [
+            event
+            for event in self.events
+            if event["process"] and pid in (event["process"]["pid"], event["process"]["parent_pid"])
+        ]
+        self.events = [event for event in self.events if event not in found]
+        return found
+
+
+def _is_as_expected(facts: dict[str, Any], events: list[dict[str, Any]]) -> bool:
+    """Whether the last event says what the provocation did; none where none is due."""
+    cause = facts.get("cause")
+    verdict = facts.get("verdict")
+    if not _expects_event(facts):
+        return not events
+    if not events:
+        return False
+    last = events[-1]
+    if facts["kind"] == "bypass":
+        return bool(
+            last.get("method") == facts["method"]
+            and int(last["changed"]["start"], 16) == facts["address"]
+        )
+    if cause is not None:
+        return bool(
+            (last.get("cause"), last.get("disposition")) == (cause, facts["disposition"])
+            and int(last["address"], 16) == facts["address"]
+        )
+    return (last.get("operation"), last.get("verdict")) == (facts["operation"], verdict)
+
+
+def _expects_event(facts: dict[str, Any]) -> bool:
+    if facts["kind"] == "seal":
+        return False
+    if facts["kind"] == "bypass":
+        return True
+    return facts.get("verdict", "not_sealed") != "not_sealed" or facts.get("cause") not in (
+        None,
+        "other",
+    )
+
+
+def _show(text: str = "") -> None:
+    print(text, flush=True)
+
+
+def _due(daemon: Daemon, facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts as they are to be told with the hooks that are attached."""
+    probes = daemon.loaded.probes
+    method = facts.get("method")
+    if method and not any(p.probe == method and p.attached for p in probes):
+        return facts | {"unsupported": "it is made, and nothing attached here sees it"}
+    at_seal = any(p.probe == facts.get("operation") and p.target in AT_SEAL for p in probes)
+    seen = as_seen(facts, at_seal)
+    if seen is None and facts["kind"] == "denial":
+        return facts | {"unsupported": "it is made and hidden; only fexit sees it"}
+    return seen or facts | {"verdict": "not_sealed"}
+
+
+def _provoke(
+    daemon: Daemon, collected: _Collected, provocation: Provocation
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    child = provoke.run(provocation.name)
+    with child:
+        while child.poll() is None:  # its few lines fit into the pipes
+            daemon.turn()
+            time.sleep(0.001)
+        output, errors = child.communicate()
+    lines = [json.loads(line) for line in output.splitlines()]
+    if not lines:
+        raise RuntimeError(f"{provocation.name} did nothing: {errors.strip()}")
+    facts = _due(daemon, lines[-1])
+    deadline = time.monotonic() + EVENT_SECONDS
+    events: list[dict[str, Any]] = []
+    while True:
+        daemon.turn()
+        daemon.delivery.wait(EVENT_SECONDS)
+        events += collected.take(child.pid)
+        is_late = time.monotonic() > deadline
+        if "unsupported" in facts or not _expects_event(facts) or is_late:
+            return facts, events
+        if _is_as_expected(facts, events):
+            return facts, events
+        time.sleep(0.002)
+
+
+def run(config: Config) -> int:
+    """Show every violation that this host can make; 0, or 1 when one was told wrong or not told.
+
+    Raises what starting the daemon raises.
+    """
+    began = time.monotonic()
+    defaults = parse("", "")
+    config = replace(
+        config,
+        events=defaults.events,
+        rate_limit=defaults.rate_limit,
+        mutes=(),
+        watch=Watch(compat=True, io_uring=True),
+        web=Web(listen_address=("127.0.0.1", 0), config_file=None),  # it reads them itself
+    )
+    colours = sys.stdout.isatty()
+    collected = _Collected()
+    with Daemon(config, [collected]) as daemon:
+        deadline = time.monotonic() + READY_SECONDS
+        daemon.loop(until=lambda: not daemon.not_ready() or time.monotonic() > deadline)
+        problems = daemon.not_ready()
+        if problems:
+            _show("the monitor did not become ready: " + "; ".join(problems))
+            return 1
+        _show(f"seal-monitor is ready after {time.monotonic() - began:.2f} s.")
+        _show("Each violation below is real, in a process of its own; then what the monitor says.")
+        collected.events.clear()
+        view = sinks.pretty(colours=colours)
+        wrong, skipped, made = _show_all(daemon, collected, view)
+        _show_metrics(daemon)
+        daemon.stop()
+    _show()
+    for provocation, reason in skipped:
+        _show(f"not possible on this host: {provocation.description} ({reason})")
+    verdict = "all told right" if not wrong else f"told wrong: {', '.join(wrong)}"
+    _show(f"{made} violations in {time.monotonic() - began:.1f} s, {verdict}.")
+    return 1 if wrong else 0
+
+
+def _show_all(
+    daemon: Daemon, collected: _Collected, view: sinks.Sink
+) -> tuple[list[str], list[tuple[Provocation, str]], int]:
+    wrong: list[str] = []
+    skipped: list[tuple[Provocation, str]] = []
+    made = 0
+    kind = ""
+    kinds = list(_TITLES)
+    for provocation in sorted(provoke.PROVOCATIONS, key=lambda row: kinds.index(row.kind)):
+        facts, events = _provoke(daemon, collected, provocation)
+        if "unsupported" in facts:
+            skipped.append((provocation, facts["unsupported"]))
+            continue
+        if provocation.kind != kind:
+            kind = provocation.kind
+            _show(f"\n== {_TITLES[kind]} ==")
+        made += 1
+        _show(f"\n* {provocation.description}")
+        for event in events:
+            view.write(view.render(event))
+        if not _is_as_expected(facts, events):
+            wrong.append(provocation.name)
+            _show(f"  WRONG: expected {facts}")
+        elif not events:
+            _show("  counted; no event, as configured" if kind != "other" else "  no event")
+    return wrong, skipped, made
+
+
+def _show_metrics(daemon: Daemon) -> None:
+    with urllib.request.urlopen(daemon.metrics_url, timeout=5) as answer:
+        lines = answer.read().decode().splitlines()
+    _show("\n== Metrics (those that are not 0) ==\n")
+    for line in lines:
+        if line.startswith("seal_monitor_") and not line.endswith(" 0.0") and "_bucket" not in line:
+            _show(line)

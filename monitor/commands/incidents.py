@@ -1,0 +1,434 @@
+"""`seal-monitor incidents`: what the store holds, as text for a person or JSON for a program.
+
+Text is made by pure functions. All that an event holds passes `printable` on its way to a terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sys
+import textwrap
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from monitor.configuration.config import ConfigError
+from monitor.evidence.assessment import REASONING
+from monitor.evidence.events import timestamp
+from monitor.incidents.search import (
+    SAME_PROCESS_NS,
+    VIOLATIONS,
+    Event,
+    Filter,
+    Incident,
+    IncidentError,
+    Incidents,
+    Process,
+    Snapshot,
+)
+from monitor.incidents.snapshot_text import summarized
+from monitor.incidents.store import nanoseconds
+from monitor.report.cases import gather
+from monitor.report.private_file import write_private
+from monitor.symbols.resolver import Resolver
+from monitor.untrusted.printable import printable
+
+__all__ = ["as_object", "listed", "moment", "run", "shown", "told"]
+
+_TEXT_LIMIT = 1000
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}  # seconds
+_SECOND_NS = 1_000_000_000
+_KINDS = {
+    "violation": VIOLATIONS,
+    "denial": ("denial",),
+    "fault": ("fault",),
+    "seal": ("seal",),
+    "bypass": ("bypass",),
+    "health": ("health",),
+    "all": ("denial", "fault", "seal", "bypass", "health"),
+}
+
+
+# ---- Values --------------------------------------------------------------------------------------
+
+
+def moment(flag: str, text: str | None, now_ns: int) -> int | None:
+    """Unix time in ns of a date, a time (UTC unless it tells its zone) or a span before now.
+
+    Raises ConfigError, which names the flag.
+    """
+    if text is None:
+        return None
+    if found := re.fullmatch(r"(\d{1,9})([smhdw])", text, re.ASCII):
+        return now_ns - int(found[1]) * _UNITS[found[2]] * _SECOND_NS
+    try:
+        then = datetime.fromisoformat(text)
+        seconds = int((then if then.tzinfo else then.replace(tzinfo=UTC)).timestamp() // 1)
+        return seconds * _SECOND_NS + then.microsecond * 1000
+    except (ValueError, OverflowError):
+        raise ConfigError(
+            f"command line: {flag}: {printable(text)} is no time; write a date or time in UTC as "
+            "in 2026-11-21 or 2026-11-21T17:07:52, or how long ago as in 90m, 24h or 7d"
+        ) from None
+
+
+def _clock(ns: int) -> str:
+    """In UTC, to the second."""
+    return timestamp(ns, 0)[:19].replace("T", " ")
+
+
+def _milliseconds(time: str) -> str:
+    """Of a time as events have it."""
+    return time[:23].replace("T", " ")
+
+
+def _visible(text: object) -> str:
+    return printable(str(text), _TEXT_LIMIT)
+
+
+def _most(values: Mapping[str, int]) -> str:
+    """The value that most have, and how many others there are."""
+    first, *others = values or {"": 0}
+    return f"{first} +{len(others)}" if others else first
+
+
+def _shortened(text: str, width: int) -> str:
+    """Without its beginning when it is too long: the end of a path tells more."""
+    return text if len(text) <= width else f"\N{HORIZONTAL ELLIPSIS}{text[1 - width :]}"
+
+
+# ---- As text -------------------------------------------------------------------------------------
+
+# Title, whether numbers are aligned to the right, width, the cell.
+_COLUMNS: Sequence[tuple[str, bool, int, Callable[[Incident], str]]] = (
+    ("ID", False, 12, lambda incident: incident.id),
+    ("LAST SEEN (UTC)", False, 19, lambda incident: _clock(incident.last_ns)),
+    ("COUNT", True, 15, lambda incident: f"{incident.count:,}"),
+    ("SEVERITY", False, 8, lambda incident: incident.severity),
+    ("LIKELY", False, 8, lambda incident: _most(incident.facets["likely"]) or "-"),
+    ("WHAT", False, 48, lambda incident: incident.title),
+    ("EXECUTABLE", False, 40, lambda incident: _most(incident.facets["executable"]) or "-"),
+    ("WORKLOAD", False, 40, lambda incident: _most(incident.facets["workload"]) or "-"),
+)
+
+
+def listed(incidents: Sequence[Incident], more: bool) -> list[str]:
+    """A table, a line each; `more`: there are others."""
+    if not incidents:
+        return ["no incident matches"]
+    rows = [[title for title, *_ in _COLUMNS]]
+    rows += [
+        [_shortened(_visible(cell(incident)), width) for _, _, width, cell in _COLUMNS]
+        for incident in incidents
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if is_number else cell.ljust(width)
+            for cell, width, (_, is_number, *_) in zip(row, widths, _COLUMNS, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+    if more:
+        lines.append(f"the last {len(incidents)}; --limit shows more")
+    return lines
+
+
+def _counted(values: Mapping[str, int]) -> str:
+    return ", ".join(f"{_visible(value)} {count:,}" for value, count in values.items())
+
+
+def _frame(frame: Mapping[str, Any]) -> str:
+    place = frame["address"]
+    if frame["module"] and frame["offset"] is not None:
+        place = f"{frame['module']}+0x{frame['offset']:x}"
+    return _visible(f"{frame['symbol']} ({place})" if frame["symbol"] else place)
+
+
+def _stack(event: Event) -> list[str]:
+    stack = event.get("stack") or []
+    lines = [f"  #{number:<3}{_frame(frame)}" for number, frame in enumerate(stack)]
+    if stack and not event["stack_complete"]:
+        lines.append("  ...")
+    return lines
+
+
+def _short(event: Event) -> str:
+    process = event["process"] or {}
+    who = f"pid {process['pid']}  " if process else ""
+    return f"{_milliseconds(event['time'])}  {who}{_visible(event['summary'])}"
+
+
+def _reasoning(event: Event) -> str | None:
+    """Why it is taken for what the summary says; None of an event without an assessment."""
+    return REASONING.get((event.get("assessment") or {}).get("name", ""))
+
+
+def shown(
+    incident: Incident, events: Sequence[Event], snapshots: Sequence[Snapshot] = ()
+) -> list[str]:
+    """The story of an incident; `events` and `snapshots` are those kept, the last one last."""
+    facets = incident.facets
+    count = f"{incident.count:,}"
+    if incident.suppressed:
+        count += f" ({incident.events:,} told one by one, {incident.suppressed:,} suppressed)"
+    rows = (
+        ("count", count),
+        ("first seen", f"{_clock(incident.first_ns)} UTC"),
+        ("last seen", f"{_clock(incident.last_ns)} UTC"),
+        ("severity", incident.severity),
+        ("likely", _counted(facets["likely"])),
+        ("verdicts", _counted(facets["verdict"])),
+        ("dispositions", _counted(facets["disposition"])),
+        ("executables", _counted(facets["executable"])),
+        ("workloads", _counted(facets["workload"])),
+        ("hosts", _counted(facets["host"])),
+        ("users", _counted(facets["user"])),
+        ("program", _visible(incident.executable)),
+        ("caller", _visible(incident.caller)),
+        ("mapping", _visible(incident.mapping)),
+    )
+    lines = [
+        f"incident {incident.id}: {_visible(incident.title)}",
+        *(f"  {name:<12}  {value}" for name, value in rows if value),
+        "",
+        "the last event",
+        f"  {_visible(incident.summary)}",
+    ]
+    whole = [event for event in events if event["kind"] != "suppression"]
+    if whole and (why := _reasoning(whole[-1])):
+        lines += textwrap.wrap(why, 98, initial_indent="  ", subsequent_indent="  ")
+    if whole and (stack := _stack(whole[-1])):
+        lines += ["", "its stack, the innermost frame first", *stack]
+    if snapshots:
+        lines += ["", *summarized(snapshots, events)]
+    if events:
+        lines += ["", f"events that are kept: {len(events)}"]
+        lines += [f"  {_short(event)}" for event in reversed(events)]
+    return lines
+
+
+def told(pid: int, process: Process, timeline: Sequence[tuple[Event, str]]) -> list[str]:
+    """What a process did, in order: seconds since its start, what, in which incident."""
+    whole = [event for event, _ in timeline if event["kind"] != "suppression"]
+    last = whole[-1] if whole else timeline[-1][0]
+    who, workload = last["process"] or {}, last["workload"] or {}
+    facts = (
+        ("started", f"{_milliseconds(timestamp(process.start_ns, 0))} UTC"),
+        ("executable", who.get("executable")),
+        ("command line", who.get("command_line")),
+        ("user", who.get("user_name")),
+        ("workload", workload.get("unit") or workload.get("cgroup")),
+        ("host", last["host"]["name"]),
+    )
+    lines = [
+        f"process {pid}, {_visible(who.get('name', ''))}",
+        *(f"  {name:<12}  {_visible(value)}" for name, value in facts if value),
+        "",
+    ]
+    for event, number in timeline:
+        after = (nanoseconds(event["time"]) - process.start_ns) / _SECOND_NS
+        when = f"{_milliseconds(event['time'])}  {f'+{after:.3f} s':>14}"
+        lines.append(f"{when}  {event['kind']:<11}  {number}  {_visible(event['summary'])}")
+    lines += ["", "of each incident the last events are kept; 'incidents show ID' has its counts"]
+    return lines
+
+
+# ---- As JSON -------------------------------------------------------------------------------------
+
+
+def as_object(incident: Incident) -> dict[str, object]:
+    """Ready for JSON. `facets` count the events told one by one."""
+    return {
+        "id": incident.id,
+        "kind": incident.kind,
+        "operation": incident.what if incident.kind == "denial" else None,
+        "cause": incident.what if incident.kind == "fault" else None,
+        "method": incident.what if incident.kind == "bypass" else None,
+        "title": incident.title,
+        "severity": incident.severity,
+        "summary": incident.summary,
+        "first_seen": timestamp(incident.first_ns, 0),
+        "last_seen": timestamp(incident.last_ns, 0),
+        "count": incident.count,
+        "told": incident.events,
+        "suppressed": incident.suppressed,
+        "program": incident.executable,
+        "caller": incident.caller,
+        "mapping": incident.mapping,
+        "facets": {name: dict(values) for name, values in incident.facets.items()},
+    }
+
+
+# ---- The commands --------------------------------------------------------------------------------
+
+
+def _print(lines: Sequence[str], document: object, as_json: bool) -> int:
+    print(json.dumps(document, indent=2) if as_json else "\n".join(lines))
+    return 0
+
+
+_FILTERS = ("since", "until", "operation", "executable", "workload", "verdict", "likely")
+
+
+def _wanted(arguments: Namespace) -> Filter:
+    now = time.time_ns()
+    return Filter(
+        kinds=_KINDS[arguments.kind],
+        since_ns=moment("--since", arguments.since, now),
+        until_ns=moment("--until", arguments.until, now),
+        operation=arguments.operation,
+        executable=arguments.executable,
+        workload=arguments.workload,
+        verdict=arguments.verdict,
+        likely=arguments.likely,
+    )
+
+
+def _list(arguments: Namespace, database: Path) -> int:
+    wanted = _wanted(arguments)
+    with Incidents(database) as incidents:
+        found = incidents.search(wanted, arguments.limit + 1)
+    kept = found[: arguments.limit]
+    return _print(
+        listed(kept, more=len(found) > len(kept)), [as_object(i) for i in kept], arguments.json
+    )
+
+
+def _one(incidents: Incidents, given: str) -> Incident:
+    """The one whose id begins so. Raises IncidentError."""
+    prefix = given.lower()
+    found = incidents.find(prefix) if re.fullmatch("[0-9a-f]{1,12}", prefix) else []
+    if len(found) != 1:
+        what = "more than one incident has" if found else "no incident has"
+        raise IncidentError(
+            f"{what} an id that begins with {printable(prefix)}; "
+            "'seal-monitor incidents list' tells the ids"
+        )
+    return found[0]
+
+
+def _show(arguments: Namespace, database: Path) -> int:
+    with Incidents(database) as incidents:
+        found = _one(incidents, arguments.id)
+        kept = incidents.events(found)
+        snapshots = incidents.snapshots(found)
+    with Resolver(os.environ) as resolver:
+        events = [resolver.resolve(event) for event in kept]
+    document = as_object(found) | {"events": events, "snapshots": snapshots}
+    return _print(shown(found, events, snapshots), document, arguments.json)
+
+
+def _timeline(arguments: Namespace, database: Path) -> int:
+    start_ns = moment("START", arguments.start, time.time_ns())
+    pid = arguments.pid
+    with Incidents(database) as incidents:
+        processes = [
+            process
+            for process in incidents.processes(pid)
+            if start_ns is None or abs(process.start_ns - start_ns) <= SAME_PROCESS_NS
+        ]
+        if not processes:
+            then = "" if start_ns is None else " that started then"
+            raise IncidentError(f"no event is kept of a process {pid}{then}")
+        if len(processes) > 1:
+            starts = ", ".join(timestamp(process.start_ns, 0)[:23] for process in processes)
+            raise IncidentError(
+                f"{len(processes)} processes had the pid {pid}; name the start of one: {starts}"
+            )
+        (process,) = processes
+        timeline = incidents.timeline(pid, process)
+    document = {
+        "pid": pid,
+        "start": timestamp(process.start_ns, 0),
+        "boot_id": process.boot_id,
+        "events": [{"incident": number, "event": event} for event, number in timeline],
+    }
+    return _print(told(pid, process, timeline), document, arguments.json)
+
+
+_COMMANDS: Mapping[str, Callable[[Namespace, Path], int]] = {
+    "list": _list,
+    "show": _show,
+    "timeline": _timeline,
+}
+
+
+@contextlib.contextmanager
+def _as_owner(database: Path) -> Iterator[None]:
+    """Root reads as the user whose database it is: SQLite parses it, and makes files beside it.
+
+    Whoever has taken over the daemon's user gains nothing from that.
+    """
+    try:
+        status = database.stat()
+    except OSError:  # told by who opens it
+        status = None
+    if os.geteuid() != 0 or status is None or status.st_uid == 0:
+        yield
+        return
+    groups, group = os.getgroups(), os.getegid()
+    os.setgroups([])
+    os.setegid(status.st_gid)
+    os.seteuid(status.st_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
+        os.setgroups(groups)
+
+
+def _report(arguments: Namespace, database: Path) -> int:
+    from monitor.report import page as report  # noqa: PLC0415 - and templates: what the others do not need
+
+    given = [flag for flag in _FILTERS if getattr(arguments, flag) is not None]
+    if arguments.id is not None and given:
+        raise ConfigError(f"command line: --{given[0]} chooses incidents; leave it or the ID out")
+    with _as_owner(database), Incidents(database) as incidents, Resolver(os.environ) as resolver:
+        if arguments.id is None:
+            found = incidents.search(_wanted(arguments), arguments.limit + 1)
+        else:
+            found = [_one(incidents, arguments.id)]
+        cases = gather(incidents, found[: arguments.limit], resolver)
+    _output(arguments.output_file, report.page(cases, more=len(found) > len(cases)))
+    return 0
+
+
+def _export(arguments: Namespace, database: Path) -> int:
+    from monitor.report import export  # noqa: PLC0415
+
+    with _as_owner(database), Incidents(database) as incidents, Resolver(os.environ) as resolver:
+        found = _one(incidents, arguments.id)
+        (case,) = gather(incidents, [found], resolver)
+        copied = export.database_of(incidents, found)
+    _output(arguments.output_file, export.archive(case, as_object(found), copied))
+    return 0
+
+
+def _output(file: str, data: bytes) -> None:
+    if file == "-":
+        sys.stdout.buffer.write(data)
+    else:
+        write_private(Path(file), data)
+
+
+# What these write belongs to who asks for it, not to the owner of the database.
+_FILES: Mapping[str, Callable[[Namespace, Path], int]] = {
+    "report": _report,
+    "export": _export,
+}
+
+
+def run(arguments: Namespace, database: Path) -> int:
+    """Print or write what `arguments` ask for; 0. Raises IncidentError, ConfigError, OSError."""
+    if write := _FILES.get(arguments.verb):
+        return write(arguments, database)
+    with _as_owner(database):
+        return _COMMANDS[arguments.verb](arguments, database)

@@ -1,0 +1,58 @@
+"""The command that gives names to the stacks of events: lines in, lines out."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from monitor.symbols.resolver import Resolver
+
+__all__ = ["run"]
+
+LINE_LIMIT = 1 << 20
+
+
+def run(file: Path | None, search: Sequence[Path], verbose: bool) -> int:
+    """Each event of the file, or of standard input, with its symbols; 1 if a line was none.
+
+    What is no event goes through as it is. Raises OSError.
+    """
+    if file is None:
+        return _copy(sys.stdin.buffer, search, verbose)
+    with open(file, "rb") as lines:
+        return _copy(lines, search, verbose)
+
+
+def _copy(lines: BinaryIO, search: Sequence[Path], verbose: bool) -> int:
+    def tell(text: str) -> None:
+        if verbose:
+            print(f"seal-monitor: {text}", file=sys.stderr)
+
+    code = 0
+    with Resolver(os.environ, tell, search) as resolver:
+        number = 0
+        while line := lines.readline(LINE_LIMIT):
+            number += 1
+            try:
+                event = json.loads(line)
+            except (ValueError, RecursionError):
+                event = None
+            if isinstance(event, dict):
+                line = _encode(resolver.resolve(event))
+            else:
+                print(f"seal-monitor: line {number} is no JSON object", file=sys.stderr)
+                code = 1
+            sys.stdout.buffer.write(line)
+            # Whoever pipes a live journal in wants each event at once.
+            sys.stdout.buffer.flush()
+    return code
+
+
+def _encode(event: dict[str, object]) -> bytes:
+    """As the sinks write it."""
+    text = json.dumps(event, separators=(",", ":"), ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace") + b"\n"

@@ -1,0 +1,576 @@
+"""TOML and command-line overrides -> one frozen `Config`; every mistake a clear message.
+
+`KEYS` is the table of what can be configured: a new key is a row there and a field in its section.
+"""
+
+from __future__ import annotations
+
+import datetime
+import fnmatch
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from monitor.configuration.toml_lines import KeyPath, key_lines, line_of
+from monitor.configuration.values import (
+    Check,
+    Invalid,
+    integer,
+    listen_address,
+    non_empty,
+    one_of,
+    optional_path,
+    ring_size,
+    some_of,
+    switch,
+    until,
+)
+from monitor.kernel.abi import Cause, Verdict
+from monitor.kernel.operations import OPERATIONS
+from monitor.untrusted.redact import CommandLine
+
+__all__ = [
+    "DEFAULT_PATH",
+    "KEYS",
+    "Config",
+    "ConfigError",
+    "Key",
+    "Mute",
+    "load",
+    "parse",
+]
+
+DEFAULT_PATH = Path("/etc/seal-monitor/config.toml")
+_SIZE_LIMIT = 256 * 1024  # bytes of a configuration file
+
+_UTC = datetime.UTC
+
+
+class ConfigError(Exception):
+    """All mistakes found, one a line, each with its place and the way out."""
+
+
+@dataclass(frozen=True)
+class Web:
+    listen_address: tuple[str, int]
+    config_file: Path | None
+
+
+@dataclass(frozen=True)
+class Output:
+    format: str
+    events_file: Path | None
+    journal: bool
+
+
+@dataclass(frozen=True)
+class Events:
+    denials: tuple[str, ...]
+    faults: tuple[str, ...]
+    seals: bool
+    command_line: CommandLine
+
+
+@dataclass(frozen=True)
+class RateLimit:
+    per_caller: int
+    burst: int
+    host: int
+
+
+@dataclass(frozen=True)
+class Canary:
+    interval: int
+
+
+@dataclass(frozen=True)
+class Workloads:
+    maximum: int
+
+
+@dataclass(frozen=True)
+class Ring:
+    size: int
+
+
+@dataclass(frozen=True)
+class Watch:
+    compat: bool
+    io_uring: bool
+
+
+@dataclass(frozen=True)
+class State:
+    directory: Path | None
+
+
+@dataclass(frozen=True)
+class Incidents:
+    enabled: bool
+    max_age: int
+    max_size: int
+    events_kept: int
+    snapshots: bool
+
+
+@dataclass(frozen=True)
+class Posture:
+    interval: int
+
+
+@dataclass(frozen=True)
+class Mute:
+    """Known violations that make no events. They are still counted."""
+
+    executable: str | None
+    operation: str | None
+    cause: str | None
+    until: datetime.datetime | None
+    reason: str
+
+    def expired(self, now: datetime.datetime) -> bool:
+        """Whether `until` has passed. `now` must carry its time zone."""
+        return self.until is not None and now > self.until
+
+    def applies(
+        self,
+        *,
+        operation: str | None,
+        cause: str | None,
+        executable: str,
+        now: datetime.datetime,
+    ) -> bool:
+        """Whether this entry mutes a violation.
+
+        `operation` is None for what is no denial, `cause` for what is no fault. A pattern without
+        a slash is matched with the base name, so it also mutes a process that died before its
+        full path could be read.
+        """
+        if self.expired(now):
+            return False
+        if self.operation not in (None, operation) or self.cause not in (None, cause):
+            return False
+        if self.executable is None:
+            return True
+        name = executable if "/" in self.executable else executable.rpartition("/")[2]
+        return fnmatch.fnmatchcase(name, self.executable)
+
+
+@dataclass(frozen=True)
+class Config:
+    attach: str
+    web: Web
+    output: Output
+    events: Events
+    rate_limit: RateLimit
+    canary: Canary
+    workloads: Workloads
+    ring: Ring
+    watch: Watch
+    state: State
+    incidents: Incidents
+    posture: Posture
+    mutes: tuple[Mute, ...]
+
+
+_SECTIONS: Mapping[str, type] = {
+    "web": Web,
+    "output": Output,
+    "events": Events,
+    "rate_limit": RateLimit,
+    "canary": Canary,
+    "workloads": Workloads,
+    "ring": Ring,
+    "watch": Watch,
+    "state": State,
+    "incidents": Incidents,
+    "posture": Posture,
+}
+
+
+_VERDICTS = tuple(verdict.label for verdict in Verdict)
+_CAUSES = tuple(cause.label for cause in Cause)
+_OPERATIONS = tuple(operation.name for operation in OPERATIONS)
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key: `default` as it would be written in the file, `flag` that overrides it.
+
+    `reloads`: whether a change takes effect on SIGHUP; else it waits for a restart.
+    """
+
+    name: str
+    default: object
+    check: Check
+    description: str
+    flag: str | None = None
+    reloads: bool = False
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        return tuple(self.name.split("."))
+
+
+KEYS: tuple[Key, ...] = (
+    Key(
+        "attach",
+        "auto",
+        one_of("auto", "fexit", "tracepoint", "raw_tracepoint"),
+        'How probes are attached: "auto" (the best hook that each accepts), "fexit", "tracepoint" '
+        'or "raw_tracepoint".',
+        "--attach",
+    ),
+    Key(
+        "web.listen_address",
+        "127.0.0.1:10462",
+        listen_address,
+        "ADDR:PORT of /metrics, /-/healthy and /-/ready; an IPv6 address in brackets.",
+        "--web.listen-address",
+    ),
+    Key(
+        "web.config_file",
+        "",
+        optional_path,
+        'TLS and basic auth, in the format of the Prometheus exporter toolkit; "" for neither. It '
+        "is read anew when it changes.",
+        "--web.config.file",
+    ),
+    Key(
+        "output.format",
+        "auto",
+        one_of("auto", "pretty", "json", "none"),
+        'Standard output: "pretty", "json" (an event a line), "none" or "auto" (pretty on a '
+        "terminal; where journald takes it, entries with fields; else json).",
+        "--output",
+    ),
+    Key(
+        "output.events_file",
+        "",
+        optional_path,
+        'A file that events are also appended to, one JSON object a line; "" for none.',
+        "--events-file",
+    ),
+    Key(
+        "output.journal",
+        False,
+        switch,
+        'Whether events also go to journald; as a service they do by the format "auto".',
+    ),
+    Key(
+        "events.denials",
+        ["sealed", "unverified"],
+        some_of(*_VERDICTS),
+        f"Verdicts of denials that make events: {', '.join(_VERDICTS)}.",
+        reloads=True,
+    ),
+    Key(
+        "events.faults",
+        [cause for cause in _CAUSES if cause != "other"],
+        some_of(*_CAUSES),
+        f"Causes of faults that make events: {', '.join(_CAUSES)}.",
+        reloads=True,
+    ),
+    Key("events.seals", False, switch, "Whether a successful mseal makes an event.", reloads=True),
+    Key(
+        "events.command_line",
+        "redacted",
+        one_of("redacted", "full", "off"),
+        'Command lines in events: "redacted" (values that look secret replaced), "full" or "off".',
+        reloads=True,
+    ),
+    Key(
+        "rate_limit.per_caller",
+        10,
+        integer(1, 1_000_000),
+        "Events a second for each process, operation or cause, and caller.",
+        reloads=True,
+    ),
+    Key(
+        "rate_limit.burst",
+        100,
+        integer(1, 1_000_000),
+        "Events at once before that limit holds.",
+        reloads=True,
+    ),
+    Key(
+        "rate_limit.host",
+        1000,
+        integer(1, 1_000_000),
+        "Events a second for the whole host.",
+        reloads=True,
+    ),
+    Key(
+        "canary.interval",
+        60,
+        integer(0, 86400),
+        "Seconds from one canary to the next; 0: only at start.",
+        reloads=True,
+    ),
+    Key(
+        "workloads.maximum",
+        1024,
+        integer(1, 65536),
+        'Workloads with metrics of their own; any further one counts as "other".',
+    ),
+    Key(
+        "ring.size",
+        1024 * 1024,
+        ring_size,
+        "Bytes of the ring buffer, a power of two from 65536 to 67108864.",
+    ),
+    Key(
+        "watch.compat",
+        False,
+        switch,
+        "Whether to watch 32-bit callers (int 0x80) where fexit hooks do not see them anyway.",
+    ),
+    Key(
+        "watch.io_uring",
+        False,
+        switch,
+        "Whether to watch madvise through io_uring where fexit hooks do not see it anyway.",
+    ),
+    Key(
+        "state.directory",
+        "",
+        optional_path,
+        "A directory for incidents and for word from a run to the next one: when it last lived, "
+        'how it ended; "" for the one that systemd gives, else /var/lib/seal-monitor if it is '
+        "there.",
+    ),
+    Key(
+        "incidents.enabled",
+        True,
+        switch,
+        "Whether events are also kept as incidents, in incidents.db in the state directory.",
+    ),
+    Key(
+        "incidents.max_age",
+        30,
+        integer(1, 3650),
+        "Days after which an incident that was not seen again is removed.",
+    ),
+    Key(
+        "incidents.max_size",
+        64 * 1024 * 1024,
+        integer(1024 * 1024, 1 << 40),
+        "Bytes of the database; before it grows beyond, incidents seen the longest ago are "
+        "removed.",
+    ),
+    Key(
+        "incidents.events_kept",
+        20,
+        integer(1, 1000),
+        "The last events of an incident that are kept whole; all are counted.",
+    ),
+    Key(
+        "incidents.snapshots",
+        True,
+        switch,
+        "Whether the process of a violation is looked at while it lives, once for each incident: "
+        "its mappings with their seals, modules, limits, seccomp and parents.",
+        reloads=True,
+    ),
+    Key(
+        "posture.interval",
+        3600,
+        integer(0, 30 * 86400),
+        "Seconds from one look at what all processes have sealed to the next; 0: never.",
+        reloads=True,
+    ),
+)
+
+_MUTE_KEYS: tuple[Key, ...] = (
+    Key("mute.executable", None, non_empty, "Glob: with a slash for the path, else the base name."),
+    Key("mute.operation", None, one_of(*_OPERATIONS), "The operation of the denials to mute."),
+    Key("mute.cause", None, one_of(*_CAUSES), "The cause of the faults to mute."),
+    Key("mute.until", None, until, "The last date or time of the entry; none: for ever."),
+    Key("mute.reason", None, non_empty, "Why these are known and harmless."),
+)
+
+_BY_PATH = {key.path: key for key in KEYS}
+_BY_NAME = {key.name: key for key in KEYS}
+_MUTE_BY_PATH = {key.path: key for key in _MUTE_KEYS}
+
+
+def _dotted(path: KeyPath) -> str:
+    parts = [part for part in path if isinstance(part, str)]
+    text = ".".join(
+        part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else json.dumps(part) for part in parts
+    )
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _unknown(path: KeyPath, keys: Mapping[tuple[str, ...], Key]) -> str:
+    if path[0] in _SECTIONS and len(path) == 1:
+        return f"it is a section; write [{path[0]}] and its keys on the lines beneath"
+    names = [".".join(known) for known in keys]
+    if len(path) == 1:
+        names += [*_SECTIONS, "mute"]
+    import difflib  # noqa: PLC0415 - for mistakes alone
+
+    nearest = difflib.get_close_matches(_dotted(path), names, n=1, cutoff=0.0)[0]
+    return f"there is no such key; the nearest valid one is '{nearest}'"
+
+
+class _Reader:
+    """Checks values one by one and collects the mistakes."""
+
+    def __init__(self, name: str, lines: Mapping[KeyPath, int]) -> None:
+        self._name = name
+        self._lines = lines
+        self.mistakes: list[tuple[int, str]] = []  # line, message
+
+    def mistake(self, path: KeyPath, text: str) -> None:
+        line = line_of(self._lines, path)
+        self.mistakes.append((line, f"{self._name}:{line}: key '{_dotted(path)}': {text}"))
+
+    def value(
+        self, keys: Mapping[tuple[str, ...], Key], place: KeyPath, value: object
+    ) -> tuple[Key, object] | None:
+        path = tuple(part for part in place if isinstance(part, str))
+        if path not in keys:
+            self.mistake(place, _unknown(path, keys))
+            return None
+        try:
+            return keys[path], keys[path].check(value)
+        except Invalid as error:
+            self.mistake(place, str(error))
+            return None
+
+    def mutes(self, entries: object) -> tuple[Mute, ...]:
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            self.mistake(("mute",), "it is a list of tables; write [[mute]] above each entry")
+            return ()
+        found = (self._mute(("mute", index), entry) for index, entry in enumerate(entries))
+        return tuple(mute for mute in found if mute)
+
+    def _mute(self, place: KeyPath, entry: Mapping[str, object]) -> Mute | None:
+        before = len(self.mistakes)
+        values: dict[str, Any] = {key.path[1]: None for key in _MUTE_KEYS}
+        for name, value in entry.items():
+            if (checked := self.value(_MUTE_BY_PATH, (*place, name), value)) is not None:
+                values[name] = checked[1]
+        if "reason" not in entry:
+            self.mistake(place, 'it has no reason; add one, as in reason = "unmaps what it sealed"')
+        if not entry.keys() & {"executable", "operation", "cause"}:
+            self.mistake(place, "it names nothing to mute; add executable, operation or cause")
+        if "operation" in entry and "cause" in entry:
+            self.mistake(
+                place, "only denials have an operation, only faults a cause; write two entries"
+            )
+        return Mute(**values) if len(self.mistakes) == before else None
+
+
+def _leaves(document: Mapping[str, Any]) -> Iterator[tuple[KeyPath, object]]:
+    for key, value in document.items():
+        if key in _SECTIONS and isinstance(value, dict):
+            yield from (((key, leaf), item) for leaf, item in value.items())
+        elif key != "mute":
+            yield (key,), value
+
+
+def _syntax_error(error: Exception, text: str, name: str) -> ConfigError:
+    place, what = name, str(error)
+    if isinstance(error, RecursionError):
+        what = "nested too deeply"
+    elif "int_max_str_digits" in what:
+        what = "a number of thousands of digits"
+    elif found := re.fullmatch(r"(.*) \(at line (\d+), column (\d+)\)", what, re.DOTALL):
+        place, what = f"{name}:{found[2]}", f"{found[1]} at column {found[3]}"
+    elif what.endswith("(at end of document)"):
+        place = f"{name}:{len(text.splitlines()) or 1}"
+    return ConfigError(
+        f"{place}: not valid TOML: {what}; "
+        "write key = value, strings in quotes, switches as true or false"
+    )
+
+
+def _read(text: str, name: str, overrides: Mapping[str, object]) -> Config:
+    try:
+        document = tomllib.loads(text)
+        lines = key_lines(text)
+    except (ValueError, RecursionError) as error:
+        raise _syntax_error(error, text, name) from None
+    reader = _Reader(name, lines)
+    values = {key.path: key.check(key.default) for key in KEYS}
+    for place, value in _leaves(document):
+        if (checked := reader.value(_BY_PATH, place, value)) is not None:
+            values[checked[0].path] = checked[1]
+    mutes = reader.mutes(document.get("mute", []))
+    messages = [message for _, message in sorted(reader.mistakes, key=itemgetter(0))]
+    for dotted, value in overrides.items():
+        key = _BY_NAME.get(dotted)
+        if key is None:
+            path = tuple(dotted.split("."))
+            messages.append(f"command line: key '{_dotted(path)}': {_unknown(path, _BY_PATH)}")
+            continue
+        try:
+            values[key.path] = key.check(value)
+        except Invalid as error:
+            messages.append(f"command line: {key.flag or key.name}: {error}")
+    if values["output", "format"] == "none" and not (
+        values["output", "events_file"] or values["output", "journal"]
+    ):
+        messages.append(
+            "output.format is none, and events would go nowhere; "
+            "name an output.events_file or set output.journal = true"
+        )
+    if messages:
+        raise ConfigError("\n".join(messages))
+    sections: dict[str, Any] = {
+        title: section(**{path[1]: value for path, value in values.items() if path[0] == title})
+        for title, section in _SECTIONS.items()
+    }
+    return Config(attach=values["attach",], mutes=mutes, **sections)
+
+
+def parse(text: str, name: str) -> Config:
+    """The configuration that `text` describes; `name` is the file that messages speak of.
+
+    Raises ConfigError with all mistakes.
+    """
+    return _read(text, name, {})
+
+
+def _file_text(path: Path) -> str:
+    if "\0" in str(path):
+        raise ConfigError(f"cannot read {str(path)!r}: no file has such a name; name another")
+    with path.open("rb") as file:
+        data = file.read(_SIZE_LIMIT + 1)
+    if len(data) > _SIZE_LIMIT:
+        raise ConfigError(f"{path}: larger than {_SIZE_LIMIT} bytes; is it the right file?")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"{path}:{line}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8"
+        ) from None
+
+
+def load(
+    path: Path | None, overrides: Mapping[str, object], *, default: Path = DEFAULT_PATH
+) -> Config:
+    """The configuration of the file at `path`, with `overrides` (dotted key -> value) on top.
+
+    Without a path it is the file at `default`, or the defaults where there is none. Raises
+    ConfigError with all mistakes, or with the reason why the file cannot be read.
+    """
+    file = default if path is None else path
+    try:
+        text = _file_text(file)
+    except OSError as error:
+        if path is not None or not isinstance(error, FileNotFoundError):
+            raise ConfigError(
+                f"cannot read {str(file)!r}: {error.strerror}; "
+                "make it a readable file or name another"
+            ) from None
+        text = ""
+    return _read(text, str(file), overrides)

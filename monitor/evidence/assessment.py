@@ -1,0 +1,463 @@
+"""What a violation probably is, and how much it matters: a table, first row that fits wins.
+
+A guess for a person, from what the call asked for, what was sealed and who called. The verdict is
+the proof; this is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
+
+from monitor.evidence.events import Assessment, Frame, Likely, Mapping, Sealed, Severity
+from monitor.kernel.operations import Decoded
+
+__all__ = [
+    "BYPASSES",
+    "DENIALS",
+    "FAULTS",
+    "REASONING",
+    "BypassFacts",
+    "DenialFacts",
+    "FaultFacts",
+    "Row",
+    "caller_of",
+    "first_fit",
+]
+
+Caller = Literal["loader", "allocator", "no_file", "program", "unknown"]
+F = TypeVar("F")
+
+# By the beginning of a file's base name. The C library calls munmap and the like for free(), for
+# thread stacks and for malloc_trim().
+_CALLERS: tuple[tuple[str, Caller], ...] = (
+    ("ld-linux", "loader"),
+    ("ld-musl", "loader"),
+    ("ld64.so", "loader"),
+    ("ld.so", "loader"),
+    ("libc.so", "allocator"),
+    ("libc-2.", "allocator"),
+    ("libjemalloc", "allocator"),
+    ("libtcmalloc", "allocator"),
+    ("libmimalloc", "allocator"),
+)
+_PROTECT = ("mprotect", "pkey_mprotect")
+_ADVISE = ("madvise", "process_madvise", "io_uring_madvise")
+_REPLACE = ("mmap", "mremap", "shmat", "remap_file_pages")
+
+
+@dataclass(frozen=True, slots=True)
+class DenialFacts:
+    """Of a denial whose verdict is `sealed`."""
+
+    operation: str
+    arguments: dict[str, Decoded]
+    sealed: Sealed | None
+    is_destination: bool
+    caller: Caller
+
+    @property
+    def wanted(self) -> set[str]:
+        """The permissions asked for, where the call names some."""
+        return set(str(self.arguments.get("prot", ""))[:3]) - {"-"}
+
+    @property
+    def had(self) -> set[str]:
+        return set(self.sealed.permissions[:3]) - {"-"} if self.sealed else set()
+
+    @property
+    def is_protect(self) -> bool:
+        return self.operation in _PROTECT
+
+    def gains(self, permission: str) -> bool:
+        """Whether the call would have added this permission."""
+        return self.is_protect and permission in self.wanted - self.had
+
+    @property
+    def moves(self) -> bool:
+        flags = self.arguments.get("flags", ())
+        return isinstance(flags, list) and "MREMAP_FIXED" in flags
+
+
+@dataclass(frozen=True, slots=True)
+class FaultFacts:
+    cause: str
+    access: str
+    mapping: Mapping | None
+    is_handled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BypassFacts:
+    """`is_own`: a process changed its own memory."""
+
+    method: str
+    sealed: Sealed
+    is_own: bool
+
+    @property
+    def is_written(self) -> bool:
+        return self.method in ("ptrace_poke", "proc_mem_write")
+
+    @property
+    def is_code(self) -> bool:
+        return "x" in self.sealed.permissions
+
+
+_LIKELY: dict[Likely, str] = {
+    "attack": "looks like an attack",
+    "bug": "probably a bug",
+    "leak": "probably a leak",
+    "handled": "probably on purpose",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row(Generic[F]):
+    """`what` ends the summary; `reasoning` tells a person why."""
+
+    name: str
+    likely: Likely
+    severity: Severity
+    what: str
+    reasoning: str
+    fits: Callable[[F], bool]
+
+    @property
+    def assessment(self) -> Assessment:
+        return Assessment(self.name, self.likely)
+
+    @property
+    def words(self) -> str:
+        """For the end of a summary."""
+        return f"{_LIKELY[self.likely]}: {self.what}"
+
+
+def first_fit(rows: Sequence[Row[F]], facts: F) -> Row[F] | None:
+    return next((row for row in rows if row.fits(facts)), None)
+
+
+def caller_of(stack: Sequence[Frame], address: str) -> Caller:
+    """Whose code called: that of the frame at `address`, the event's caller."""
+    frame = next((frame for frame in stack if frame.address == address), None)
+    if frame is None:
+        return "unknown"
+    if frame.module is None:
+        return "no_file"
+    return next((caller for start, caller in _CALLERS if frame.module.startswith(start)), "program")
+
+
+def _denial(
+    name: str,
+    likely: Likely,
+    what: str,
+    reasoning: str,
+    fits: Callable[[DenialFacts], bool],
+) -> Row[DenialFacts]:
+    return Row(name, likely, "critical" if likely == "attack" else "warning", what, reasoning, fits)
+
+
+DENIALS: tuple[Row[DenialFacts], ...] = (
+    _denial(
+        "writable_code",
+        "attack",
+        "memory was to become writable and executable",
+        "Nothing that was sealed for good needs to be written and executed at once; code that is "
+        "injected does.",
+        lambda f: f.is_protect and {"w", "x"} <= f.wanted,
+    ),
+    _denial(
+        "patched_code",
+        "attack",
+        "code was to become writable",
+        "Sealed code is finished. Who makes it writable wants to change what the program does; a "
+        "debugger or a tracer that patches from within does the same.",
+        lambda f: f.gains("w") and "x" in f.had,
+    ),
+    _denial(
+        "executable_data",
+        "attack",
+        "data was to become executable",
+        "It is the step by which bytes that an attacker wrote become code.",
+        lambda f: f.gains("x"),
+    ),
+    _denial(
+        "code_in_no_file",
+        "attack",
+        "called by code that is in no file",
+        "System calls come from programs and libraries, which are files. Code that was written "
+        "at run time is an exploit's, or that of a JIT compiler that makes the call inline.",
+        lambda f: f.caller == "no_file",
+    ),
+    _denial(
+        "guard_opened",
+        "attack",
+        "a guard page was to become accessible",
+        "Memory that was sealed without any permission is there to be hit, never to be opened.",
+        lambda f: f.is_protect and not f.had and bool(f.wanted),
+    ),
+    _denial(
+        "relocation",
+        "bug",
+        "the dynamic loader came back to what was sealed already",
+        "The loader makes data writable to relocate it. Here the seal came first: a library with "
+        "text relocations, or one that was sealed before it was ready.",
+        lambda f: f.gains("w") and f.caller == "loader",
+    ),
+    _denial(
+        "read_only_data",
+        "attack",
+        "read-only data was to become writable",
+        "Tables of function addresses and constants are sealed so that nobody can turn them; the "
+        "first step of doing so is to make them writable.",
+        lambda f: f.gains("w"),
+    ),
+    _denial(
+        "key_changed",
+        "attack",
+        "the protection key of memory was to change",
+        "A key that nobody holds protects the memory; another key would open it.",
+        lambda f: f.operation == "pkey_mprotect",
+    ),
+    _denial(
+        "permissions_changed",
+        "bug",
+        "permissions were to change that were sealed for good",
+        "It would have given the process nothing to write or to execute: most often code that "
+        "does not know of the seal.",
+        lambda f: f.is_protect,
+    ),
+    _denial(
+        "library_unloaded",
+        "leak",
+        "a library was to be unloaded that is sealed",
+        "dlclose() of a library whose memory was sealed: the loader forgets it, its memory stays.",
+        lambda f: f.operation == "munmap" and f.caller == "loader",
+    ),
+    _denial(
+        "freed",
+        "leak",
+        "memory was freed that is sealed",
+        "The C library or an allocator gives memory back that its user has sealed: it stays mapped "
+        "until the process ends, and nobody owns it any more.",
+        lambda f: f.operation == "munmap" and f.caller == "allocator",
+    ),
+    _denial(
+        "unmapped",
+        "leak",
+        "the process unmaps what it has sealed",
+        "It stays mapped until the process ends. An attacker who wants to put other memory in "
+        "its place begins like this, too: look at what the process did next.",
+        lambda f: f.operation == "munmap",
+    ),
+    _denial(
+        "mapped_by_loader",
+        "bug",
+        "the dynamic loader wants an address that is sealed",
+        "A library or a program with a fixed address meets memory that was sealed there before.",
+        lambda f: f.operation == "mmap" and f.caller == "loader",
+    ),
+    _denial(
+        "moved",
+        "attack",
+        "sealed memory was to be moved to another address",
+        "Moving it leaves a hole in which other memory can be mapped.",
+        lambda f: f.operation == "mremap" and not f.is_destination and f.moves,
+    ),
+    _denial(
+        "resized",
+        "bug",
+        "sealed memory was to be resized",
+        "It is what realloc() does, by code that does not know of the seal.",
+        lambda f: f.operation == "mremap" and not f.is_destination,
+    ),
+    _denial(
+        "replaced",
+        "attack",
+        "sealed memory was to be replaced",
+        "Other memory at the same address is another content for whoever trusts the old one.",
+        lambda f: f.operation in _REPLACE,
+    ),
+    _denial(
+        "given_back",
+        "bug",
+        "memory was to be given back that is sealed",
+        "An allocator returns pages to the kernel that it takes for free.",
+        lambda f: f.operation in _ADVISE and f.caller in ("allocator", "loader"),
+    ),
+    _denial(
+        "discarded",
+        "attack",
+        "the content of sealed memory was to be discarded",
+        "Where read-only pages are discarded, zeros come in their place: content changes without "
+        "a write.",
+        lambda f: f.operation in _ADVISE,
+    ),
+    _denial(
+        "heap_shrunk",
+        "leak",
+        "the heap cannot shrink over sealed memory",
+        "What lies above the new end of the heap stays mapped.",
+        lambda f: f.operation == "brk",
+    ),
+    _denial(
+        "detached",
+        "leak",
+        "shared memory was to be detached that is sealed",
+        "It stays attached until the process ends.",
+        lambda f: f.operation == "shmdt",
+    ),
+)
+
+
+FAULTS: tuple[Row[FaultFacts], ...] = (
+    Row(
+        "write_handled",
+        "bug",
+        "warning",
+        "sealed memory was written to, and the process goes on",
+        "A handler of its own got the signal: nothing was changed, and the program may try again.",
+        lambda f: f.cause == "sealed" and f.is_handled,
+    ),
+    Row(
+        "handled",
+        "handled",
+        "info",
+        "a handler of its own got the signal",
+        "Runtimes place such pages to be told when they are touched: to grow a stack, to stop "
+        "threads, to check a bound.",
+        lambda f: f.is_handled and f.cause != "other",
+    ),
+    Row(
+        "sealed_executed",
+        "attack",
+        "critical",
+        "a jump into sealed data",
+        "No program jumps there by itself: a corrupted function address, often an attacker's.",
+        lambda f: f.cause == "sealed" and f.access == "execute",
+    ),
+    Row(
+        "sealed_written",
+        "attack",
+        "critical",
+        "a write to what was locked against writing",
+        "A wild pointer does it, too; look at what the function was to write.",
+        lambda f: f.cause == "sealed" and f.access == "write",
+    ),
+    Row(
+        "sealed_read",
+        "bug",
+        "critical",
+        "a read of what was locked against reading",
+        "Memory is sealed without permissions so that overruns end there.",
+        lambda f: f.cause == "sealed",
+    ),
+    Row(
+        "overrun",
+        "bug",
+        "warning",
+        "an access ran past its buffer or stack",
+        "Guard regions lie behind what may be touched: the pages before or after belong to what "
+        "was overrun.",
+        lambda f: f.cause == "guard_region",
+    ),
+    Row(
+        "stack_overflow",
+        "bug",
+        "warning",
+        "the stack is used up",
+        "Recursion without an end, or very large local variables.",
+        lambda f: f.cause == "stack_guard",
+    ),
+    Row(
+        "jump",
+        "attack",
+        "warning",
+        "a jump to memory that holds no code",
+        "A corrupted return or function address leads anywhere; so does one that an attacker chose "
+        "badly.",
+        lambda f: f.access == "execute" and f.mapping is not None,
+    ),
+    Row(
+        "reserved",
+        "bug",
+        "warning",
+        "use of memory that is only reserved, or was freed",
+        "Address ranges without permissions are reserved for later, or were taken out of use.",
+        lambda f: f.cause == "prot_none",
+    ),
+    Row(
+        "locked",
+        "bug",
+        "warning",
+        "its protection key was not held",
+        "The code is not meant to reach this memory, or forgot to open it; in a sandbox it is an "
+        "attempt to get out.",
+        lambda f: f.cause == "pkey",
+    ),
+)
+
+BYPASSES: tuple[Row[BypassFacts], ...] = (
+    Row(
+        "copy_discarded",
+        "attack",
+        "critical",
+        "what was written before the seal is lost",
+        "The bytes of the file come back: addresses that the loader had filled in turn to what "
+        "the linker left there.",
+        lambda f: f.method == "madvise_discard",
+    ),
+    Row(
+        "code_patched_by_itself",
+        "attack",
+        "critical",
+        "a process patched its own sealed code",
+        "The kernel writes through /proc/self/mem whatever the permissions say. Exploits use it; "
+        "so do tracers that patch from within.",
+        lambda f: f.is_written and f.is_code and f.is_own,
+    ),
+    Row(
+        "breakpoint",
+        "handled",
+        "warning",
+        "a debugger's breakpoint, or changed code",
+        "Debuggers and tracers set breakpoints in the code of other processes. Who is no debugger "
+        "and does the same injects code.",
+        lambda f: f.is_written and f.is_code,
+    ),
+    Row(
+        "data_written",
+        "attack",
+        "critical",
+        "read-only data was changed",
+        "Tables of function addresses and constants are sealed so that nobody can turn them. A "
+        "debugger does it only where a person asks it to.",
+        lambda f: f.is_written,
+    ),
+    Row(
+        "page_filled",
+        "attack",
+        "critical",
+        "a page of chosen content came into sealed memory",
+        "The page was missing when the memory was sealed. Live migration and lazy restore fill "
+        "pages so, but before anything is sealed.",
+        lambda f: f.method == "userfaultfd_copy",
+    ),
+    Row(
+        "pages_moved",
+        "handled",
+        "warning",
+        "pages came into sealed memory or left it",
+        "Garbage collectors compact heaps so. The memory was writable: the process could have "
+        "changed it anyway, but not moved the mapping.",
+        lambda f: f.method == "userfaultfd_move",
+    ),
+)
+
+
+REASONING: dict[str, str] = {
+    **{row.name: row.reasoning for row in DENIALS},
+    **{row.name: row.reasoning for row in FAULTS},
+    **{row.name: row.reasoning for row in BYPASSES},
+}

@@ -1,0 +1,38 @@
+"""Frames of a user stack from the kernel's record.
+
+Addresses and build ids are what the process showed, the file of a module is the kernel's word.
+"""
+
+from __future__ import annotations
+
+from monitor.evidence.events import Frame
+from monitor.kernel import abi
+from monitor.untrusted.printable import printable
+
+__all__ = ["frames"]
+
+
+def frames(stack: abi.Stack) -> tuple[Frame, ...]:
+    """Innermost first; without symbols. Raises ValueError for what no BPF program writes."""
+    if stack.depth > abi.STACK_FRAMES or stack.module_count > abi.STACK_MODULES:
+        raise ValueError(f"a stack of {stack.depth} frames and {stack.module_count} modules")
+    used = zip(stack.addresses[: stack.depth], stack.modules, strict=False)
+    modules = stack.module[: stack.module_count]
+    return tuple(_frame(address, index, modules) for address, index in used)
+
+
+def _frame(address: int, index: int, modules: list[abi.Module]) -> Frame:
+    shown = f"0x{address:x}"
+    if index >= len(modules):  # NO_MODULE
+        return Frame(shown, None, None, None, None)
+    module = modules[index]
+    size = module.build_id_size
+    if size > abi.BUILD_ID_SIZE:
+        raise ValueError(f"a build id of {size} bytes")
+    return Frame(
+        address=shown,
+        module=printable(module.file) or None,
+        build_id=bytes(module.build_id[:size]).hex() or None,
+        offset=(address - module.base) & 2**64 - 1,
+        symbol=None,
+    )

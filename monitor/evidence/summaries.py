@@ -1,0 +1,199 @@
+"""The words of an event: one line that a person understands at first glance."""
+
+from __future__ import annotations
+
+import os
+
+from monitor.evidence.events import Mapping, Sealed
+from monitor.kernel import abi
+from monitor.kernel.abi import Access, Cause, Disposition, Kind, Method, Reason, Role, Verdict
+from monitor.kernel.operations import Decoded, Operation
+from monitor.untrusted.printable import printable
+
+__all__ = ["bypass", "denial", "fault", "is_own", "seal", "suppression"]
+
+SUMMARY_NAME_LIMIT = 28  # two names and two ranges in a summary of about 200 characters
+
+# What the process wanted, in front of the range; {fields} are decoded arguments.
+_WANTED = {
+    "mprotect": "asked for {prot} on",
+    "pkey_mprotect": "asked for {prot} with key {pkey} on",
+    "munmap": "tried to unmap",
+    "mremap": "tried to move or resize",
+    "mmap": "tried to map over",
+    "madvise": "advised {advice} on",
+    "process_madvise": "advised {advice} on",
+    "shmat": "tried to attach shared memory over",
+    "shmdt": "tried to detach shared memory at",
+    "brk": "tried to give back heap memory at",
+    "remap_file_pages": "tried to remap pages of",
+    "io_uring_madvise": "advised {advice} on",
+    "other": "in system call {system_call} tried to change",
+}
+_CALLED = {"other": "change"}  # all others by their own names
+_WANTED_AT_DESTINATION = {"mremap": "tried to move memory over"}
+
+_REASON_TEXT = {
+    Reason.RANGE_TOO_LONG: "too many mappings in the range",
+    Reason.SECCOMP: "or by a seccomp filter",
+    Reason.UNKNOWN_LENGTH: "its length is unknown",
+    Reason.OTHER_PROCESS: "in another process",
+    Reason.CHANGED_MEANWHILE: "the mappings kept changing",
+    Reason.OTHER_CAUSE: "or for another reason",
+}
+_ACCESS_TEXT = {
+    Access.READ: "read of",
+    Access.WRITE: "write to",
+    Access.EXECUTE: "execution of",
+}
+_CAUSE_TEXT = {
+    Cause.GUARD_REGION: "a guard region",
+    Cause.PROT_NONE: "PROT_NONE memory",
+    Cause.STACK_GUARD: "the stack guard",
+    Cause.SEALED: "sealed memory",
+    Cause.PKEY: "memory under a protection key",
+    Cause.OTHER: "invalid memory",
+}
+_DISPOSITION_TEXT = {
+    Disposition.DEFAULT: "died of SIGSEGV",
+    Disposition.HANDLER: "got SIGSEGV in a handler of its own",
+    Disposition.HANDLER_FAILED: "died of SIGSEGV, its handler could not run",
+}
+
+
+def _range(start: int, length: int) -> str:
+    return f"0x{start:x}-0x{start + length:x}" if length else f"0x{start:x}"
+
+
+def _size(length: int) -> str:
+    """Exact, in the largest unit that needs no fraction."""
+    for shift, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if length and not length & ((1 << shift) - 1):
+            return f"{length >> shift} {unit}"
+    return f"{length} bytes"
+
+
+def _who(record: abi.Record) -> str:
+    name = printable(record.executable or record.task_name, SUMMARY_NAME_LIMIT)
+    return f"{name} (pid {record.pid})"
+
+
+def _what(mapping: Mapping | Sealed | None, prefix: str = "") -> str:
+    """The mapping in a few words, in parentheses after the range; empty without one."""
+    if mapping is None:
+        return ""
+    if mapping.file is not None:
+        label = printable(os.path.basename(mapping.file.path), SUMMARY_NAME_LIMIT)
+    else:
+        label = printable(mapping.name or "anonymous", SUMMARY_NAME_LIMIT)
+    return f" ({prefix}{mapping.permissions}, {label})"
+
+
+def _refused(operation: Operation, verdict: Verdict, reason: Reason, hidden: bool) -> str:
+    told = ", unknown to the caller" if hidden else ""
+    call = _CALLED.get(operation.name, operation.name)
+    if verdict is Verdict.SEALED:
+        return f"{call} of sealed memory refused{told}"
+    if verdict is Verdict.NOT_SEALED:
+        return f"{call} refused, not by a seal{told}"
+    why = f" ({_REASON_TEXT[reason]})" if reason is not Reason.NONE else ""
+    return f"{call} refused{told}, perhaps by a seal{why}"
+
+
+def _with(text: str, probably: str) -> str:
+    return f"{text}; {probably}" if probably else text
+
+
+def denial(
+    record: abi.Record,
+    operation: Operation,
+    arguments: dict[str, Decoded],
+    sealed: Sealed | None,
+    *,
+    verdict: Verdict,
+    reason: Reason,
+    role: Role,
+    hidden: bool,
+    probably: str,
+) -> str:
+    wanted = _WANTED[operation.name]
+    if role is Role.DESTINATION:
+        wanted = _WANTED_AT_DESTINATION.get(operation.name, wanted)
+    text = (
+        f"{_refused(operation, verdict, reason, hidden)}: {_who(record)} "
+        f"{wanted.format_map(arguments)} {_range(record.address, record.length)}"
+        f"{_what(sealed, 'sealed ')}"
+    )
+    if record.partial_end > record.partial_start:
+        text += (
+            f"; the {_size(record.partial_end - record.partial_start)} before the seal were changed"
+        )
+    return _with(text, probably)
+
+
+def fault(
+    record: abi.Record,
+    mapping: Mapping | None,
+    *,
+    cause: Cause,
+    access: Access,
+    disposition: Disposition,
+    inferred: bool,
+    pkey: int | None,
+    probably: str,
+) -> str:
+    what = _CAUSE_TEXT[cause] if pkey is None else f"memory under protection key {pkey}"
+    text = (
+        f"{_ACCESS_TEXT[access]} {what}{' (inferred)' if inferred else ''} at "
+        f"0x{record.address:x}{_what(mapping)}: {_who(record)} {_DISPOSITION_TEXT[disposition]}"
+    )
+    return _with(text, probably)
+
+
+def seal(record: abi.Record, mapping: Mapping | None) -> str:
+    return (
+        f"{_who(record)} sealed {_size(record.length)} at "
+        f"{_range(record.address, record.length)}{_what(mapping)}"
+    )
+
+
+_CHANGED = {
+    Method.MADVISE_DISCARD: ("discard of sealed memory", "dropped the copy of"),
+    Method.PTRACE_POKE: ("write to sealed memory by ptrace", "wrote to"),
+    Method.PROC_MEM_WRITE: ("write to sealed memory through /proc/PID/mem", "wrote to"),
+    Method.USERFAULTFD_COPY: ("sealed memory filled by userfaultfd", "gave the content of"),
+    Method.USERFAULTFD_MOVE: ("pages moved around a seal by userfaultfd", "moved"),
+}
+
+
+def is_own(record: abi.Record) -> bool:
+    """Whether a process changed its own memory."""
+    target = record.bypass
+    return (target.pid, target.start_boot_ns) == (record.pid, record.start_boot_ns)
+
+
+def bypass(record: abi.Record, sealed: Sealed, method: Method, probably: str) -> str:
+    """`probably`: the words of its assessment."""
+    what, did = _CHANGED[method]
+    target = record.bypass
+    whose = ""
+    if target.pid and not is_own(record):
+        name = printable(target.executable or target.task_name, SUMMARY_NAME_LIMIT)
+        whose = f" of {name} (pid {target.pid})"
+    return (
+        f"{what}: {_who(record)} {did} {_range(record.address, record.length)}{whose}"
+        f"{_what(sealed, 'sealed ')}{f'; {probably}' if probably else ''}"
+    )
+
+
+def suppression(key: abi.BucketKey, bucket: abi.Bucket, kind: Kind, what: str) -> str:
+    """`what` is the operation, cause or method; empty for the bucket that many share."""
+    who = (
+        f" of {printable(bucket.task_name, SUMMARY_NAME_LIMIT)} (pid {key.pid})" if key.pid else ""
+    )
+    plural = "" if bucket.suppressed == 1 else "es" if kind is Kind.BYPASS else "s"
+    seconds = (bucket.last_suppressed_ns - bucket.first_suppressed_ns) / 1e9
+    return (
+        f"{bucket.suppressed} more {what}{' ' if what else ''}{kind.label}{plural}{who} "
+        f"in {seconds:.1f} s, counted but not told one by one"
+    )

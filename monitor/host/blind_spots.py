@@ -1,0 +1,266 @@
+"""What happens unseen or untold on this host, as far as it allows it to happen at all."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from monitor.configuration.config import Config, Mute
+from monitor.host import facts as host
+from monitor.host.checklist import Row
+from monitor.kernel import abi
+from monitor.kernel.loader import AttachedProbe
+from monitor.kernel.operations import OPERATIONS
+from monitor.kernel.system_calls import Effect, calls, unreviewed
+from monitor.provoke.provocation import lay
+
+__all__ = ["blind_rows", "bypass_rows", "filter_rows", "memory_file_overrides", "review_row"]
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text("ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+_FEXIT = "a kernel that allows fexit programs, and --attach auto"
+_BLIND = "Blind spots"
+_AROUND = "Ways around a seal (it protects the mapping, not the bytes)"
+_ALWAYS = (
+    Row(
+        _BLIND,
+        "kernel's accesses",
+        "blind",
+        "a system call that meets a guard page or a protection fails with EFAULT: no signal is "
+        "sent, no event made",
+    ),
+    Row(
+        _BLIND,
+        "SIGBUS",
+        "blind",
+        "accesses beyond the end of a file, to sealed mappings too, and userfaultfd's signals",
+    ),
+)
+
+Hooks = Mapping[str, AttachedProbe]  # attached ones by the name of their probe
+Options = Mapping[str, str]  # the kernel's configuration; empty when it cannot be read
+
+
+def _seen(probe: AttachedProbe) -> str:
+    return f"seen by {probe.mode} {probe.target}"
+
+
+def review_row(names: Collection[str]) -> Row:
+    """Whether each of the kernel's own system calls has been reviewed. `names`: all of them."""
+    check = "system calls"
+    new = unreviewed(names)
+    if not names:
+        finding = "the kernel does not list its own: a new one would go unnoticed"
+        return Row(_BLIND, check, "degraded", finding, "boot a kernel with CONFIG_KALLSYMS=y")
+    if not new:
+        return Row(_BLIND, check, "ok", f"{len(names)} reviewed")
+    finding = (
+        f"{len(names) - len(new)} reviewed; nobody has looked whether these can change sealed "
+        f"memory: {', '.join(new)}"
+    )
+    return Row(_BLIND, check, "degraded", finding, "a newer seal-monitor")
+
+
+def _hidden(hooks: Hooks) -> Row:
+    check = "hidden refusals"
+    if "other" in hooks:
+        return Row(_BLIND, check, "ok", f"{_seen(hooks['other'])}, as operation other")
+    return Row(
+        _BLIND,
+        check,
+        "blind",
+        "nobody is told where a seal keeps these from unmapping memory: "
+        + ", ".join(calls(Effect.HIDDEN)),
+        _FEXIT,
+    )
+
+
+def _compat(hooks: Hooks, options: Options) -> Row:
+    check = "32-bit callers"
+    if options and "CONFIG_IA32_EMULATION" not in options:
+        return Row(_BLIND, check, "ok", "the kernel takes no 32-bit calls")
+    if "compat" in hooks:
+        return Row(_BLIND, check, "ok", _seen(hooks["compat"]))
+    return Row(
+        _BLIND,
+        check,
+        "blind",
+        "denials of their system calls (int 0x80) are not all seen",
+        "set watch.compat = true, or use --attach raw_tracepoint, which sees them, too",
+    )
+
+
+def _io_uring(hooks: Hooks, options: Options, proc: Path) -> Row:
+    check = "io_uring"
+    if options and "CONFIG_IO_URING" not in options:
+        return Row(_BLIND, check, "ok", "the kernel has none")
+    if _number(proc / "sys/kernel/io_uring_disabled") == 2:
+        return Row(_BLIND, check, "ok", "switched off (kernel.io_uring_disabled = 2)")
+    if "io_uring_madvise" in hooks:
+        return Row(_BLIND, check, "ok", _seen(hooks["io_uring_madvise"]))
+    return Row(
+        _BLIND,
+        check,
+        "blind",
+        "denials of madvise through it are not seen",
+        "set watch.io_uring = true, or run: sysctl kernel.io_uring_disabled=2",
+    )
+
+
+def _x32(hooks: Hooks, takes_x32: bool) -> Row:
+    check = "x32 callers"
+    if not takes_x32:
+        return Row(_BLIND, check, "ok", "the kernel takes no x32 calls")
+    names = [operation.name for operation in OPERATIONS if operation.number is not None]
+    blind = [name for name in names if name not in hooks or hooks[name].mode == "tracepoint"]
+    if not blind:
+        return Row(_BLIND, check, "ok", "seen as all others")
+    finding = f"not seen: {', '.join(blind)}"
+    return Row(_BLIND, check, "blind", finding, "use --attach raw_tracepoint")
+
+
+def blind_rows(
+    probes: Iterable[AttachedProbe], options: Options, takes_x32: bool, proc: Path = host.PROC
+) -> list[Row]:
+    """What happens without a trace. `options`: the kernel's configuration, where it is known."""
+    hooks = {probe.probe: probe for probe in probes if probe.attached}
+    return [
+        _hidden(hooks),
+        _compat(hooks, options),
+        _io_uring(hooks, options, proc),
+        _x32(hooks, takes_x32),
+        *_ALWAYS,
+    ]
+
+
+def memory_file_overrides() -> bool:
+    """Whether a write to /proc/self/mem changes read-only memory (FOLL_FORCE), sealed or not."""
+    page = lay("r").start
+    try:
+        with open("/proc/self/mem", "r+b", buffering=0) as memory:
+            memory.seek(page)
+            return memory.write(b"x") == 1
+    except OSError:
+        return False
+
+
+def _way(check: str, hooks: Hooks, methods: Sequence[str], finding: str, *remedies: str) -> Row:
+    """A way around a seal: seen, as the bypasses that `methods` name, or not."""
+    unseen = [method for method in methods if method not in hooks]
+    if not unseen:
+        seen = dict.fromkeys(_seen(hooks[method]) for method in methods)
+        return Row(_AROUND, check, "ok", f"{finding}: {', '.join(seen)}, as {', '.join(methods)}")
+    only = "" if unseen == list(methods) else f" ({', '.join(unseen)})"
+    finding += f", and nobody sees it{only}"
+    return Row(_AROUND, check, "blind", finding, "; or ".join(filter(None, remedies)))
+
+
+def _memory_file(hooks: Hooks, overrides: bool) -> Row:
+    check = "/proc/PID/mem"
+    if not overrides:
+        return Row(_AROUND, check, "ok", "a write to sealed read-only memory is refused")
+    return _way(
+        check,
+        hooks,
+        ("proc_mem_write",),
+        "a write to sealed read-only memory succeeds",
+        "boot with proc_mem.force_override=never, where the kernel has it",
+        _FEXIT,
+    )
+
+
+def _ptrace(hooks: Hooks, proc: Path) -> Row:
+    if _number(proc / "sys/kernel/yama/ptrace_scope") == 3:
+        return Row(_AROUND, "ptrace", "ok", "nobody may attach (kernel.yama.ptrace_scope = 3)")
+    return _way(
+        "ptrace",
+        hooks,
+        ("ptrace_poke",),
+        "a debugger writes to sealed memory",
+        "sysctl kernel.yama.ptrace_scope=3, where the kernel has it and nobody needs a debugger",
+    )
+
+
+def _userfaultfd(hooks: Hooks, proc: Path) -> Row:
+    is_for_all = _number(proc / "sys/vm/unprivileged_userfaultfd") == 1
+    return _way(
+        "userfaultfd",
+        hooks,
+        ("userfaultfd_copy", "userfaultfd_move"),
+        "fills missing pages of sealed memory and moves pages out of it",
+        "sysctl vm.unprivileged_userfaultfd=0" if is_for_all else "",
+        _FEXIT,
+    )
+
+
+def bypass_rows(
+    probes: Iterable[AttachedProbe], overrides: bool, proc: Path = host.PROC
+) -> list[Row]:
+    """How sealed memory changes without a refusal. `overrides`: see memory_file_overrides()."""
+    hooks = {probe.probe: probe for probe in probes if probe.attached}
+    return [
+        _memory_file(hooks, overrides),
+        _ptrace(hooks, proc),
+        _way(
+            "MADV_DONTNEED",
+            hooks,
+            ("madvise_discard",),
+            "on a private file mapping (RELRO) it succeeds and brings the file's bytes back",
+            "--attach auto",
+        ),
+        Row(
+            _AROUND,
+            "mapped files",
+            "blind",
+            "who writes to the file changes every page not yet copied; who truncates it drops the "
+            "private copies, too",
+            "let nobody write to files that are mapped and sealed (memfd: F_SEAL_SHRINK, "
+            "F_SEAL_WRITE)",
+        ),
+        Row(
+            _AROUND,
+            "mapped sockets",
+            "blind",
+            "getsockopt with TCP_ZEROCOPY_RECEIVE replaces the pages of a sealed mapping",
+        ),
+        _userfaultfd(hooks, proc),
+        Row(
+            _AROUND,
+            "uprobes",
+            "blind",
+            "change sealed code; they need CAP_PERFMON or CAP_SYS_ADMIN",
+        ),
+    ]
+
+
+def filter_rows(config: Config, now: datetime) -> list[Row]:
+    """What is counted and, by configuration, makes no events. `now` carries its time zone."""
+    off = [
+        f"{kind} {name}"
+        for kind, told, usual in (
+            ("denials", config.events.denials, ("sealed", "unverified")),
+            ("faults", config.events.faults, [c.label for c in abi.Cause if c != abi.Cause.OTHER]),
+        )
+        for name in usual
+        if name not in told
+    ]
+    found = [Row(_BLIND, "events", "blind", f"counted, no events: {', '.join(off)}")] if off else []
+    return found + [_mute_row(mute, now) for mute in config.mutes]
+
+
+def _mute_row(mute: Mute, now: datetime) -> Row:
+    whose = mute.executable or "every executable"
+    what = mute.operation or mute.cause or "everything"
+    until = f" until {mute.until:%Y-%m-%d %H:%M} UTC" if mute.until else ""
+    if mute.expired(now):
+        remedy = "remove the entry"
+        return Row(_BLIND, "mute", "ok", f"expired: {what} of {whose} ({mute.reason})", remedy)
+    finding = f"counted, no events: {what} of {whose}{until} ({mute.reason})"
+    return Row(_BLIND, "mute", "blind", finding)

@@ -1,0 +1,325 @@
+"""`seal-monitor doctor`: what this host can and can't do, found out by doing it, and the remedy."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from monitor.attach import calibrate
+from monitor.attach.attached import Attached, request
+from monitor.configuration.config import Config
+from monitor.evidence.cgroups import cgroup_mount
+from monitor.host import facts as host
+from monitor.host.blind_spots import (
+    blind_rows,
+    bypass_rows,
+    filter_rows,
+    memory_file_overrides,
+    review_row,
+)
+from monitor.host.checklist import Row, table, verdict
+from monitor.incidents.store import FILE as INCIDENTS
+from monitor.kernel import abi, loader, privileges
+from monitor.kernel.privileges import Capability
+from monitor.life.last_run import DEFAULT_DIRECTORY, state_directory
+from monitor.life.source import store_bytes
+
+__all__ = [
+    "calibration_rows",
+    "identity_rows",
+    "kept_rows",
+    "preemption_row",
+    "privilege_rows",
+    "probe_rows",
+    "rows",
+    "run",
+]
+
+_WIDTHS = (80, 100)  # columns of the table, least and most
+
+# ---- The host ------------------------------------------------------------------------------------
+
+
+def _requirement(check: str, require: Callable[[], None], finding: str) -> Row:
+    try:
+        require()
+    except host.HostError as error:
+        return Row("Host", check, "failed", error.why, error.remedy)
+    return Row("Host", check, "ok", finding)
+
+
+def _requirements() -> list[Row]:
+    locked = host.lockdown() or "none seen (securityfs is not mounted)"
+    table: tuple[tuple[str, Callable[[], None], str], ...] = (
+        ("architecture", host.require_architecture, "x86-64"),
+        ("mseal", host.require_mseal, "the kernel has mseal(2)"),
+        ("BTF", host.require_btf, "the kernel describes its structures"),
+        ("lockdown", host.require_no_lockdown, locked),
+        ("bcc", host.require_bcc, "installed"),
+        ("privileges", host.require_privileges, "enough to load and attach BPF programs"),
+    )
+    return [_requirement(*row) for row in table]
+
+
+def preemption_row(found: host.Preemption, attach: str) -> Row:
+    """Whether the kernel may skip runs of tracepoint programs, and so leave counts too low."""
+    named = f"{found.model} ({found.source})" if found.source else found.model
+    if found.skips_runs is False:
+        return Row("Host", "preemption", "ok", f"{named}: no run of a probe is skipped")
+    # Lost runs measured with preempt=full: none by raw_tracepoint on 6.19, more than half on 7.3.
+    remedy = "boot with preempt=none, where the kernel has it"
+    if attach != "raw_tracepoint":
+        remedy += ", or --attach raw_tracepoint, which kernels before 7.0 never skip"
+    why = "the kernel may skip runs of a probe; it counts them, and counts of denials "
+    return Row(
+        "Host",
+        "preemption",
+        "degraded",
+        f"{named}: {why}are a lower bound while seal_monitor_probe_missed_runs_total rises",
+        remedy,
+    )
+
+
+def _tracefs_row(notes: Sequence[str], sys_root: Path = host.SYS) -> Row:
+    path = sys_root / "kernel/tracing"
+    if (path / "events").is_dir():
+        return Row("Host", "tracefs", "ok", f"mounted on {path}")
+    finding = "; ".join(notes) or f"not mounted on {path}; nothing here needs it"
+    return Row("Host", "tracefs", "ok", finding)
+
+
+def privilege_rows(held: Collection[Capability]) -> list[Row]:
+    """Which capabilities this process has, and what is lost without the others."""
+    found = []
+    for capability, lost in privileges.LOST.items():
+        name, is_vital = capability.name, capability in privileges.VITAL
+        if capability in held:
+            found.append(Row("Privileges", name, "ok", "there"))
+        elif is_vital and Capability.CAP_SYS_ADMIN in held:
+            found.append(Row("Privileges", name, "ok", "CAP_SYS_ADMIN stands for it"))
+        else:
+            status = "failed" if is_vital else "degraded"
+            remedy = f"run it as root, or grant {name}"
+            found.append(Row("Privileges", name, status, f"lost without it: {lost}", remedy))
+    return found
+
+
+# ---- The probes ----------------------------------------------------------------------------------
+
+
+_NO_FEXIT = "none needed: exit tracepoints do the work, at a small cost to every system call"
+
+
+def probe_rows(probes: Iterable[loader.AttachedProbe], attach: str) -> list[Row]:
+    """A row a probe: the mode it is attached by, or why it is not.
+
+    What keeps every probe from its first hook is told once. What an optional one would have seen is
+    a blind spot: it has no row here.
+    """
+    probes = [probe for probe in probes if probe.attached or probe.lost]
+    reasons = {probe.fallback for probe in probes if probe.fallback}
+    is_common = len(reasons) == 1 and not any(probe.mode == "fexit" for probe in probes)
+    found = [Row("Probes", "fexit", "degraded", min(reasons), _NO_FEXIT)] if is_common else []
+    for probe in probes:
+        if not probe.attached:
+            lost = f"not attached, so what it watches is not seen: {probe.error}"
+            remedy = "--attach auto tries every way to attach" if attach != "auto" else ""
+            found.append(Row("Probes", probe.probe, "degraded", lost, remedy))
+        elif probe.fallback and not is_common:
+            fallback = f"{probe.mode} {probe.target}, because {probe.fallback}"
+            found.append(Row("Probes", probe.probe, "degraded", fallback))
+        else:
+            found.append(Row("Probes", probe.probe, "ok", f"{probe.mode} {probe.target}"))
+    return found
+
+
+def calibration_rows(kernel: abi.Config, findings: calibrate.Findings) -> list[Row]:
+    """What this kernel was found to do."""
+    bit = kernel.maybe_guard_mask.bit_length() - 1
+    if bit >= 0:
+        marked = ("ok", f"bit {bit} of vm_flags: the cause guard_region is proved")
+    elif findings.guard_regions:
+        marked = ("degraded", "none: a fault in a guard region is told as inferred")
+    else:
+        marked = ("ok", "none, and no guard regions to mark")
+    partial = {
+        True: "what precedes the seal is changed, and told in the event",
+        False: "a refused call changes nothing",
+    }
+    anonymous = "no vm_ops (private /dev/zero counts)" if kernel.anonymous_by_ops else "no file"
+    guards = "madvise installs them" if findings.guard_regions else "this kernel has none"
+    behaviour = (
+        ("seal bit", "ok", f"bit {kernel.sealed_mask.bit_length() - 1} of vm_flags"),
+        ("guard regions", "ok", guards),
+        ("maybe-guard bit", *marked),
+        *((f"partial {name}", "ok", partial[to]) for name, to in findings.partial_updates.items()),
+        ("madvise", "ok", f"a sealed mapping counts as anonymous when it has {anonymous}"),
+    )
+    return [Row("Kernel behaviour", *row) for row in behaviour]
+
+
+def _try_probes(config: Config) -> tuple[list[Row], list[loader.AttachedProbe]]:
+    """Load, attach and calibrate as the daemon does, then let go of everything."""
+    try:
+        attached = Attached(request(config))
+    except loader.LoadError as error:
+        return [Row("Probes", "attach", "failed", str(error))], []
+    with attached:
+        probes = list(attached.loaded.probes)
+        found = [_tracefs_row(attached.loaded.notes), *probe_rows(probes, config.attach)]
+        try:
+            findings = attached.calibrate()
+        except (calibrate.CalibrationError, loader.LoadError) as error:
+            remedy = "--attach raw_tracepoint" if config.attach != "raw_tracepoint" else ""
+            problem = f"the programs do not see what they must: {error}"
+            found.append(Row("Kernel behaviour", "calibration", "failed", problem, remedy))
+            return found, probes
+        return [*found, *calibration_rows(attached.state.config, findings)], probes
+
+
+# ---- Who did it ----------------------------------------------------------------------------------
+
+
+def _unreadable_executables(proc: Path) -> tuple[int, int]:
+    """Of how many processes /proc hides the executable, and of how many it was asked."""
+    asked = hidden = 0
+    for process in proc.glob("[0-9]*"):
+        asked += 1
+        try:
+            os.readlink(process / "exe")
+        except PermissionError:
+            hidden += 1
+        except OSError:  # a kernel thread, or gone
+            asked -= 1
+    return hidden, asked
+
+
+def identity_rows(proc: Path = host.PROC) -> list[Row]:
+    """Which facts about processes can be told besides those from the kernel."""
+    found = []
+    if host.is_initial_pid_namespace(proc):
+        found.append(Row("Identity", "PID namespace", "ok", "the host's"))
+    else:
+        found.append(
+            Row(
+                "Identity",
+                "PID namespace",
+                "degraded",
+                "not the host's: of processes outside of it the kernel's facts alone are told",
+                "run in the host's PID namespace (containers: --pid=host)",
+            )
+        )
+    hidden, asked = _unreadable_executables(proc)
+    if asked and not hidden:
+        found.append(Row("Identity", "processes", "ok", "executables and command lines of all"))
+    else:
+        found.append(
+            Row(
+                "Identity",
+                "processes",
+                "degraded",
+                f"executables of {hidden} of {asked} processes cannot be read; the kernel's base "
+                "names are told",
+                "grant CAP_SYS_PTRACE and what capabilities those processes have; mount /proc "
+                "without hidepid",
+            )
+        )
+    mount = cgroup_mount(proc)
+    if mount is not None:
+        found.append(Row("Identity", "cgroup v2", "ok", f"mounted on {mount}"))
+    else:
+        found.append(
+            Row(
+                "Identity",
+                "cgroup v2",
+                "degraded",
+                "not mounted: workloads are told by number, without unit, container or pod",
+                "run: mount -t cgroup2 cgroup2 /sys/fs/cgroup",
+            )
+        )
+    return found
+
+
+# ---- What is kept --------------------------------------------------------------------------------
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / (1 << 20):.1f} MiB"
+
+
+def kept_rows(config: Config, directory: Path | None) -> list[Row]:
+    """Where word of a run and incidents are kept; `directory` is the state directory to use."""
+    if directory is None:
+        return [
+            Row(
+                "Kept",
+                "state directory",
+                "degraded",
+                "none: no incidents are kept, and a start does not know of the run before it",
+                f"make {DEFAULT_DIRECTORY}, or name one as state.directory",
+            )
+        ]
+    is_usable = directory.is_dir() and os.access(directory, os.W_OK | os.X_OK, effective_ids=True)
+    if not is_usable:
+        finding = f"{directory} is not there or cannot be written to: nothing is kept"
+        return [Row("Kept", "state directory", "degraded", finding, "make it, or name another")]
+    found = [Row("Kept", "state directory", "ok", str(directory))]
+    if not config.incidents.enabled:
+        return [*found, Row("Kept", "incidents", "ok", "off: incidents.enabled = false")]
+    size = store_bytes(directory / INCIDENTS)
+    limit = _mebibytes(config.incidents.max_size)
+    aside = sorted(directory.glob(f"{INCIDENTS}.bad-*"))
+    if aside:
+        finding = f"a broken database was set aside: {aside[-1]}"
+        found.append(Row("Kept", "incidents", "degraded", finding, "look at it, then remove it"))
+    else:
+        found.append(Row("Kept", "incidents", "ok", f"{_mebibytes(size)} of {limit} are used"))
+    return found
+
+
+# ---- All of it -----------------------------------------------------------------------------------
+
+
+def rows(config: Config) -> list[Row]:
+    """Every check; only those of the host itself where one of them failed.
+
+    Loads and attaches the BPF programs for a moment.
+    """
+    facts = host.host_facts()
+    found = [Row("Host", "kernel", "ok", facts.kernel_release), *_requirements()]
+    found.append(preemption_row(host.preemption(), config.attach))
+    rights = privilege_rows(privileges.held())
+    if verdict(found) == "failed":
+        return found + rights
+    tried, probes = _try_probes(config)
+    found += tried
+    found += rights
+    found += identity_rows()
+    found += kept_rows(config, state_directory(config.state.directory))
+    options, _ = host.kernel_configuration()
+    found.append(review_row(host.system_calls()))
+    found += blind_rows(probes, options, host.takes_x32_calls())
+    found += filter_rows(config, datetime.now(UTC))
+    return found + bypass_rows(probes, memory_file_overrides())
+
+
+def run(config: Config, as_json: bool) -> int:
+    """Print every check; 0 when the host can be monitored, else 3."""
+    found = rows(config)
+    if as_json:
+        document = {
+            "status": verdict(found),
+            "host": asdict(host.host_facts()),
+            "rows": [row._asdict() for row in found],
+        }
+        print(json.dumps(document, indent=2))
+    else:
+        columns = min(max(shutil.get_terminal_size().columns, _WIDTHS[0]), _WIDTHS[1])
+        print(table(found, columns, sys.stdout.isatty()))
+    return 3 if verdict(found) == "failed" else 0

@@ -1,0 +1,288 @@
+"""What this host is, found out by trying, never by a version number."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import gzip
+import importlib.util
+import os
+import platform
+import re
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from monitor.evidence.events import Host
+from monitor.kernel.syscalls import LIBC, NUMBERS, call
+
+__all__ = [
+    "HostError",
+    "Preemption",
+    "host_facts",
+    "is_initial_pid_namespace",
+    "kernel_configuration",
+    "lockdown",
+    "preemption",
+    "require",
+    "require_architecture",
+    "require_bcc",
+    "require_btf",
+    "require_mseal",
+    "require_no_lockdown",
+    "require_privileges",
+    "system_calls",
+    "takes_x32_calls",
+]
+
+PROC, SYS, BOOT = Path("/proc"), Path("/sys"), Path("/boot")
+
+_CAP_SYS_ADMIN = 21
+# Linux 5.8 split both from CAP_SYS_ADMIN, which still stands for them (capabilities(7)).
+_CAPABILITIES = {39: "CAP_BPF", 38: "CAP_PERFMON"}
+_ALL_USERS = "0 0 4294967295"  # uid_map of the initial user namespace
+_INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO in include/linux/proc_ns.h
+_X32_GETPID = 0x40000000 | 39
+# Only T: a weak symbol (W) stands for a call that was left out, a local one (t) for a part of one.
+_SYSTEM_CALL = re.compile(rb" T __x64_sys_(\w+)\s")
+
+
+class HostError(Exception):
+    """This host cannot be monitored: `why`, and as `remedy` what to do, one line each."""
+
+    def __init__(self, why: str, remedy: str) -> None:
+        super().__init__(f"{why}\n{remedy}")
+        self.why = why
+        self.remedy = remedy
+
+
+def _read(path: Path) -> str | None:
+    """The file's text without surrounding blanks; None where it cannot be read."""
+    try:
+        return path.read_text("utf-8", errors="replace").strip()
+    except OSError:
+        return None
+
+
+def _status(proc: Path) -> dict[str, str]:
+    lines = (_read(proc / "self/status") or "").splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+# ---- What must be there --------------------------------------------------------------------------
+
+
+def require_architecture(
+    machine: str = platform.machine(), pointer_size: int = ctypes.sizeof(ctypes.c_void_p)
+) -> None:
+    """Raises HostError unless this is 64-bit Python on x86-64."""
+    if machine != "x86_64":
+        raise HostError(
+            f"this machine is {machine}; seal-monitor knows x86-64 alone",
+            "run it on an x86-64 host",
+        )
+    if pointer_size != 8:
+        raise HostError("this Python is a 32-bit program", "use a 64-bit Python")
+
+
+def _mseal_with_wrong_flags() -> int:
+    return -call("mseal", 0, 0, 2**64 - 1)
+
+
+def require_mseal(attempt: Callable[[], int] = _mseal_with_wrong_flags, proc: Path = PROC) -> None:
+    """Raises HostError where mseal(2) is not there to be called.
+
+    `attempt` makes a call that cannot succeed and returns its errno. mm/mseal.c refuses wrong
+    flags with EINVAL and never refuses with EPERM: that comes from a seccomp filter.
+    """
+    error = attempt()
+    if error not in (errno.ENOSYS, errno.EPERM):
+        return
+    if _status(proc).get("Seccomp", "0") == "0":
+        raise HostError("this kernel has no mseal(2)", "boot Linux 6.10 or later")
+    raise HostError(
+        f"mseal(2) fails with {errno.errorcode[error]}: a seccomp filter forbids it, or this "
+        "kernel has none",
+        f"run outside the filter, or allow system call {NUMBERS['mseal']} in it, on Linux 6.10 or "
+        "later",
+    )
+
+
+def require_btf(sys: Path = SYS) -> None:
+    """Raises HostError where the kernel does not describe its structures."""
+    if not os.access(sys / "kernel/btf/vmlinux", os.R_OK):
+        raise HostError(
+            f"this kernel offers no BTF: {sys}/kernel/btf/vmlinux cannot be read",
+            "boot a kernel built with CONFIG_DEBUG_INFO_BTF=y, as those of distributions are",
+        )
+
+
+def require_privileges(proc: Path = PROC) -> None:
+    """Raises HostError unless this process may load BPF programs and attach them."""
+    users = _read(proc / "self/uid_map")
+    if users is not None and users.split() != _ALL_USERS.split():
+        raise HostError(
+            "this process runs in a user namespace, where no capability allows BPF programs",
+            "run it as root of the host (with containers: without user namespaces)",
+        )
+    effective = int(_status(proc).get("CapEff", "0"), 16)
+    missing = [name for bit, name in _CAPABILITIES.items() if not effective >> bit & 1]
+    if missing and not effective >> _CAP_SYS_ADMIN & 1:
+        raise HostError(
+            f"this process lacks {' and '.join(missing)}",
+            "run it as root, or with CAP_BPF, CAP_PERFMON and CAP_DAC_READ_SEARCH",
+        )
+
+
+def _has_bcc() -> bool:
+    return importlib.util.find_spec("bcc") is not None  # importing it would map LLVM
+
+
+def require_bcc(is_there: Callable[[], bool] = _has_bcc) -> None:
+    """Raises HostError where Python finds no bcc."""
+    if not is_there():
+        raise HostError(
+            "bcc, which compiles the BPF programs, is missing",
+            "run: apt-get install python3-bpfcc (a virtual environment must be made with "
+            "--system-site-packages)",
+        )
+
+
+def lockdown(sys: Path = SYS) -> str | None:
+    """none, integrity or confidentiality (kernel_lockdown(7)); None where securityfs is absent."""
+    found = re.search(r"\[(\w+)\]", _read(sys / "kernel/security/lockdown") or "")
+    return found[1] if found else None
+
+
+def require_no_lockdown(sys: Path = SYS) -> None:
+    """Raises HostError in lockdown mode confidentiality: BPF may read no kernel memory there."""
+    if lockdown(sys) == "confidentiality":
+        raise HostError(
+            "the kernel is locked down (confidentiality), so BPF programs may not read its memory",
+            "boot with lockdown=integrity, or without lockdown",
+        )
+
+
+def require(proc: Path = PROC, sys: Path = SYS) -> None:
+    """Raises HostError with the first reason why this host cannot be monitored."""
+    require_architecture()
+    require_mseal(proc=proc)
+    require_btf(sys)
+    require_no_lockdown(sys)
+    require_bcc()
+    require_privileges(proc)
+
+
+# ---- What the host is ----------------------------------------------------------------------------
+
+
+def host_facts(proc: Path = PROC) -> Host:
+    """The host as every event names it. Raises OSError where /proc is not mounted."""
+    kernel = proc / "sys/kernel"
+    return Host(
+        name=socket.gethostname(),
+        boot_id=(kernel / "random/boot_id").read_text("ascii").strip(),
+        kernel_release=(kernel / "osrelease").read_text("utf-8", errors="replace").strip(),
+    )
+
+
+class Preemption(NamedTuple):
+    """`model` is none, voluntary, lazy, full, rt or unknown.
+
+    `skips_runs`: whether another task may run while one is inside bpf(2), so that the kernel
+    skips runs of tracepoint programs; None when unknown. `source` tells where the model is from.
+    """
+
+    model: str
+    skips_runs: bool | None
+    source: str
+
+
+_SKIPS_RUNS = {"none": False, "voluntary": False, "lazy": True, "full": True, "rt": True}
+# CONFIG_PREEMPT_RT and CONFIG_PREEMPT_DYNAMIC leave one of the others set: their order matters.
+_MODEL_OPTIONS = {
+    "CONFIG_PREEMPT_RT": "rt",
+    "CONFIG_PREEMPT_LAZY": "lazy",
+    "CONFIG_PREEMPT": "full",
+    "CONFIG_PREEMPT_VOLUNTARY": "voluntary",
+    "CONFIG_PREEMPT_NONE": "none",
+}
+
+
+def kernel_configuration(proc: Path = PROC, boot: Path = BOOT) -> tuple[dict[str, str], str]:
+    """The running kernel's CONFIG_ options that are set, and the file they are from.
+
+    From /proc/config.gz, else /boot/config-RELEASE; empty where neither can be read.
+    """
+    release = _read(proc / "sys/kernel/osrelease") or ""
+    for path in (proc / "config.gz", boot / f"config-{release}"):
+        try:
+            data = path.read_bytes()
+            text = gzip.decompress(data) if path.suffix == ".gz" else data
+        except (OSError, EOFError):
+            continue
+        lines = text.decode("utf-8", errors="replace").splitlines()
+        options = (line.partition("=") for line in lines if line.startswith("CONFIG_"))
+        return {name: value for name, _, value in options}, str(path)
+    return {}, ""
+
+
+def _model(proc: Path, sys: Path, boot: Path) -> tuple[str, str]:
+    switch = sys / "kernel/debug/sched/preempt"
+    if found := re.search(r"\((\w+)\)", _read(switch) or ""):
+        return found[1], str(switch)
+    version = _read(proc / "version") or ""
+    if "PREEMPT_RT" in version:
+        return "rt", str(proc / "version")
+    options, path = kernel_configuration(proc, boot)
+    built_in = next((model for name, model in _MODEL_OPTIONS.items() if name in options), "")
+    if "PREEMPT_DYNAMIC" in version:
+        asked = re.findall(r"(?:^|\s)preempt=(\w+)", _read(proc / "cmdline") or "")
+        if asked and asked[-1] in _SKIPS_RUNS:
+            return asked[-1], str(proc / "cmdline")
+    if built_in:
+        return built_in, path
+    return "unknown", ""
+
+
+def preemption(proc: Path = PROC, sys: Path = SYS, boot: Path = BOOT) -> Preemption:
+    """The running kernel's preemption model, from the first source that tells it.
+
+    The sources: debugfs (the model in force), the kernel's version text, its command line, its
+    configuration.
+    """
+    model, source = _model(proc, sys, boot)
+    return Preemption(model, _SKIPS_RUNS.get(model), source)
+
+
+def is_initial_pid_namespace(proc: Path = PROC) -> bool:
+    """Whether pids mean here what they mean in the kernel's records."""
+    try:
+        return (proc / "self/ns/pid").readlink() == Path(_INITIAL_PID_NAMESPACE)
+    except OSError:
+        return False
+
+
+def system_calls(proc: Path = PROC) -> frozenset[str]:
+    """The system calls that this kernel has, by its own names; empty where it does not list them.
+
+    From kallsyms, which anyone may read (kernel.kptr_restrict hides addresses, not names). tracefs
+    would have to be mounted, needs root, and leaves out what only 32-bit programs call.
+    """
+    try:
+        symbols = (proc / "kallsyms").read_bytes()
+    except OSError:
+        return frozenset()
+    return frozenset(name.decode("ascii") for name in _SYSTEM_CALL.findall(symbols))
+
+
+def takes_x32_calls() -> bool:
+    """Whether the kernel was built with CONFIG_X86_X32_ABI and takes such calls.
+
+    Tried in a child: a seccomp filter may kill the caller.
+    """
+    child = os.fork()
+    if not child:
+        os._exit(0 if LIBC.syscall(_X32_GETPID, *[0] * 6) > 0 else 1)
+    return os.waitpid(child, 0)[1] == 0

@@ -1,0 +1,307 @@
+"""Questions to the store of incidents, while a daemon writes to it or none runs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from monitor.incidents.store import READABLE, VERSION
+
+__all__ = [
+    "SAME_PROCESS_NS",
+    "VIOLATIONS",
+    "Event",
+    "Filter",
+    "Incident",
+    "IncidentError",
+    "Incidents",
+    "Process",
+    "Snapshot",
+]
+
+VIOLATIONS = ("denial", "fault", "bypass")
+SAME_PROCESS_NS = 1_000_000_000  # two runs of the daemon may differ in when a process started
+_NOT_PERMITTED = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY)
+_COLUMNS = (
+    *("number", "id", "kind", "what", "executable", "caller", "mapping", "title", "severity"),
+    *("summary", "first_ns", "last_ns", "events", "suppressed"),
+)
+_FACETS = ("verdict", "disposition", "likely", "executable", "workload", "host", "user")
+
+
+_RARE = 2000
+_FEW = "number IN (SELECT incident FROM facets WHERE name = ? AND value GLOB ?)"
+_MANY = "EXISTS (SELECT 1 FROM facets WHERE incident = +number AND name = ? AND value GLOB ?)"
+
+
+class IncidentError(OSError):
+    """Why the incidents cannot be shown, and the way out."""
+
+
+class Filter(NamedTuple):
+    """All that are given must hold. Texts are globs; times are Unix times in ns."""
+
+    kinds: Sequence[str] = VIOLATIONS
+    since_ns: int | None = None
+    until_ns: int | None = None
+    operation: str | None = None  # or cause, or method
+    executable: str | None = None  # with a slash the path, else the base name
+    workload: str | None = None
+    verdict: str | None = None
+    likely: str | None = None
+
+
+@dataclass(frozen=True)
+class Incident:
+    """Times are Unix times in ns. `facets`: by name, how many of the `events` had which value."""
+
+    id: str
+    kind: str
+    what: str
+    executable: str
+    caller: str
+    mapping: str
+    title: str
+    severity: str
+    summary: str
+    first_ns: int
+    last_ns: int
+    events: int
+    suppressed: int
+    facets: Mapping[str, Mapping[str, int]]
+
+    @property
+    def count(self) -> int:
+        return self.events + self.suppressed
+
+
+class Process(NamedTuple):
+    """A process with stored events."""
+
+    boot_id: str
+    start_ns: int
+
+
+Event = dict[str, Any]
+Snapshot = dict[str, Any]
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    database = sqlite3.connect(
+        f"file:{quote(str(path))}?{mode}", timeout=1.0, uri=True, isolation_level=None
+    )
+    try:
+        database.execute("PRAGMA trusted_schema = OFF")
+        database.execute("PRAGMA cell_size_check = ON")
+        database.execute("BEGIN")  # all answers are of one moment
+        (version,) = database.execute("PRAGMA user_version").fetchone()
+    except sqlite3.Error:
+        database.close()
+        raise
+    if version not in READABLE:
+        database.close()
+        raise IncidentError(
+            f"{path}: its schema is of version {version}, not {VERSION}; "
+            "use the version of seal-monitor that wrote it"
+        )
+    return database
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """Raises IncidentError."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise IncidentError(
+            f"there are no incidents: no {path}; 'seal-monitor run' makes it if that directory is "
+            "there: see state.directory and incidents.enabled"
+        ) from None
+    except OSError as error:
+        raise IncidentError(f"cannot read {path}: {error.strerror}; run as root") from error
+    if not status.st_size:
+        raise IncidentError(f"there are no incidents in {path} yet")
+    try:
+        try:
+            return _connect(path, "mode=ro")
+        except sqlite3.OperationalError as error:
+            # Who may not make the files that a reader needs beside a database that nobody has
+            # open reads the database alone.
+            if not _is_whole(path) or error.sqlite_errorcode & 0xFF not in _NOT_PERMITTED:
+                raise
+            return _connect(path, "mode=ro&immutable=1")
+    except sqlite3.Error as error:
+        raise _unreadable(path, error) from error
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether there is nothing in a log that is not in the database, too."""
+    try:
+        return not path.with_name(f"{path.name}-wal").stat().st_size
+    except FileNotFoundError:
+        return True
+
+
+def _unreadable(path: Path, error: sqlite3.Error) -> IncidentError:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in _NOT_PERMITTED:
+        return IncidentError(f"cannot read {path}: {error}; run as root")
+    return IncidentError(
+        f"cannot read {path}: {error}; the daemon sets a broken database aside when it meets the "
+        "damage, or remove it"
+    )
+
+
+class Incidents:
+    """The database, read-only. Raises IncidentError, here and everywhere."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._database = _open(path)
+
+    def __enter__(self) -> Incidents:
+        return self
+
+    def __exit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        self._database.close()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise _unreadable(self._path, error) from error
+
+    def _rows(self, query: str, values: Sequence[object] = ()) -> list[Any]:
+        with self._told():
+            return self._database.execute(query, tuple(values)).fetchall()
+
+    def search(self, wanted: Filter, limit: int) -> list[Incident]:
+        """Those last seen come first."""
+        conditions, values = self._conditions(wanted)
+        rows = self._rows(
+            f"SELECT {', '.join(_COLUMNS)} FROM incidents WHERE {' AND '.join(conditions)} "
+            "ORDER BY last_ns DESC, number DESC LIMIT ?",
+            (*values, limit),
+        )
+        return [self._incident(row) for row in rows]
+
+    def find(self, prefix: str) -> list[Incident]:
+        """Whose id begins so, two at most."""
+        end = prefix + "g"  # behind every digit
+        rows = self._rows(
+            f"SELECT {', '.join(_COLUMNS)} FROM incidents WHERE id >= ? AND id < ? LIMIT 2",
+            (prefix, end),
+        )
+        return [self._incident(row) for row in rows]
+
+    def events(self, incident: Incident) -> list[Event]:
+        """What is kept of them, in the order in which they came."""
+        rows = self._rows(
+            "SELECT event FROM events WHERE incident = "
+            "(SELECT number FROM incidents WHERE id = ?) ORDER BY seq",
+            (incident.id,),
+        )
+        return [json.loads(text) for (text,) in rows]
+
+    def snapshots(self, incident: Incident) -> list[Snapshot]:
+        """Those that are kept, in the order in which they were taken.
+
+        An older database has none until a daemon makes it one of this version.
+        """
+        if self._rows("PRAGMA user_version") != [(VERSION,)]:
+            return []
+        rows = self._rows(
+            "SELECT snapshot FROM snapshots WHERE incident = "
+            "(SELECT number FROM incidents WHERE id = ?) ORDER BY seq",
+            (incident.id,),
+        )
+        return [json.loads(text) for (text,) in rows]
+
+    def processes(self, pid: int) -> list[Process]:
+        """That have had this pid, in the order in which they started."""
+        rows = self._rows(
+            "SELECT DISTINCT boot_id, start_ns FROM events "
+            "WHERE pid = ? AND start_ns IS NOT NULL ORDER BY start_ns",
+            (pid,),
+        )
+        found: list[Process] = []
+        for boot_id, start_ns in rows:
+            last = found[-1] if found else None
+            if not (last and last.boot_id == boot_id and _is_near(last.start_ns, start_ns)):
+                found.append(Process(boot_id, start_ns))
+        return found
+
+    def timeline(self, pid: int, process: Process) -> list[tuple[Event, str]]:
+        """Its events that are kept, in order, each with the id of its incident."""
+        rows = self._rows(
+            "SELECT event, id FROM events JOIN incidents ON number = incident "
+            "WHERE pid = ? AND boot_id = ? AND start_ns BETWEEN ? AND ? ORDER BY time_ns, seq",
+            (pid, process.boot_id, process.start_ns, process.start_ns + SAME_PROCESS_NS),
+        )
+        return [(json.loads(text), number) for text, number in rows]
+
+    def stored(self, table: str, incident: Incident) -> list[tuple[Any, ...]]:
+        """Its rows in a table of the schema; none where an older database has no such table."""
+        if not self._rows("SELECT 1 FROM sqlite_schema WHERE name = ?", (table,)):
+            return []
+        key = "number" if table == "incidents" else "incident"
+        return self._rows(
+            f"SELECT * FROM {table} WHERE {key} = (SELECT number FROM incidents WHERE id = ?) "
+            "ORDER BY 1, 2, 3",
+            (incident.id,),
+        )
+
+    def _conditions(self, wanted: Filter) -> tuple[list[str], list[object]]:
+        """Of an SQL query: every value is a placeholder's."""
+        conditions = [f"kind IN ({', '.join('?' * len(wanted.kinds))})"]
+        values: list[object] = list(wanted.kinds)
+        is_pattern = wanted.operation is not None and any(c in wanted.operation for c in "*?[")
+        columns = (
+            ("last_ns >= ?", wanted.since_ns),
+            ("first_ns <= ?", wanted.until_ns),
+            ("+what GLOB ?" if is_pattern else "what = ?", wanted.operation),
+        )
+        for condition, value in columns:
+            if value is not None:
+                conditions.append(condition)
+                values.append(value)
+        program = "executable" if "/" in (wanted.executable or "") else "program"
+        facets = (
+            (program, wanted.executable),
+            ("workload", wanted.workload),
+            ("verdict", wanted.verdict),
+            ("likely", wanted.likely),
+        )
+        for name, value in facets:
+            if value is not None:
+                conditions.append(_FEW if self._is_rare(name, value) else _MANY)
+                values += [name, value]
+        return conditions, values
+
+    def _is_rare(self, name: str, value: str) -> bool:
+        """Whether it is faster to begin with the incidents that have it than with the last ones."""
+        query = "SELECT 1 FROM facets WHERE name = ? AND value GLOB ? LIMIT ?"
+        return len(self._rows(query, (name, value, _RARE))) < _RARE
+
+    def _incident(self, row: Sequence[Any]) -> Incident:
+        facets: dict[str, dict[str, int]] = {name: {} for name in _FACETS}
+        for name, value, count in self._rows(
+            "SELECT name, value, count FROM facets WHERE incident = ? ORDER BY count DESC, value",
+            (row[0],),
+        ):
+            if name in facets:
+                facets[name][value] = count
+        return Incident(**dict(zip(_COLUMNS[1:], row[1:], strict=True)), facets=facets)
+
+
+def _is_near(one_ns: int, other_ns: int) -> bool:
+    return abs(one_ns - other_ns) <= SAME_PROCESS_NS

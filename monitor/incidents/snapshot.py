@@ -1,0 +1,410 @@
+"""What /proc tells of a process at the moment of its violation: mappings, modules, limits, parents.
+
+Everything is read through a descriptor of the process's own directory, which stays its own whoever
+gets the pid next. All of it is the process's choice, so it is bounded and escaped here, and what is
+read costs the process little: its mmap lock is held for a few mappings at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from monitor.evidence.events import timestamp
+from monitor.evidence.identity import TICK_NS, is_image, read_at, state_of
+from monitor.evidence.memory_map import Mapping, bounded_lines, parse_smaps
+from monitor.sinks.outputs import encode
+from monitor.symbols.modules import BuildIds, find_modules
+from monitor.untrusted.printable import printable
+
+__all__ = ["LIMITS", "Limits", "Request", "Snapshot", "Taken", "take"]
+
+PATH_LIMIT = 512
+NAME_LIMIT = 64
+STATUS_READ = 8192
+
+Snapshot = dict[str, Any]
+_T = TypeVar("_T")
+
+
+class Limits(NamedTuple):
+    """What one snapshot may cost.
+
+    A mapping takes 230 bytes of the text on average, 700 in smaps, and 12 us to read there. The
+    kernel holds the mmap lock while it walks the page tables of one mapping, 7 ms for a MiB of
+    them, which map 512 MiB in small pages: with more than `page_tables_kib` smaps is not read.
+    """
+
+    text_bytes: int = 256 << 10
+    mappings: int = 1024
+    smaps_bytes: int = 4 << 20
+    maps_bytes: int = 8 << 20  # 65,530 mappings, as many as there are by default
+    read_seconds: float = 0.25
+    page_tables_kib: int = 2048
+    modules: int = 256
+    parents: int = 16
+
+
+LIMITS = Limits()
+
+
+class Request(NamedTuple):
+    """`base_name` is the kernel's name of the executable, `touched` the address in question."""
+
+    event: str
+    pid: int
+    tid: int
+    start_boot_ns: int
+    start: str
+    base_name: bytes
+    touched: int
+
+
+class Taken(NamedTuple):
+    """`partial`: some part could not be read, which `missing` explains. `gone` has no text."""
+
+    result: Literal["taken", "partial", "gone"]
+    time_ns: int  # Unix time
+    text: bytes = b""
+
+
+def take(
+    request: Request,
+    *,
+    start_offset_ns: int,
+    reports_guards: bool,
+    build_ids: BuildIds,
+    proc: Path = Path("/proc"),
+    limits: Limits = LIMITS,
+) -> Taken:
+    """The snapshot as JSON text, or `gone`: it ended, or executed another program.
+
+    `start_offset_ns` is from the boot clock to the real-time clock, for start times. Raises
+    OSError where nothing can be read at all.
+    """
+    now, began = time.time_ns(), time.monotonic()
+    gone = Taken("gone", now)
+    try:
+        directory = os.open(proc / str(request.pid), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (FileNotFoundError, ProcessLookupError):
+        return gone
+    try:
+        if state_of(directory, request.start_boot_ns) != "complete":
+            return gone
+        snapshot: Snapshot = {
+            "time": timestamp(now, 0),
+            "event": request.event,
+            "pid": request.pid,
+            "start": request.start,
+        }
+        missing: dict[str, str] = {}
+        part = functools.partial(_part, missing)
+        # What changes the soonest comes first.
+        found = part("memory_map", lambda: _memory_map(directory, request, limits))
+        if found is not None and not found.blocks:
+            return gone
+        status = f"task/{request.tid}/status"
+        seccomp = part("seccomp", lambda: _seccomp(_status(directory, status)))
+        rlimits = part("limits", lambda: _limits(read_at("limits", directory, STATUS_READ)))
+        parents = part(
+            "parents", lambda: _parents(proc, directory, start_offset_ns, limits.parents)
+        )
+        modules = part(
+            "modules",
+            lambda: find_modules(directory, build_ids, limits.modules, limits.maps_bytes),
+        )
+    except (FileNotFoundError, ProcessLookupError):
+        return gone
+    finally:
+        os.close(directory)
+    mappings = None
+    if found is not None:
+        lines = (line for block in found.blocks for line in block)
+        mappings = [_mapping(each) for each in parse_smaps(lines, reports_guards)]
+        if found.problem:
+            missing["memory_map"] = found.problem
+    if modules is not None and modules.problem:
+        missing["modules"] = modules.problem
+    snapshot |= {
+        "memory_map": mappings,
+        "memory_map_complete": found is not None and found.is_complete,
+        "limits": rlimits,
+        "seccomp": seccomp,
+        "modules": modules and modules.found,
+        "parents": parents,
+        "missing": missing,
+        "duration_ms": round((time.monotonic() - began) * 1e3, 3),
+    }
+    text = _fitting(snapshot, request.touched, limits.text_bytes)
+    return Taken("partial" if missing else "taken", now, text)
+
+
+def _part(missing: dict[str, str], name: str, reader: Callable[[], _T]) -> _T | None:
+    """What the reader returns. What cannot be read is None, and its reason goes into `missing`."""
+    try:
+        return reader()
+    except OSError as error:
+        if name == "memory_map" and isinstance(error, FileNotFoundError | ProcessLookupError):
+            raise  # without it there is no process any more
+        missing[name] = error.strerror or str(error)
+        return None
+
+
+def _fitting(snapshot: Snapshot, touched: int, limit: int) -> bytes:
+    """As JSON text of so many bytes: of the longest part only a half, until it fits."""
+    while len(text := encode(snapshot)) > limit:
+        part = max(("memory_map", "modules"), key=lambda name: len(snapshot[name] or ()))
+        entries = snapshot[part] or []
+        half = len(entries) // 2
+        if not half:
+            break
+        first = 0
+        if part == "memory_map":
+            snapshot["memory_map_complete"] = False
+            below = sum(int(entry["start"], 16) <= touched for entry in entries)
+            first = min(max(below - half // 2, 0), len(entries) - half)
+        else:
+            snapshot["missing"][part] = "there are more"
+        snapshot[part] = entries[first : first + half]
+    return text
+
+
+# ---- Mappings ------------------------------------------------------------------------------------
+
+_Block = list[bytes]  # the lines of one mapping
+_ENDED = "it ended or executed another program meanwhile"
+
+
+class _TooMuch(Exception):
+    """Reading has come to its bounds; the text says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The mappings around an address. With a `problem` some of them may be missing."""
+
+    blocks: list[_Block]
+    is_complete: bool
+    problem: str = ""
+
+
+def _memory_map(directory: int, request: Request, limits: Limits) -> _Found:
+    """Without a mapping where the program is not the one that was asked for."""
+    kib = int(_status(directory, "status").get(b"VmPTE", b"0").split()[0])
+    why = f"{kib} KiB of page tables, more than {limits.page_tables_kib}"
+    if kib <= limits.page_tables_kib:
+        found = _read_map("smaps", limits.smaps_bytes, directory, request, limits)
+        if found.problem in ("", _ENDED):
+            return found
+        why = found.problem
+    found = _read_map("maps", limits.maps_bytes, directory, request, limits)
+    return _Found(found.blocks, found.is_complete, f"seals not read: {why}")
+
+
+def _read_map(name: str, size: int, directory: int, request: Request, limits: Limits) -> _Found:
+    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        # Behind the open: the file is of the memory that the process has now, and an exec from
+        # here on leaves it empty.
+        if not is_image(_base_name(directory), request.base_name):
+            return _Found([], False)
+        with open(fd, "rb", 1 << 16, closefd=False) as file:
+            lines = bounded_lines(file)
+            blocks = _blocks(lines, size, time.monotonic() + limits.read_seconds)
+            found = _nearest(blocks, request.touched, limits.mappings)
+        os.lseek(fd, 0, os.SEEK_SET)
+        return found if os.read(fd, 1) else _Found(found.blocks, False, _ENDED)
+    finally:
+        os.close(fd)
+
+
+def _base_name(directory: int) -> bytes:
+    """Of its executable; empty where that cannot be read."""
+    try:
+        return os.path.basename(os.readlink(b"exe", dir_fd=directory))
+    except OSError:
+        return b""
+
+
+def _blocks(lines: Iterator[bytes], limit: int, deadline: float) -> Iterator[_Block]:
+    """The lines of each mapping. Raises _TooMuch after `limit` bytes or at the deadline."""
+    block: _Block = []
+    size = 0
+    for line in lines:
+        if block and not line[:1].isupper():
+            yield block
+            block = []
+            if size > limit:
+                raise _TooMuch(f"more than {limit >> 10} KiB to read")
+            if time.monotonic() > deadline:
+                raise _TooMuch("it took too long")
+        block.append(line)
+        size += len(line)
+    if block:
+        yield block
+
+
+def _nearest(blocks: Iterator[_Block], touched: int, limit: int) -> _Found:
+    """Of a map in the order of addresses `limit` mappings, half of them up to `touched`.
+
+    One side gets more where the other has fewer.
+    """
+    below: deque[_Block] = deque(maxlen=limit)
+    above: list[_Block] = []
+    passed = 0
+    problem, is_whole = "", True
+    try:
+        for block in blocks:
+            if int(block[0].partition(b"-")[0], 16) <= touched:
+                below.append(block)
+                passed += 1
+            elif len(above) < limit - min(len(below), limit // 2):
+                above.append(block)
+            else:
+                is_whole = False
+                break
+    except _TooMuch as error:
+        # What lies further above is only left out.
+        problem, is_whole = "" if above else str(error), False
+    kept = list(below)[-(limit - len(above)) :]
+    return _Found(
+        [*kept, *above],
+        is_complete=is_whole and passed == len(kept),
+        problem=problem,
+    )
+
+
+def _mapping(mapping: Mapping) -> dict[str, object]:
+    label = mapping.path or mapping.name
+    text = None if label is None else printable(label, PATH_LIMIT)
+    file = None
+    if mapping.device is not None:
+        file = {
+            "path": text,
+            "device": mapping.device,
+            "inode": mapping.inode,
+            "offset": mapping.offset,
+        }
+    return {
+        "start": f"0x{mapping.start:x}",
+        "end": f"0x{mapping.end:x}",
+        "permissions": mapping.permissions,
+        "sealed": mapping.sealed,
+        "file": file,
+        "name": text if file is None else None,
+        "guard": mapping.guard,
+        "rss_kib": mapping.rss_kib,
+    }
+
+
+# ---- The rest ------------------------------------------------------------------------------------
+
+# lnames in fs/proc/base.c, and the names of getrlimit(2).
+_LIMIT_NAMES = {
+    b"Max cpu time": "cpu",
+    b"Max file size": "fsize",
+    b"Max data size": "data",
+    b"Max stack size": "stack",
+    b"Max core file size": "core",
+    b"Max resident set": "rss",
+    b"Max processes": "nproc",
+    b"Max open files": "nofile",
+    b"Max locked memory": "memlock",
+    b"Max address space": "as",
+    b"Max file locks": "locks",
+    b"Max pending signals": "sigpending",
+    b"Max msgqueue size": "msgqueue",
+    b"Max nice priority": "nice",
+    b"Max realtime priority": "rtprio",
+    b"Max realtime timeout": "rttime",
+}
+_LIMIT_NAME_WIDTH = 25
+_SECCOMP_MODES = {b"0": "disabled", b"1": "strict", b"2": "filter"}
+
+
+def _limits(text: bytes) -> dict[str, dict[str, int | None]]:
+    found = {}
+    for line in text.splitlines():
+        name = _LIMIT_NAMES.get(line[:_LIMIT_NAME_WIDTH].rstrip())
+        values = line[_LIMIT_NAME_WIDTH:].split()[:2]
+        if name and len(values) == 2:
+            soft, hard = (int(value) if value.isdigit() else None for value in values)
+            found[name] = {"soft": soft, "hard": hard}
+    return found
+
+
+def _status(directory: int, name: str) -> dict[bytes, bytes]:
+    """A status file's values, which are in its first bytes."""
+    lines = read_at(name, directory, STATUS_READ).splitlines()
+    pairs = (line.partition(b":") for line in lines)
+    return {key: value.strip() for key, _, value in pairs}
+
+
+def _seccomp(status: dict[bytes, bytes]) -> dict[str, object]:
+    """Of one thread: a filter need not be all threads'."""
+    mode = _SECCOMP_MODES.get(status.get(b"Seccomp", b""))
+    if mode is None:
+        raise OSError("the kernel does not tell it")
+    return {
+        "mode": mode,
+        "filters": int(status.get(b"Seccomp_filters", b"0")),
+        "no_new_privileges": status.get(b"NoNewPrivs") == b"1",
+    }
+
+
+class _Stat(NamedTuple):
+    name: bytes
+    parent: int
+    start_ticks: int
+
+
+def _stat(directory: int) -> _Stat:
+    before, _, after = read_at("stat", directory, 4096).rpartition(b")")
+    fields = after.split()
+    return _Stat(before.partition(b"(")[2], int(fields[1]), int(fields[19]))
+
+
+def _parents(
+    proc: Path, directory: int, start_offset_ns: int, limit: int
+) -> list[dict[str, object]]:
+    """The nearest first; it ends where a parent has ended, and at the namespace's first process."""
+    found: list[dict[str, object]] = []
+    child = _stat(directory)
+    while child.parent and len(found) < limit:
+        try:
+            parent = os.open(proc / str(child.parent), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except (FileNotFoundError, ProcessLookupError):
+            break
+        try:
+            stat = _stat(parent)
+            executable = _link(parent)
+        except (FileNotFoundError, ProcessLookupError):
+            break
+        finally:
+            os.close(parent)
+        if stat.start_ticks > child.start_ticks:
+            break  # its pid has been given to another process
+        found.append(
+            {
+                "pid": child.parent,
+                "name": printable(stat.name, NAME_LIMIT),
+                "executable": executable,
+                "start": timestamp(stat.start_ticks * TICK_NS, start_offset_ns),
+            }
+        )
+        child = stat
+    return found
+
+
+def _link(directory: int) -> str | None:
+    """Path of its executable; None where that cannot be read."""
+    try:
+        return printable(os.readlink(b"exe", dir_fd=directory), PATH_LIMIT)
+    except OSError:
+        return None

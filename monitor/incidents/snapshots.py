@@ -1,0 +1,187 @@
+"""Which processes a snapshot is taken of, and when: a thread of its own, within a small budget.
+
+The daemon's thread asks and never waits; what was taken goes to the store of incidents. Each
+request is counted once, by what became of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable
+from queue import SimpleQueue
+from threading import Thread
+from typing import NamedTuple
+
+from monitor.incidents.fingerprint import Event, fingerprint
+from monitor.incidents.snapshot import Request, Taken
+from monitor.incidents.store import NAME, SNAPSHOTS_KEPT, snapshot_data
+from monitor.kernel import abi
+from monitor.sinks.delivery import Delivery
+from monitor.tally import SnapshotResult, Tally
+from monitor.untrusted.recent import Recent
+
+__all__ = ["Snapshots"]
+
+WAITING = 16  # that are asked for and not yet counted
+# Of one core: so long at once, and this share of the time in the long run.
+CPU_SECONDS, CPU_SHARE = 0.25, 0.05
+# Of one incident, whose store keeps so many: then one in so long. A process that is started anew
+# and violates anew is not written to the disk every time.
+INCIDENT_SECONDS = 10.0
+_KINDS = (abi.Kind.DENIAL, abi.Kind.FAULT)
+
+
+class _Allowance:
+    """What may be spent: `most` at once, `rate` a second."""
+
+    def __init__(self, most: float, rate: float, now: float) -> None:
+        self._most = self._left = most
+        self._rate = rate
+        self._at = now
+
+    def left(self, now: float) -> float:
+        self._left = min(self._most, self._left + (now - self._at) * self._rate)
+        self._at = now
+        return self._left
+
+    def spend(self, amount: float) -> None:
+        self._left -= amount
+
+
+class _Asked(NamedTuple):
+    incident: str
+    request: Request
+
+
+class _Done(NamedTuple):
+    """`taken` is None where nothing could be read at all."""
+
+    incident: str
+    taken: Taken | None
+    cpu_seconds: float
+
+
+class Snapshots:
+    """Used by the daemon's one thread, but for `_run`.
+
+    That thread's priority is the others': at a lower one it would hold the interpreter's lock, or
+    the process's own mmap lock, while others have the processor.
+    """
+
+    def __init__(
+        self,
+        delivery: Delivery,
+        tally: Tally,
+        take: Callable[[Request], Taken],
+        enabled: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`waiting` are the requests that are in the thread's hands."""
+        self.enabled = enabled
+        self.waiting = 0
+        self._delivery = delivery
+        self._tally = tally
+        self._take = take
+        self._clock = clock
+        self._seen: Recent[tuple[str, int, int], bool] = Recent()
+        self._cpu = _Allowance(CPU_SECONDS, CPU_SHARE, clock())
+        self._incidents: Recent[str, _Allowance] = Recent(256)
+        self._queue: SimpleQueue[_Asked | None] = SimpleQueue()
+        self._done: deque[_Done] = deque()
+        self._thread: Thread | None = None
+
+    def ask(self, event: Event, record: abi.Record) -> None:
+        """For a snapshot of the process that made this event, unless one was taken of the same."""
+        if not self.enabled or record.kind not in _KINDS:
+            return
+        incident = fingerprint(event).id
+        key = (incident, record.pid, record.start_boot_ns)
+        if self._seen.get(key):
+            return
+        self.collect()
+        if not self._is_allowed(incident) or not self._has_thread():
+            self._tally.snapshot("dropped")
+            return
+        self._seen.put(key, True)
+        self.waiting += 1
+        self._queue.put(_Asked(incident, _request(event, record)))
+
+    def _is_allowed(self, incident: str) -> bool:
+        now = self._clock()
+        if self.waiting >= WAITING or self._cpu.left(now) <= 0:
+            return False
+        own = self._incidents.get(incident)
+        if own is None:
+            own = _Allowance(SNAPSHOTS_KEPT, 1 / INCIDENT_SECONDS, now)
+            self._incidents.put(incident, own)
+        if own.left(now) < 1:
+            return False
+        own.spend(1)
+        return True
+
+    def _has_thread(self) -> bool:
+        """Not before the first request: programs are loaded in a fork."""
+        if self._thread is None:
+            thread = Thread(target=self._run, name="snapshots", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # no thread is left: the next request tries again
+                return False
+            self._thread = thread
+        return True
+
+    def _run(self) -> None:
+        while (asked := self._queue.get()) is not None:
+            began = time.thread_time()
+            taken = None
+            # ValueError and IndexError: a file that is not as /proc writes it.
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                taken = self._take(asked.request)
+            self._done.append(_Done(asked.incident, taken, time.thread_time() - began))
+
+    def collect(self) -> None:
+        """Hand what was taken to the store, and count the rest."""
+        while self._done:
+            done = self._done.popleft()
+            self.waiting -= 1
+            self._cpu.spend(done.cpu_seconds)
+            if done.taken is None:
+                self._tally.snapshot("failed")
+            elif done.taken.result == "gone":
+                self._tally.snapshot("gone")
+            else:
+                self._hand(done.incident, done.taken)
+
+    def _hand(self, incident: str, taken: Taken) -> None:
+        result: SnapshotResult = taken.result
+
+        def told(is_stored: bool) -> None:
+            self._tally.snapshot(result if is_stored else "failed")
+
+        self._delivery.hand(NAME, snapshot_data(incident, taken.time_ns, taken.text), told)
+
+    def finish(self, seconds: float) -> None:
+        """Wait so long for what was asked for; what is not taken then is dropped."""
+        self.enabled = False
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join(seconds)
+        self.collect()
+        for _ in range(self.waiting):
+            self._tally.snapshot("dropped")
+        self.waiting = 0
+
+
+def _request(event: Event, record: abi.Record) -> Request:
+    is_fault = record.kind == abi.Kind.FAULT
+    return Request(
+        event=event["id"],
+        pid=record.pid,
+        tid=record.tid,
+        start_boot_ns=record.start_boot_ns,
+        start=event["process"]["start"],
+        base_name=record.executable,
+        touched=record.address if is_fault else record.mapping.start or record.arguments[0],
+    )

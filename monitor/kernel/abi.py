@@ -1,0 +1,290 @@
+"""Python mirror of bpf/abi.h; nothing else knows an offset. A test compares the two sides."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_char, c_int32, c_int64, c_uint8, c_uint16, c_uint32, c_uint64
+from enum import IntEnum, IntFlag
+
+from monitor.kernel.operations import OPERATIONS
+
+__all__ = [
+    "ABI_VERSION",
+    "Access",
+    "Bank",
+    "Bucket",
+    "BucketKey",
+    "Bypass",
+    "Cause",
+    "Config",
+    "Counters",
+    "Disposition",
+    "Kind",
+    "Mapping",
+    "Method",
+    "Module",
+    "Outcome",
+    "Reason",
+    "Record",
+    "RecordFlag",
+    "Role",
+    "Stack",
+    "Verdict",
+    "Workload",
+]
+
+ABI_VERSION = 1
+
+TASK_NAME_SIZE = 16
+FILE_NAME_SIZE = 64
+MAPPING_NAME_SIZE = 48
+STACK_FRAMES = 16
+STACK_MODULES = 8
+NO_MODULE = 0xFF
+BUILD_ID_SIZE = 20
+MODULE_FILE_SIZE = 31
+
+
+class Label(IntEnum):
+    """An enumerator whose name in events and metrics is its own, in lower case."""
+
+    @property
+    def label(self) -> str:
+        return self.name.lower()
+
+
+class Kind(Label):
+    DENIAL = 0
+    FAULT = 1
+    SEAL = 2
+    BYPASS = 3
+
+
+class Verdict(Label):
+    SEALED = 0
+    NOT_SEALED = 1
+    UNVERIFIED = 2
+
+
+class Reason(Label):
+    NONE = 0
+    RANGE_TOO_LONG = 1
+    SECCOMP = 2
+    UNKNOWN_LENGTH = 3
+    OTHER_PROCESS = 4
+    CHANGED_MEANWHILE = 5
+    OTHER_CAUSE = 6
+
+
+class Role(Label):
+    RANGE = 0
+    SOURCE = 1
+    DESTINATION = 2
+
+
+class Cause(Label):
+    GUARD_REGION = 0
+    PROT_NONE = 1
+    STACK_GUARD = 2
+    SEALED = 3
+    PKEY = 4
+    OTHER = 5
+
+
+class Disposition(Label):
+    DEFAULT = 0
+    HANDLER = 1
+    HANDLER_FAILED = 2
+
+
+class Access(Label):
+    READ = 0
+    WRITE = 1
+    EXECUTE = 2
+
+
+class Method(Label):
+    MADVISE_DISCARD = 0
+    PTRACE_POKE = 1
+    PROC_MEM_WRITE = 2
+    USERFAULTFD_COPY = 3
+    USERFAULTFD_MOVE = 4
+
+
+class Outcome(Label):
+    SUBMITTED = 0
+    SUPPRESSED = 1
+    FILTERED = 2
+    DROPPED = 3
+
+
+class Bank(Label):
+    HOST = 0
+    CANARY = 1
+
+
+class RecordFlag(IntFlag):
+    CANARY = 1
+    COMPAT = 2
+    HIDDEN = 4
+    INFERRED = 8
+    SEALER = 16
+
+
+class Mapping(ctypes.Structure):
+    _fields_ = [
+        ("start", c_uint64),
+        ("end", c_uint64),
+        ("flags", c_uint64),
+        ("page_offset", c_uint64),
+        ("inode", c_uint64),
+        ("device", c_uint32),
+        ("reserved", c_uint32),
+        ("file", c_char * FILE_NAME_SIZE),
+        ("name", c_char * MAPPING_NAME_SIZE),
+    ]
+
+
+class Module(ctypes.Structure):
+    _fields_ = [
+        ("base", c_uint64),
+        ("inode", c_uint64),
+        ("device", c_uint32),
+        ("build_id_size", c_uint8),
+        ("build_id", c_uint8 * BUILD_ID_SIZE),
+        ("file", c_char * MODULE_FILE_SIZE),
+    ]
+
+
+class Stack(ctypes.Structure):
+    _fields_ = [
+        ("addresses", c_uint64 * STACK_FRAMES),
+        ("modules", c_uint8 * STACK_FRAMES),
+        ("depth", c_uint8),
+        ("module_count", c_uint8),
+        ("complete", c_uint8),
+        ("reserved", c_uint8 * 5),
+        ("module", Module * STACK_MODULES),
+    ]
+
+
+class Bypass(ctypes.Structure):
+    _fields_ = [
+        ("start_boot_ns", c_uint64),
+        ("pid", c_uint32),
+        ("method", c_uint8),
+        ("reserved", c_uint8 * 3),
+        ("task_name", c_char * TASK_NAME_SIZE),
+        ("executable", c_char * FILE_NAME_SIZE),
+    ]
+
+
+class Record(ctypes.Structure):
+    _fields_ = [
+        ("time_boot_ns", c_uint64),
+        ("start_boot_ns", c_uint64),
+        ("cgroup_id", c_uint64),
+        ("pid", c_uint32),
+        ("tid", c_uint32),
+        ("parent_pid", c_uint32),
+        ("vpid", c_uint32),
+        ("uid", c_uint32),
+        ("gid", c_uint32),
+        ("flags", c_uint32),
+        ("kind", c_uint8),
+        ("operation", c_uint8),
+        ("verdict", c_uint8),
+        ("reason", c_uint8),
+        ("role", c_uint8),
+        ("cause", c_uint8),
+        ("disposition", c_uint8),
+        ("access", c_uint8),
+        ("error_code", c_uint32),
+        ("signal_code", c_int32),
+        ("pkey", c_uint32),
+        ("result", c_int64),
+        ("arguments", c_uint64 * 6),
+        ("instruction_pointer", c_uint64),
+        ("stack_pointer", c_uint64),
+        ("caller", c_uint64),
+        ("address", c_uint64),
+        ("length", c_uint64),
+        ("partial_start", c_uint64),
+        ("partial_end", c_uint64),
+        ("mapping", Mapping),
+        ("task_name", c_char * TASK_NAME_SIZE),
+        ("executable", c_char * FILE_NAME_SIZE),
+        ("bypass", Bypass),
+        ("stack", Stack),
+    ]
+
+
+class Counters(ctypes.Structure):
+    _fields_ = [
+        ("denials", c_uint64 * len(Verdict) * len(OPERATIONS)),
+        ("partial_updates", c_uint64 * len(OPERATIONS)),
+        ("faults", c_uint64 * len(Disposition) * len(Cause)),
+        ("bypasses", c_uint64 * len(Method)),
+        ("seals", c_uint64),
+        ("sealed_bytes", c_uint64),
+        ("events", c_uint64 * len(Outcome) * len(Kind)),
+        ("other_workloads", c_uint64 * len(Verdict)),
+    ]
+
+
+class Workload(ctypes.Structure):
+    _fields_ = [("denials", c_uint64 * len(Verdict))]
+
+
+class BucketKey(ctypes.Structure):
+    _fields_ = [
+        ("start_boot_ns", c_uint64),
+        ("caller", c_uint64),
+        ("pid", c_uint32),
+        ("kind", c_uint8),
+        ("what", c_uint8),
+        ("reserved", c_uint16),
+    ]
+
+
+class Bucket(ctypes.Structure):
+    _fields_ = [
+        ("arrival", c_uint64),
+        ("suppressed", c_uint64),
+        ("first_suppressed_ns", c_uint64),
+        ("last_suppressed_ns", c_uint64),
+        ("last_used_ns", c_uint64),
+        ("cgroup_id", c_uint64),
+        ("task_name", c_char * TASK_NAME_SIZE),
+    ]
+
+
+class Config(ctypes.Structure):
+    _fields_ = [
+        ("canary_start_ticks", c_uint64),
+        ("canary_pid", c_uint32),
+        ("pid_namespace", c_uint32),
+        ("sealed_mask", c_uint64),
+        ("maybe_guard_mask", c_uint64),
+        ("mmap_min_addr", c_uint64),
+        ("event_interval_ns", c_uint64),
+        ("event_burst_ns", c_uint64),
+        ("host_interval_ns", c_uint64),
+        ("host_burst_ns", c_uint64),
+        ("emit_verdicts", c_uint32),
+        ("emit_causes", c_uint32),
+        ("emit_seals", c_uint8),
+        ("partial_mprotect", c_uint8),
+        ("partial_madvise", c_uint8),
+        ("partial_mremap", c_uint8),
+        ("anonymous_by_ops", c_uint8),
+        ("raw_pokes", c_uint8),
+        ("compat_pokes", c_uint8),
+        ("guard_files", c_uint8),
+        ("raw_operations", c_uint32),
+        ("compat_operations", c_uint32),
+        ("function_operations", c_uint32),
+        ("raw_mseal", c_uint32),
+        ("one_cgroup", c_uint32),
+        ("reserved", c_uint32),
+    ]

@@ -1,0 +1,157 @@
+"""Reads the kernel's counters and writes its configuration, without bcc.
+
+What is read at every scrape is mapped memory: no system call, and no bpf(2), during which kernels
+with preemption skip runs of tracepoint programs. Only the two hash maps need bpf(2), through
+libbpf, and are read only when the counters say that something in them has changed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+
+from monitor.kernel.abi import Bank, Bucket, BucketKey, Config, Counters, Workload
+from monitor.kernel.loader import Loaded, possible_cpus
+from monitor.kernel.syscalls import call
+
+__all__ = ["HashMap", "KernelState", "missed_runs"]
+
+_Key = TypeVar("_Key", bound="ctypes._CDataType")
+_Value = TypeVar("_Value", bound="ctypes._CDataType")
+_BATCH = 256
+_MEMBARRIER_CMD_GLOBAL = 1  # returns after synchronize_rcu()
+_RUN_SECONDS = 0.1  # far beyond the longest run of a program
+
+
+def _element(array: ctypes.Array[Any], of: type[_Value], index: int) -> _Value:
+    # A copy: it needs a third of the memory of what refers to the array.
+    return cast("_Value", of.from_buffer_copy(array, index * ctypes.sizeof(of)))
+
+
+class HashMap(Generic[_Key, _Value]):
+    """A BPF hash map by its descriptor. Needs no capability once the descriptor is held."""
+
+    def __init__(self, descriptor: int, key: type[_Key], value: type[_Value]) -> None:
+        self._descriptor = descriptor
+        self._key = key
+        self._value = value
+        self._lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
+
+    def items(self) -> Iterator[tuple[_Key, _Value]]:
+        """Every element, in batches. Elements that come or go meanwhile may be missed.
+
+        Raises OSError.
+        """
+        size = max(ctypes.sizeof(self._key), 8)
+        position, further = ctypes.create_string_buffer(size), ctypes.create_string_buffer(size)
+        first, wanted = True, _BATCH
+        while True:
+            keys, values = (self._key * wanted)(), (self._value * wanted)()
+            count = ctypes.c_uint32(wanted)
+            result = self._lib.bpf_map_lookup_batch(
+                self._descriptor,
+                None if first else position,
+                further,
+                keys,
+                values,
+                ctypes.byref(count),
+                None,
+            )
+            if result == -errno.ENOSPC:  # one hash chain is longer than the batch
+                wanted *= 2
+                continue
+            if result not in (0, -errno.ENOENT):
+                raise OSError(-result, os.strerror(-result))
+            # Not keys[index]: an array of plain numbers yields Python's, which are no C type.
+            for index in range(count.value):
+                yield _element(keys, self._key, index), _element(values, self._value, index)
+            if result:
+                return
+            position.raw, first = further.raw, False
+
+    def remove(self, key: _Key) -> bool:
+        """Whether the key was there. Raises OSError."""
+        result = self._lib.bpf_map_delete_elem(self._descriptor, ctypes.byref(key))
+        if result not in (0, -errno.ENOENT):
+            raise OSError(-result, os.strerror(-result))
+        return bool(result == 0)
+
+
+def _mapped(descriptor: int, element: type[ctypes.Structure], count: int) -> mmap.mmap:
+    return mmap.mmap(descriptor, ctypes.sizeof(element) * count)
+
+
+class KernelState:
+    """The maps that the programs and the daemon share."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        maps = loaded.maps
+        self._cpus = possible_cpus()
+        self._counters = _mapped(maps["counters"], Counters, self._cpus * len(Bank))
+        self._words = memoryview(self._counters).cast("Q")
+        self._config = _mapped(maps["config"], Config, 1)
+        self._shared = _mapped(maps["shared_buckets"], Bucket, 2)
+        self.config = Config.from_buffer(self._config)
+        self.workloads = HashMap(maps["workloads"], ctypes.c_uint64, Workload)
+        self._watched_cgroup = maps["watched_cgroup"]
+        self.buckets = HashMap(maps["buckets"], BucketKey, Bucket)
+
+    def counters(self, bank: Bank = Bank.HOST) -> Counters:
+        """All CPUs added up; exact for every run of a probe that has ended."""
+        words = ctypes.sizeof(Counters) // 8
+        total = (ctypes.c_uint64 * words)()
+        for cpu in range(self._cpus):
+            start = (cpu * len(Bank) + bank) * words
+            for index, value in enumerate(self._words[start : start + words]):
+                if value:
+                    total[index] += value
+        return Counters.from_buffer_copy(total)
+
+    def watch_cgroup(self, descriptor: int) -> None:
+        """Count and tell only what happens in this cgroup2 directory and below, and begin at 0.
+
+        Nobody may be in it yet. The ring may still hold records of others. Raises OSError.
+        """
+        library = ctypes.CDLL("libbpf.so.1", use_errno=True)
+        key, value = ctypes.c_uint32(0), ctypes.c_uint32(descriptor)
+        result = library.bpf_map_update_elem(
+            self._watched_cgroup, ctypes.byref(key), ctypes.byref(value), ctypes.c_uint64(0)
+        )
+        if result:
+            raise OSError(-result, os.strerror(-result))
+        self.config.one_cgroup = 1
+        # A run that began before may still count: programs run in RCU read sections.
+        if call("membarrier", _MEMBARRIER_CMD_GLOBAL) < 0:  # a kernel with nohz_full CPUs
+            time.sleep(_RUN_SECONDS)
+        self._counters[:] = bytes(len(self._counters))
+        self._shared[:] = bytes(len(self._shared))
+        for bucket, _ in list(self.buckets.items()):
+            self.buckets.remove(bucket)
+
+    def shared_bucket(self, index: int) -> Bucket:
+        size = ctypes.sizeof(Bucket)
+        return Bucket.from_buffer_copy(self._shared[index * size : (index + 1) * size])
+
+    def close(self) -> None:
+        """Give the memory back; that of `config` goes with the last reference to it."""
+        self._words.release()
+        self._counters.close()
+        self._shared.close()
+
+
+def missed_runs(program: int, proc: Path = Path("/proc/self")) -> int:
+    """Runs of a program that the kernel skipped (bpf_prog_info.recursion_misses).
+
+    From fdinfo rather than bpf(2), for the reason above.
+    """
+    for line in (proc / "fdinfo" / str(program)).read_text("ascii").splitlines():
+        name, _, value = line.partition(":")
+        if name == "recursion_misses":
+            return int(value)
+    return 0

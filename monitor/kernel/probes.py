@@ -1,0 +1,229 @@
+"""The table of probes: each a row with its candidate hooks, tried in order.
+
+A probe that cannot be attached by one hook falls back to its next one, alone. A new way to attach
+is another hook in a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from monitor.kernel.operations import OPERATIONS
+
+__all__ = [
+    "AT_SEAL",
+    "MODES",
+    "OPTIONAL",
+    "PROBES",
+    "Hook",
+    "Probe",
+    "Reporters",
+    "candidates",
+    "find",
+    "reporters",
+]
+
+MODES = ("fexit", "tracepoint", "raw_tracepoint")
+
+
+class Hook(NamedTuple):
+    """Where a program is attached.
+
+    `feature`: the definition with which bpf/ has the program. `switch`: the configuration key that
+    allows it; empty: always. `also`: what must be attached with it. `at_seal`: it is a function in
+    which a seal refuses, and reports all that call it. `sees_compat`: it sees 32-bit callers.
+    `only`: nothing else does its work, so that it is used in every attach mode.
+    """
+
+    mode: str
+    target: str
+    program: str
+    feature: str = ""
+    switch: str = ""
+    also: tuple[Hook, ...] = ()
+    at_seal: bool = False
+    sees_compat: bool = False
+    only: bool = False
+
+
+class Probe(NamedTuple):
+    """What is watched, and the hooks that can.
+
+    `comes_with`: where one of these hooks is attached already, for the probe `carrier` if one is
+    named, it needs none of its own. `optional`: the monitor is ready without it; what it would
+    watch is then a blind spot.
+    """
+
+    name: str
+    hooks: tuple[Hook, ...] = ()
+    comes_with: tuple[Hook, ...] = ()
+    carrier: str = ""
+    optional: bool = False
+
+
+# One hook for every call: it is attached once, however many probes come to share it.
+_RAW_EXIT = Hook("raw_tracepoint", "sys_exit", "raw_exit", "WITH_RAW_EXITS", sees_compat=True)
+
+
+def _at_seal(function: str, *also: Hook) -> Hook:
+    return Hook(
+        *("fexit", function, f"fexit_{function}", "WITH_FUNCTIONS"),
+        also=also,
+        at_seal=True,
+        sees_compat=True,
+    )
+
+
+def _call(operation: str) -> tuple[Hook, ...]:
+    """The functions of one system call, for both kinds of callers, or for those that there are."""
+    both, native = (
+        Hook("fexit", function, f"fexit_{function}", f"CALL_{operation}")
+        for function in (f"__ia32_sys_{operation}", f"__x64_sys_{operation}")
+    )
+    return both._replace(also=(native,), sees_compat=True), native
+
+
+_UNMAPPING = _at_seal("vms_gather_munmap_vmas")
+_PROTECTION = _at_seal("mprotect_fixup")
+# mm/madvise.c: a check of its own up to 6.16; from then on the function that called it.
+_ADVICE = (_at_seal("can_modify_vma_madv"), _at_seal("madvise_vma_behavior"))
+_AT_SEAL: dict[str, tuple[Hook, ...]] = {
+    "mprotect": (_PROTECTION,),
+    "pkey_mprotect": (_PROTECTION,),
+    # mm/mremap.c: the source is checked there from 6.17 on, before that inside the call's function.
+    # What the move replaces is unmapped.
+    "mremap": (_at_seal("check_prep_vma", _UNMAPPING),),
+    "madvise": _ADVICE,
+    "process_madvise": _ADVICE,
+}
+
+
+def _exit(call: str) -> Hook:
+    return Hook("tracepoint", f"syscalls:sys_exit_{call}", f"exit_{call}", "WITH_EXITS")
+
+
+def _hooks(operation: str) -> tuple[Hook, ...]:
+    return (
+        *_AT_SEAL.get(operation, (_UNMAPPING,)),
+        *_call(operation),
+        _exit(operation),
+        _RAW_EXIT,
+    )
+
+
+def _around(function: str, feature: str, *also: Hook) -> Hook:
+    return Hook("fexit", function, f"fexit_{function}", feature, also=also, sees_compat=True)
+
+
+# mm/memory.c: what /proc/PID/mem and ptrace write by.
+_REMOTE = _around("access_remote_vm", "WITH_REMOTE")
+_FILLING = _around(
+    "mfill_atomic_copy",
+    "WITH_USERFAULTFD",
+    _around("mfill_atomic_zeropage", "WITH_USERFAULTFD"),
+)
+# mm/userfaultfd.c: on some kernels a part of its caller.
+_MOVING = (
+    _around("move_pages", "WITH_MOVE_PAGES"),
+    _around("userfaultfd_ioctl", "WITH_USERFAULTFD_IOCTL"),
+)
+_IO_URING = ("raw_tracepoint", "io_uring_complete")
+PROBES: tuple[Probe, ...] = (
+    *(Probe(op.name, _hooks(op.name)) for op in OPERATIONS if op.number is not None),
+    Probe("other", comes_with=(_UNMAPPING,)),
+    Probe(
+        "mseal",
+        (
+            Hook("fexit", "__x64_sys_mseal", "fexit___x64_sys_mseal", "WITH_FUNCTIONS"),
+            _exit("mseal"),
+            _RAW_EXIT,
+        ),
+    ),
+    Probe(
+        "signal_deliver",
+        (Hook("raw_tracepoint", "signal_deliver", "signal_deliver", only=True),),
+    ),
+    Probe(
+        "io_uring_madvise",
+        (
+            Hook("fexit", "io_madvise", "fexit_io_madvise", "WITH_FUNCTIONS"),
+            *(
+                Hook(*_IO_URING, program, "WITH_IO_URING", "watch.io_uring", only=True)
+                for program in ("io_uring_complete", "io_uring_complete_cqe")
+            ),
+        ),
+    ),
+    Probe(
+        "compat",
+        (
+            Hook(
+                *("raw_tracepoint", "sys_exit", "raw_exit_compat"),
+                *("WITH_RAW_EXITS", "watch.compat"),
+                only=True,
+            ),
+        ),
+        (_RAW_EXIT,),
+    ),
+    # Ways around a seal.
+    Probe("ptrace_poke", (_REMOTE, _exit("ptrace"), _RAW_EXIT), optional=True),
+    Probe("proc_mem_write", (_REMOTE,), optional=True),
+    Probe("userfaultfd_copy", (_FILLING,), optional=True),
+    Probe("userfaultfd_move", _MOVING, optional=True),
+    Probe("madvise_discard", (), (*_ADVICE, _exit("madvise"), _RAW_EXIT), "madvise", optional=True),
+)
+
+
+# Where a denial is proved by the refusal itself.
+AT_SEAL = frozenset(
+    part.target
+    for probe in PROBES
+    for hook in probe.hooks
+    for part in (hook, *hook.also)
+    if part.at_seal
+)
+
+
+OPTIONAL = frozenset(probe.name for probe in PROBES if probe.optional)
+
+
+def candidates(probe: Probe, attach: str, switches: Iterable[str] = ()) -> tuple[Hook, ...]:
+    """The probe's hooks that attach mode and switches allow, in the order to try them."""
+    return tuple(
+        hook
+        for hook in probe.hooks
+        if (attach in ("auto", hook.mode) or hook.only)
+        and (not hook.switch or hook.switch in switches)
+    )
+
+
+def find(probe: str, target: str) -> Hook:
+    """The hook by which a probe is attached to a target. Raises KeyError."""
+    for row in PROBES:
+        if row.name == probe:
+            for hook in (*row.hooks, *row.comes_with):
+                if hook.target == target:
+                    return hook
+    raise KeyError(f"{probe} has no hook {target}")
+
+
+class Reporters(NamedTuple):
+    """Who reports which operation: a bit for each, as in `struct config` of bpf/abi.h."""
+
+    functions: int
+    raw: int
+    compat: int
+
+
+def reporters(attached: Iterable[tuple[str, str]]) -> Reporters:
+    """For probes attached to targets. No operation has two reporters."""
+    bits = {operation.name: 1 << index for index, operation in enumerate(OPERATIONS)}
+    functions = raw = compat = 0
+    for probe, target in attached:
+        if probe not in bits:
+            continue
+        bit, hook = bits[probe], find(probe, target)
+        functions |= bit if hook.at_seal else 0
+        raw |= bit if hook.target == _RAW_EXIT.target else 0
+        compat |= bit if hook.target == _RAW_EXIT.target or not hook.sees_compat else 0
+    return Reporters(functions, raw, compat)

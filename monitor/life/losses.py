@@ -1,0 +1,58 @@
+"""What was not seen, or not told: looked at from time to time, told when it rises."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from monitor.kernel.abi import Outcome
+from monitor.kernel.counters import KernelState, missed_runs
+from monitor.kernel.loader import Loaded
+
+__all__ = ["Losses"]
+
+
+class Tell(Protocol):
+    def __call__(self, name: str, message: str, *, details: dict[str, object]) -> None:
+        """Make a health event."""
+
+
+class Losses:
+    """One thread."""
+
+    def __init__(self, loaded: Loaded, state: KernelState, tell: Tell) -> None:
+        self._loaded = loaded
+        self._state = state
+        self._tell = tell
+        self._missed: dict[str, int] = {}
+        self._dropped = 0
+
+    def look(self) -> None:
+        """Tell what has been lost since the last look. Raises OSError."""
+        self._look_at_dropped_events()
+        self._look_at_missed_runs()
+
+    def _look_at_missed_runs(self) -> None:
+        for probe in self._loaded.probes:
+            if not probe.attached:
+                continue
+            missed = sum(map(missed_runs, probe.programs))
+            more = missed - self._missed.get(probe.probe, 0)
+            self._missed[probe.probe] = missed
+            if more:
+                self._tell(
+                    "runs_missed",
+                    f"the kernel skipped {more} runs of probe {probe.probe}; counts are a lower "
+                    "bound",
+                    details={"probe": probe.probe, "missed_runs": missed},
+                )
+
+    def _look_at_dropped_events(self) -> None:
+        counters = self._state.counters()
+        dropped = sum(outcomes[Outcome.DROPPED] for outcomes in counters.events)
+        if dropped > self._dropped:
+            self._tell(
+                "events_dropped",
+                f"{dropped - self._dropped} events found no room in the ring; all are counted",
+                details={"dropped": dropped},
+            )
+            self._dropped = dropped

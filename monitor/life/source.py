@@ -1,0 +1,71 @@
+"""What a scrape asks of the kernel's side and of the disk; answered in the HTTP server's thread."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from monitor.evidence.workloads import Workloads
+from monitor.kernel.abi import Counters
+from monitor.kernel.counters import KernelState, missed_runs
+from monitor.kernel.loader import Loaded
+from monitor.kernel.ring import Ring
+from monitor.metrics import ProbeState
+
+__all__ = ["KernelSource", "store_bytes"]
+
+
+class KernelSource:
+    """The `metrics.Source` of a running daemon."""
+
+    def __init__(
+        self,
+        state: KernelState,
+        loaded: Loaded,
+        ring: Ring,
+        workloads: Workloads,
+        incident_store: Path | None,
+    ) -> None:
+        self._state = state
+        self._loaded = loaded
+        self._ring = ring
+        self._workloads = workloads
+        self._incident_store = incident_store
+
+    def counters(self) -> Counters:
+        return self._state.counters()
+
+    def workload_denials(self) -> Mapping[str, tuple[int, int, int]]:
+        return self._workloads.denials(self._state.counters())
+
+    def probes(self) -> list[ProbeState]:
+        return [
+            ProbeState(
+                probe.probe,
+                probe.mode,
+                probe.attached,
+                sum(map(missed_runs, probe.programs)),
+            )
+            for probe in self._loaded.probes
+        ]
+
+    def ring_used_bytes(self) -> int:
+        return self._ring.used_bytes
+
+    def workloads_tracked(self) -> int:
+        return self._workloads.tracked
+
+    def incident_store_bytes(self) -> int:
+        return 0 if self._incident_store is None else store_bytes(self._incident_store)
+
+
+def store_bytes(database: Path) -> int:
+    """Bytes on disk of an SQLite database with its log; 0 of what is not there or not readable."""
+    total = 0
+    for suffix in ("", "-wal", "-shm"):
+        try:
+            total += os.stat(f"{database}{suffix}").st_size
+        except OSError:
+            continue
+    return total

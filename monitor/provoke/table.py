@@ -1,0 +1,127 @@
+"""Small real violations in a process of their own: for the canary, the demo and the tests.
+
+`python -m monitor.provoke.table [--wait] NAME...` makes each in order and prints a JSON line for
+each: what was done, and what a monitor should say of it. A fault's line comes before the fault.
+What this kernel or CPU cannot make has the line {"name": ..., "unsupported": reason}. With --wait
+nothing happens before a byte or the end of standard input arrives.
+
+A provocation that ends its process or leaves it under a filter is made in a forked child, but for
+the last one named: that one is made by the process itself (`pid` in the line tells).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+
+from monitor.provoke.bypasses import BYPASSES
+from monitor.provoke.denials import DENIALS, SEALS
+from monitor.provoke.faults import FAULTS
+from monitor.provoke.indirect import INDIRECT_DENIALS
+from monitor.provoke.others import OTHERS
+from monitor.provoke.provocation import Fault, Provocation, Unsupported
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import subprocess
+
+__all__ = ["PROVOCATIONS", "Provocation", "command", "environment", "main", "run"]
+
+PROVOCATIONS: tuple[Provocation, ...] = (
+    *DENIALS,
+    *INDIRECT_DENIALS,
+    *SEALS,
+    *OTHERS,
+    *FAULTS,
+    *BYPASSES,
+)
+
+_BY_NAME = {provocation.name: provocation for provocation in PROVOCATIONS}
+_ROOT = os.path.abspath(f"{__file__}/../../..")
+
+
+def command(names: Iterable[str], wait: bool = False) -> list[str]:
+    """The command line that makes the provocations `names`; to be run with `environment()`.
+
+    Without site and without the current directory on the module path: the child starts in a third
+    of the time, and imports from nowhere else.
+    """
+    options = ["--wait"] if wait else []
+    return [sys.executable, "-S", "-P", "-m", "monitor.provoke.table", *options, *names]
+
+
+def environment() -> dict[str, str]:
+    """This process's environment without Python's own settings, which change signals and paths."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return kept | {"PYTHONPATH": _ROOT}
+
+
+def run(*names: str, wait: bool = False) -> subprocess.Popen[str]:
+    """Start a child that makes the provocations `names`; its standard output has the lines.
+
+    With `wait` it does nothing until a byte is written to its standard input, or that is closed.
+    """
+    import subprocess  # noqa: PLC0415 - the child needs none of it
+
+    return subprocess.Popen(
+        command(names, wait),
+        env=environment(),
+        stdin=subprocess.PIPE if wait else subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,  # Ctrl-C is for whoever started us
+    )
+
+
+def _tell(provocation: Provocation, **facts: object) -> None:
+    line = {"name": provocation.name, "kind": provocation.kind, "pid": os.getpid(), **facts}
+    print(json.dumps(line), flush=True)
+
+
+def _make(provocation: Provocation) -> None:
+    try:
+        made = provocation.function()
+    except Unsupported as problem:
+        _tell(provocation, unsupported=str(problem))
+        return
+    facts, strike = made if isinstance(made, Fault) else (made, None)
+    _tell(provocation, **facts)
+    if strike is not None:
+        strike()
+        raise RuntimeError(f"{provocation.name}: the process survived it")
+
+
+def _make_apart(provocation: Provocation) -> None:
+    """In a forked child, which may die of it. Only an error in this program ends it with 1."""
+    child = os.fork()
+    if not child:
+        _make(provocation)
+        os._exit(0)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1:
+        raise RuntimeError(f"{provocation.name}: its child failed")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Make the provocations named; 0, or 2 for a wrong command line. A fault ends the process."""
+    names = list(sys.argv[1:] if arguments is None else arguments)
+    wait = "--wait" in names
+    names = [name for name in names if name != "--wait"]
+    unknown = [name for name in names if name not in _BY_NAME]
+    if unknown or not names:
+        problem = f"unknown provocation {unknown[0]!r}" if unknown else "no provocation named"
+        print(f"{problem}; known: {' '.join(_BY_NAME)}", file=sys.stderr)
+        return 2
+    if wait:
+        os.read(0, 1)
+    for name in names[:-1]:
+        provocation = _BY_NAME[name]
+        (_make_apart if provocation.lasting else _make)(provocation)
+    _make(_BY_NAME[names[-1]])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

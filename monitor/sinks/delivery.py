@@ -1,0 +1,344 @@
+"""Events to the sinks: a queue and a writer thread for each, so that none holds up anything else.
+
+The daemon's thread renders, queues and counts, and never waits for a sink. A writer thread writes,
+and hands back what came of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import NamedTuple
+
+from monitor.sinks.outputs import BatchSink, Sink, SinkError
+from monitor.tally import Tally
+
+__all__ = ["LIMITS", "Delivery", "Limits"]
+
+CLOSE_SECONDS = 0.5
+BATCH = 64  # events that a sink may take at once
+
+
+class Limits(NamedTuple):
+    """What a sink is given before it counts as failing.
+
+    The rate limit lets 1,000 events pass at once and 1,000 a second after: the queue holds what a
+    storm makes in its first second. An event is 1 to 2 KiB, and what a stuck sink costs in memory
+    is told by the bytes.
+    """
+
+    events: int = 2048
+    bytes: int = 2 << 20
+    health: int = 64  # more, for what tells that others are refused
+    stall_seconds: float = 10.0  # without taking one of the events that wait
+    quiet_seconds: float = 2.0  # without an error, before it has recovered
+
+
+LIMITS = Limits()
+
+
+@dataclass(eq=False, slots=True)
+class _Event:
+    """An event on its way; `open` sinks have not answered."""
+
+    kind: str
+    record_ns: int | None
+    open: int
+    delivered: bool = False
+
+
+@dataclass(eq=False, slots=True, frozen=True)
+class _Item:
+    """What one sink is to write: an event, or what else `told` hears of; else to open anew."""
+
+    event: _Event | None
+    data: bytes = b""
+    told: Callable[[bool], None] | None = None
+
+    @property
+    def is_reopening(self) -> bool:
+        return self.event is None and self.told is None
+
+
+class _Answer(NamedTuple):
+    writer: _Writer
+    item: _Item
+    error: OSError | None
+    boot_ns: int
+
+
+class _Writer:
+    """A sink and its thread. All but `_run` is the daemon's thread's."""
+
+    def __init__(self, sink: Sink, answers: deque[_Answer], wake: Callable[[], None]) -> None:
+        self.sink = sink
+        self._write_all = sink.write_all if isinstance(sink, BatchSink) else None
+        self.unanswered: deque[_Item] = deque()
+        self.bytes = 0
+        self.failing = False
+        self.moved_at = self.taken_at = self.failed_at = 0.0  # monotonic
+        self._answers = answers
+        self._wake = wake
+        self._queue: SimpleQueue[_Item | None] = SimpleQueue()
+        self._thread: Thread | None = None
+
+    def start(self) -> None:
+        """Not before the first event: programs are loaded in a fork. Raises RuntimeError."""
+        if self._thread is None:
+            thread = Thread(target=self._run, name=f"sink-{self.sink.name}", daemon=True)
+            thread.start()
+            self._thread = thread
+
+    def put(self, item: _Item) -> None:
+        if not self.unanswered:
+            self.moved_at = time.monotonic()
+        self.unanswered.append(item)
+        self.bytes += len(item.data)
+        self._queue.put(item)
+
+    def is_answered(self, item: _Item) -> bool:
+        """Takes the item off the list; False when it was given up before."""
+        if not self.unanswered or self.unanswered[0] is not item:
+            return False
+        self.unanswered.popleft()
+        self.bytes -= len(item.data)
+        self.moved_at = time.monotonic()
+        return True
+
+    def give_up(self) -> list[_Item]:
+        """What has not been answered. One that is being written may still come out."""
+        with contextlib.suppress(Empty):
+            while True:
+                self._queue.get_nowait()
+        left = list(self.unanswered)
+        self.unanswered.clear()
+        self.bytes = 0
+        return left
+
+    def end(self) -> None:
+        self._queue.put(None)
+
+    def has_ended(self, deadline: float) -> bool:
+        if self._thread is not None:
+            self._thread.join(max(deadline - time.monotonic(), 0))
+        return self._thread is None or not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            items: list[_Item | None] = [item]
+            with contextlib.suppress(Empty):
+                while self._write_all and len(items) < BATCH and items[-1] is not None:
+                    items.append(self._queue.get_nowait())
+            is_last = items[-1] is None
+            self._do([item for item in items if item is not None])
+            if self._queue.empty():  # in a burst, once
+                self._wake()
+            if is_last:
+                return
+
+    def _do(self, items: Sequence[_Item]) -> None:
+        """Write the data or open the file anew, in this order, and hand back what came of it."""
+        batch = [item.data for item in items if not item.is_reopening]
+        if self._write_all and len(batch) == len(items) > 1:
+            with contextlib.suppress(OSError):
+                self._write_all(batch)
+                self._answer(items, None)
+                return
+        for item in items:
+            error = None
+            try:
+                if item.is_reopening:
+                    self.sink.reopen()
+                else:
+                    self.sink.write(item.data)
+            except OSError as caught:
+                error = caught
+            self._answer([item], error)
+
+    def _answer(self, items: Sequence[_Item], error: OSError | None) -> None:
+        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        self._answers.extend(_Answer(self, item, error, now) for item in items)
+
+
+class Delivery:
+    """Gives each event to every sink and counts what became of it. Used by the daemon's one thread.
+
+    An event is delivered once the first sink has taken it, and has failed once none is left that
+    might. Within a sink events keep their order.
+    """
+
+    def __init__(
+        self,
+        sinks: Iterable[Sink],
+        tally: Tally,
+        on_sink: Callable[[str, OSError | None], None] = lambda name, error: None,
+        limits: Limits = LIMITS,
+    ) -> None:
+        """`on_sink` is called once when a sink begins to fail, and with None when it has recovered.
+
+        It owns the sinks from now on.
+        """
+        self._tally = tally
+        self._on_sink = on_sink
+        self._limits = limits
+        self._answers: deque[_Answer] = deque()
+        self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._writers = [_Writer(sink, self._answers, self._wake) for sink in sinks]
+
+    def _wake(self) -> None:
+        """In a writer's thread."""
+        os.eventfd_write(self.descriptor, 1)
+
+    def send(self, event: dict[str, object], record_ns: int | None = None) -> None:
+        """Queue the event for every sink; never waits.
+
+        `record_ns`, on the boot clock, is when the kernel saw what it tells of: from then on its
+        delay is counted.
+        """
+        if self._answers:
+            self._count_answers()
+        sent = _Event(str(event["kind"]), record_ns, len(self._writers))
+        if not self._writers:
+            self._tally.event(sent.kind, "failed")
+        for writer in self._writers:
+            try:
+                writer.start()
+            except RuntimeError as error:
+                self._not_taken(writer, sent, SinkError(f"it gets no thread: {error}"))
+                continue
+            if self._is_full(writer, sent.kind):
+                self._not_taken(writer, sent, SinkError(f"its queue is full: {_waiting(writer)}"))
+            else:
+                writer.put(_Item(sent, writer.sink.render(event)))
+            self._tally.sink_queue(writer.sink.name, len(writer.unanswered))
+
+    def hand(self, sink: str, data: bytes, told: Callable[[bool], None]) -> None:
+        """Queue what is no event for one sink; `told` hears once whether it has taken it.
+
+        It is refused where so much waits that events might be: they come first.
+        """
+        for writer in self._writers:
+            if writer.sink.name == sink and writer.bytes + len(data) <= self._limits.bytes // 2:
+                with contextlib.suppress(RuntimeError):  # no thread, as an event will tell
+                    writer.start()
+                    writer.put(_Item(None, data, told))
+                    return
+        told(False)
+
+    def _is_full(self, writer: _Writer, kind: str) -> bool:
+        limits, waiting = self._limits, len(writer.unanswered)
+        if kind == "health":
+            return waiting >= limits.events + limits.health
+        return waiting >= limits.events or writer.bytes >= limits.bytes
+
+    def reopen(self) -> None:
+        """Have every sink open its file anew, after what was sent before."""
+        for writer in self._writers:
+            writer.put(_Item(None))
+
+    def collect(self) -> None:
+        """Count what the sinks have answered, and tell which fail or have recovered."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.descriptor)
+        self._count_answers()
+        now = time.monotonic()
+        for writer in self._writers:
+            if writer.unanswered and now - writer.moved_at > self._limits.stall_seconds:
+                stalled = f"it has taken nothing for {now - writer.moved_at:.0f} s"
+                self._fails(writer, SinkError(f"{stalled}: {_waiting(writer)}"))
+            elif writer.failing and self._has_recovered(writer, now):
+                writer.failing = False
+                self._on_sink(writer.sink.name, None)
+
+    def _has_recovered(self, writer: _Writer, now: float) -> bool:
+        is_quiet = now - writer.failed_at >= self._limits.quiet_seconds
+        return is_quiet and writer.taken_at > writer.failed_at and not writer.unanswered
+
+    def _count_answers(self) -> None:
+        while self._answers:
+            writer, item, error, boot_ns = self._answers.popleft()
+            if not writer.is_answered(item):
+                continue
+            self._tally.sink_queue(writer.sink.name, len(writer.unanswered))
+            if item.told is not None:
+                item.told(error is None)
+            if error is None:
+                if item.event is not None:
+                    self._taken(writer, item.event, boot_ns)
+            elif item.event is not None:
+                self._not_taken(writer, item.event, error)
+            else:
+                self._fails(writer, error)
+
+    def _taken(self, writer: _Writer, event: _Event, boot_ns: int) -> None:
+        writer.taken_at = time.monotonic()
+        event.open -= 1
+        if event.delivered:
+            return
+        event.delivered = True
+        self._tally.event(event.kind, "delivered")
+        if event.record_ns is not None:
+            self._tally.delay((boot_ns - event.record_ns) / 1e9)
+
+    def _not_taken(self, writer: _Writer, event: _Event, error: OSError) -> None:
+        self._tally.sink_error(writer.sink.name)
+        self._fails(writer, error)
+        event.open -= 1
+        if not event.open and not event.delivered:
+            self._tally.event(event.kind, "failed")
+
+    def _fails(self, writer: _Writer, error: OSError) -> None:
+        writer.failed_at = time.monotonic()
+        if not writer.failing:
+            writer.failing = True
+            self._on_sink(writer.sink.name, error)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until every sink has answered, so long at most; whether they all have."""
+        deadline = time.monotonic() + seconds
+        poll = select.poll()
+        poll.register(self.descriptor, select.POLLIN)
+        while True:
+            self.collect()
+            if not any(writer.unanswered for writer in self._writers):
+                return True
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            poll.poll(left * 1000)
+
+    def finish(self, seconds: float) -> None:
+        """Wait as above; what a sink has not taken then, it never gets, and every event counts."""
+        if self.wait(seconds):
+            return
+        for writer in self._writers:
+            error = SinkError(f"given up after {seconds:g} s: {_waiting(writer)}")
+            for item in writer.give_up():
+                if item.event is not None:
+                    self._not_taken(writer, item.event, error)
+                elif item.told is not None:
+                    item.told(False)
+            self._tally.sink_queue(writer.sink.name, 0)
+
+    def close(self) -> None:
+        """End the threads and close the sinks. A sink that hangs is left to the process's end."""
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for writer in self._writers:
+            writer.end()
+        ended = [writer.has_ended(deadline) for writer in self._writers]
+        for writer, has_ended in zip(self._writers, ended, strict=True):
+            if has_ended:
+                writer.sink.close()
+        if all(ended):
+            os.close(self.descriptor)
+
+
+def _waiting(writer: _Writer) -> str:
+    return f"events that wait: {len(writer.unanswered)} ({writer.bytes / 1024:.0f} KiB)"

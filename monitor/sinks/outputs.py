@@ -1,0 +1,254 @@
+"""Where events go: a live view on the terminal, JSON lines on standard output, a JSON lines file.
+
+structlog's processors render. One thread may render and another one write at the same time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import structlog
+from structlog.typing import Processor
+
+from monitor.sinks.console import PrettyRenderer
+
+__all__ = [
+    "BatchSink",
+    "FileSink",
+    "Sink",
+    "SinkError",
+    "StreamSink",
+    "encode",
+    "json_file",
+    "json_lines",
+    "pretty",
+]
+
+
+class SinkError(OSError):
+    """An event that could not be written; the message names the sink and why."""
+
+
+class Sink(Protocol):
+    @property
+    def name(self) -> str:
+        """The sink's label in metrics."""
+
+    def render(self, event: dict[str, object]) -> bytes:
+        """What is to be written of the event."""
+
+    def write(self, data: bytes) -> None:
+        """Write what one event was rendered as, whole or not at all; may take long.
+
+        Raises SinkError; the next write tries anew.
+        """
+
+    def reopen(self) -> None:
+        """Open anew what a log rotation may have moved away. Raises SinkError."""
+
+    def close(self) -> None:
+        """Release what the sink opened."""
+
+
+@runtime_checkable
+class BatchSink(Sink, Protocol):
+    """A sink that takes many events for little more than the cost of one."""
+
+    def write_all(self, batch: Sequence[bytes]) -> None:
+        """Write all of them or none. Raises SinkError; then each is written by itself."""
+
+
+# ---- Renderers: structlog processors, from event to text -----------------------------------------
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
+
+
+def _compact(document: Any, **_: object) -> str:
+    return _ENCODER.encode(document)
+
+
+_JSON = structlog.processors.JSONRenderer(serializer=_compact)
+
+
+def _render(renderer: Processor, event: dict[str, object]) -> bytes:
+    """The event's text. A lone surrogate, in a JSON string, becomes the escape it is written as."""
+    return str(renderer(None, "", event)).encode("utf-8", "backslashreplace")
+
+
+def encode(event: dict[str, object]) -> bytes:
+    """The contract's object, on one line, without its end."""
+    return _render(_JSON, event)
+
+
+# ---- Writers -------------------------------------------------------------------------------------
+
+
+def _write(fd: int, line: bytes) -> tuple[int, OSError | None]:
+    """Bytes written, and what stopped the rest. One write(2), unless the kernel takes a part."""
+    written = 0
+    while written < len(line):
+        try:
+            written += os.write(fd, line[written:])
+        except OSError as error:
+            return written, error
+    return written, None
+
+
+class _StreamWriter:
+    """Lines to a descriptor that cannot be truncated. A half line is ended before the next one."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._torn = False
+
+    def write(self, line: bytes) -> None:
+        written, error = _write(self._fd, b"\n" + line if self._torn else line)
+        if error is not None:
+            self._torn = self._torn or written > 0
+            raise SinkError(
+                f"descriptor {self._fd}: {error.strerror}; event not written"
+            ) from error
+        self._torn = False
+
+
+class _FileWriter:
+    """Lines to a file that may be full for a while, or be moved away by a log rotation."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = -1
+        self._identity = (-1, -1)
+        self._torn = False
+        self.open()
+
+    def _failure(self, what: str, error: OSError) -> SinkError:
+        return SinkError(f"events file {self._path}: {what}: {error.strerror}")
+
+    def open(self) -> None:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        try:
+            fd = os.open(self._path, flags, 0o640)
+        except OSError as error:
+            raise self._failure("cannot open it", error) from error
+        self.close()
+        self._fd = fd
+        status = os.fstat(fd)
+        self._identity = (status.st_dev, status.st_ino)
+        # An earlier life may have ended in the middle of a line.
+        self._torn = (
+            stat.S_ISREG(status.st_mode)
+            and status.st_size > 0
+            and os.pread(fd, 1, status.st_size - 1) != b"\n"
+        )
+
+    def _follow_rotation(self) -> None:
+        try:
+            status = os.stat(self._path)
+        except FileNotFoundError:
+            self.open()
+            return
+        except OSError as error:
+            raise self._failure("cannot look at it", error) from error
+        if (status.st_dev, status.st_ino) != self._identity:
+            self.open()
+
+    def write(self, line: bytes) -> None:
+        try:
+            self._follow_rotation()
+        except SinkError as refused:
+            if not isinstance(refused.__cause__, PermissionError) or self._fd < 0:
+                raise
+            # The file that was moved away is better than none; reopen() tells of it.
+        written, error = _write(self._fd, b"\n" + line if self._torn else line)
+        if error is not None:
+            if written and not self._take_back(written):
+                self._torn = True
+            raise self._failure("event not written", error) from error
+        self._torn = False
+
+    def _take_back(self, written: int) -> bool:
+        """Cut off the half line just written, if it is still the end of the file."""
+        end = os.lseek(self._fd, 0, os.SEEK_CUR)
+        try:
+            if os.fstat(self._fd).st_size != end:
+                return False
+            os.ftruncate(self._fd, end - written)
+        except OSError:
+            return False  # the next line starts with a newline instead
+        return True
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+# ---- Sinks ---------------------------------------------------------------------------------------
+
+
+class StreamSink:
+    """Events to a descriptor that the caller owns."""
+
+    def __init__(self, name: str, fd: int, renderer: Processor) -> None:
+        self.name = name
+        self._renderer = renderer
+        self._writer = _StreamWriter(fd)
+
+    def render(self, event: dict[str, object]) -> bytes:
+        return _render(self._renderer, event) + b"\n"
+
+    def write(self, data: bytes) -> None:
+        """Raises SinkError, also when the reader has gone (EPIPE)."""
+        self._writer.write(data)
+
+    def reopen(self) -> None:
+        """Nothing to open: the descriptor is the caller's."""
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+class FileSink:
+    """Events to a file, created with mode 0640, one line and one write(2) each.
+
+    A full disk leaves no half line and is got over at the next event; a file that was moved or
+    removed is opened anew. Raises SinkError when the file cannot be opened.
+    """
+
+    name = "file"
+
+    def __init__(self, path: Path) -> None:
+        self._writer = _FileWriter(path)
+
+    def render(self, event: dict[str, object]) -> bytes:
+        return encode(event) + b"\n"
+
+    def write(self, data: bytes) -> None:
+        """Raises SinkError when the line is not in the file."""
+        self._writer.write(data)
+
+    def reopen(self) -> None:
+        self._writer.open()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def pretty(fd: int = 1, *, colours: bool, width: int = 100) -> Sink:
+    """A live view for a person; `colours` only where the descriptor is a terminal."""
+    return StreamSink("pretty", fd, PrettyRenderer(colours=colours, width=width))
+
+
+def json_lines(fd: int = 1) -> Sink:
+    """The contract's object on one line each."""
+    return StreamSink("json", fd, _JSON)
+
+
+def json_file(path: Path) -> Sink:
+    """The contract's object on one line each, in a file. Raises SinkError when it cannot open."""
+    return FileSink(path)

@@ -1,0 +1,85 @@
+"""Names of C++ and Rust functions as their authors wrote them.
+
+The names come from files of monitored processes, and the demangler of libstdc++ (which bcc needs
+anyway) is C code that some names make recurse or take memory without end. So it runs in a child
+with limits: where the child dies, a name stays as it is.
+"""
+
+from __future__ import annotations
+
+import re
+import select
+import subprocess
+import sys
+from pathlib import Path
+
+from monitor.symbols.rust_names import legacy_name, v0_name
+
+__all__ = ["Demangler"]
+
+NAME_LIMIT = 4096
+SHOWN_LIMIT = 4096
+ANSWER_SECONDS = 2.0
+CHILDREN_LIMIT = 4
+_CHILD = Path(__file__).with_name("demangle_child.py")
+
+_MANGLED = re.compile(r"_Z[\w.$]+", re.ASCII)
+# Rust's first scheme is C++'s, with a hash at the end.
+_RUST = re.compile(r"(_ZN.*17h[0-9a-f]{16}E)(?:\.llvm\.[0-9A-F]+)?")
+
+
+class Demangler:
+    """Its child starts with the first name that needs it, and ends with `close`."""
+
+    def __init__(self) -> None:
+        self._child: subprocess.Popen[bytes] | None = None
+        self._children = 0
+
+    def demangle(self, name: str) -> str:
+        """The name as in the source; as it is, where it is no mangled one or it cannot be told."""
+        if len(name) > NAME_LIMIT:
+            return name
+        if name.startswith("_R"):
+            return v0_name(name) or name
+        if not _MANGLED.fullmatch(name):
+            return name
+        rust = _RUST.fullmatch(name)
+        shown = self._ask(rust[1] if rust else name)
+        if shown is None:
+            return name
+        return legacy_name(shown) if rust else shown
+
+    def _ask(self, name: str) -> str | None:
+        if self._child is None:
+            if self._children == CHILDREN_LIMIT:
+                return None
+            self._children += 1
+            self._child = subprocess.Popen(
+                [sys.executable, "-I", "-S", _CHILD],
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+            )
+        pipes = self._child.stdin, self._child.stdout
+        assert pipes[0]
+        assert pipes[1]
+        answer = b""
+        try:
+            pipes[0].write(name.encode() + b"\n")
+            # One pipe buffer at most, written at once (pipe(7), PIPE_BUF).
+            if select.select([pipes[1]], [], [], ANSWER_SECONDS)[0]:
+                answer = pipes[1].read(SHOWN_LIMIT + 1) or b""
+        except BrokenPipeError:
+            pass
+        if not answer.endswith(b"\n"):
+            self.close()
+            return None
+        return answer.decode("utf-8", "replace").removesuffix("\n") or None
+
+    def close(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
+            child.communicate()

@@ -1,0 +1,303 @@
+"""ELF files: build id, addresses and functions.
+
+They belong to monitored processes and may say anything, so what is read and how long is bounded;
+what is no proper file is an ElfError and never more.
+"""
+
+from __future__ import annotations
+
+import io
+import lzma
+import struct
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from monitor.symbols.segments import NOTES_LIMIT, SEGMENTS_LIMIT, build_id_of
+
+__all__ = ["Elf", "ElfError", "Functions"]
+
+SECTIONS_LIMIT = 512
+NAMES_LIMIT = 1 << 16
+NAME_READ = 4096
+SYMBOLS_LIMIT = 1 << 21
+FUNCTIONS_LIMIT = 1 << 19
+MINI_PACKED_LIMIT = 1 << 24
+MINI_LIMIT = 1 << 25
+# Symbols that begin before an address and end before it, or are other names of the same place.
+NEIGHBOURS = 256
+_SYMBOLS_READ = 4096  # at a time
+
+# elf(5)
+_PT_LOAD, _PT_NOTE, _PF_X = "PT_LOAD", "PT_NOTE", 1
+_SHF_EXECINSTR = 4
+_STT_NOTYPE, _STT_FUNC, _STT_GNU_IFUNC = 0, 2, 10
+_STB_LOCAL = 0
+_SHN_UNDEF, _SHN_LORESERVE = 0, 0xFF00
+
+
+class ElfError(Exception):
+    """Not an ELF file, or not one to be read; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A segment or a section."""
+
+    kind: str
+    flags: int
+    offset: int
+    size: int
+    address: int
+    name: bytes = b""
+    link: int = 0
+
+
+class Functions:
+    """Functions by address: 21 bytes each; names are read when asked for."""
+
+    def __init__(self) -> None:
+        self._starts = array("Q")
+        self._ends = array("Q")
+        self._names = array("Q")
+        self._sized = bytearray()
+        self._read_name: Callable[[int], bytes] = lambda _: b""
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def fill(
+        self, rows: list[tuple[int, int, int]], read_name: Callable[[int], bytes]
+    ) -> Functions:
+        """With rows of start, size, name. Of size 0: up to the next one."""
+        following = 2**64 - 1
+        ends = array("Q", bytes(8 * len(rows)))
+        rows.sort()
+        for index in range(len(rows) - 1, -1, -1):
+            start, size, _ = rows[index]
+            ends[index] = min(start + size, 2**64 - 1) if size else following
+            if index and rows[index - 1][0] != start:
+                following = start
+        self._starts = array("Q", (row[0] for row in rows))
+        self._ends = ends
+        self._names = array("Q", (row[2] for row in rows))
+        self._sized = bytearray(row[1] > 0 for row in rows)
+        self._read_name = read_name
+        return self
+
+    def find(self, address: int) -> tuple[bytes, int] | None:
+        """Name and start of the innermost function there; of its names the plainest.
+
+        One with a size is preferred: in between may be labels.
+        """
+        last = bisect_right(self._starts, address) - 1
+        near = range(last, max(last - NEIGHBOURS, -1), -1)
+        covering = [index for index in near if self._ends[index] > address]
+        chosen = [index for index in covering if self._sized[index]] or covering
+        if not chosen:
+            return None
+        start = self._starts[chosen[0]]
+        names = {
+            self._read_name(self._names[index]) for index in chosen if self._starts[index] == start
+        } - {b""}
+        return (min(names, key=_plainness), start) if names else None
+
+
+def _plainness(name: bytes) -> tuple[int, int, bytes]:
+    underscores = 0 if name.startswith((b"_Z", b"_R")) else len(name) - len(name.lstrip(b"_"))
+    return underscores, len(name), name
+
+
+class Elf:
+    """A file open for reading, which belongs to it from then on. Raises ElfError."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        try:
+            self._parse()
+        except ElfError:
+            file.close()
+            raise
+        # pyelftools promises no set of exceptions for a broken file.
+        except Exception as error:
+            file.close()
+            raise ElfError(f"broken ELF file ({type(error).__name__}: {error})"[:200]) from error
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _parse(self) -> None:
+        from elftools.common.exceptions import ELFError  # noqa: PLC0415 - the daemon never needs it
+        from elftools.elf.elffile import ELFFile  # noqa: PLC0415
+
+        try:
+            elf = ELFFile(self._file)
+        except ELFError as error:
+            raise ElfError(f"no ELF file ({error})"[:200]) from error
+        if not elf.little_endian:
+            raise ElfError("an ELF file of another machine")
+        self._wide = elf.elfclass == 64
+        self._segments = self._parts(elf, "ph", elf.structs.Elf_Phdr, SEGMENTS_LIMIT)
+        self._sections = self._parts(elf, "sh", elf.structs.Elf_Shdr, SECTIONS_LIMIT)
+        index = elf["e_shstrndx"]
+        if index < len(self._sections):
+            names = self._bytes(self._sections[index], NAMES_LIMIT)
+            self._sections = [self._named(part, names) for part in self._sections]
+        self.build_id = self._find_build_id()
+
+    @staticmethod
+    def _named(part: _Part, names: bytes) -> _Part:
+        # Until it has its name, the offset of the name stands there.
+        name = names[int(part.name) :].partition(b"\0")[0]
+        return _Part(part.kind, part.flags, part.offset, part.size, part.address, name, part.link)
+
+    def _parts(self, elf: Any, table: str, layout: Any, limit: int) -> list[_Part]:
+        from elftools.common.utils import struct_parse  # noqa: PLC0415
+
+        # Not pyelftools' own lists: those follow links and sizes wherever they lead.
+        count = elf[f"e_{table}num"]
+        if count > limit:
+            raise ElfError(f"{count} {'segments' if table == 'ph' else 'sections'}")
+        prefix = "p" if table == "ph" else "sh"
+        parts = []
+        for index in range(count):
+            position = elf[f"e_{table}off"] + index * elf[f"e_{table}entsize"]
+            row = struct_parse(layout, self._file, stream_pos=position)
+            parts.append(
+                _Part(
+                    str(row[f"{prefix}_type"]),
+                    row[f"{prefix}_flags"],
+                    row[f"{prefix}_offset"],
+                    row["p_filesz" if prefix == "p" else "sh_size"],
+                    row["p_vaddr" if prefix == "p" else "sh_addr"],
+                    b"%d" % row["sh_name"] if prefix == "sh" else b"",
+                    row["sh_link"] if prefix == "sh" else 0,
+                )
+            )
+        return parts
+
+    def _read(self, offset: int, size: int) -> bytes:
+        self._file.seek(offset)
+        return self._file.read(size)
+
+    def _bytes(self, part: _Part, limit: int) -> bytes:
+        if part.kind == "SHT_NOBITS":
+            return b""
+        return self._read(part.offset, min(part.size, limit))
+
+    def _find_build_id(self) -> str | None:
+        """Of the note that the linker made (ld --build-id), in hexadecimal."""
+        for part in (*self._sections, *self._segments):
+            if part.kind not in (_PT_NOTE, "SHT_NOTE"):
+                continue
+            if found := build_id_of(self._bytes(part, NOTES_LIMIT)):
+                return found
+        return None
+
+    def address(self, offset: int) -> int | None:
+        """Where the file's code at this offset is linked to be; None where it has none."""
+        for part in self._segments:
+            is_code = part.kind == _PT_LOAD and part.flags & _PF_X
+            if is_code and part.offset <= offset < part.offset + part.size:
+                return part.address + offset - part.offset
+        return None
+
+    def _section(self, name: bytes) -> _Part | None:
+        return next((part for part in self._sections if part.name == name), None)
+
+    @property
+    def debug_link(self) -> str | None:
+        """Base name of the file with the symbols, as objcopy --add-gnu-debuglink left it."""
+        part = self._section(b".gnu_debuglink")
+        name = self._guarded(lambda: self._bytes(part, 4096) if part else b"").partition(b"\0")[0]
+        if not name or b"/" in name or name in (b".", b".."):
+            return None
+        return name.decode("utf-8", "surrogateescape")
+
+    def mini_debug(self) -> Elf | None:
+        """The file with more symbols that some distributions pack into .gnu_debugdata."""
+        part = self._section(b".gnu_debugdata")
+        if part is None:
+            return None
+        if part.size > MINI_PACKED_LIMIT:
+            raise ElfError(f".gnu_debugdata of {part.size} bytes")
+        packed = self._guarded(lambda: self._bytes(part, MINI_PACKED_LIMIT))
+        try:
+            # The dictionary counts, too: xz -9 takes 64 MiB.
+            unpacker = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=3 * MINI_LIMIT)
+            content = unpacker.decompress(packed, max_length=MINI_LIMIT + 1)
+        except lzma.LZMAError as error:
+            raise ElfError(f"broken .gnu_debugdata ({error})") from error
+        if len(content) > MINI_LIMIT:
+            raise ElfError(f".gnu_debugdata of more than {MINI_LIMIT} bytes")
+        return Elf(io.BytesIO(content))
+
+    @staticmethod
+    def _guarded(read: Callable[[], bytes]) -> bytes:
+        try:
+            return read()
+        except (OSError, OverflowError, ValueError) as error:
+            raise ElfError(f"broken ELF file ({error})") from error
+
+    def functions(self, table: str) -> Functions:
+        """Those of the table SHT_SYMTAB or SHT_DYNSYM. Raises ElfError."""
+        try:
+            return self._functions(table)
+        except (OSError, OverflowError, ValueError, struct.error) as error:
+            raise ElfError(f"broken table of symbols ({error})") from error
+
+    def _functions(self, table: str) -> Functions:
+        part = next((part for part in self._sections if part.kind == table), None)
+        if part is None or part.link >= len(self._sections):
+            return Functions()
+        strings = self._sections[part.link]
+        rows: list[tuple[int, int, int]] = []
+        labels: list[tuple[int, int, int]] = []
+        complete = False
+        for name, info, section, start, size in self._symbols(part):
+            kind = info & 15
+            if not name or section == _SHN_UNDEF or section >= _SHN_LORESERVE:
+                continue
+            if kind in (_STT_FUNC, _STT_GNU_IFUNC):
+                complete = complete or info >> 4 == _STB_LOCAL
+            elif kind != _STT_NOTYPE:
+                continue
+            home = self._sections[section] if section < len(self._sections) else None
+            if home is None or not home.flags & _SHF_EXECINSTR:
+                continue
+            (rows if size else labels).append((start, size, name))
+            if len(rows) + len(labels) > FUNCTIONS_LIMIT:
+                raise ElfError(f"more than {FUNCTIONS_LIMIT} functions")
+        # What has no size ends where the next begins, if all are there: with the local ones.
+        if complete and table == "SHT_SYMTAB":
+            ends = ((code.address + code.size, 0, 0) for code in self._sections if code.size)
+            rows += labels
+            rows += ends if labels else ()
+
+        def read_name(position: int) -> bytes:
+            if position >= strings.size:
+                return b""
+            size = min(NAME_READ, strings.size - position)
+            name = self._guarded(lambda: self._read(strings.offset + position, size))
+            return name.partition(b"\0")[0].partition(b"@")[0]
+
+        return Functions().fill(rows, read_name)
+
+    def _symbols(self, part: _Part) -> Iterator[tuple[int, int, int, int, int]]:
+        """Name, info, section, value, size of each (Elf32_Sym, Elf64_Sym)."""
+        layout = struct.Struct("<IBxHQQ" if self._wide else "<IIIBxH")
+        count = part.size // layout.size
+        if count > SYMBOLS_LIMIT:
+            raise ElfError(f"{count} symbols")
+        for first in range(0, count, _SYMBOLS_READ):
+            size = layout.size * min(_SYMBOLS_READ, count - first)
+            data = self._read(part.offset + layout.size * first, size)
+            if len(data) < size:
+                raise ElfError("its table of symbols is cut off")
+            if self._wide:
+                yield from layout.iter_unpack(data)
+            else:
+                for name, start, length, info, section in layout.iter_unpack(data):
+                    yield name, info, section, start, length

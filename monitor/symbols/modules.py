@@ -1,0 +1,137 @@
+"""The files whose code a process has mapped, with their build ids.
+
+The files are the process's choice, and so may be the file system that they are on: one of its own
+(FUSE) need never answer. So they are read in a thread of its own, and not by PROCMAP_QUERY, by
+which the kernel does so while it holds the process's mmap lock (do_procmap_query() in
+fs/proc/task_mmu.c, of 6.12 and later).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import NamedTuple
+
+from monitor.evidence.memory_map import Mapping, bounded_lines, parse_smaps
+from monitor.symbols.segments import read_segments
+from monitor.untrusted.printable import printable
+from monitor.untrusted.regular import open_regular
+
+__all__ = ["BuildIds", "Modules", "find_modules"]
+
+PATH_LIMIT = 512
+FILE_LIMIT = 1 << 32
+ANSWER_SECONDS = 0.5  # for all files of one process
+
+
+class Modules(NamedTuple):
+    """`problem`: why some or their build ids are missing; empty where none are."""
+
+    found: list[dict[str, object]]
+    problem: str = ""
+
+
+class BuildIds:
+    """Used by one thread at a time. At most one of its own waits for a file system."""
+
+    def __init__(self, seconds: float = ANSWER_SECONDS) -> None:
+        self._seconds = seconds
+        self._is_waiting = False
+
+    def read(self, directory: int, files: Sequence[Mapping]) -> list[str | None]:
+        """Of each file, None where it has none or cannot be read.
+
+        `directory` is of /proc/PID. Raises OSError where none can be read.
+        """
+        if self._is_waiting:
+            raise OSError("a file system does not answer")
+        self._is_waiting = True
+        answers: SimpleQueue[list[str | None]] = SimpleQueue()
+        own = os.dup(directory)
+        thread = Thread(target=self._run, args=(own, files, answers), name="build-ids", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self._is_waiting = False
+            os.close(own)
+            raise OSError(f"it gets no thread: {error}") from error
+        try:
+            return answers.get(timeout=self._seconds)
+        except Empty:
+            raise OSError("a file system does not answer") from None
+
+    def _run(
+        self, directory: int, files: Sequence[Mapping], answers: SimpleQueue[list[str | None]]
+    ) -> None:
+        try:
+            found = [_build_id(directory, file) for file in files]
+        finally:
+            os.close(directory)
+            self._is_waiting = False
+        answers.put(found)
+
+
+def _build_id(directory: int, mapping: Mapping) -> str | None:
+    """Of the very file: of the same number, where the process itself sees it."""
+    process = f"/proc/self/fd/{directory}"
+    for path in (f"{process}/root{os.fsdecode(mapping.path or b'')}", f"{process}/exe"):
+        try:
+            with open_regular(Path(path), FILE_LIMIT) as file:
+                # Not the device: of some file systems maps and stat tell different ones.
+                if os.fstat(file.fileno()).st_ino == mapping.inode:
+                    return read_segments(file).build_id
+        except OSError:
+            continue
+    return None
+
+
+def find_modules(directory: int, build_ids: BuildIds, limit: int, read_bytes: int) -> Modules:
+    """The files mapped to be executed, each once, in the order of addresses.
+
+    `directory` is of /proc/PID. At most `limit` of them, and of the map at most `read_bytes`.
+    Raises OSError.
+    """
+    files: dict[tuple[str | None, int | None], Mapping] = {}
+    problem = ""
+    fd = os.open("maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    with open(fd, "rb") as maps:
+        for mapping in parse_smaps(_executable(bounded_lines(maps), read_bytes)):
+            if len(files) == limit and (mapping.device, mapping.inode) not in files:
+                problem = f"more than {limit}"
+                break
+            files.setdefault((mapping.device, mapping.inode), mapping)
+        if maps.tell() > read_bytes:
+            problem = f"more than {read_bytes >> 10} KiB to read"
+    if not files:
+        return Modules([], problem or "there are none any more")
+    found: list[str | None] = [None] * len(files)
+    try:
+        found = build_ids.read(directory, tuple(files.values()))
+    except OSError as error:
+        problem = f"build ids: {error}"
+    return Modules(
+        [
+            {
+                "path": printable(mapping.path or b"", PATH_LIMIT),
+                "build_id": build_id,
+                "start": f"0x{mapping.start:x}",
+            }
+            for mapping, build_id in zip(files.values(), found, strict=True)
+        ],
+        problem,
+    )
+
+
+def _executable(lines: Iterator[bytes], limit: int) -> Iterator[bytes]:
+    """Those of a file's code."""
+    size = 0
+    for line in lines:
+        size += len(line)
+        if size > limit:
+            return
+        fields = line.split(maxsplit=5)
+        if len(fields) == 6 and b"x" in fields[1] and fields[5].startswith(b"/"):
+            yield line
