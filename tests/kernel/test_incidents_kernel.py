@@ -57,8 +57,8 @@ def test_counts_are_exact(start: Start, compiled: Compile, state: Path) -> None:
 
     found = incidents(daemon, "list", "--kind", "all")
     for kind, numbers in stopped["details"].items():
-        counts = [(each["told"], each["suppressed"]) for each in found if each["kind"] == kind]
-        told, suppressed = map(sum, zip(*counts, strict=True))
+        of_kind = [each for each in found if each["kind"] == kind]
+        told, suppressed = (sum(each[name] for each in of_kind) for name in ("told", "suppressed"))
         assert (told, suppressed) == (numbers["delivered"], numbers["suppressed"]), kind
     (refused,) = incidents(daemon, "list", "--executable", "storm", "--operation", "mprotect")
     assert made == refused["count"] == 3000
