@@ -3,20 +3,27 @@
 RUN_PACKAGES := python3-bpfcc libbpf1 python3-venv
 PACKAGES := $(RUN_PACKAGES) gcc libc6-dev clang-format openssl util-linux logrotate systemd systemd-container
 KERNEL_PACKAGES := qemu-system-x86 iproute2 debian-archive-keyring
+TEST_PACKAGES := chromium-headless-shell
+MONITORING_PACKAGES := prometheus prometheus-alertmanager
+PICTURE_PACKAGES := $(TEST_PACKAGES) fonts-inter-variable pngquant
 BENCH_PACKAGES := bpftrace linux-perf strace
+DEB_PACKAGES := debhelper dh-python dpkg-dev
+DEB_TEST_PACKAGES := $(DEB_PACKAGES) mmdebstrap lintian systemd-container debian-archive-keyring
 PYTHON := .venv/bin/python
 MINUTES := 60
 C_SOURCES := $(sort $(shell find bpf tests/assets -name '*.[ch]'))
 READY := .venv/.ready
-PROMTOOL := .venv/bin/promtool
+PROMETHEUS := $(addprefix .venv/bin/,prometheus prometheus-alertmanager promtool)
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 PREFIX := /usr/local
 DESTDIR :=
+DEB_VERSION :=
 PROGRAM := $(PREFIX)/lib/seal-monitor
-# File below systemd/ or docs/ and where it goes. systemd and man look below /usr and /usr/local.
+DASHBOARDS := $(sort $(wildcard dashboards/*.json dashboards/*.yml dashboards/rules/*.yml dashboards/provisioning/*/*.yml))
+# File below systemd/, docs/ or dashboards/ and where it goes. systemd and man look below /usr and /usr/local.
 INSTALLED := \
     systemd/seal-monitor.service:$(PREFIX)/lib/systemd/system/seal-monitor.service \
     systemd/seal-monitor.sysusers:$(PREFIX)/lib/sysusers.d/seal-monitor.conf \
@@ -24,10 +31,12 @@ INSTALLED := \
     systemd/seal-monitor.catalog:$(PREFIX)/lib/systemd/catalog/seal-monitor.catalog \
     systemd/example.conf:$(PREFIX)/share/doc/seal-monitor/example.conf \
     docs/config.example.toml:$(PREFIX)/share/doc/seal-monitor/config.example.toml \
-    docs/seal-monitor.8:$(PREFIX)/share/man/man8/seal-monitor.8
+    docs/seal-monitor.8:$(PREFIX)/share/man/man8/seal-monitor.8 \
+    docs/runbooks.md:$(PREFIX)/share/doc/seal-monitor/runbooks.md \
+    $(foreach file,$(DASHBOARDS),$(file):$(PREFIX)/share/seal-monitor/$(file:dashboards/%=%))
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup demo run doctor test test-kernels lint check bench instructions soak docs install uninstall clean
+.PHONY: help setup demo run doctor test test-kernels lint check bench instructions soak docs pictures install uninstall deb test-deb clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -44,7 +53,8 @@ run: setup ## watch in the foreground until Ctrl-C; flags by ARGS="--output json
 doctor: setup ## show what this host can and can't do
 	@.venv/bin/seal-monitor doctor $(ARGS)
 
-test: setup $(PROMTOOL) ## run the tests; those that need root and BPF are skipped without
+test: setup $(PROMETHEUS) ## run the tests; those that need root and BPF are skipped without
+	@$(call install,$(TEST_PACKAGES))
 	$(PYTHON) -m pytest $(ARGS)
 
 test-kernels: setup ## run the kernel tests on other kernels, in emulated machines
@@ -73,11 +83,17 @@ instructions: setup ## count anew the instructions of each call, in an emulated 
 docs: setup ## regenerate the pages that are made from the code
 	$(PYTHON) -m monitor.metrics >docs/metrics.md.new
 	mv docs/metrics.md.new docs/metrics.md
+	$(PYTHON) dashboards/generate.py
+
+pictures: setup $(PROMETHEUS) ## draw the dashboards with Grafana's front end; needs npm, 560 MB; ARGS=--keep
+	@command -v npm >/dev/null || { echo "npm is missing; it comes with Node.js, 20.19 or later" >&2; exit 1; }
+	@$(call install,$(PICTURE_PACKAGES))
+	$(PYTHON) tests/pictures.py $(ARGS)
 
 install: ## install the service below PREFIX (/usr/local); DESTDIR for a staged root
 	@$(if $(DESTDIR),,$(call install,$(RUN_PACKAGES)))
-	@umask 022; new='$(DESTDIR)$(PROGRAM).new'; rm -rf "$$new" build; mkdir -p "$${new%/*}"; \
-	trap 'rm -rf "$$new" build *.egg-info' EXIT; \
+	@umask 022; new='$(DESTDIR)$(PROGRAM).new'; made='build/lib build/bdist.*'; rm -rf "$$new" $$made; mkdir -p "$${new%/*}"; \
+	trap 'rm -rf "$$new" $$made *.egg-info' EXIT; \
 	/usr/bin/python3 -m venv --system-site-packages "$$new"; \
 	"$$new/bin/python" -m pip install --quiet --disable-pip-version-check --no-input .; \
 	sed -i "1s|^#!.*|#!$(PROGRAM)/bin/python|" "$$new/bin/seal-monitor"; \
@@ -88,7 +104,8 @@ install: ## install the service below PREFIX (/usr/local); DESTDIR for a staged 
 	    [[ ! -e $${pair%%:*} ]] || install -D -m 0644 "$${pair%%:*}" "$(DESTDIR)$${pair#*:}"; \
 	done; \
 	sed -i 's|/usr/local/|$(PREFIX)/|g' $(foreach file,lib/systemd/system/seal-monitor.service \
-	    share/doc/seal-monitor/example.conf share/man/man8/seal-monitor.8,'$(DESTDIR)$(PREFIX)/$(file)'); \
+	    share/doc/seal-monitor/example.conf share/man/man8/seal-monitor.8 \
+	    $(patsubst dashboards/%,share/seal-monitor/%,$(filter %.yml,$(DASHBOARDS))),'$(DESTDIR)$(PREFIX)/$(file)'); \
 	[[ -e '$(DESTDIR)/etc/logrotate.d/seal-monitor' ]] || \
 	    install -D -m 0644 systemd/seal-monitor.logrotate '$(DESTDIR)/etc/logrotate.d/seal-monitor'; \
 	[[ -e '$(DESTDIR)/etc/seal-monitor/config.toml' ]] || \
@@ -100,9 +117,19 @@ uninstall: ## stop the service and remove what install put there, but not settin
 	    systemctl disable --now --quiet seal-monitor.service || true; \
 	fi
 	@for pair in $(INSTALLED); do rm -f "$(DESTDIR)$${pair#*:}"; done
-	@rm -rf '$(DESTDIR)$(PROGRAM)' '$(DESTDIR)$(PREFIX)/share/doc/seal-monitor'
+	@rm -rf '$(DESTDIR)$(PROGRAM)' '$(DESTDIR)$(PREFIX)/share/doc/seal-monitor' \
+	    '$(DESTDIR)$(PREFIX)/share/seal-monitor'
 	@rm -f '$(DESTDIR)$(PREFIX)/bin/seal-monitor'
 	@$(if $(DESTDIR),,$(call tell_systemd))
+
+deb: ## build the Debian package: build/seal-monitor_*.deb
+	@$(call install,$(DEB_PACKAGES))
+	@systemd/debian/build-package build $(DEB_VERSION)
+	@ls build/seal-monitor_*.deb
+
+test-deb: setup ## install, start, upgrade and remove the package in real trees of Debian
+	@$(call install,$(DEB_TEST_PACKAGES))
+	$(PYTHON) -m pytest tests/package $(ARGS)
 
 clean: ## remove everything that make has made
 	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -144,13 +171,14 @@ $(READY): pyproject.toml
 	@$(PYTHON) -m pip install --quiet --quiet --disable-pip-version-check --no-input --editable '.[dev]'
 	@touch $@
 
-# From the package, without installing it: installed, it would start a server.
-$(PROMTOOL): | $(READY)
-	@echo "fetching promtool"
+# From the packages, without installing them: installed, they would start servers.
+$(PROMETHEUS) &: | $(READY)
+	@echo "fetching prometheus, promtool and alertmanager"
 	@directory=$$(mktemp -d); trap 'rm -rf "$$directory"' EXIT; cd "$$directory"; \
-	fetch() { apt-get download -qq -o APT::Sandbox::User=root prometheus 2>/dev/null; }; \
+	fetch() { apt-get download -qq -o APT::Sandbox::User=root $(MONITORING_PACKAGES) 2>/dev/null; }; \
 	fetch || { if (( ! EUID )); then apt-get update -qq && fetch; fi; } || { \
-	    echo "cannot fetch the package prometheus; tests that need promtool are skipped" >&2; \
+	    echo "cannot fetch $(MONITORING_PACKAGES); tests that need them are skipped" >&2; \
 	    exit 0; }; \
-	dpkg --fsys-tarfile prometheus_*.deb | \
-	    tar -x -C $(CURDIR)/.venv/bin --strip-components=3 ./usr/bin/promtool
+	for package in *.deb; do dpkg --fsys-tarfile "$$package" | tar -x ./usr; done; \
+	install -D -m 0644 -t $(CURDIR)/.venv/share/prometheus/alertmanager usr/share/prometheus/alertmanager/*.tmpl; \
+	mv $(PROMETHEUS:.venv/bin/%=usr/bin/%) $(CURDIR)/.venv/bin

@@ -8,7 +8,7 @@
 
 #define ABI_VERSION 1
 
-enum kind { KIND_DENIAL, KIND_FAULT, KIND_SEAL, KINDS };
+enum kind { KIND_DENIAL, KIND_FAULT, KIND_SEAL, KIND_BYPASS, KINDS };
 
 enum verdict { VERDICT_SEALED, VERDICT_NOT_SEALED, VERDICT_UNVERIFIED, VERDICTS };
 
@@ -45,6 +45,16 @@ enum disposition {
 };
 
 enum access { ACCESS_READ, ACCESS_WRITE, ACCESS_EXECUTE, ACCESSES };
+
+/* How sealed memory was changed around its seal. */
+enum method {
+    METHOD_MADVISE_DISCARD,
+    METHOD_PTRACE_POKE,
+    METHOD_PROC_MEM_WRITE,
+    METHOD_USERFAULTFD_COPY,
+    METHOD_USERFAULTFD_MOVE,
+    METHODS,
+};
 
 /* What became of the event of a counted violation, as far as the kernel side decides it. */
 enum outcome { OUTCOME_SUBMITTED, OUTCOME_SUPPRESSED, OUTCOME_FILTERED, OUTCOME_DROPPED, OUTCOMES };
@@ -96,6 +106,16 @@ struct stack {
     struct module module[STACK_MODULES];
 };
 
+/* Whose sealed memory was changed: the process that did it, or another one. */
+struct bypass {
+    u64 start_boot_ns;
+    u32 pid; /* as the monitor sees it */
+    u8 method;
+    u8 reserved[3];
+    char task_name[TASK_NAME_SIZE];
+    char executable[FILE_NAME_SIZE]; /* base name */
+};
+
 /* One violation, or one successful mseal. Fixed size: the ring is read in bulk. */
 struct record {
     u64 time_boot_ns;
@@ -124,13 +144,14 @@ struct record {
     u64 instruction_pointer;
     u64 stack_pointer;
     u64 caller;  /* return address of the system-call wrapper, else instruction_pointer */
-    u64 address; /* faults: si_addr; seals and denials: start of the range in question */
+    u64 address; /* faults: si_addr; all others: start of the range in question */
     u64 length;
     u64 partial_start; /* changed although the call failed; empty when start == end */
     u64 partial_end;
     struct mapping mapping; /* all zero when there is none */
     char task_name[TASK_NAME_SIZE];
     char executable[FILE_NAME_SIZE]; /* base name */
+    struct bypass bypass;
     struct stack stack;
 };
 
@@ -141,6 +162,7 @@ struct counters {
     u64 denials[OPERATIONS][VERDICTS];
     u64 partial_updates[OPERATIONS];
     u64 faults[CAUSES][DISPOSITIONS];
+    u64 bypasses[METHODS];
     u64 seals;
     u64 sealed_bytes;
     u64 events[KINDS][OUTCOMES];
@@ -157,7 +179,7 @@ struct bucket_key {
     u64 caller;
     u32 pid;
     u8 kind;
-    u8 what; /* operation or cause */
+    u8 what; /* operation, cause or method */
     u16 reserved;
 };
 
@@ -197,12 +219,16 @@ struct config {
     u8 partial_madvise;
     u8 partial_mremap;
     u8 anonymous_by_ops; /* madvise: anonymous means vm_ops == NULL, else no file and not shared */
-    u8 reserved[3];
+    u8 raw_pokes;        /* not 0: raw_exit reports what ptrace wrote */
+    u8 compat_pokes;     /* the same of 32-bit callers, raw_exit or raw_exit_compat */
+    u8 guard_files;      /* MADV_GUARD_INSTALL takes mappings of files, too */
     /* Bit per operation: who reports it, so that nothing is told twice. */
     u32 raw_operations;      /* raw_exit */
     u32 compat_operations;   /* raw_exit or raw_exit_compat, for 32-bit callers */
     u32 function_operations; /* the functions in which a seal refuses */
     u32 raw_mseal;           /* not 0: raw_exit reports mseal, too */
+    u32 one_cgroup;          /* not 0: whoever is not in or below watched_cgroup is not looked at */
+    u32 reserved;
 };
 
 #endif

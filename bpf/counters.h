@@ -29,6 +29,14 @@ static __always_inline struct config *configuration(void)
     return config.lookup(&key);
 }
 
+BPF_CGROUP_ARRAY(watched_cgroup, 1);
+
+/* Whether the current task is one whose violations are counted and told. */
+static __always_inline bool is_watched(struct config *config)
+{
+    return !config->one_cgroup || watched_cgroup.check_current_task(0) == 1;
+}
+
 /* Denials by cgroup. One that finds no place is counted under "other", never lost. */
 static __always_inline void count_workload(struct counters *count, u32 verdict)
 {

@@ -18,9 +18,9 @@ static __always_inline u64 process_start(struct task_struct *task)
  * the level of the monitor's, whose /proc shows the pids of that level; 0 for a task that is not
  * visible there.
  */
-static __always_inline u32 monitor_level(struct config *config, struct task_struct *task)
+static __always_inline u32 monitor_level(struct config *config, u64 task)
 {
-    u64 pid = (u64)TASK_FIELD(void *, task, thread_pid), namespace, difference, is_level;
+    u64 pid = KERNEL_WORD(task, task_struct__thread_pid), namespace, difference, is_level;
     u64 last = (u32)KERNEL_WORD(pid, pid__level), found = 0;
 
     /* Sums, where the verifier would follow branches. */
@@ -50,7 +50,7 @@ static __always_inline u32 pid_at(u64 task, u32 level)
 /* The pid of the process as the monitor sees it. */
 static __always_inline u32 process_pid(struct config *config, struct task_struct *task)
 {
-    return pid_at((u64)TASK_FIELD(void *, task, group_leader), monitor_level(config, task));
+    return pid_at((u64)TASK_FIELD(void *, task, group_leader), monitor_level(config, (u64)task));
 }
 
 #define NS_PER_TICK 10000000 /* USER_HZ is 100 on x86 */
@@ -111,7 +111,7 @@ static __always_inline void fill_process(struct record *record, struct config *c
 {
     u64 leader = (u64)TASK_FIELD(void *, task, group_leader), owner = bpf_get_current_uid_gid();
     u64 parent = (u64)TASK_FIELD(void *, task, real_parent), mm, file = 0, pid = 0;
-    u32 level = monitor_level(config, task), own_level = 0;
+    u32 level = monitor_level(config, (u64)task), own_level = 0;
 
     mm = (u64)TASK_FIELD(void *, task, mm);
     READ_KERNEL(parent, parent, task_struct__group_leader);
@@ -129,6 +129,23 @@ static __always_inline void fill_process(struct record *record, struct config *c
     READ_KERNEL(file, mm, mm_struct__exe_file);
     if (file)
         read_file_name(record->executable, sizeof(record->executable), file);
+}
+
+/* Whose memory it was: `leader` of the threads that have it, 0 where nobody knows. */
+static __always_inline void fill_owner(struct bypass *bypass, struct config *config, u64 leader)
+{
+    u64 mm, file;
+
+    if (!leader)
+        return;
+    bypass->pid = pid_at(leader, monitor_level(config, leader));
+    bypass->start_boot_ns = KERNEL_WORD(leader, task_struct__start_boottime);
+    bpf_probe_read_kernel_str(bypass->task_name, sizeof(bypass->task_name),
+                              (void *)(leader + OFF_task_struct__comm));
+    mm = KERNEL_WORD(leader, task_struct__mm);
+    file = KERNEL_WORD(mm, mm_struct__exe_file);
+    if (file)
+        read_file_name(bypass->executable, sizeof(bypass->executable), file);
 }
 
 #endif

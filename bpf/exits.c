@@ -17,19 +17,44 @@ struct sys_exit {
     s64 result;
 };
 
-static __always_inline void tell_denied(struct sys_exit *ctx)
+static __always_inline struct scratch *ended_call(struct sys_exit *ctx, u32 owner,
+                                                  struct task_struct *task)
 {
-    struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
-    struct scratch *scratch = scratch_of(SCRATCH_DENIED);
-    struct pt_regs *regs = saved_registers(task);
+    struct scratch *scratch = scratch_of(owner);
 
     if (!scratch)
-        return;
+        return NULL;
     scratch->call.result = ctx->result;
     scratch->call.number = ctx->number;
     scratch->call.operation = operation_of(ctx->number);
-    read_arguments(&scratch->call, regs);
-    report(scratch, task, regs);
+    read_arguments(&scratch->call, saved_registers(task));
+    return scratch;
+}
+
+static __always_inline void tell_denied(struct sys_exit *ctx)
+{
+    struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
+    struct scratch *scratch = ended_call(ctx, SCRATCH_DENIED, task);
+
+    if (scratch)
+        report(scratch, task, saved_registers(task));
+}
+
+static __always_inline void tell_changed(struct sys_exit *ctx)
+{
+    struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
+    struct scratch *scratch = ended_call(ctx, SCRATCH_CHANGED, task);
+
+    if (scratch)
+        report_change(scratch, task);
+}
+
+static __always_inline void discard_exit(struct sys_exit *ctx, u32 operation)
+{
+    struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
+
+    if (may_discard(operation, saved_registers(task), false))
+        tracepoint_tails.call(ctx, TAIL_CHANGED);
 }
 
 int denied(struct sys_exit *ctx)
@@ -38,11 +63,23 @@ int denied(struct sys_exit *ctx)
     begin_alone();
     tell_denied(ctx);
     end_alone();
+    /* What came before the seal may have been discarded around another one. */
+    if (went_through(operation_of(ctx->number), ctx->result))
+        discard_exit(ctx, operation_of(ctx->number));
     return 0;
 }
 
-/* The operation is a constant here, so only brk, process_madvise and shmdt keep more than a
- * comparison. */
+int changed(struct sys_exit *ctx)
+{
+    tracepoint_tails.call(ctx, TAIL_NONE);
+    begin_alone();
+    tell_changed(ctx);
+    end_alone();
+    return 0;
+}
+
+/* The operation is a constant here, so only brk, madvise, process_madvise and shmdt keep more than
+ * a comparison. */
 static __always_inline int on_exit(struct sys_exit *ctx, u32 operation)
 {
     struct pt_regs *regs = NULL;
@@ -51,6 +88,8 @@ static __always_inline int on_exit(struct sys_exit *ctx, u32 operation)
         regs = saved_registers((struct task_struct *)bpf_get_current_task_btf());
     if (may_be_refused(operation, ctx->result, regs, false))
         tracepoint_tails.call(ctx, TAIL_DENIED);
+    if (went_through(operation, ctx->result))
+        discard_exit(ctx, operation);
     return 0;
 }
 
@@ -70,6 +109,18 @@ EXIT_PROGRAM(shmat, OP_SHMAT)
 EXIT_PROGRAM(shmdt, OP_SHMDT)
 EXIT_PROGRAM(brk, OP_BRK)
 EXIT_PROGRAM(remap_file_pages, OP_REMAP_FILE_PAGES)
+
+int exit_ptrace(struct sys_exit *ctx)
+{
+    struct task_struct *task;
+
+    if (ctx->result)
+        return 0;
+    task = (struct task_struct *)bpf_get_current_task_btf();
+    if (is_poke(saved_registers(task)->di))
+        tracepoint_tails.call(ctx, TAIL_CHANGED);
+    return 0;
+}
 
 int exit_mseal(struct sys_exit *ctx)
 {

@@ -166,7 +166,7 @@ int signal_deliver(struct bpf_raw_tracepoint_args *ctx)
     u64 handler = 0, thread, caller;
     bool canary;
 
-    if ((int)ctx->args[0] != SIGSEGV || !config || !config->sealed_mask)
+    if ((int)ctx->args[0] != SIGSEGV || !config || !config->sealed_mask || !is_watched(config))
         return 0;
     READ_KERNEL(fault.code, ctx->args[1], kernel_siginfo__si_code);
     if (fault.code <= 0) /* kill, raise, sigqueue: no fault */

@@ -10,9 +10,6 @@
  * they saw.
  */
 
-#define PF_EXITING 0x4
-#define PF_IO_WORKER 0x10
-
 /*
  * The call in which a function refused, unless another hook reports that call. io_uring's workers
  * have no call of their own: io_madvise() tells of theirs.
@@ -24,7 +21,7 @@ static __always_inline struct scratch *refused_call(u32 owner, struct task_struc
     struct call *call;
 
     if (!config || !config->sealed_mask || !TASK_FIELD(void *, task, mm) ||
-        TASK_FIELD(u32, task, flags) & PF_IO_WORKER)
+        TASK_FIELD(u32, task, flags) & PF_IO_WORKER || !is_watched(config))
         return NULL;
     scratch = scratch_of(owner);
     if (!scratch)
@@ -287,23 +284,93 @@ static __always_inline int advice_refused(u64 address, bool is_proof)
     return tell(scratch, task, regs, config);
 }
 
+/*
+ * The function has let the advice pass on one mapping. Which part of it is known where the kernel
+ * passes the part on; else it is the whole mapping, cut down to the range of the call.
+ */
+static __always_inline int advice_taken(u32 advice, u64 address, u64 start, u64 end)
+{
+    struct config *config = configuration();
+    struct task_struct *task;
+    struct scratch *scratch;
+    struct search *search;
+    struct vma vma;
+
+    if (!config || !config->sealed_mask)
+        return 0;
+    read_vma(&vma, address);
+    if (!(vma.flags & config->sealed_mask) ||
+        !(advice == MADV_GUARD_INSTALL ? is_private_file(&vma) : has_copies(&vma)))
+        return 0;
+    task = (struct task_struct *)bpf_get_current_task_btf();
+    scratch = scratch_of(SCRATCH_ADVICE);
+    if (!scratch)
+        return 0;
+    search = &scratch->search;
+    scratch->call.compat = is_compat(task);
+    if (!(TASK_FIELD(u32, task, flags) & PF_IO_WORKER)) {
+        struct pt_regs *regs = saved_registers(task);
+
+        scratch->call.operation = current_operation(task, regs);
+        read_arguments(&scratch->call, regs);
+    }
+    search->vma = vma;
+    search->start = start;
+    search->end = end;
+    if (!end) {
+        search->end = vma.end;
+        if (scratch->call.operation == OP_MADVISE)
+            set_range(scratch, task);
+        else if (scratch->call.operation == OP_PROCESS_MADVISE)
+            find_range_of(scratch, &vma);
+    }
+    return tell_bypass(scratch, task, config, METHOD_MADVISE_DISCARD,
+                       (u64)TASK_FIELD(void *, task, group_leader));
+}
+
 #ifdef HAS_FUNCTION_can_modify_vma_madv
+/* What it permits is done, but for mappings of kinds that are refused next. */
+#define VM_KEPT (VM_LOCKED | VM_PFNMAP | VM_HUGETLB)
+
 int fexit_can_modify_vma_madv(u64 *ctx)
 {
+    u64 vma = ctx[ARG_can_modify_vma_madv__vma];
+    u32 advice = ctx[ARG_can_modify_vma_madv__behavior];
+
     /* A bool: one byte, the rest of the register is anything. */
-    if ((u8)ctx[RETURN_can_modify_vma_madv])
+    if (!(u8)ctx[RETURN_can_modify_vma_madv])
+        return advice_refused(vma, true);
+    if (!is_discarding(advice) || KERNEL_WORD(vma, vm_area_struct__vm_flags) &
+                                      (advice == MADV_DONTNEED_LOCKED ? VM_PFNMAP : VM_KEPT))
         return 0;
-    return advice_refused(ctx[ARG_can_modify_vma_madv__vma], true);
+    if (advice == MADV_GUARD_INSTALL) {
+        struct config *config = configuration();
+
+        if (!config || !config->guard_files)
+            return 0;
+    }
+    return advice_taken(advice, vma, 0, 0);
 }
 #endif
 
 #ifdef HAS_FUNCTION_madvise_vma_behavior
 int fexit_madvise_vma_behavior(u64 *ctx)
 {
-    if ((s32)ctx[RETURN_madvise_vma_behavior] != -EPERM)
+    u64 behavior = ctx[ARG_madvise_vma_behavior__madv_behavior];
+    u32 advice = KERNEL_WORD(behavior, madvise_behavior__behavior);
+    s32 result = ctx[RETURN_madvise_vma_behavior];
+
+    if (result == -EPERM)
+        return advice_refused(KERNEL_WORD(behavior, madvise_behavior__vma), false);
+    if (result || !is_discarding(advice))
         return 0;
-    return advice_refused(
-        KERNEL_WORD(ctx[ARG_madvise_vma_behavior__madv_behavior], madvise_behavior__vma), false);
+#ifdef HAS_madvise_behavior__range_start
+    return advice_taken(advice, KERNEL_WORD(behavior, madvise_behavior__vma),
+                        KERNEL_WORD(behavior, madvise_behavior__range_start),
+                        KERNEL_WORD(behavior, madvise_behavior__range_end));
+#else
+    return advice_taken(advice, KERNEL_WORD(behavior, madvise_behavior__vma), 0, 0);
+#endif
 }
 #endif
 

@@ -8,26 +8,35 @@
 
 static __always_inline int on_completion(u64 request, s32 result)
 {
+    bool refused = result == -EPERM;
+    struct config *config;
     struct scratch *scratch;
     struct task_struct *task;
     u8 opcode = 0;
     u32 advice = 0;
 
-    if (result != -EPERM || !request)
+    if (!request || !(refused || went_through(OP_MADVISE, result)))
         return 0;
     READ_KERNEL(opcode, request, io_kiocb__opcode);
     if (opcode != IORING_OP_MADVISE)
         return 0;
+    READ_KERNEL(advice, request, io_madvise__advice);
+    config = configuration();
+    /* What it has discarded is told by the functions of madvise, where those are seen. */
+    if (!refused &&
+        (!config || !is_discarding(advice) || config->function_operations >> OP_MADVISE & 1))
+        return 0;
     scratch = scratch_of(SCRATCH_IO_URING);
     if (!scratch)
         return 0;
-    READ_KERNEL(advice, request, io_madvise__advice);
     scratch->call.arguments[0] = KERNEL_WORD(request, io_madvise__addr);
     scratch->call.arguments[1] = KERNEL_WORD(request, io_madvise__len);
     scratch->call.arguments[2] = advice;
-    scratch->call.result = -EPERM;
+    scratch->call.result = result;
     scratch->call.operation = OP_IO_URING_MADVISE;
     task = (struct task_struct *)bpf_get_current_task_btf();
+    if (!refused)
+        return report_change(scratch, task);
     return report(scratch, task, saved_registers(task));
 }
 

@@ -7,6 +7,7 @@
 #define SEAL_MONITOR_KERNEL_H
 
 #define EPERM 1
+#define ENOMEM 12
 #define EINVAL 22
 #define PAGE_SHIFT 12
 #define PAGE_ALIGN_DOWN(x) ((u64)(x) & ~(u64)(PAGE_SIZE - 1))

@@ -52,12 +52,22 @@ static __always_inline void read_vma(struct vma *vma, u64 address)
 /* Above every index of a user mapping, below every kernel address less its two top bits. */
 #define INDEX_MAX ((1ULL << 62) - 1)
 
+/* What a mapping must be besides its flags. */
+enum wanted {
+    WANTED_ANY,
+    WANTED_REFUSING, /* it refuses destructive advice */
+    WANTED_COPIES,   /* it has private copies that such advice drops */
+    WANTED_READ_ONLY,
+};
+
 /* Up to three ranges, in the order in which the kernel would come to their mappings. */
 struct search {
     u64 start, end, next_start, next_end, third_start, third_end;
     u64 role, next_role, third_role; /* enum role */
     u64 mask;                        /* vm_flags that the mapping must have */
-    u64 advice;                      /* not 0: it must refuse destructive advice, too */
+    u64 wanted;                      /* enum wanted */
+    /* And, after those, as many ranges of an iovec as have these bytes. */
+    u64 vector, vector_bytes, vector_compat;
     /* What came of it. */
     struct vma vma;
     u64 outcome;       /* enum lookup */
@@ -82,6 +92,81 @@ static __always_inline bool refuses_advice(struct config *config, struct vma *vm
     /* Writable, but the caller's PKRU may deny it: with a key of its own only that explains EPERM.
      */
     return !(vma->flags & VM_WRITE) || (vma->flags & VM_PKEY_MASK);
+}
+
+static __always_inline bool is_private_file(struct vma *vma)
+{
+    return !(vma->flags & (VM_WRITE | VM_SHARED)) &&
+           KERNEL_WORD(vma->address, vm_area_struct__vm_file);
+}
+
+/*
+ * A private file mapping that is not writable and yet may have copies of its own, such as RELRO:
+ * discarding them brings the file's bytes back. One without copies, such as a program's code, loses
+ * nothing; a guard region makes its page tables like one with copies.
+ */
+static __always_inline bool has_copies(struct vma *vma)
+{
+    return is_private_file(vma) && KERNEL_WORD(vma->address, vm_area_struct__anon_vma);
+}
+
+static __always_inline bool is_wanted(struct config *config, struct search *search, struct vma *vma)
+{
+    if ((vma->flags & search->mask) != search->mask)
+        return false;
+    if (search->wanted == WANTED_REFUSING)
+        return refuses_advice(config, vma);
+    if (search->wanted == WANTED_COPIES)
+        return has_copies(vma);
+    return search->wanted == WANTED_ANY || !(vma->flags & VM_WRITE);
+}
+
+/* The next range of an iovec. False: it cannot be read. */
+static __always_inline bool read_range(u64 *vector, bool compat, u64 *base, u64 *length)
+{
+    u64 range[2];
+    u32 range_32[2];
+
+    if (compat) {
+        if (bpf_probe_read_user(range_32, sizeof(range_32), (void *)*vector))
+            return false;
+        *base = range_32[0];
+        *length = range_32[1];
+        *vector += sizeof(range_32);
+        return true;
+    }
+    if (bpf_probe_read_user(range, sizeof(range), (void *)*vector))
+        return false;
+    *base = range[0];
+    *length = range[1];
+    *vector += sizeof(range);
+    return true;
+}
+
+/* Goes on to the next range of the search. False: there is none. */
+static __always_inline bool next_range(struct search *search)
+{
+    u64 base, length;
+
+    if (search->next_start < search->next_end || search->third_start < search->third_end) {
+        search->index = search->start = search->next_start;
+        search->end = search->next_end;
+        search->role = search->next_role;
+        search->next_start = search->third_start;
+        search->next_end = search->third_end;
+        search->next_role = search->third_role;
+        search->third_start = search->third_end = 0;
+        return true;
+    }
+    if (!search->vector_bytes ||
+        !read_range(&search->vector, search->vector_compat, &base, &length))
+        return false;
+    if (length > search->vector_bytes)
+        length = search->vector_bytes;
+    search->vector_bytes -= length;
+    search->index = search->start = base;
+    search->end = base + PAGE_ALIGN(length);
+    return true;
 }
 
 enum step { STEP_CHANGED, STEP_DEEPER, STEP_ENTRY };
@@ -155,18 +240,10 @@ static __always_inline void find_vma(u64 mm, struct config *config, struct searc
     while (loop_next(&loop)) {
         if (!search->next) {
             if (search->index >= search->end) {
-                if (search->next_start >= search->next_end &&
-                    search->third_start >= search->third_end) {
+                if (!next_range(search)) {
                     search->outcome = LOOKUP_NONE;
                     break;
                 }
-                search->index = search->start = search->next_start;
-                search->end = search->next_end;
-                search->role = search->next_role;
-                search->next_start = search->third_start;
-                search->next_end = search->third_end;
-                search->next_role = search->third_role;
-                search->third_start = search->third_end = 0;
                 continue;
             }
             search->next = KERNEL_WORD(mm, mm_struct__mm_mt_ma_root);
@@ -187,8 +264,7 @@ static __always_inline void find_vma(u64 mm, struct config *config, struct searc
                 search->outcome = LOOKUP_CHANGED;
                 continue;
             }
-            if ((vma->flags & search->mask) == search->mask &&
-                (!search->advice || refuses_advice(config, vma))) {
+            if (is_wanted(config, search, vma)) {
                 search->outcome = LOOKUP_FOUND;
                 break;
             }

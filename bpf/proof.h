@@ -65,6 +65,12 @@ enum scratch_owner {
     SCRATCH_PROTECTION,
     SCRATCH_MREMAP_SOURCE,
     SCRATCH_ADVICE,
+    SCRATCH_CHANGED,
+    SCRATCH_RAW_CHANGED,
+    SCRATCH_REMOTE,
+    SCRATCH_COPIED,
+    SCRATCH_ZEROED,
+    SCRATCH_MOVED,
     SCRATCH_CALLS, /* and two for each operation */
     SCRATCHES = SCRATCH_CALLS + 2 * OPERATIONS,
 };
@@ -84,6 +90,13 @@ static __always_inline bool is_destructive(u32 advice)
 {
     return advice == MADV_DONTNEED || advice == MADV_FREE || advice == MADV_REMOVE ||
            advice == MADV_DONTFORK || advice == MADV_WIPEONFORK || advice == MADV_DONTNEED_LOCKED ||
+           advice == MADV_GUARD_INSTALL;
+}
+
+/* Advice that drops pages, and with them what was written to a private file mapping. */
+static __always_inline bool is_discarding(u32 advice)
+{
+    return advice == MADV_DONTNEED || advice == MADV_DONTNEED_LOCKED ||
            advice == MADV_GUARD_INSTALL;
 }
 
@@ -107,28 +120,6 @@ static __always_inline bool mmap_has_other_cause(struct task_struct *task, struc
     return (prot & PROT_WRITE) &&
            ((flags & MAP_TYPE) == MAP_SHARED || (flags & MAP_TYPE) == MAP_SHARED_VALIDATE) &&
            is_write_sealed(file);
-}
-
-/* The next range of an iovec. False: it cannot be read. */
-static __always_inline bool read_range(u64 *vector, bool compat, u64 *base, u64 *length)
-{
-    u64 range[2];
-    u32 range_32[2];
-
-    if (compat) {
-        if (bpf_probe_read_user(range_32, sizeof(range_32), (void *)*vector))
-            return false;
-        *base = range_32[0];
-        *length = range_32[1];
-        *vector += sizeof(range_32);
-        return true;
-    }
-    if (bpf_probe_read_user(range, sizeof(range), (void *)*vector))
-        return false;
-    *base = range[0];
-    *length = range[1];
-    *vector += sizeof(range);
-    return true;
 }
 
 /*
@@ -224,11 +215,11 @@ static __always_inline bool ranges_of(struct call *call, struct task_struct *tas
         return true;
     case OP_MADVISE:
     case OP_IO_URING_MADVISE:
-        search->advice = 1;
+        search->wanted = WANTED_REFUSING;
         search->end = address + PAGE_ALIGN(a[1]);
         return is_destructive(a[2]);
     case OP_PROCESS_MADVISE:
-        search->advice = 1;
+        search->wanted = WANTED_REFUSING;
         if (!is_destructive(a[3]))
             return false;
         if (!is_own_pidfd(task, a[0])) {

@@ -7,20 +7,48 @@
 
 BPF_PROG_ARRAY(raw_tails, TAILS);
 
-static __always_inline void tell_raw_denied(struct bpf_raw_tracepoint_args *ctx)
+static __always_inline struct scratch *raw_call(struct bpf_raw_tracepoint_args *ctx, u32 owner,
+                                                struct task_struct *task)
 {
-    struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
-    struct scratch *scratch = scratch_of(SCRATCH_RAW_DENIED);
+    struct scratch *scratch = scratch_of(owner);
     struct pt_regs *regs = saved_registers(task);
 
     if (!scratch)
-        return;
+        return NULL;
     scratch->call.result = ctx->args[1];
     scratch->call.number = number_of(regs);
     scratch->call.operation = current_operation(task, regs);
     scratch->call.compat = is_compat(task);
     read_arguments(&scratch->call, regs);
-    report(scratch, task, regs);
+    return scratch;
+}
+
+static __always_inline void tell_raw_denied(struct bpf_raw_tracepoint_args *ctx)
+{
+    struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
+    struct scratch *scratch = raw_call(ctx, SCRATCH_RAW_DENIED, task);
+
+    if (scratch)
+        report(scratch, task, saved_registers(task));
+}
+
+static __always_inline void tell_raw_changed(struct bpf_raw_tracepoint_args *ctx)
+{
+    struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
+    struct scratch *scratch = raw_call(ctx, SCRATCH_RAW_CHANGED, task);
+
+    if (scratch)
+        report_change(scratch, task);
+}
+
+static __always_inline void raw_discard_exit(struct bpf_raw_tracepoint_args *ctx)
+{
+    struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
+    struct pt_regs *regs = saved_registers(task);
+    u32 operation = current_operation(task, regs);
+
+    if (went_through(operation, ctx->args[1]) && may_discard(operation, regs, is_compat(task)))
+        raw_tails.call(ctx, TAIL_CHANGED);
 }
 
 int raw_denied(struct bpf_raw_tracepoint_args *ctx)
@@ -28,6 +56,16 @@ int raw_denied(struct bpf_raw_tracepoint_args *ctx)
     raw_tails.call(ctx, TAIL_NONE);
     begin_alone();
     tell_raw_denied(ctx);
+    end_alone();
+    raw_discard_exit(ctx);
+    return 0;
+}
+
+int raw_changed(struct bpf_raw_tracepoint_args *ctx)
+{
+    raw_tails.call(ctx, TAIL_NONE);
+    begin_alone();
+    tell_raw_changed(ctx);
     end_alone();
     return 0;
 }
@@ -40,23 +78,49 @@ static __always_inline bool may_matter(struct bpf_raw_tracepoint_args *ctx)
 
     return result == -EPERM || number == NR_MSEAL ||
            (result >= 0 && (hides_refusal(operation_of(number & ~X32_SYSCALL_BIT)) ||
-                            hides_refusal(operation_of_32(number)) || number == NR_IPC_32));
+                            hides_refusal(operation_of_32(number)) || number == NR_IPC_32)) ||
+           went_through(operation_of(number & ~X32_SYSCALL_BIT), result) ||
+           went_through(operation_of_32(number), result) ||
+           (!result && (number == NR_PTRACE || number == NR_PTRACE_32));
 }
 
 static __always_inline int on_raw_exit(struct bpf_raw_tracepoint_args *ctx,
                                        struct task_struct *task, struct pt_regs *regs)
 {
     u32 operation = current_operation(task, regs);
+    bool compat = is_compat(task), refused, discarded;
     struct config *config;
 
-    if (operation >= OPERATIONS || !may_be_refused(operation, ctx->args[1], regs, is_compat(task)))
+    if (operation >= OPERATIONS)
+        return 0;
+    refused = may_be_refused(operation, ctx->args[1], regs, compat);
+    discarded = went_through(operation, ctx->args[1]) && may_discard(operation, regs, compat);
+    if (!refused && !discarded)
         return 0;
     config = configuration();
     /* Only what no other hook reports. */
-    if (config &&
-        (is_compat(task) ? config->compat_operations : config->raw_operations) >> operation & 1)
+    if (!config ||
+        !((compat ? config->compat_operations : config->raw_operations) >> operation & 1))
+        return 0;
+    if (refused)
         raw_tails.call(ctx, TAIL_DENIED);
+    raw_tails.call(ctx, TAIL_CHANGED);
     return 0;
+}
+
+/* The same of what ptrace wrote. */
+static __always_inline void poke_exit(struct bpf_raw_tracepoint_args *ctx, struct task_struct *task,
+                                      struct pt_regs *regs)
+{
+    bool compat = is_compat(task);
+    struct config *config;
+
+    if (ctx->args[1] || number_of(regs) != (compat ? NR_PTRACE_32 : NR_PTRACE) ||
+        !is_poke(compat ? regs->bx : regs->di))
+        return;
+    config = configuration();
+    if (config && (compat ? config->compat_pokes : config->raw_pokes))
+        raw_tails.call(ctx, TAIL_CHANGED);
 }
 
 int raw_exit(struct bpf_raw_tracepoint_args *ctx)
@@ -74,6 +138,7 @@ int raw_exit(struct bpf_raw_tracepoint_args *ctx)
         if (config && config->raw_mseal)
             return sealed(SCRATCH_RAW_SEALED, task, regs, ctx->args[1]);
     }
+    poke_exit(ctx, task, regs);
     return on_raw_exit(ctx, task, regs);
 }
 
@@ -85,5 +150,8 @@ int raw_exit_compat(struct bpf_raw_tracepoint_args *ctx)
     if (!may_matter(ctx))
         return 0;
     task = (struct task_struct *)bpf_get_current_task_btf();
-    return is_compat(task) ? on_raw_exit(ctx, task, saved_registers(task)) : 0;
+    if (!is_compat(task))
+        return 0;
+    poke_exit(ctx, task, saved_registers(task));
+    return on_raw_exit(ctx, task, saved_registers(task));
 }

@@ -4,7 +4,7 @@
 #define SEAL_MONITOR_REPORT_H
 
 /* TAIL_NONE has no program: see begin_alone(). */
-enum tail { TAIL_DENIED, TAIL_NONE, TAILS };
+enum tail { TAIL_DENIED, TAIL_CHANGED, TAIL_NONE, TAILS };
 
 /*
  * A program that several others tail-call runs alone on its CPU between these two. Kernels that let
@@ -85,7 +85,7 @@ static __always_inline int report(struct scratch *scratch, struct task_struct *t
 {
     struct config *config = configuration();
 
-    if (!config || !config->sealed_mask)
+    if (!config || !config->sealed_mask || !is_watched(config))
         return 0;
     judge(scratch, task, config);
     if (scratch->call.result != -EPERM && scratch->judgement.verdict == VERDICT_NOT_SEALED)

@@ -16,6 +16,7 @@
 #include "task.h"
 #include "proof.h"
 #include "report.h"
+#include "bypasses.h"
 #include "seals.c"
 #include "faults.c"
 #ifdef WITH_EXITS
@@ -31,3 +32,4 @@
 #include "functions.c"
 #endif
 #include "calls.c"
+#include "bypasses.c"

@@ -48,7 +48,7 @@ static __always_inline int sealed(u32 scratch_owner, struct task_struct *task, s
     struct scratch *scratch;
     bool canary;
 
-    if (!config || !mm)
+    if (!config || !mm || !is_watched(config))
         return 0;
     canary = is_canary(config, task);
     /* Calibration compares a mapping's flags before a seal, at an mseal that fails, and after. */

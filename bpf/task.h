@@ -16,6 +16,8 @@
 #define PIDTYPE_TGID 1
 #define IPC_SHM_IDS 2
 #define SECCOMP_MODE_DISABLED 0
+#define PF_EXITING 0x4
+#define PF_IO_WORKER 0x10
 
 /* arch/x86: with linear address masking the kernel drops the tag bits of a pointer. */
 static __always_inline u64 user_address(u64 mm, u64 address)
@@ -191,6 +193,18 @@ static __always_inline u64 segment_size(struct task_struct *task, s32 id)
     if (found == id)
         READ_KERNEL(size, segment, shmid_kernel__shm_segsz);
     return size;
+}
+
+/* The task with this number in the pid namespace of another one, or 0. */
+static __always_inline u64 task_of(struct task_struct *task, u32 number)
+{
+    u64 own = (u64)TASK_FIELD(void *, task, thread_pid), namespace, pid, link;
+    u64 level = (u32)KERNEL_WORD(own, pid__level);
+
+    namespace = *kernel_words(own + OFF_pid__numbers + level * SIZE_upid + OFF_upid__ns);
+    pid = xarray_entry(KERNEL_WORD(namespace, pid_namespace__idr_idr_rt_xa_head), number);
+    link = KERNEL_WORD(pid, pid__tasks); /* the first of its kind, PIDTYPE_PID */
+    return link ? link - OFF_task_struct__pid_links : 0;
 }
 
 /* Whether the pidfd stands for the caller's own process. */

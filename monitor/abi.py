@@ -14,12 +14,14 @@ __all__ = [
     "Bank",
     "Bucket",
     "BucketKey",
+    "Bypass",
     "Cause",
     "Config",
     "Counters",
     "Disposition",
     "Kind",
     "Mapping",
+    "Method",
     "Module",
     "Outcome",
     "Reason",
@@ -55,6 +57,7 @@ class Kind(Label):
     DENIAL = 0
     FAULT = 1
     SEAL = 2
+    BYPASS = 3
 
 
 class Verdict(Label):
@@ -98,6 +101,14 @@ class Access(Label):
     READ = 0
     WRITE = 1
     EXECUTE = 2
+
+
+class Method(Label):
+    MADVISE_DISCARD = 0
+    PTRACE_POKE = 1
+    PROC_MEM_WRITE = 2
+    USERFAULTFD_COPY = 3
+    USERFAULTFD_MOVE = 4
 
 
 class Outcome(Label):
@@ -157,6 +168,17 @@ class Stack(ctypes.Structure):
     ]
 
 
+class Bypass(ctypes.Structure):
+    _fields_ = [
+        ("start_boot_ns", c_uint64),
+        ("pid", c_uint32),
+        ("method", c_uint8),
+        ("reserved", c_uint8 * 3),
+        ("task_name", c_char * TASK_NAME_SIZE),
+        ("executable", c_char * FILE_NAME_SIZE),
+    ]
+
+
 class Record(ctypes.Structure):
     _fields_ = [
         ("time_boot_ns", c_uint64),
@@ -192,6 +214,7 @@ class Record(ctypes.Structure):
         ("mapping", Mapping),
         ("task_name", c_char * TASK_NAME_SIZE),
         ("executable", c_char * FILE_NAME_SIZE),
+        ("bypass", Bypass),
         ("stack", Stack),
     ]
 
@@ -201,6 +224,7 @@ class Counters(ctypes.Structure):
         ("denials", c_uint64 * len(Verdict) * len(OPERATIONS)),
         ("partial_updates", c_uint64 * len(OPERATIONS)),
         ("faults", c_uint64 * len(Disposition) * len(Cause)),
+        ("bypasses", c_uint64 * len(Method)),
         ("seals", c_uint64),
         ("sealed_bytes", c_uint64),
         ("events", c_uint64 * len(Outcome) * len(Kind)),
@@ -254,9 +278,13 @@ class Config(ctypes.Structure):
         ("partial_madvise", c_uint8),
         ("partial_mremap", c_uint8),
         ("anonymous_by_ops", c_uint8),
-        ("reserved", c_uint8 * 3),
+        ("raw_pokes", c_uint8),
+        ("compat_pokes", c_uint8),
+        ("guard_files", c_uint8),
         ("raw_operations", c_uint32),
         ("compat_operations", c_uint32),
         ("function_operations", c_uint32),
         ("raw_mseal", c_uint32),
+        ("one_cgroup", c_uint32),
+        ("reserved", c_uint32),
     ]

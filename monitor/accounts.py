@@ -16,6 +16,7 @@ def totals(counters: Counters) -> dict[str, int]:
         Kind.DENIAL.label: sum(sum(verdicts) for verdicts in counters.denials),
         Kind.FAULT.label: sum(sum(dispositions) for dispositions in counters.faults),
         Kind.SEAL.label: counters.seals,
+        Kind.BYPASS.label: sum(counters.bypasses),
     }
 
 
@@ -37,8 +38,10 @@ def final(counters: Counters, tally: Tally) -> dict[str, object]:
 
 
 def in_words(counters: Counters) -> str:
-    """Seal denials and faults, for a person."""
+    """Seal denials, faults and, where there were any, ways around a seal, for a person."""
     denials = sum(verdicts[Verdict.SEALED] for verdicts in counters.denials)
     failed_handlers = sum(row[Disposition.HANDLER_FAILED] for row in counters.faults)
     faults = sum(sum(row) for row in counters.faults) - failed_handlers
-    return f"{denials} seal denials and {faults} faults"
+    bypasses = sum(counters.bypasses)
+    around = f", and {bypasses} changes around a seal" if bypasses else ""
+    return f"{denials} seal denials and {faults} faults{around}"

@@ -14,9 +14,11 @@ from monitor.events import Assessment, Frame, Likely, Mapping, Sealed, Severity
 from monitor.operations import Decoded
 
 __all__ = [
+    "BYPASSES",
     "DENIALS",
     "FAULTS",
     "REASONING",
+    "BypassFacts",
     "DenialFacts",
     "FaultFacts",
     "Row",
@@ -84,6 +86,23 @@ class FaultFacts:
     access: str
     mapping: Mapping | None
     is_handled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BypassFacts:
+    """`is_own`: a process changed its own memory."""
+
+    method: str
+    sealed: Sealed
+    is_own: bool
+
+    @property
+    def is_written(self) -> bool:
+        return self.method in ("ptrace_poke", "proc_mem_write")
+
+    @property
+    def is_code(self) -> bool:
+        return "x" in self.sealed.permissions
 
 
 _LIKELY: dict[Likely, str] = {
@@ -379,7 +398,66 @@ FAULTS: tuple[Row[FaultFacts], ...] = (
     ),
 )
 
+BYPASSES: tuple[Row[BypassFacts], ...] = (
+    Row(
+        "copy_discarded",
+        "attack",
+        "critical",
+        "what was written before the seal is lost",
+        "The bytes of the file come back: addresses that the loader had filled in turn to what "
+        "the linker left there.",
+        lambda f: f.method == "madvise_discard",
+    ),
+    Row(
+        "code_patched_by_itself",
+        "attack",
+        "critical",
+        "a process patched its own sealed code",
+        "The kernel writes through /proc/self/mem whatever the permissions say. Exploits use it; "
+        "so do tracers that patch from within.",
+        lambda f: f.is_written and f.is_code and f.is_own,
+    ),
+    Row(
+        "breakpoint",
+        "handled",
+        "warning",
+        "a debugger's breakpoint, or changed code",
+        "Debuggers and tracers set breakpoints in the code of other processes. Who is no debugger "
+        "and does the same injects code.",
+        lambda f: f.is_written and f.is_code,
+    ),
+    Row(
+        "data_written",
+        "attack",
+        "critical",
+        "read-only data was changed",
+        "Tables of function addresses and constants are sealed so that nobody can turn them. A "
+        "debugger does it only where a person asks it to.",
+        lambda f: f.is_written,
+    ),
+    Row(
+        "page_filled",
+        "attack",
+        "critical",
+        "a page of chosen content came into sealed memory",
+        "The page was missing when the memory was sealed. Live migration and lazy restore fill "
+        "pages so, but before anything is sealed.",
+        lambda f: f.method == "userfaultfd_copy",
+    ),
+    Row(
+        "pages_moved",
+        "handled",
+        "warning",
+        "pages came into sealed memory or left it",
+        "Garbage collectors compact heaps so. The memory was writable: the process could have "
+        "changed it anyway, but not moved the mapping.",
+        lambda f: f.method == "userfaultfd_move",
+    ),
+)
+
+
 REASONING: dict[str, str] = {
     **{row.name: row.reasoning for row in DENIALS},
     **{row.name: row.reasoning for row in FAULTS},
+    **{row.name: row.reasoning for row in BYPASSES},
 }

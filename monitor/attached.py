@@ -6,15 +6,16 @@ import contextlib
 from dataclasses import replace
 from pathlib import Path
 
-from monitor import calibrate, loader, trial
+from monitor import abi, calibrate, loader, trial
 from monitor.calibrate import Findings
 from monitor.config import Config
 from monitor.counters import KernelState
 from monitor.probes import AT_SEAL, reporters
 from monitor.ring import Ring
 
-__all__ = ["Attached", "request"]
+__all__ = ["Attached", "configure", "request"]
 
+SECOND_NS = 1_000_000_000
 _MIN_ADDRESS = Path("/proc/sys/vm/mmap_min_addr")
 _PID_NAMESPACE = Path("/proc/self/ns/pid")
 
@@ -28,6 +29,18 @@ def request(config: Config) -> loader.LoadRequest:
         ring_size=config.ring.size,
         workloads_max=config.workloads.maximum,
     )
+
+
+def configure(kernel: abi.Config, config: Config) -> None:
+    """Write into the kernel what can change while the programs run."""
+    limit = config.rate_limit
+    kernel.event_interval_ns = SECOND_NS // limit.per_caller
+    kernel.event_burst_ns = (limit.burst - 1) * kernel.event_interval_ns
+    kernel.host_interval_ns = SECOND_NS // limit.host
+    kernel.host_burst_ns = (limit.host - 1) * kernel.host_interval_ns
+    kernel.emit_verdicts = sum(1 << v for v in abi.Verdict if v.label in config.events.denials)
+    kernel.emit_causes = sum(1 << c for c in abi.Cause if c.label in config.events.faults)
+    kernel.emit_seals = config.events.seals
 
 
 class Attached:
@@ -59,6 +72,8 @@ class Attached:
             kernel.function_operations = by_hook.functions
             kernel.raw_operations, kernel.compat_operations = by_hook.raw, by_hook.compat
             kernel.raw_mseal = targets.get("mseal") == "sys_exit"
+            kernel.raw_pokes = targets.get("ptrace_poke") == "sys_exit"
+            kernel.compat_pokes = targets.get("ptrace_poke") != "access_remote_vm"
             self._cleanup = cleanup.pop_all()
 
     def __enter__(self) -> Attached:

@@ -12,6 +12,8 @@ import bcrypt
 
 __all__ = ["BasicAuth"]
 
+CHECKS = 4  # under way or waiting; each takes a connection from those who know their password
+
 
 class BasicAuth:
     """Checks passwords one at a time, so that guessing costs at most one core.
@@ -32,6 +34,7 @@ class BasicAuth:
         self._secret = secrets.token_bytes(32)
         self._accepted: set[bytes] = set()
         self._lock = threading.Lock()
+        self._places = threading.BoundedSemaphore(CHECKS)
 
     def accepts(self, authorization: str) -> bool:
         """Whether an Authorization header has the name and password of a user.
@@ -59,11 +62,16 @@ class BasicAuth:
         return True
 
     def _check(self, password: bytes, hashed: bytes) -> bool:
-        if not self._lock.acquire(timeout=self._wait_seconds):
+        if not self._places.acquire(blocking=False):
             raise TimeoutError
         try:
-            return self._checkpw(password, hashed)
-        except ValueError:  # older releases refuse a password with a NUL
-            return False
+            if not self._lock.acquire(timeout=self._wait_seconds):
+                raise TimeoutError
+            try:
+                return self._checkpw(password, hashed)
+            except ValueError:  # older releases refuse a password with a NUL
+                return False
+            finally:
+                self._lock.release()
         finally:
-            self._lock.release()
+            self._places.release()

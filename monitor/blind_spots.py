@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -24,6 +24,7 @@ def _number(path: Path) -> int | None:
         return None
 
 
+_FEXIT = "a kernel that allows fexit programs, and --attach auto"
 _BLIND = "Blind spots"
 _AROUND = "Ways around a seal (it protects the mapping, not the bytes)"
 _ALWAYS = (
@@ -76,7 +77,7 @@ def _hidden(hooks: Hooks) -> Row:
         "blind",
         "nobody is told where a seal keeps these from unmapping memory: "
         + ", ".join(calls(Effect.HIDDEN)),
-        "a kernel that allows fexit programs, and --attach auto",
+        _FEXIT,
     )
 
 
@@ -139,8 +140,8 @@ def blind_rows(
 
 
 def memory_file_overrides() -> bool:
-    """Whether a write to /proc/self/mem changes a sealed read-only page (FOLL_FORCE)."""
-    page = lay("S").start
+    """Whether a write to /proc/self/mem changes read-only memory (FOLL_FORCE), sealed or not."""
+    page = lay("r").start
     try:
         with open("/proc/self/mem", "r+b", buffering=0) as memory:
             memory.seek(page)
@@ -149,52 +150,69 @@ def memory_file_overrides() -> bool:
         return False
 
 
-def _ptrace(proc: Path) -> Row:
+def _way(check: str, hooks: Hooks, methods: Sequence[str], finding: str, *remedies: str) -> Row:
+    """A way around a seal: seen, as the bypasses that `methods` name, or not."""
+    unseen = [method for method in methods if method not in hooks]
+    if not unseen:
+        seen = dict.fromkeys(_seen(hooks[method]) for method in methods)
+        return Row(_AROUND, check, "ok", f"{finding}: {', '.join(seen)}, as {', '.join(methods)}")
+    only = "" if unseen == list(methods) else f" ({', '.join(unseen)})"
+    finding += f", and nobody sees it{only}"
+    return Row(_AROUND, check, "blind", finding, "; or ".join(filter(None, remedies)))
+
+
+def _memory_file(hooks: Hooks, overrides: bool) -> Row:
+    check = "/proc/PID/mem"
+    if not overrides:
+        return Row(_AROUND, check, "ok", "a write to sealed read-only memory is refused")
+    return _way(
+        check,
+        hooks,
+        ("proc_mem_write",),
+        "a write to sealed read-only memory succeeds",
+        "boot with proc_mem.force_override=never, where the kernel has it",
+        _FEXIT,
+    )
+
+
+def _ptrace(hooks: Hooks, proc: Path) -> Row:
     if _number(proc / "sys/kernel/yama/ptrace_scope") == 3:
         return Row(_AROUND, "ptrace", "ok", "nobody may attach (kernel.yama.ptrace_scope = 3)")
-    return Row(
-        _AROUND,
+    return _way(
         "ptrace",
-        "blind",
+        hooks,
+        ("ptrace_poke",),
         "a debugger writes to sealed memory",
         "sysctl kernel.yama.ptrace_scope=3, where the kernel has it and nobody needs a debugger",
     )
 
 
-def _memory_file(overrides: bool) -> Row:
-    check = "/proc/PID/mem"
-    if not overrides:
-        return Row(_AROUND, check, "ok", "a write to sealed read-only memory is refused")
-    return Row(
-        _AROUND,
-        check,
-        "blind",
-        "a write to sealed read-only memory succeeds",
-        "boot with proc_mem.force_override=never, where the kernel has it",
-    )
-
-
-def _userfaultfd(proc: Path) -> Row:
+def _userfaultfd(hooks: Hooks, proc: Path) -> Row:
     is_for_all = _number(proc / "sys/vm/unprivileged_userfaultfd") == 1
-    return Row(
-        _AROUND,
+    return _way(
         "userfaultfd",
-        "blind",
+        hooks,
+        ("userfaultfd_copy", "userfaultfd_move"),
         "fills missing pages of sealed memory and moves pages out of it",
         "sysctl vm.unprivileged_userfaultfd=0" if is_for_all else "",
+        _FEXIT,
     )
 
 
-def bypass_rows(overrides: bool, proc: Path = host.PROC) -> list[Row]:
+def bypass_rows(
+    probes: Iterable[AttachedProbe], overrides: bool, proc: Path = host.PROC
+) -> list[Row]:
     """How sealed memory changes without a refusal. `overrides`: see memory_file_overrides()."""
+    hooks = {probe.probe: probe for probe in probes if probe.attached}
     return [
-        _memory_file(overrides),
-        _ptrace(proc),
-        Row(
-            _AROUND,
+        _memory_file(hooks, overrides),
+        _ptrace(hooks, proc),
+        _way(
             "MADV_DONTNEED",
-            "blind",
+            hooks,
+            ("madvise_discard",),
             "on a private file mapping (RELRO) it succeeds and brings the file's bytes back",
+            "--attach auto",
         ),
         Row(
             _AROUND,
@@ -211,7 +229,7 @@ def bypass_rows(overrides: bool, proc: Path = host.PROC) -> list[Row]:
             "blind",
             "getsockopt with TCP_ZEROCOPY_RECEIVE replaces the pages of a sealed mapping",
         ),
-        _userfaultfd(proc),
+        _userfaultfd(hooks, proc),
         Row(
             _AROUND,
             "uprobes",

@@ -79,6 +79,16 @@ def _anonymous_by_ops() -> bool:
     return call("madvise", start, PAGE, MADV_DONTNEED) == -errno.EPERM
 
 
+def _guard_files() -> bool:
+    """Whether a guard region can be installed in a private mapping of a file (6.15 on)."""
+    start = lay("n").start
+    descriptor = os.memfd_create("seal-monitor")
+    os.ftruncate(descriptor, PAGE)
+    need("mmap", start, PAGE, PROT_READ, MAP_PRIVATE | MAP_FIXED, descriptor, 0)
+    os.close(descriptor)
+    return call("madvise", start, PAGE, MADV_GUARD_INSTALL) == 0
+
+
 def main() -> int:
     """Wait for a byte, then make the calls that calibrate() expects; prints what came of them."""
     os.read(0, 1)
@@ -94,6 +104,7 @@ def main() -> int:
         found["partial_madvise"] = _partial_madvise()
         found["partial_mremap"] = _partial_mremap()
         found["anonymous_by_ops"] = _anonymous_by_ops()
+        found["guard_files"] = _guard_files()
     print(json.dumps(found), flush=True)
     return 0
 
@@ -179,6 +190,7 @@ def calibrate(process: Popen[str], config: Config, ring: Ring) -> Findings:
         raise CalibrationError(f"sealing changed vm_flags from {unsealed:#x} to {sealed:#x}")
     config.maybe_guard_mask = _single_bit(plain, guarded)
     config.anonymous_by_ops = found["anonymous_by_ops"]
+    config.guard_files = found["guard_files"]
     config.partial_mprotect = found["partial_mprotect"]
     config.partial_madvise = found["partial_madvise"]
     config.partial_mremap = found["partial_mremap"]

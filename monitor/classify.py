@@ -10,10 +10,20 @@ from enum import IntEnum
 from typing import TypeVar
 
 from monitor import abi, stacks, summaries
-from monitor.abi import Access, Cause, Disposition, Kind, Reason, RecordFlag, Role, Verdict
-from monitor.assessment import DENIALS, FAULTS, DenialFacts, FaultFacts, caller_of, first_fit
+from monitor.abi import Access, Cause, Disposition, Kind, Method, Reason, RecordFlag, Role, Verdict
+from monitor.assessment import (
+    BYPASSES,
+    DENIALS,
+    FAULTS,
+    BypassFacts,
+    DenialFacts,
+    FaultFacts,
+    caller_of,
+    first_fit,
+)
 from monitor.events import (
     AddressRange,
+    Bypass,
     Denial,
     Fault,
     File,
@@ -25,6 +35,7 @@ from monitor.events import (
     Sealed,
     Severity,
     Suppression,
+    Target,
     timestamp,
 )
 from monitor.operations import OPERATIONS, Operation, decode_arguments
@@ -48,6 +59,7 @@ _SUPPRESSION_SEVERITY: dict[Kind, Severity] = {
     Kind.DENIAL: "warning",
     Kind.FAULT: "warning",
     Kind.SEAL: "info",
+    Kind.BYPASS: "warning",
 }
 
 
@@ -248,6 +260,40 @@ def _seal(record: abi.Record, origin: Origin, sealed_mask: int, path: str | None
     )
 
 
+def _bypass(
+    record: abi.Record, origin: Origin, sealed_mask: int, path: str | None, target: Target | None
+) -> Bypass:
+    method = _member(Method, record.bypass.method)
+    mapping = _mapping(record.mapping, sealed_mask, path)
+    if mapping is None:
+        raise ClassifyError("corrupt record: a bypass without a mapping")
+    sealed = Sealed(mapping.start, mapping.end, mapping.permissions, mapping.file, mapping.name)
+    row = first_fit(BYPASSES, BypassFacts(method.label, sealed, summaries.is_own(record)))
+    end = record.address + record.length
+    if end >> 64:
+        raise ClassifyError("corrupt record: a range that has no end")
+    return Bypass(
+        id=origin.id,
+        time=origin.time,
+        time_boot_ns=origin.time_boot_ns,
+        severity=row.severity if row else "critical",
+        summary=summaries.bypass(record, sealed, method, row.words if row else ""),
+        host=origin.host,
+        process=origin.process,
+        workload=origin.workload,
+        method=method.label,
+        assessment=row.assessment if row else None,
+        target=target,
+        changed=AddressRange(_address(record.address), _address(end)),
+        sealed=sealed,
+        compat=bool(record.flags & RecordFlag.COMPAT),
+        instruction_pointer=_address(record.instruction_pointer),
+        caller=_address(record.caller),
+        stack=_stack(record),
+        stack_complete=bool(record.stack.complete),
+    )
+
+
 _CLASSIFIERS: dict[Kind, Callable[[abi.Record, Origin, int, str | None], Denial | Fault | Seal]] = {
     Kind.DENIAL: _denial,
     Kind.FAULT: _fault,
@@ -256,14 +302,23 @@ _CLASSIFIERS: dict[Kind, Callable[[abi.Record, Origin, int, str | None], Denial 
 
 
 def classify(
-    record: abi.Record, origin: Origin, *, sealed_mask: int, file_path: str | None = None
-) -> Denial | Fault | Seal:
+    record: abi.Record,
+    origin: Origin,
+    *,
+    sealed_mask: int,
+    file_path: str | None = None,
+    target: Target | None = None,
+) -> Denial | Fault | Seal | Bypass:
     """The event of one record, with its severity and summary.
 
     `sealed_mask` is VM_SEALED of the running kernel; `file_path` the path of the mapped file where
-    more than its base name is known. Raises ClassifyError for a record that is corrupt.
+    more than its base name is known; `target`, of a bypass, whose memory it was. Raises
+    ClassifyError for a record that is corrupt.
     """
-    return _CLASSIFIERS[_member(Kind, record.kind)](record, origin, sealed_mask, file_path)
+    kind = _member(Kind, record.kind)
+    if kind is Kind.BYPASS:
+        return _bypass(record, origin, sealed_mask, file_path, target)
+    return _CLASSIFIERS[kind](record, origin, sealed_mask, file_path)
 
 
 def suppression(
@@ -276,7 +331,7 @@ def suppression(
     ClassifyError for a key that is corrupt.
     """
     kind = _member(Kind, key.kind)
-    process = operation = cause = None
+    process = operation = cause = method = None
     what = ""
     if key.pid:
         name = printable(bucket.task_name)
@@ -287,6 +342,8 @@ def suppression(
             operation = what = _operation(key.what).name
         elif kind is Kind.FAULT:
             cause = what = _member(Cause, key.what).label
+        elif kind is Kind.BYPASS:
+            method = what = _member(Method, key.what).label
     return Suppression(
         id=origin.id,
         time=origin.time,
@@ -299,6 +356,7 @@ def suppression(
         of=kind.label,
         operation=operation,
         cause=cause,
+        method=method,
         caller=_address(key.caller) if key.pid else None,
         count=bucket.suppressed,
         first=timestamp(bucket.first_suppressed_ns, offset_ns),

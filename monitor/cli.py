@@ -11,15 +11,28 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from operator import attrgetter
 from pathlib import Path
+from typing import NoReturn
 
 from monitor import config
+from monitor.version import version
 
 __all__ = ["main"]
 
-Parser = argparse.ArgumentParser
+
+class Parser(argparse.ArgumentParser):
+    """`wrong_usage` is the exit code for a mistake on the command line."""
+
+    wrong_usage = 2
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(self.wrong_usage, f"{self.prog}: error: {message}\n")
+
+
 Command = Callable[[argparse.Namespace], int]
 
 DONE, FAILED, WRONG_USAGE, UNFIT_HOST, INTERRUPTED = 0, 1, 2, 3, 130
+EXEC_FAILED = 125  # as of env(1) and others that run a command
 
 _VALUES = {
     "attach": "MODE",
@@ -38,6 +51,8 @@ examples:
   seal-monitor doctor                 see what it can do on this host
   seal-monitor run --output json --events-file /var/log/seal-monitor/events.jsonl
   seal-monitor incidents list --since 7d
+  seal-monitor posture --by executable
+  seal-monitor exec --fail-on denial,fault -- make test
   seal-monitor check-config /etc/seal-monitor/config.toml
 
 exit codes:
@@ -47,23 +62,22 @@ exit codes:
   3  this host cannot be monitored; the message says why and what to do
   130  interrupted before it was watching
 
+exit codes of exec: that of the command, 128+N when signal N ended it; 4 for --fail-on;
+  125 exec itself failed, 126 the command cannot be executed, 127 it was not found
+
 SEAL_MONITOR_DEBUG=1 in the environment shows where an error was raised.
 """
 
 
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib import metadata  # noqa: PLC0415 - slow, and seldom asked for
-
-        print(f"seal-monitor {metadata.version('seal-monitor')}")
+        print(f"seal-monitor {version()}")
         parser.exit()
 
 
-def _flags() -> argparse.ArgumentParser:
+def _flags() -> Parser:
     """The flags that run, demo and doctor have in common; what is not given is not set."""
-    parser = argparse.ArgumentParser(
-        add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS
-    )
+    parser = Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     group = parser.add_argument_group(
         "flags of run, demo and doctor; they override the file",
         "demo and doctor use --config and --attach alone",
@@ -81,9 +95,9 @@ def _flags() -> argparse.ArgumentParser:
     return parser
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     flags = _flags()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="seal-monitor",
         usage="seal-monitor COMMAND [FLAGS]",
         description=_DESCRIPTION,
@@ -99,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
         title="commands", metavar="COMMAND", prog="seal-monitor", required=True
     )
 
-    def add(name: str, does: Command, text: str, *parents: argparse.ArgumentParser) -> Parser:
+    def add(name: str, does: Command, text: str, *parents: Parser) -> Parser:
         command = commands.add_parser(
             name,
             help=text,
@@ -108,10 +122,12 @@ def _parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         command.set_defaults(does=does, takes_flags=bool(parents), takes_config=bool(parents))
+        command.set_defaults(failure=None)
         return command
 
     add("run", _run, "watch in the foreground until SIGTERM or SIGINT", flags)
     add("demo", _demo, "provoke one of each violation and show what is said of it", flags)
+    _add_exec(add("exec", _exec, "run a command and tell the violations of it and its children"))
     doctor = add("doctor", _doctor, "show what this host can and can't do, and the remedy", flags)
     doctor.add_argument("--json", action="store_true", help="print a JSON object")
     check = add("check-config", _check_config, "tell every mistake in a configuration file")
@@ -131,13 +147,72 @@ def _parser() -> argparse.ArgumentParser:
     )
     symbolize.add_argument("--verbose", action="store_true", help="tell why a name is missing")
     _add_incidents(add("incidents", _incidents, "show what was kept of violations, grouped"))
+    _add_posture(add("posture", _posture, "show which processes have sealed memory, and how much"))
     return parser
+
+
+def _add_posture(parser: Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument(
+        "--by",
+        choices=("process", "executable", "workload"),
+        default="process",
+        help="what a line stands for (default: process)",
+    )
+    shown.add_argument(
+        "--pid", type=_positive, metavar="PID", help="one process, with its sealed mappings"
+    )
+    parser.add_argument("--all", action="store_true", help="also what has sealed nothing")
+
+
+def _add_exec(parser: Parser) -> None:
+    parser.wrong_usage = EXEC_FAILED
+    parser.set_defaults(failure=EXEC_FAILED, takes_flags=True)
+    parser.usage = "seal-monitor exec [FLAGS] -- COMMAND [ARGUMENT...]"
+    parser.description = (
+        "Run a command and tell the violations of it and its children, and of nobody else, on "
+        "standard error: each place as it is met, with its stack, and all in a table at the end. "
+        "The exit code is that of the command."
+    )
+    parser.add_argument(
+        "--fail-on",
+        type=_kinds,
+        metavar="KINDS",
+        default=(),
+        help="exit code 4 if there was one of these: denial, fault, bypass; several: denial,fault",
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write all that was found to FILE, as JSON"
+    )
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="write it to FILE as a page of HTML"
+    )
+    parser.add_argument(
+        "--user", metavar="NAME", help="run the command as NAME (default: $SUDO_USER, if it is set)"
+    )
+    parser.add_argument(
+        "--attach",
+        metavar="MODE",
+        default=argparse.SUPPRESS,
+        help="auto, fexit, tracepoint or raw_tracepoint (default: auto)",
+    )
+    parser.add_argument("words", metavar="COMMAND", nargs=argparse.REMAINDER)
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    kinds = tuple(dict.fromkeys(text.split(",")))
+    if unknown := set(kinds) - {"denial", "fault", "bypass"}:
+        raise argparse.ArgumentTypeError(
+            f"{min(unknown)[:20]!r} is none of denial, fault and bypass; several are separated by "
+            "commas"
+        )
+    return kinds
 
 
 def _add_incidents(parser: Parser) -> None:
     parser.set_defaults(takes_config=True)
-    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    common.add_argument("--json", action="store_true", help="print JSON")
+    common = Parser(add_help=False, allow_abbrev=False)
     common.add_argument(
         "--config",
         type=Path,
@@ -150,16 +225,47 @@ def _add_incidents(parser: Parser) -> None:
     )
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", dest="verb", required=True)
 
-    def add(name: str, text: str) -> Parser:
+    def add(name: str, text: str, *parents: Parser) -> Parser:
         return verbs.add_parser(
             name,
             help=text,
             description=f"{text[0].upper()}{text[1:]}.",
-            parents=[common],
+            parents=[*parents, common],
             allow_abbrev=False,
         )
 
-    listing = add("list", "list incidents, those last seen first")
+    printed = Parser(add_help=False, allow_abbrev=False)
+    printed.add_argument("--json", action="store_true", help="print JSON")
+    filters = _incident_filters()
+    add("list", "list incidents, those last seen first", filters, printed)
+    show = add("show", "tell the story of one incident", printed)
+    show.add_argument("id", metavar="ID", help="its id, or the beginning of it")
+    timeline = add("timeline", "show what one process did, in order", printed)
+    timeline.add_argument("pid", metavar="PID", type=_positive)
+    timeline.add_argument(
+        "start", metavar="START", nargs="?", help="when it started, if several had this pid"
+    )
+    report = add("report", "make a page of one incident, or of those that match", filters)
+    report.add_argument(
+        "id",
+        metavar="ID",
+        nargs="?",
+        help="its id, or the beginning of it; without: all that match",
+    )
+    export = add("export", "pack all about one incident, for somebody else")
+    export.add_argument("id", metavar="ID", help="its id, or the beginning of it")
+    for verb, file in ((report, "FILE.html"), (export, "FILE.tar.gz")):
+        verb.add_argument(
+            *("-o", "--output-file"),
+            metavar=file,
+            required=True,
+            help="the file to make, for its owner alone; - for standard output",
+        )
+
+
+def _incident_filters() -> Parser:
+    """Those of list and report."""
+    listing = Parser(add_help=False, allow_abbrev=False)
     for flag, metavar, text in (
         (
             "--since",
@@ -167,7 +273,7 @@ def _add_incidents(parser: Parser) -> None:
             "seen since then: a date or time in UTC, or so long ago: 24h, 7d",
         ),
         ("--until", "TIME", "seen before then"),
-        ("--operation", "GLOB", "operation of the denials or cause of the faults"),
+        ("--operation", "GLOB", "operation of denials, cause of faults, method of bypasses"),
         ("--executable", "GLOB", "with a slash its path, else its base name"),
         ("--workload", "GLOB", "unit, pod/UID, container/ID or cgroup"),
         ("--verdict", "VERDICT", "that some of its denials had"),
@@ -176,20 +282,17 @@ def _add_incidents(parser: Parser) -> None:
     listing.add_argument(
         "--likely", choices=("attack", "bug", "leak", "handled"), help="what some of it may be"
     )
-    kinds = ("violation", "denial", "fault", "seal", "health", "all")
+    kinds = ("violation", "denial", "fault", "bypass", "seal", "health", "all")
     listing.add_argument(
-        "--kind", choices=kinds, default="violation", help="default: violation, denials and faults"
+        "--kind",
+        choices=kinds,
+        default="violation",
+        help="default: violation, that is denials, faults and bypasses",
     )
     listing.add_argument(
         "--limit", type=_positive, default=50, metavar="N", help="at most so many (default: 50)"
     )
-    show = add("show", "tell the story of one incident")
-    show.add_argument("id", metavar="ID", help="its id, or the beginning of it")
-    timeline = add("timeline", "show what one process did, in order")
-    timeline.add_argument("pid", metavar="PID", type=_positive)
-    timeline.add_argument(
-        "start", metavar="START", nargs="?", help="when it started, if several had this pid"
-    )
+    return listing
 
 
 def _positive(text: str) -> int:
@@ -231,6 +334,24 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return doctor.run(settings, arguments.json)
 
 
+def _exec(arguments: argparse.Namespace) -> int:
+    words = arguments.words[arguments.words[:1] == ["--"] :]
+    if not words:
+        raise config.ConfigError("no command: seal-monitor exec [FLAGS] -- COMMAND [ARGUMENT...]")
+    # No file: what a command is told does not depend on the host that it runs on.
+    settings = config.load(Path(os.devnull), _overrides(arguments))
+    from monitor import execute, execute_command  # noqa: PLC0415
+
+    options = execute.Options(
+        words, arguments.user, arguments.fail_on, arguments.json, arguments.report
+    )
+    try:
+        return execute.run(settings, options)
+    except execute_command.CannotStart as error:
+        print(f"seal-monitor: {_one_line(error)}", file=sys.stderr)
+        return error.code
+
+
 def _check_config(arguments: argparse.Namespace) -> int:
     settings = config.load(arguments.file, {})
     if settings.web.config_file is not None:
@@ -261,6 +382,12 @@ def _incidents(arguments: argparse.Namespace) -> int:
     from monitor import incidents_cli  # noqa: PLC0415
 
     return incidents_cli.run(arguments, arguments.database or _database(_load(arguments)))
+
+
+def _posture(arguments: argparse.Namespace) -> int:
+    from monitor import posture_cli  # noqa: PLC0415
+
+    return posture_cli.run(arguments)
 
 
 def _database(settings: config.Config) -> Path:
@@ -337,7 +464,10 @@ def _one_line(error: Exception) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv`; the exit code. Raises SystemExit for wrong usage and --help."""
     parser = _parser()
-    arguments = parser.parse_args(argv)
+    arguments, unknown = parser.parse_known_args(argv)
+    parser.wrong_usage = arguments.failure or WRONG_USAGE
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     is_misplaced = _overrides(arguments) and not arguments.takes_flags
     if is_misplaced or ("config" in arguments and not arguments.takes_config):
         parser.error("only run, demo and doctor take these flags")
@@ -354,5 +484,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("SEAL_MONITOR_DEBUG") == "1":
             traceback.print_exc()
-        return _report(error)
+        code = _report(error)
+        return code if arguments.failure is None else int(arguments.failure)
     return int(code)

@@ -119,6 +119,11 @@ class Incidents:
 
 
 @dataclass(frozen=True)
+class Posture:
+    interval: int
+
+
+@dataclass(frozen=True)
 class Mute:
     """Known violations that make no events. They are still counted."""
 
@@ -169,6 +174,7 @@ class Config:
     watch: Watch
     state: State
     incidents: Incidents
+    posture: Posture
     mutes: tuple[Mute, ...]
 
 
@@ -183,6 +189,7 @@ _SECTIONS: Mapping[str, type] = {
     "watch": Watch,
     "state": State,
     "incidents": Incidents,
+    "posture": Posture,
 }
 
 
@@ -230,7 +237,8 @@ KEYS: tuple[Key, ...] = (
         "web.config_file",
         "",
         optional_path,
-        'TLS and basic auth, in the format of the Prometheus exporter toolkit; "" for neither.',
+        'TLS and basic auth, in the format of the Prometheus exporter toolkit; "" for neither. It '
+        "is read anew when it changes.",
         "--web.config.file",
     ),
     Key(
@@ -367,6 +375,13 @@ KEYS: tuple[Key, ...] = (
         switch,
         "Whether the process of a violation is looked at while it lives, once for each incident: "
         "its mappings with their seals, modules, limits, seccomp and parents.",
+        reloads=True,
+    ),
+    Key(
+        "posture.interval",
+        3600,
+        integer(0, 30 * 86400),
+        "Seconds from one look at what all processes have sealed to the next; 0: never.",
         reloads=True,
     ),
 )

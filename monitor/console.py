@@ -8,11 +8,11 @@ from typing import Any
 
 from structlog.typing import EventDict, WrappedLogger
 
-__all__ = ["PrettyRenderer"]
+__all__ = ["COLOURS", "DIM", "RESET", "PrettyRenderer"]
 
-_RESET = "\x1b[0m"
-_DIM = "\x1b[2m"
-_COLOURS = {"critical": "\x1b[1;31m", "warning": "\x1b[33m", "info": "\x1b[36m"}
+RESET = "\x1b[0m"
+DIM = "\x1b[2m"
+COLOURS = {"critical": "\x1b[1;31m", "warning": "\x1b[33m", "info": "\x1b[36m"}
 
 _CLOCK_WIDTH = len("HH:MM:SS")
 _KIND_WIDTH = len("suppression")
@@ -72,6 +72,18 @@ def _seal_items(event: Mapping[str, Any]) -> list[str]:
     return _mapping_items("mapping", event["mapping"])
 
 
+def _bypass_items(event: Mapping[str, Any]) -> list[str]:
+    target = event["target"]
+    of = f"{target['executable'] or target['name']} (pid {target['pid']})" if target else "unknown"
+    return [
+        f"method {event['method']}",
+        *_mapping_items("seal", event["sealed"]),
+        f"changed {_extent(event['changed'])}",
+        f"memory of {of}",
+        *([f"caller {_place(event, event['caller'])}"] if event["caller"] != "0x0" else []),
+    ]
+
+
 def _suppression_items(event: Mapping[str, Any]) -> list[str]:
     caller = event["caller"]
     return [
@@ -100,6 +112,7 @@ _ITEMS: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
     "denial": _denial_items,
     "fault": _fault_items,
     "seal": _seal_items,
+    "bypass": _bypass_items,
     "suppression": _suppression_items,
     "health": _health_items,
 }
@@ -145,7 +158,7 @@ class PrettyRenderer:
         self._width = max(width - _INDENT, 40)
 
     def _paint(self, text: str, colour: str) -> str:
-        return f"{colour}{text}{_RESET}" if self._colours and text else text
+        return f"{colour}{text}{RESET}" if self._colours and text else text
 
     def __call__(self, _: WrappedLogger, __: str, event: EventDict) -> str:
         items = [*_ITEMS[event["kind"]](event), *_owner_items(event)]
@@ -157,7 +170,7 @@ class PrettyRenderer:
         )
         essentials = _fill([_shorten(_visible(i), self._width) for i in items], self._width)
         severity = event["severity"]
-        colour = _COLOURS[severity]
+        colour = COLOURS[severity]
         margin = " " * _INDENT
         clock = event["time"][11:19]
         kind = self._paint(f"{event['kind']:<{_KIND_WIDTH}}", colour)
@@ -165,7 +178,7 @@ class PrettyRenderer:
         lines = [
             f"{clock} {kind} {''.join(summary[:1])}",
             *(margin + line for line in summary[1:]),
-            f"{' ' * _CLOCK_WIDTH} {rank} {self._paint(''.join(essentials[:1]), _DIM)}",
-            *(margin + self._paint(line, _DIM) for line in essentials[1:]),
+            f"{' ' * _CLOCK_WIDTH} {rank} {self._paint(''.join(essentials[:1]), DIM)}",
+            *(margin + self._paint(line, DIM) for line in essentials[1:]),
         ]
         return "\n".join(line.rstrip() for line in lines)

@@ -11,18 +11,22 @@ import ctypes
 import errno
 import mmap
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 from monitor.abi import Bank, Bucket, BucketKey, Config, Counters, Workload
 from monitor.loader import Loaded, possible_cpus
+from monitor.syscalls import call
 
 __all__ = ["HashMap", "KernelState", "missed_runs"]
 
 _Key = TypeVar("_Key", bound="ctypes._CDataType")
 _Value = TypeVar("_Value", bound="ctypes._CDataType")
 _BATCH = 256
+_MEMBARRIER_CMD_GLOBAL = 1  # returns after synchronize_rcu()
+_RUN_SECONDS = 0.1  # far beyond the longest run of a program
 
 
 def _element(array: ctypes.Array[Any], of: type[_Value], index: int) -> _Value:
@@ -95,6 +99,7 @@ class KernelState:
         self._shared = _mapped(maps["shared_buckets"], Bucket, 2)
         self.config = Config.from_buffer(self._config)
         self.workloads = HashMap(maps["workloads"], ctypes.c_uint64, Workload)
+        self._watched_cgroup = maps["watched_cgroup"]
         self.buckets = HashMap(maps["buckets"], BucketKey, Bucket)
 
     def counters(self, bank: Bank = Bank.HOST) -> Counters:
@@ -107,6 +112,27 @@ class KernelState:
                 if value:
                     total[index] += value
         return Counters.from_buffer_copy(total)
+
+    def watch_cgroup(self, descriptor: int) -> None:
+        """Count and tell only what happens in this cgroup2 directory and below, and begin at 0.
+
+        Nobody may be in it yet. The ring may still hold records of others. Raises OSError.
+        """
+        library = ctypes.CDLL("libbpf.so.1", use_errno=True)
+        key, value = ctypes.c_uint32(0), ctypes.c_uint32(descriptor)
+        result = library.bpf_map_update_elem(
+            self._watched_cgroup, ctypes.byref(key), ctypes.byref(value), ctypes.c_uint64(0)
+        )
+        if result:
+            raise OSError(-result, os.strerror(-result))
+        self.config.one_cgroup = 1
+        # A run that began before may still count: programs run in RCU read sections.
+        if call("membarrier", _MEMBARRIER_CMD_GLOBAL) < 0:  # a kernel with nohz_full CPUs
+            time.sleep(_RUN_SECONDS)
+        self._counters[:] = bytes(len(self._counters))
+        self._shared[:] = bytes(len(self._shared))
+        for bucket, _ in list(self.buckets.items()):
+            self.buckets.remove(bucket)
 
     def shared_bucket(self, index: int) -> Bucket:
         size = ctypes.sizeof(Bucket)

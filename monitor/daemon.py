@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry
 
 from monitor import abi, accounts, host, journal, metrics, privileges, sinks, web
-from monitor.attached import Attached, request
+from monitor.attached import Attached, configure, request
 from monitor.canary import Canary, Rounds
 from monitor.cgroups import Cgroups
 from monitor.config import Config, ConfigError
@@ -32,6 +32,7 @@ from monitor.last_run import LastRun, as_details, blind_seconds, state_directory
 from monitor.last_run import ended as how_it_ended
 from monitor.losses import Losses
 from monitor.pipeline import Pipeline, clock_offset
+from monitor.posture_rounds import PostureRounds
 from monitor.reload import merge
 from monitor.service import Service
 from monitor.source import KernelSource
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Daemon", "run"]
 
-SECOND_NS = 1_000_000_000
 SWEEP_SECONDS = 1.0
 MISSED_SECONDS = 10.0
 TURN_SECONDS = 0.5  # what a storm leaves in the ring after so long waits for the next turn
@@ -136,18 +136,6 @@ def give_back_memory() -> None:
         trim(ctypes.c_size_t(0))
 
 
-def configure(kernel: abi.Config, config: Config) -> None:
-    """Write into the kernel what can change while the programs run."""
-    limit = config.rate_limit
-    kernel.event_interval_ns = SECOND_NS // limit.per_caller
-    kernel.event_burst_ns = (limit.burst - 1) * kernel.event_interval_ns
-    kernel.host_interval_ns = SECOND_NS // limit.host
-    kernel.host_burst_ns = (limit.host - 1) * kernel.host_interval_ns
-    kernel.emit_verdicts = sum(1 << v for v in abi.Verdict if v.label in config.events.denials)
-    kernel.emit_causes = sum(1 << c for c in abi.Cause if c.label in config.events.faults)
-    kernel.emit_seals = config.events.seals
-
-
 def _clocks() -> tuple[float, float]:
     """Now, in seconds of the boot clock and of the real-time clock."""
     return time.clock_gettime(time.CLOCK_BOOTTIME), time.time()
@@ -189,6 +177,8 @@ class Daemon:
         self._pending_health: list[tuple[str, str]] = []
         self._sweep_at = self._missed_at = 0.0
         self._trouble: set[str] = set()
+        self._access: Callable[[], web.Access] = web.Access
+        self._not_in_force: set[str] = set()  # of "configuration" and "web configuration"
         with contextlib.ExitStack() as on_failure:
             on_failure.push(self._cleanup)
             self._start()
@@ -203,12 +193,11 @@ class Daemon:
     def _start(self) -> None:
         host.require()
         config = self._config
-        web_options = None
         if config.web.config_file is not None:
-            from monitor.web_config import load_web_config  # noqa: PLC0415 - YAML and bcrypt: 3 MB
+            from monitor.web_access import WebAccess  # noqa: PLC0415 - YAML and bcrypt: 3 MB
 
-            web_options = load_web_config(config.web.config_file)
-        self._has_tls = web_options is not None and web_options.tls is not None
+            self._access = WebAccess(config.web.config_file, self._on_web_config)
+        self._has_tls = self._access().tls is not None
         attached = self._cleanup.enter_context(Attached(request(config)))
         self.findings = attached.calibrate()
         self._watching_since = _clocks()
@@ -218,7 +207,7 @@ class Daemon:
         configure(kernel, config)
         cgroups = Cgroups()
         self.facts = host.host_facts()
-        self.tally.reload(True, time.time())
+        self._has_read("configuration", True)
         self._snapshots = self._make_snapshots(bool(kernel.maybe_guard_mask))
         self.pipeline = Pipeline(
             self.facts,
@@ -238,8 +227,11 @@ class Daemon:
         self._canary = Canary(kernel, time.monotonic, self.findings.guard_regions)
         self._rounds = Rounds(self._canary, self._started)
         self._cleanup.callback(self._canary.stop)
+        directory = state_directory(config.state.directory) if self._last_run.is_kept else None
+        self._posture = PostureRounds(directory, config.workloads.maximum)
+        self._cleanup.callback(self._posture.stop)
         self.server = web.listen(
-            config.web.listen_address, self._registry(source), self.not_ready, web_options
+            config.web.listen_address, self._registry(source), self.not_ready, self._access
         )
         self._cleanup.callback(self.server.close)
         if self._restricted:  # everything is open, and no thread started that would keep them
@@ -247,7 +239,7 @@ class Daemon:
         self._canary.start()
         self.server.start()
         for probe in self.loaded.probes:
-            if not probe.attached:
+            if probe.lost:
                 self.pipeline.health("probe_lost", f"{probe.probe}: {probe.error}")
 
     def _make_snapshots(self, reports_guards: bool) -> Snapshots | None:
@@ -285,7 +277,7 @@ class Daemon:
         reasons = [
             f"probe {probe.probe} is not attached: {probe.error}"
             for probe in self.loaded.probes
-            if not probe.attached
+            if probe.lost
         ]
         if self._stopping:
             reasons.append("it is stopping")
@@ -342,6 +334,7 @@ class Daemon:
         self.delivery.collect()
         self._tell_pending()
         self._run_canary(now)
+        self._look_at_posture(now)
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_SECONDS
             self._sweep()
@@ -353,6 +346,7 @@ class Daemon:
             with self._service.reloading():
                 self.delivery.reopen()
                 self._reload_configuration()
+                self._access()  # else the next connection would find a mistake
         self._service.turned(is_drained and not self._rounds.is_late, self._status)
 
     def drain(self) -> int:
@@ -412,6 +406,17 @@ class Daemon:
             words = f"after {outcome.blind_seconds:.0f} s"
             self.pipeline.health("canary_recovered", words, outcome.blind_seconds)
 
+    def _look_at_posture(self, now: float) -> None:
+        outcome = self._posture.turn(now, self._config.posture.interval)
+        if outcome is None:
+            return
+        if outcome.figures is not None:
+            self.tally.posture = outcome.figures
+        for problem in outcome.problems:
+            self.pipeline.health("state_failed" if outcome.figures else "posture_failed", problem)
+        for change in outcome.changes:
+            self.pipeline.health(change.event, change.message, details=change.details)
+
     def _tell_started(self) -> None:
         ready_after = time.monotonic() - self._started
         modes = sorted({probe.mode for probe in self.loaded.probes if probe.attached})
@@ -455,6 +460,22 @@ class Daemon:
         else:
             self._pending_health.append(("sink_failed", f"{name}: {error}"))
 
+    def _on_web_config(self, error: web.WebError | None) -> None:
+        """A thread that answers HTTP has read the web configuration anew."""
+        if error is None:
+            said = ("reloaded", "the web configuration was read anew and is in force")
+        else:
+            said = ("reload_failed", f"{error}; the web configuration stays as it was")
+        self._has_read("web configuration", error is None)
+        self._pending_health.append(said)
+
+    def _has_read(self, what: str, is_in_force: bool) -> None:
+        if is_in_force:
+            self._not_in_force.discard(what)
+        else:
+            self._not_in_force.add(what)
+        self.tally.reload(not self._not_in_force, time.time())
+
     def _tell_pending(self) -> None:
         while self._last_run.problems:
             self.pipeline.health("state_failed", self._last_run.problems.pop(0))
@@ -468,7 +489,7 @@ class Daemon:
         try:
             config = self._reload()
         except ConfigError as error:
-            self.tally.reload(False, time.time())
+            self._has_read("configuration", False)
             self.pipeline.health("reload_failed", str(error))
             return
         done = merge(self._config, config)
@@ -480,7 +501,7 @@ class Daemon:
         if self._snapshots:
             self._snapshots.enabled = done.config.incidents.snapshots
         self._config = done.config
-        self.tally.reload(not done.refused, time.time())
+        self._has_read("configuration", not done.refused)
         self.pipeline.health("reloaded", done.message, details=done.details)
 
     # ---- the end ---------------------------------------------------------------------------------
@@ -490,6 +511,7 @@ class Daemon:
         self._stopping = True
         self._service.stopping()
         self._canary.stop()
+        self._posture.stop()
         self.loaded.detach()
         if self._has_started:  # else what the run before has left still holds
             self._last_run.alive(accounts.totals(self.state.counters()))

@@ -23,6 +23,7 @@ EVENT_SECONDS = 2.0
 _TITLES = {
     "denial": "Refused by a seal",
     "fault": "Stopped by a guard page, a seal or a protection",
+    "bypass": "Changed around a seal",
     "seal": "Sealed",
     "other": "Looks like one, and is not or may not be",
 }
@@ -62,11 +63,16 @@ def _is_as_expected(facts: dict[str, Any], events: list[dict[str, Any]]) -> bool
     """Whether the last event says what the provocation did; none where none is due."""
     cause = facts.get("cause")
     verdict = facts.get("verdict")
-    if verdict == "not_sealed" or (cause in ("other", None) and verdict is None):
+    if not _expects_event(facts):
         return not events
     if not events:
         return False
     last = events[-1]
+    if facts["kind"] == "bypass":
+        return bool(
+            last.get("method") == facts["method"]
+            and int(last["changed"]["start"], 16) == facts["address"]
+        )
     if cause is not None:
         return bool(
             (last.get("cause"), last.get("disposition")) == (cause, facts["disposition"])
@@ -78,6 +84,8 @@ def _is_as_expected(facts: dict[str, Any], events: list[dict[str, Any]]) -> bool
 def _expects_event(facts: dict[str, Any]) -> bool:
     if facts["kind"] == "seal":
         return False
+    if facts["kind"] == "bypass":
+        return True
     return facts.get("verdict", "not_sealed") != "not_sealed" or facts.get("cause") not in (
         None,
         "other",
@@ -91,6 +99,9 @@ def _show(text: str = "") -> None:
 def _due(daemon: Daemon, facts: dict[str, Any]) -> dict[str, Any]:
     """The facts as they are to be told with the hooks that are attached."""
     probes = daemon.loaded.probes
+    method = facts.get("method")
+    if method and not any(p.probe == method and p.attached for p in probes):
+        return facts | {"unsupported": "it is made, and nothing attached here sees it"}
     at_seal = any(p.probe == facts.get("operation") and p.target in AT_SEAL for p in probes)
     seen = as_seen(facts, at_seal)
     if seen is None and facts["kind"] == "denial":

@@ -117,9 +117,10 @@ _NO_FEXIT = "none needed: exit tracepoints do the work, at a small cost to every
 def probe_rows(probes: Iterable[loader.AttachedProbe], attach: str) -> list[Row]:
     """A row a probe: the mode it is attached by, or why it is not.
 
-    What keeps every probe from its first hook is told once.
+    What keeps every probe from its first hook is told once. What an optional one would have seen is
+    a blind spot: it has no row here.
     """
-    probes = list(probes)
+    probes = [probe for probe in probes if probe.attached or probe.lost]
     reasons = {probe.fallback for probe in probes if probe.fallback}
     is_common = len(reasons) == 1 and not any(probe.mode == "fexit" for probe in probes)
     found = [Row("Probes", "fexit", "degraded", min(reasons), _NO_FEXIT)] if is_common else []
@@ -303,7 +304,7 @@ def rows(config: Config) -> list[Row]:
     found.append(review_row(host.system_calls()))
     found += blind_rows(probes, options, host.takes_x32_calls())
     found += filter_rows(config, datetime.now(UTC))
-    return found + bypass_rows(memory_file_overrides())
+    return found + bypass_rows(probes, memory_file_overrides())
 
 
 def run(config: Config, as_json: bool) -> int:

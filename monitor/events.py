@@ -19,6 +19,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "AddressRange",
     "Assessment",
+    "Bypass",
     "Denial",
     "Event",
     "Fault",
@@ -34,6 +35,7 @@ __all__ = [
     "Sealed",
     "Severity",
     "Suppression",
+    "Target",
     "Workload",
     "event_id",
     "schema",
@@ -62,6 +64,9 @@ HEALTH_SEVERITY: ReadOnlyMapping[str, Severity] = {
     "canary_failed": "critical",
     "canary_recovered": "info",
     "state_failed": "warning",
+    "posture_failed": "warning",
+    "sealing_stopped": "warning",
+    "sealing_resumed": "info",
 }
 
 
@@ -137,6 +142,16 @@ class Assessment:
 
     name: str
     likely: Likely
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The process whose memory it was; `executable` as that of Process."""
+
+    pid: int
+    start: str
+    name: str
+    executable: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,11 +239,27 @@ class Seal(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Bypass(Event):
+    kind: str = field(default="bypass", init=False)
+    method: str
+    assessment: Assessment | None
+    target: Target | None
+    changed: AddressRange
+    sealed: Sealed
+    compat: bool
+    instruction_pointer: str
+    caller: str
+    stack: tuple[Frame, ...]
+    stack_complete: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Suppression(Event):
     kind: str = field(default="suppression", init=False)
     of: str
     operation: str | None
     cause: str | None
+    method: str | None
     caller: str | None
     count: int
     first: str
@@ -253,7 +284,7 @@ _READERS: dict[type, tuple[tuple[str, ...], attrgetter[tuple[object, ...]]]] = {
     cls: _reader(cls)
     for cls in (
         *(Host, Process, Workload, File, Mapping, Sealed, AddressRange, Assessment, Frame),
-        *(Denial, Fault, Seal, Suppression, Health),
+        *(Denial, Fault, Seal, Bypass, Suppression, Health, Target),
     )
 }
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["UNKNOWN", "Fingerprint", "fingerprint", "unattributed"]
+__all__ = ["UNKNOWN", "Fingerprint", "fingerprint", "unattributed", "what_of"]
 
 UNKNOWN = "unknown"
 _DELETED = " (deleted)"  # what the kernel appends to the path of a file without a name
@@ -22,7 +22,9 @@ Event = Mapping[str, Any]
 
 
 class Fingerprint(NamedTuple):
-    """`what` is the operation of a denial, the cause of a fault, the name of a health event."""
+    """`what` is the operation of a denial, the cause of a fault, the method of a bypass, the name
+    of a health event.
+    """
 
     kind: str
     what: str
@@ -45,16 +47,21 @@ def fingerprint(event: Event) -> Fingerprint:
     """Of an event of any kind; a suppression, which tells nothing of the place, is unattributed."""
     kind = str(event["kind"])
     if kind == "suppression":
-        return unattributed(str(event["of"]), event["operation"] or event["cause"])
+        return unattributed(str(event["of"]), what_of(event))
     if kind == "health":
         return Fingerprint(kind, str(event["event"]), "", "", "")
     return Fingerprint(
         kind,
-        str(event.get("operation") or event.get("cause") or kind),
+        str(what_of(event) or kind),
         _executable(event),
         _caller(event),
-        _mapping(event["sealed"] if kind == "denial" else event["mapping"]),
+        _mapping(event["sealed"] if kind in ("denial", "bypass") else event["mapping"]),
     )
+
+
+def what_of(event: Event) -> str | None:
+    """What was done: the operation, cause or method of the event, or of those held back."""
+    return event.get("operation") or event.get("cause") or event.get("method")
 
 
 def unattributed(kind: str, what: str | None) -> Fingerprint:

@@ -26,7 +26,7 @@ __all__ = [
     "Snapshot",
 ]
 
-VIOLATIONS = ("denial", "fault")
+VIOLATIONS = ("denial", "fault", "bypass")
 SAME_PROCESS_NS = 1_000_000_000  # two runs of the daemon may differ in when a process started
 _NOT_PERMITTED = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY)
 _COLUMNS = (
@@ -51,7 +51,7 @@ class Filter(NamedTuple):
     kinds: Sequence[str] = VIOLATIONS
     since_ns: int | None = None
     until_ns: int | None = None
-    operation: str | None = None  # or cause
+    operation: str | None = None  # or cause, or method
     executable: str | None = None  # with a slash the path, else the base name
     workload: str | None = None
     verdict: str | None = None
@@ -248,6 +248,17 @@ class Incidents:
             (pid, process.boot_id, process.start_ns, process.start_ns + SAME_PROCESS_NS),
         )
         return [(json.loads(text), number) for text, number in rows]
+
+    def stored(self, table: str, incident: Incident) -> list[tuple[Any, ...]]:
+        """Its rows in a table of the schema; none where an older database has no such table."""
+        if not self._rows("SELECT 1 FROM sqlite_schema WHERE name = ?", (table,)):
+            return []
+        key = "number" if table == "incidents" else "incident"
+        return self._rows(
+            f"SELECT * FROM {table} WHERE {key} = (SELECT number FROM incidents WHERE id = ?) "
+            "ORDER BY 1, 2, 3",
+            (incident.id,),
+        )
 
     def _conditions(self, wanted: Filter) -> tuple[list[str], list[object]]:
         """Of an SQL query: every value is a placeholder's."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from monitor.cgroups import workload_name
-from monitor.fingerprint import Event, Fingerprint, fingerprint, unattributed
+from monitor.fingerprint import Event, Fingerprint, fingerprint, unattributed, what_of
 from monitor.printable import printable
 from monitor.recent import Recent
 from monitor.sinks import SinkError, encode
@@ -181,8 +181,9 @@ def snapshot_data(incident: str, time_ns: int, text: bytes) -> bytes:
 def _title(event: Event) -> str:
     """What happened in a few words, without what differs from one event to the next."""
     if event["kind"] == "suppression":
-        what = event["operation"] or event["cause"] or ""
-        return f"{what} {event['of']}s of unknown callers".strip()
+        what = what_of(event) or ""
+        kind = event["of"]
+        return f"{what} {kind}{'es' if kind == 'bypass' else 's'} of unknown callers".strip()
     if event["kind"] == "seal":
         return "mseal"
     return str(event["summary"]).partition(" at 0x" if event["kind"] == "fault" else ": ")[0]
@@ -215,7 +216,7 @@ def _caller(event: Event) -> _Caller | None:
         event["host"]["boot_id"],
         process["pid"],
         event.get("of", event["kind"]),
-        event.get("operation") or event.get("cause"),
+        what_of(event),
         event["instruction_pointer"] if event["kind"] == "fault" else event["caller"],
     )
 
@@ -258,8 +259,10 @@ class IncidentStore:
         retention: Retention,
         tell: Callable[[str], None],
         clock_ns: Callable[[], int] = time.time_ns,
+        callers: int = _CALLERS,
     ) -> None:
-        """`tell` hears of a database that was set aside, in the writer's thread.
+        """`tell` hears of a database that was set aside, in the writer's thread. `callers`: of so
+        many, the last ones with an event, a suppression finds its incident.
 
         The database is opened by the first event, not here.
         """
@@ -269,7 +272,7 @@ class IncidentStore:
         self._clock_ns = clock_ns
         self._database: sqlite3.Connection | None = None
         self._identity = (-1, -1)
-        self._callers: Recent[_Caller, _Seen] = Recent(_CALLERS)
+        self._callers: Recent[_Caller, _Seen] = Recent(callers)
         self._until_look = 0
         self._looked_at = 0.0
 
@@ -384,7 +387,7 @@ class IncidentStore:
 
     def _add_suppressed(self, database: sqlite3.Connection, event: Event) -> tuple[int, int | None]:
         """To the incident that the process had last made there; else to the unattributed one."""
-        incident = _incident(unattributed(event["of"], event["operation"] or event["cause"]), event)
+        incident = _incident(unattributed(event["of"], what_of(event)), event)
         caller = _caller(event)
         if caller and (seen := self._callers.get(caller)):
             found = database.execute(_SUPPRESSED, incident | {"id": seen.incident}).fetchall()

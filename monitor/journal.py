@@ -27,6 +27,7 @@ MESSAGE_IDS: Mapping[str, str] = {
     "denial": "a53aad16813e4d099cc80a419f5c60a6",
     "fault": "8fc47fe1188d4201895b75619a19d89c",
     "seal": "e5670e4d83a049f39c703f5c4c84b42e",
+    "bypass": "5caf30afa8c4437d9fde5bc32b1882c6",
     "suppression": "bc7c496bd8674e21876bf8acb5839df9",
     "health": "fe5bbffc9dd74d45a96772071f514530",
 }
@@ -41,10 +42,11 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
     "SEAL_MONITOR_OPERATION": ("operation",),
     "SEAL_MONITOR_VERDICT": ("verdict",),
     "SEAL_MONITOR_CAUSE": ("cause",),
+    "SEAL_MONITOR_METHOD": ("method",),
     "SEAL_MONITOR_PID": ("process.pid",),
     "SEAL_MONITOR_EXECUTABLE": ("process.executable",),
     "SEAL_MONITOR_UNIT": ("workload.unit",),
-    "SEAL_MONITOR_ADDRESS": ("address", "sealed.start", "start"),
+    "SEAL_MONITOR_ADDRESS": ("address", "changed.start", "sealed.start", "start"),
 }
 
 

@@ -39,7 +39,9 @@ MEMBERS: tuple[Member, ...] = (
         "group_leader",
         "real_parent",
         "start_boottime",
+        "comm",
         "thread_pid",
+        "pid_links",
         "signal",
         "files",
         "nsproxy",
@@ -52,10 +54,12 @@ MEMBERS: tuple[Member, ...] = (
         "thread.trap_nr",
     ),
     *_members("mm_struct", "mm_mt.ma_root", "exe_file", "start_brk", "start_data", "end_data"),
+    # CONFIG_MEMCG
+    Member("mm_struct", "owner", required=False),
     # Linear address masking, 6.4 on and only where it is configured.
     Member("mm_struct", "context.untag_mask", required=False),
     *_members("vm_area_struct", "vm_start", "vm_end", "vm_mm", "vm_flags", "vm_pgoff", "vm_file"),
-    Member("vm_area_struct", "vm_ops"),
+    *_members("vm_area_struct", "vm_ops", "anon_vma"),
     # CONFIG_ANON_VMA_NAME
     Member("vm_area_struct", "anon_name", required=False),
     Member("anon_vma_name", "name", required=False),
@@ -68,9 +72,9 @@ MEMBERS: tuple[Member, ...] = (
     *_members("super_block", "s_dev", "s_magic", "s_iflags", "s_blocksize"),
     *_members("shmem_inode_info", "vfs_inode", "seals", required=False),
     *_members("hugetlbfs_inode_info", "vfs_inode", "seals", required=False),
-    *_members("pid", "level", "numbers"),
+    *_members("pid", "level", "numbers", "tasks"),
     *_members("upid", "nr", "ns"),
-    Member("pid_namespace", "ns.inum"),
+    *_members("pid_namespace", "ns.inum", "idr.idr_rt.xa_head"),
     *_members("signal_struct", "rlim", "pids"),
     Member("rlimit", "rlim_cur"),
     Member("files_struct", "fdt"),
@@ -92,11 +96,12 @@ MEMBERS: tuple[Member, ...] = (
     *_members("io_madvise", "addr", "len", "advice", required=False),
     *_members("io_kiocb", "opcode", "cqe.res", required=False),
     Member("io_uring_cqe", "res", required=False),
+    Member("userfaultfd_ctx", "mm", required=False),
     # What the functions in which a seal refuses are given.
     *_members("vma_munmap_struct", "vmi", "vma", "start", "end", required=False),
     Member("vma_iterator", "mas.index", required=False),
     Member("vma_remap_struct", "vma", required=False),
-    Member("madvise_behavior", "vma", required=False),
+    *_members("madvise_behavior", "vma", "behavior", "range.start", "range.end", required=False),
 )
 # Functions that fexit programs attach to, with the parameters that those read. Of a function that
 # has others, as on some kernels, nothing is known.
@@ -104,9 +109,14 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "vms_gather_munmap_vmas": ("vms",),
     "mprotect_fixup": ("vma",),
     "check_prep_vma": ("vrm",),
-    "can_modify_vma_madv": ("vma",),
+    "can_modify_vma_madv": ("vma", "behavior"),
     "madvise_vma_behavior": ("madv_behavior",),
     "io_madvise": ("req",),
+    "access_remote_vm": ("mm", "addr", "gup_flags"),
+    "mfill_atomic_copy": ("ctx", "dst_start"),
+    "mfill_atomic_zeropage": ("ctx", "start"),
+    "move_pages": ("ctx", "dst_start", "src_start"),
+    "userfaultfd_ioctl": ("file", "cmd", "arg"),
     "__x64_sys_mseal": (),
     **{
         f"__{kind}_sys_{operation.name}": ()

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from monitor import layouts, operations, privileges, trampolines
-from monitor.probes import PROBES, Hook, Probe, candidates
+from monitor.probes import OPTIONAL, PROBES, Hook, Probe, candidates
 
 __all__ = [
     "AttachedProbe",
@@ -46,12 +46,13 @@ _MAPS = (
     "workloads",
     "buckets",
     "shared_buckets",
+    "watched_cgroup",
 )
-# By feature: array, program and its mode. A program array forgets its programs when its last
-# descriptor is closed.
+# By feature: array, programs in the order of enum tail, and their mode. A program array forgets its
+# programs when its last descriptor is closed.
 _TAILS = {
-    "WITH_EXITS": ("tracepoint_tails", "denied", "tracepoint"),
-    "WITH_RAW_EXITS": ("raw_tails", "raw_denied", "raw_tracepoint"),
+    "WITH_EXITS": ("tracepoint_tails", ("denied", "changed"), "tracepoint"),
+    "WITH_RAW_EXITS": ("raw_tails", ("raw_denied", "raw_changed"), "raw_tracepoint"),
 }
 _TRACING = Path("/sys/kernel/tracing")
 _MESSAGE_SIZE = 1 << 16
@@ -103,6 +104,11 @@ class AttachedProbe(NamedTuple):
     @property
     def attached(self) -> bool:
         return not self.error
+
+    @property
+    def lost(self) -> bool:
+        """Whether it is missing without being one that the monitor is ready without."""
+        return bool(self.error) and self.probe not in OPTIONAL
 
 
 @dataclass
@@ -340,6 +346,14 @@ def _with_remedy(problem: str) -> str:
     return problem + _REMEDY if is_denied and not problem.endswith(_REMEDY) else problem
 
 
+# bpf as target makes inline assembly compile; v3 has compare-and-exchange. Where clang protects the
+# control flow by default, as Debian 13's does, it refuses a target that has nothing of the kind.
+_COMPILER_FLAGS = (
+    *("--target=bpf", "-mcpu=v3", "-fcf-protection=none"),
+    *("-D__x86_64__", "-g0", "-Wno-unused"),
+)
+
+
 class _Loader:
     """One compilation and what is attached of it."""
 
@@ -373,17 +387,17 @@ class _Loader:
         try:
             self._bpf = BPF(
                 text=_program_text(request, kernel.offsets, features),
-                # bpf as target makes inline assembly compile; v3 has compare-and-exchange.
-                cflags=["--target=bpf", "-mcpu=v3", "-D__x86_64__", "-g0", "-Wno-unused"],
+                cflags=list(_COMPILER_FLAGS),
             )
             for feature in features & _TAILS.keys():
-                self._set_tail(*_TAILS[feature])
+                self._set_tails(*_TAILS[feature])
         except Exception as error:  # bcc raises nothing more precise
             raise LoadError(self._explain("load the BPF programs", error)) from error
 
-    def _set_tail(self, array: str, program: str, mode: str) -> None:
-        function = self._bpf.load_func(program, self._types[mode])
-        self._bpf[array][ctypes.c_int(0)] = ctypes.c_int(function.fd)
+    def _set_tails(self, array: str, programs: tuple[str, ...], mode: str) -> None:
+        for index, program in enumerate(programs):
+            function = self._bpf.load_func(program, self._types[mode])
+            self._bpf[array][ctypes.c_int(index)] = ctypes.c_int(function.fd)
 
     def _explain(self, what: str, error: Exception) -> str:
         """What went wrong, with the last line that bcc or the kernel wrote about it."""
@@ -400,11 +414,17 @@ class _Loader:
                 self._add(probe, carrier)
             elif hooks:
                 self._attach_first(probe, hooks)
+            elif probe.optional:
+                hook = (*probe.hooks, *probe.comes_with)[0]
+                problem = "nothing that this attach mode has can see it"
+                self._rows.append(AttachedProbe(probe.name, hook.mode, hook.target, problem, -1))
 
     def _carrier(self, probe: Probe) -> Hook | None:
         """An attached hook that does the probe's work already."""
-        if probe.comes_with in self._programs:
-            return probe.comes_with
+        attached = [self._hooks.get(probe.carrier)] if probe.carrier else self._programs
+        for hook in probe.comes_with:
+            if hook in attached:
+                return hook
         if probe.name == "compat":
             names = [operation.name for operation in operations.OPERATIONS if operation.number]
             hooks = [self._hooks.get(name) for name in names]

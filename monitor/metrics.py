@@ -19,8 +19,9 @@ from prometheus_client.core import (
 )
 from prometheus_client.core import Metric as Family
 
-from monitor.abi import Cause, Counters, Disposition, Kind, Outcome, Verdict
+from monitor.abi import Cause, Counters, Disposition, Kind, Method, Outcome, Verdict
 from monitor.operations import OPERATIONS
+from monitor.posture import STATES
 from monitor.tally import (
     CANARY_RESULTS,
     DELAY_BUCKETS,
@@ -47,6 +48,7 @@ OPERATION_NAMES = tuple(operation.name for operation in OPERATIONS)
 PARTIAL_OPERATIONS = ("mprotect", "madvise", "mremap")
 VERDICT_NAMES = tuple(verdict.label for verdict in Verdict)
 CAUSE_NAMES = tuple(cause.label for cause in Cause)
+METHOD_NAMES = tuple(method.label for method in Method)
 DISPOSITION_NAMES = tuple(disposition.label for disposition in Disposition)
 EVENT_RESULTS = ("delivered", "suppressed", "filtered", "dropped", "failed")
 OTHER_WORKLOADS = "other"
@@ -177,6 +179,15 @@ def _events(reading: Reading) -> Iterator[Sample]:
             yield (kind, result), count
 
 
+def _sealed_ratios(reading: Reading) -> Iterator[Sample]:
+    memory = reading.tally.posture.memory
+    for name, sealed, whole in (
+        ("executable", memory.executable_sealed_bytes, memory.executable_bytes),
+        ("relro", memory.relro_sealed_bytes, memory.relro_bytes),
+    ):
+        yield (name,), sealed / whole if whole else 0.0
+
+
 def _missed_runs(reading: Reading) -> Mapping[str, int]:
     missed: dict[str, int] = {}
     for state in reading.probes:
@@ -210,6 +221,16 @@ METRICS: tuple[Metric, ...] = (
         "Guard-page and protection faults that raised a signal, by cause and what the signal did.",
         _faults,
         {"cause": CAUSE_NAMES, "disposition": DISPOSITION_NAMES},
+    ),
+    Metric(
+        "bypasses_total",
+        "counter",
+        "Changes of what sealed memory holds, made around its seal, by the way taken.",
+        lambda reading: [
+            ((name,), count)
+            for name, count in zip(METHOD_NAMES, reading.counters.bypasses, strict=True)
+        ],
+        {"method": METHOD_NAMES},
     ),
     Metric(
         "seals_total",
@@ -333,6 +354,60 @@ METRICS: tuple[Metric, ...] = (
         "gauge",
         "Bytes on disk of the database of incidents and the files beside it; 0 without one.",
         _one(lambda reading: reading.incident_store_bytes),
+    ),
+    Metric(
+        "posture_processes",
+        "gauge",
+        "Processes at the last look, by whether they have sealed memory of their own: sealing, "
+        "not_sealing, unreadable (not permitted), too_large (more than 4 MiB of page tables, "
+        "as 2 GiB in small pages have; reading would hold them up). What the kernel maps and seals "
+        "itself is left out.",
+        lambda reading: [
+            ((state,), count) for state, count in reading.tally.posture.processes.items()
+        ],
+        {"state": STATES},
+    ),
+    Metric(
+        "posture_sealed_bytes",
+        "gauge",
+        "Bytes of address space that were sealed at the last look, by workload; one that seals "
+        "nothing is not there.",
+        _by(lambda reading: {OTHER_WORKLOADS: 0, **reading.tally.posture.sealed_bytes}),
+        {"workload": "as above, those with the most bytes; `other` for the rest together"},
+    ),
+    Metric(
+        "posture_sealed_ratio",
+        "gauge",
+        "The part of the memory of all processes that could be read that was sealed at the last "
+        "look: of executable memory, and of RELRO, which the dynamic linker makes read-only after "
+        "relocation.",
+        _sealed_ratios,
+        {"memory": ("executable", "relro")},
+    ),
+    Metric(
+        "posture_executables",
+        "gauge",
+        "Executables (in a service: by service) that are known to seal memory, by whether they did "
+        "when last seen (sealing) or ran without (stopped; forgotten after a week).",
+        lambda reading: [
+            (("sealing",), reading.tally.posture.sealing_executables),
+            (("stopped",), reading.tally.posture.stopped_executables),
+        ],
+        {"state": ("sealing", "stopped")},
+    ),
+    Metric(
+        "posture_scan_duration_seconds",
+        "gauge",
+        "Duration of the last look at all processes, most of it waiting: it takes a hundredth of a "
+        "core at most.",
+        _one(lambda reading: reading.tally.posture.duration),
+    ),
+    Metric(
+        "posture_last_success_timestamp_seconds",
+        "gauge",
+        "Unix time at which the last look at all processes ended; 0 before the first, a minute "
+        "after the start.",
+        _one(lambda reading: reading.tally.posture.finished),
     ),
     Metric(
         "config_last_reload_successful",
@@ -469,18 +544,18 @@ _PAGE_HEAD = """\
 
 # Metrics
 
-`/metrics` exports these. Counts of denials, partial updates, faults and seals are read from the
-kernel's counters at every scrape: they are exact whatever becomes of the events. The canary's own
-violations are in none of them. Every combination of the label values listed here is there from the
-start, as 0.
+`/metrics` exports these. Counts of denials, partial updates, faults, bypasses and seals are read
+from the kernel's counters at every scrape: they are exact whatever becomes of the events. The
+canary's own violations are in none of them. Every combination of the label values listed here is
+there from the start, as 0.
 
 | Metric | Type | Labels | Meaning |
 |---|---|---|---|"""
 
 _PAGE_TAIL = """
-For the kinds `denial`, `fault` and `seal`, once the probes are detached and the ring buffer is
-empty, what was counted equals the sum of `seal_monitor_events_total` over its results (for faults,
-those with disposition `handler_failed` counted twice).
+For the kinds `denial`, `fault`, `seal` and `bypass`, once the probes are detached and the ring
+buffer is empty, what was counted equals the sum of `seal_monitor_events_total` over its results
+(for faults, those with disposition `handler_failed` counted twice).
 
 A fault whose handler could not be started, because its frame did not fit on the stack, is delivered
 twice: it makes two events, but counts once above, as `handler_failed`. A scrape between the two

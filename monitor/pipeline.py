@@ -34,7 +34,8 @@ def _mapped_file(record: abi.Record, proc: Path) -> str | None:
     mapping = record.mapping
     if not mapping.file:
         return None
-    entry = proc / str(record.pid) / "map_files" / f"{mapping.start:x}-{mapping.end:x}"
+    owner = record.bypass.pid if record.kind == abi.Kind.BYPASS else record.pid
+    entry = proc / str(owner) / "map_files" / f"{mapping.start:x}-{mapping.end:x}"
     try:
         path = os.readlink(os.fsencode(entry))
     except OSError:  # the process is gone, the mapping has changed, or we may not look
@@ -94,7 +95,13 @@ class Pipeline:
         )
         path = _mapped_file(record, self._proc)
         try:
-            event = classify.classify(record, origin, sealed_mask=self._sealed_mask, file_path=path)
+            event = classify.classify(
+                record,
+                origin,
+                sealed_mask=self._sealed_mask,
+                file_path=path,
+                target=self._target(record),
+            )
         except classify.ClassifyError:
             self._tally.decode_error()
             self._tally.event(kind.label, "failed")
@@ -119,7 +126,11 @@ class Pipeline:
             self._tally.decode_error()
             self._tally.event("suppression", "failed")
             return
-        if self.mutes and key.pid and self._is_muted(event, self._executable(key)):
+        if (
+            self.mutes
+            and key.pid
+            and self._is_muted(event, self._executable(key.pid, key.start_boot_ns))
+        ):
             self._tally.event("suppression", "filtered")
             return
         self._delivery.send(events.to_dict(event))
@@ -162,6 +173,18 @@ class Pipeline:
             workload,
         )
 
+    def _target(self, record: abi.Record) -> events.Target | None:
+        target = record.bypass
+        if not target.pid:
+            return None
+        path = self._executable(target.pid, target.start_boot_ns)
+        return events.Target(
+            pid=target.pid,
+            start=events.timestamp(target.start_boot_ns, self._start_offset),
+            name=printable(target.task_name, PROCESS_NAME_LIMIT),
+            executable=path or printable(target.executable) or None,
+        )
+
     def _process(self, record: abi.Record) -> events.Process:
         identity = self._identity(record)
         self._tally.identity(identity.result)
@@ -188,9 +211,9 @@ class Pipeline:
         except OSError:  # /proc hides it (hidepid), or no descriptor is left on the host
             return Identity(None, None, None, "partial")
 
-    def _executable(self, key: abi.BucketKey) -> str | None:
+    def _executable(self, pid: int, start_boot_ns: int) -> str | None:
         try:
-            return self.identities.lookup(key.pid, key.start_boot_ns).executable
+            return self.identities.lookup(pid, start_boot_ns).executable
         except OSError:
             return None
 

@@ -14,6 +14,7 @@ from monitor.operations import OPERATIONS
 __all__ = [
     "AT_SEAL",
     "MODES",
+    "OPTIONAL",
     "PROBES",
     "Hook",
     "Probe",
@@ -47,11 +48,18 @@ class Hook(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """`comes_with`: where that hook is attached already, the probe needs none of its own."""
+    """What is watched, and the hooks that can.
+
+    `comes_with`: where one of these hooks is attached already, for the probe `carrier` if one is
+    named, it needs none of its own. `optional`: the monitor is ready without it; what it would
+    watch is then a blind spot.
+    """
 
     name: str
     hooks: tuple[Hook, ...] = ()
-    comes_with: Hook | None = None
+    comes_with: tuple[Hook, ...] = ()
+    carrier: str = ""
+    optional: bool = False
 
 
 # One hook for every call: it is attached once, however many probes come to share it.
@@ -91,25 +99,44 @@ _AT_SEAL: dict[str, tuple[Hook, ...]] = {
 }
 
 
+def _exit(call: str) -> Hook:
+    return Hook("tracepoint", f"syscalls:sys_exit_{call}", f"exit_{call}", "WITH_EXITS")
+
+
 def _hooks(operation: str) -> tuple[Hook, ...]:
     return (
         *_AT_SEAL.get(operation, (_UNMAPPING,)),
         *_call(operation),
-        Hook("tracepoint", f"syscalls:sys_exit_{operation}", f"exit_{operation}", "WITH_EXITS"),
+        _exit(operation),
         _RAW_EXIT,
     )
 
 
-_MSEAL = Hook("tracepoint", "syscalls:sys_exit_mseal", "exit_mseal", "WITH_EXITS")
+def _around(function: str, feature: str, *also: Hook) -> Hook:
+    return Hook("fexit", function, f"fexit_{function}", feature, also=also, sees_compat=True)
+
+
+# mm/memory.c: what /proc/PID/mem and ptrace write by.
+_REMOTE = _around("access_remote_vm", "WITH_REMOTE")
+_FILLING = _around(
+    "mfill_atomic_copy",
+    "WITH_USERFAULTFD",
+    _around("mfill_atomic_zeropage", "WITH_USERFAULTFD"),
+)
+# mm/userfaultfd.c: on some kernels a part of its caller.
+_MOVING = (
+    _around("move_pages", "WITH_MOVE_PAGES"),
+    _around("userfaultfd_ioctl", "WITH_USERFAULTFD_IOCTL"),
+)
 _IO_URING = ("raw_tracepoint", "io_uring_complete")
 PROBES: tuple[Probe, ...] = (
     *(Probe(op.name, _hooks(op.name)) for op in OPERATIONS if op.number is not None),
-    Probe("other", comes_with=_UNMAPPING),
+    Probe("other", comes_with=(_UNMAPPING,)),
     Probe(
         "mseal",
         (
             Hook("fexit", "__x64_sys_mseal", "fexit___x64_sys_mseal", "WITH_FUNCTIONS"),
-            _MSEAL,
+            _exit("mseal"),
             _RAW_EXIT,
         ),
     ),
@@ -136,8 +163,14 @@ PROBES: tuple[Probe, ...] = (
                 only=True,
             ),
         ),
-        _RAW_EXIT,
+        (_RAW_EXIT,),
     ),
+    # Ways around a seal.
+    Probe("ptrace_poke", (_REMOTE, _exit("ptrace"), _RAW_EXIT), optional=True),
+    Probe("proc_mem_write", (_REMOTE,), optional=True),
+    Probe("userfaultfd_copy", (_FILLING,), optional=True),
+    Probe("userfaultfd_move", _MOVING, optional=True),
+    Probe("madvise_discard", (), (*_ADVICE, _exit("madvise"), _RAW_EXIT), "madvise", optional=True),
 )
 
 
@@ -149,6 +182,9 @@ AT_SEAL = frozenset(
     for part in (hook, *hook.also)
     if part.at_seal
 )
+
+
+OPTIONAL = frozenset(probe.name for probe in PROBES if probe.optional)
 
 
 def candidates(probe: Probe, attach: str, switches: Iterable[str] = ()) -> tuple[Hook, ...]:
@@ -165,7 +201,7 @@ def find(probe: str, target: str) -> Hook:
     """The hook by which a probe is attached to a target. Raises KeyError."""
     for row in PROBES:
         if row.name == probe:
-            for hook in (*row.hooks, *filter(None, [row.comes_with])):
+            for hook in (*row.hooks, *row.comes_with):
                 if hook.target == target:
                     return hook
     raise KeyError(f"{probe} has no hook {target}")

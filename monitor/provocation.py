@@ -55,7 +55,7 @@ class Fault(NamedTuple):
 class Provocation(NamedTuple):
     """One small real violation.
 
-    `kind` is denial, fault, seal or other (an EPERM or a SIGSEGV that is no violation).
+    `kind` is denial, fault, seal, bypass or other (an EPERM or a SIGSEGV that is no violation).
     `lasting`: it ends its process or leaves it under a seccomp filter.
     """
 

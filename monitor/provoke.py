@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterable
 
 from monitor.provocation import Fault, Provocation, Unsupported
+from monitor.provoke_bypasses import BYPASSES
 from monitor.provoke_denials import DENIALS, SEALS
 from monitor.provoke_faults import FAULTS
 from monitor.provoke_indirect import INDIRECT_DENIALS
@@ -34,6 +35,7 @@ PROVOCATIONS: tuple[Provocation, ...] = (
     *SEALS,
     *OTHERS,
     *FAULTS,
+    *BYPASSES,
 )
 
 _BY_NAME = {provocation.name: provocation for provocation in PROVOCATIONS}

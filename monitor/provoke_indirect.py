@@ -24,7 +24,7 @@ from monitor.provocation import (
 from monitor.refusal import denial, expect_eperm
 from monitor.syscalls import LIBC, NUMBERS, PAGE, call
 
-__all__ = ["INDIRECT_DENIALS"]
+__all__ = ["INDIRECT_DENIALS", "io_uring_madvise"]
 
 MAP_32BIT = 0x40
 MADV_DONTNEED = 4
@@ -97,9 +97,11 @@ def _remap_file_pages() -> Facts:
     return denial("remap_file_pages", values, result, pages)
 
 
-def _io_uring_madvise() -> Facts:
-    """One IORING_OP_MADVISE through a ring of one entry; offsets as in linux/io_uring.h."""
-    pages = lay("S")
+def io_uring_madvise(start: int, length: int, advice: int) -> int:
+    """Result of one IORING_OP_MADVISE through a ring of one entry; offsets as in linux/io_uring.h.
+
+    Raises Unsupported where io_uring cannot be used.
+    """
     parameters = (ctypes.c_uint32 * 30)()
     ring = need("io_uring_setup", 1, ctypes.addressof(parameters))
     try:
@@ -109,17 +111,22 @@ def _io_uring_madvise() -> Facts:
         )
         _, tail, *_, array = parameters[10:17]
         queued_entries = parameters[25]
-        entry = struct.pack(
-            "<BBHiQQIIQ", 25, 0, 0, -1, 0, pages.start, PAGE, MADV_DONTNEED, 1
-        ).ljust(64, b"\0")
+        entry = struct.pack("<BBHiQQIIQ", 25, 0, 0, -1, 0, start, length, advice, 1).ljust(
+            64, b"\0"
+        )
         ctypes.memmove(entries, entry, len(entry))
         ctypes.c_uint32.from_address(submission + array).value = 0
         ctypes.c_uint32.from_address(submission + tail).value = 1
         wait_for_completion = 1
         need("io_uring_enter", ring, 1, 1, wait_for_completion, 0, 0)
-        result = ctypes.c_int32.from_address(completion + queued_entries + 8).value
+        return ctypes.c_int32.from_address(completion + queued_entries + 8).value
     finally:
         os.close(ring)
+
+
+def _io_uring_madvise() -> Facts:
+    pages = lay("S")
+    result = io_uring_madvise(pages.start, PAGE, MADV_DONTNEED)
     expect_eperm("io_uring_madvise", result)
     values = (pages.start, PAGE, MADV_DONTNEED)
     return denial("io_uring_madvise", values, result, pages)

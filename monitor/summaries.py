@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 
 from monitor import abi
-from monitor.abi import Access, Cause, Disposition, Kind, Reason, Role, Verdict
+from monitor.abi import Access, Cause, Disposition, Kind, Method, Reason, Role, Verdict
 from monitor.events import Mapping, Sealed
 from monitor.operations import Decoded, Operation
 from monitor.printable import printable
 
-__all__ = ["denial", "fault", "seal", "suppression"]
+__all__ = ["bypass", "denial", "fault", "is_own", "seal", "suppression"]
 
 SUMMARY_NAME_LIMIT = 28  # two names and two ranges in a summary of about 200 characters
 
@@ -157,12 +157,41 @@ def seal(record: abi.Record, mapping: Mapping | None) -> str:
     )
 
 
+_CHANGED = {
+    Method.MADVISE_DISCARD: ("discard of sealed memory", "dropped the copy of"),
+    Method.PTRACE_POKE: ("write to sealed memory by ptrace", "wrote to"),
+    Method.PROC_MEM_WRITE: ("write to sealed memory through /proc/PID/mem", "wrote to"),
+    Method.USERFAULTFD_COPY: ("sealed memory filled by userfaultfd", "gave the content of"),
+    Method.USERFAULTFD_MOVE: ("pages moved around a seal by userfaultfd", "moved"),
+}
+
+
+def is_own(record: abi.Record) -> bool:
+    """Whether a process changed its own memory."""
+    target = record.bypass
+    return (target.pid, target.start_boot_ns) == (record.pid, record.start_boot_ns)
+
+
+def bypass(record: abi.Record, sealed: Sealed, method: Method, probably: str) -> str:
+    """`probably`: the words of its assessment."""
+    what, did = _CHANGED[method]
+    target = record.bypass
+    whose = ""
+    if target.pid and not is_own(record):
+        name = printable(target.executable or target.task_name, SUMMARY_NAME_LIMIT)
+        whose = f" of {name} (pid {target.pid})"
+    return (
+        f"{what}: {_who(record)} {did} {_range(record.address, record.length)}{whose}"
+        f"{_what(sealed, 'sealed ')}{f'; {probably}' if probably else ''}"
+    )
+
+
 def suppression(key: abi.BucketKey, bucket: abi.Bucket, kind: Kind, what: str) -> str:
-    """`what` is the operation or cause; empty for the bucket that many share."""
+    """`what` is the operation, cause or method; empty for the bucket that many share."""
     who = (
         f" of {printable(bucket.task_name, SUMMARY_NAME_LIMIT)} (pid {key.pid})" if key.pid else ""
     )
-    plural = "s" if bucket.suppressed != 1 else ""
+    plural = "" if bucket.suppressed == 1 else "es" if kind is Kind.BYPASS else "s"
     seconds = (bucket.last_suppressed_ns - bucket.first_suppressed_ns) / 1e9
     return (
         f"{bucket.suppressed} more {what}{' ' if what else ''}{kind.label}{plural}{who} "

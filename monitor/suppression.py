@@ -17,7 +17,7 @@ __all__ = ["Gap", "Suppressions"]
 _SECOND = 1_000_000_000
 QUIET_NS = _SECOND  # a gap has ended when nothing more was suppressed for so long
 INTERVAL_NS = 10 * _SECOND  # a gap that does not end is told in parts
-IDLE_NS = 60 * _SECOND  # a bucket unused for so long is given back
+IDLE_NS = 60 * _SECOND
 _SHARED_OVERFLOW = 1
 
 
@@ -36,8 +36,10 @@ class _Told(NamedTuple):
 class Suppressions:
     """Looks at the buckets only while there is something in them. One thread."""
 
-    def __init__(self, state: KernelState) -> None:
+    def __init__(self, state: KernelState, idle_ns: int = IDLE_NS) -> None:
+        """A bucket unused for `idle_ns` is given back."""
         self._state = state
+        self._idle_ns = idle_ns
         self._told: dict[bytes, _Told] = {}
         self._activity = -1
         self._quiet_ns = 0  # up to then nothing was suppressed since all was told
@@ -78,9 +80,8 @@ class Suppressions:
                 self._state.buckets.remove(key)
         return gaps
 
-    @staticmethod
-    def _is_unused(bucket: Bucket, now_ns: int) -> bool:
-        return bool(now_ns - bucket.last_used_ns > IDLE_NS)
+    def _is_unused(self, bucket: Bucket, now_ns: int) -> bool:
+        return bool(now_ns - bucket.last_used_ns > self._idle_ns)
 
     def _is_idle(self, key: BucketKey, bucket: Bucket, now_ns: int) -> bool:
         """Whether all is told and a new bucket would allow no more than this one does."""

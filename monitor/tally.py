@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Literal, get_args
 
 from monitor.abi import Kind
+from monitor.posture import Figures
 
 __all__ = [
     "CANARY_RESULTS",
@@ -53,6 +54,7 @@ class Tally:
         self.decode_errors = 0
         self.reload_successful = False
         self.reload_last_success = 0.0
+        self.posture = Figures()
 
     def event(self, kind: str, result: Result, count: int = 1) -> None:
         self.events[kind, result] += count

@@ -1,4 +1,4 @@
-"""/metrics, /-/healthy and /-/ready over HTTP, with TLS and basic auth if configured.
+"""/metrics, /-/healthy and /-/ready over HTTP, with what `Access` asks for.
 
 A client, slow or hostile, can hold one of a few connections for a few seconds, and nothing else.
 When all are taken the oldest that waits for its client gives way to the next one, but not before
@@ -16,15 +16,15 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-__all__ = ["AddressError", "Server", "WebConfig", "WebError", "listen", "one_line"]
+__all__ = ["Access", "AddressError", "Server", "Tls", "WebError", "listen", "one_line"]
 
 CONNECTIONS = 16
 REQUEST_SECONDS = 5.0
@@ -56,12 +56,24 @@ class AddressError(WebError):
     """The address cannot be listened on now; another program may have it."""
 
 
-@dataclass(frozen=True)
-class WebConfig:
-    """What a web config file asks for; `users` are bcrypt hashes by name."""
+class Tls(NamedTuple):
+    """`admits` tells, after the handshake, whether this client may go on; None: any may."""
 
-    tls: ssl.SSLContext | None = None
-    users: Mapping[str, bytes] = field(default_factory=dict)
+    context: ssl.SSLContext
+    admits: Callable[[ssl.SSLSocket], bool] | None = None
+
+
+class Access(NamedTuple):
+    """Who may ask, and over what. None: there is no such condition.
+
+    `accepts` tells whether an Authorization header may pass, and raises TimeoutError; `passes`
+    whether one more request is within the rate limit. `headers` go with every response.
+    """
+
+    tls: Tls | None = None
+    accepts: Callable[[str], bool] | None = None
+    headers: tuple[str, ...] = ()
+    passes: Callable[[], bool] | None = None
 
 
 class Response(NamedTuple):
@@ -70,8 +82,9 @@ class Response(NamedTuple):
     content_type: str = _TEXT
     headers: tuple[str, ...] = ()
 
-    def encode(self, with_body: bool) -> bytes:
-        lines = (
+    def encode(self, more: tuple[str, ...] = (), with_body: bool = True) -> bytes:
+        """The bytes to send; `more` are headers, those that are there already are left out."""
+        lines: tuple[str, ...] = (
             f"HTTP/1.1 {self.status.value} {self.status.phrase}",
             f"Content-Type: {self.content_type}",
             f"Content-Length: {len(self.body)}",
@@ -79,6 +92,7 @@ class Response(NamedTuple):
             "X-Content-Type-Options: nosniff",
             *self.headers,
         )
+        lines += tuple(line for line in more if line not in lines)
         head = "".join(f"{line}\r\n" for line in lines).encode("latin-1") + b"\r\n"
         return head + self.body if with_body else head
 
@@ -115,11 +129,6 @@ def _parse(head: bytes) -> Request:
     return Request(start[1], start[2].partition("?")[0], headers)
 
 
-class Auth(Protocol):
-    def accepts(self, authorization: str) -> bool:
-        """Whether an Authorization header may pass. Raises TimeoutError."""
-
-
 Route = Callable[[Headers], Response]
 
 
@@ -142,27 +151,40 @@ def _ready(ready: Callable[[], list[str]], _headers: Headers) -> Response:
     return _answer(HTTPStatus.OK, "ready")
 
 
-def _respond(head: bytes, *, routes: Mapping[str, Route], auth: Auth | None) -> bytes:
+def _refusal(request: Request, access: Access) -> Response | None:
+    """The response to a request that may not be made; None where it may."""
+    if access.passes is not None and not access.passes():
+        return _answer(HTTPStatus.TOO_MANY_REQUESTS, "more requests than the rate limit")
+    try:
+        if access.accepts is None or access.accepts(request.headers.get("authorization", "")):
+            return None
+    except TimeoutError:
+        return _answer(HTTPStatus.SERVICE_UNAVAILABLE, "too many passwords wait to be checked")
+    challenge = 'WWW-Authenticate: Basic realm="seal-monitor", charset="UTF-8"'
+    return _answer(HTTPStatus.UNAUTHORIZED, "name or password is wrong", challenge)
+
+
+def _serve(request: Request, routes: Mapping[str, Route]) -> Response:
+    if request.method not in ("GET", "HEAD"):
+        text = "only GET and HEAD are known here"
+        return _answer(HTTPStatus.METHOD_NOT_ALLOWED, text, "Allow: GET, HEAD")
+    route = routes.get(request.path)
+    if route is None:
+        return _answer(HTTPStatus.NOT_FOUND, f"not found; there are {', '.join(routes)}")
+    try:
+        return route(request.headers)
+    except Exception as error:
+        reason = one_line(f"{type(error).__name__}: {error}")
+        return _answer(HTTPStatus.INTERNAL_SERVER_ERROR, f"failed: {reason}")
+
+
+def _respond(head: bytes, access: Access, *, routes: Mapping[str, Route]) -> bytes:
     try:
         request = _parse(head)
     except ValueError as error:
-        return _answer(HTTPStatus.BAD_REQUEST, f"bad request: {error}").encode(with_body=True)
-    with_body = request.method != "HEAD"
-    if auth is not None and not auth.accepts(request.headers.get("authorization", "")):
-        challenge = 'WWW-Authenticate: Basic realm="seal-monitor", charset="UTF-8"'
-        response = _answer(HTTPStatus.UNAUTHORIZED, "name or password is wrong", challenge)
-    elif request.method not in ("GET", "HEAD"):
-        text = "only GET and HEAD are known here"
-        response = _answer(HTTPStatus.METHOD_NOT_ALLOWED, text, "Allow: GET, HEAD")
-    elif (route := routes.get(request.path)) is None:
-        response = _answer(HTTPStatus.NOT_FOUND, f"not found; there are {', '.join(routes)}")
-    else:
-        try:
-            response = route(request.headers)
-        except Exception as error:
-            reason = one_line(f"{type(error).__name__}: {error}")
-            response = _answer(HTTPStatus.INTERNAL_SERVER_ERROR, f"failed: {reason}")
-    return response.encode(with_body)
+        return _answer(HTTPStatus.BAD_REQUEST, f"bad request: {error}").encode(access.headers)
+    response = _refusal(request, access) or _serve(request, routes)
+    return response.encode(access.headers, with_body=request.method != "HEAD")
 
 
 def _limit(connection: socket.socket, deadline: float) -> None:
@@ -230,8 +252,8 @@ class Server:
     def __init__(
         self,
         listener: socket.socket,
-        respond: Callable[[bytes], bytes],
-        tls: ssl.SSLContext | None,
+        respond: Callable[[bytes, Access], bytes],
+        access: Callable[[], Access],
         connections: int,
         request_seconds: float,
     ) -> None:
@@ -242,7 +264,7 @@ class Server:
         self.aborted = 0
         self._listener = listener
         self._respond = respond
-        self._tls = tls
+        self._access = access
         self._connections = connections
         self._seconds = request_seconds
         self._open: dict[threading.Thread, _Client] = {}  # the oldest first
@@ -322,15 +344,17 @@ class Server:
         with self._lock:
             client = self._open[threading.current_thread()]
         try:
-            if self._tls is not None:
-                self._encrypt(self._tls, client, deadline)
+            access = self._access()
+            if access.tls is not None:
+                self._encrypt(access.tls, client, deadline)
             head = _read_head(client.connection, deadline)
             if head is None:
                 status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-                data = _answer(status, f"more than {HEAD_LIMIT} bytes of headers").encode(True)
+                text = f"more than {HEAD_LIMIT} bytes of headers"
+                data = _answer(status, text).encode(access.headers)
             else:
                 client.answering = True
-                data = self._respond(head)
+                data = self._respond(head, access)
                 client.answering = False
             _send(client.connection, data, deadline)
             _finish(client.connection, deadline)
@@ -343,14 +367,16 @@ class Server:
                 del self._open[threading.current_thread()]
                 self._ended.notify()
 
-    def _encrypt(self, tls: ssl.SSLContext, client: _Client, deadline: float) -> None:
+    def _encrypt(self, tls: Tls, client: _Client, deadline: float) -> None:
         with self._lock:  # the connection's descriptor moves to another object
-            encrypted = tls.wrap_socket(
+            encrypted = tls.context.wrap_socket(
                 client.connection, server_side=True, do_handshake_on_connect=False
             )
             client.connection = encrypted
         _limit(encrypted, deadline)
         encrypted.do_handshake()
+        if tls.admits is not None and not tls.admits(encrypted):
+            raise ConnectionError("the client's certificate has none of the names that may ask")
 
 
 def _shut_down(connection: socket.socket, how: int) -> None:
@@ -382,30 +408,25 @@ def listen(
     address: tuple[str, int],
     registry: CollectorRegistry,
     ready: Callable[[], list[str]],
-    web_config: WebConfig | None,
+    access: Callable[[], Access] = Access,
     *,
     connections: int = CONNECTIONS,
     request_seconds: float = REQUEST_SECONDS,
 ) -> Server:
     """A server that listens on `address` (host, port); once started it answers in its own threads.
 
-    `ready` tells the reasons why the monitor is not ready, none when it is. Beyond `connections`
+    `ready` tells the reasons why the monitor is not ready, none when it is. `access` is asked at
+    each connection. Beyond `connections`
     at once, a further one takes the place of the oldest that waits for its client, or is closed
     unanswered where there is none; reading a request and writing its response end
     `request_seconds` after the connection began. Raises WebError when the address cannot be
     listened on.
     """
-    settings = web_config or WebConfig()
     routes: Mapping[str, Route] = {
         "/": lambda _: Response(HTTPStatus.OK, _PAGE, "text/html; charset=utf-8"),
         "/metrics": partial(_metrics, registry, threading.Lock()),
         "/-/healthy": lambda _: _answer(HTTPStatus.OK, "healthy"),
         "/-/ready": partial(_ready, ready),
     }
-    auth = None
-    if settings.users:
-        from monitor.basic_auth import BasicAuth  # noqa: PLC0415 - bcrypt, only where it is used
-
-        auth = BasicAuth(settings.users, request_seconds)
-    respond = partial(_respond, routes=routes, auth=auth)
-    return Server(_bind(address), respond, settings.tls, connections, request_seconds)
+    respond = partial(_respond, routes=routes)
+    return Server(_bind(address), respond, access, connections, request_seconds)

@@ -1,101 +1,109 @@
-"""The web config file: TLS and basic auth, in the format of the Prometheus exporter toolkit."""
+"""The web config file: TLS, headers, users and a rate limit, in the format of the Prometheus
+exporter toolkit (docs/web-configuration.md of github.com/prometheus/exporter-toolkit).
+"""
 
 from __future__ import annotations
 
-import errno
+import hashlib
+import os
 import re
-import ssl
-from collections.abc import Iterator
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import bcrypt
 import yaml
 
 from monitor.printable import printable
-from monitor.web import WebConfig, WebError, one_line
+from monitor.web import Tls, WebError, one_line
+from monitor.web_tls import tls_server
+from monitor.yaml_values import Mistakes, boolean, compose, entries, is_null, known, string
 
-__all__ = ["load_web_config"]
+__all__ = ["RateLimit", "WebConfig", "digest_of", "load_web_config"]
 
-_FILE_LIMIT = 256 * 1024  # bytes of a web config file
-_SECTIONS = ("tls_server_config", "basic_auth_users")
-_TLS_KEYS = ("cert_file", "key_file", "min_version", "client_auth_type", "client_ca_file")
-_MIN_VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
-_CLIENT_AUTH = {
-    "NoClientCert": ssl.CERT_NONE,
-    "RequireAndVerifyClientCert": ssl.CERT_REQUIRED,
+_FILE_LIMIT = 256 * 1024  # bytes of a web config file, a certificate or a key
+_SECTIONS = ("tls_server_config", "http_server_config", "basic_auth_users", "rate_limit")
+# Of those that may be set, the values that they may have; any where there are none.
+_HEADERS: Mapping[str, tuple[str, ...]] = {
+    "Content-Security-Policy": (),
+    "X-Frame-Options": ("deny", "sameorigin"),
+    "X-Content-Type-Options": ("nosniff",),
+    "X-XSS-Protection": (),
+    "Strict-Transport-Security": (),
 }
 # The cost is bounded: a check has to fit into the time of a request.
 _BCRYPT = re.compile(r"\$2[aby]\$(0[4-9]|1[0-5])\$[./A-Za-z0-9]{53}")
+_DURATION = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,9})?(?:ns|us|µs|ms|s|m|h))+|0")
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
-class _Mistakes:
-    """Collects what is wrong with a file."""
+@dataclass(frozen=True)
+class RateLimit:
+    """A token bucket: a request each `interval` seconds in the long run, `burst` at once."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._texts: list[str] = []
-
-    def add(self, node: yaml.Node, key: str, text: str) -> None:
-        line = node.start_mark.line + 1
-        self._texts.append(f"{self._path}:{line}: key {one_line(key)!r}: {text}")
-
-    def check(self) -> None:
-        if self._texts:
-            raise WebError("\n".join(self._texts))
+    interval: float
+    burst: int
 
 
-def _is_null(node: yaml.Node) -> bool:
-    return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"
+@dataclass(frozen=True)
+class WebConfig:
+    """What a web config file asks for; `users` are bcrypt hashes by name.
+
+    `files` are the digests of all files that were read for it, itself among them.
+    """
+
+    tls: Tls | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    users: Mapping[str, bytes] = field(default_factory=dict)
+    rate_limit: RateLimit | None = None
+    files: Mapping[Path, bytes] = field(default_factory=dict, compare=False)
 
 
-def _entries(
-    node: yaml.Node, name: str, mistakes: _Mistakes
-) -> Iterator[tuple[str, str, yaml.Node, yaml.Node]]:
-    """Name, dotted name, key node and value node of each entry of a mapping."""
-    if not isinstance(node, yaml.MappingNode):
-        mistakes.add(node, name, "it is no mapping; write its keys indented beneath it")
-        return
-    seen = set()
-    for key, value in node.value:
-        if not isinstance(key, yaml.ScalarNode):
-            mistakes.add(key, name, "a key beneath it is no string; write NAME: VALUE")
-            continue
-        dotted = f"{name}.{key.value}" if name else key.value
-        if key.value in seen:
-            mistakes.add(key, dotted, "it is there twice; leave one")
-        seen.add(key.value)
-        yield key.value, dotted, key, value
+# ---- Files ---------------------------------------------------------------------------------------
 
 
-def _known(
-    node: yaml.Node, name: str, valid: tuple[str, ...], mistakes: _Mistakes
-) -> Iterator[tuple[str, str, yaml.Node]]:
-    for key, dotted, key_node, value in _entries(node, name, mistakes):
-        if key in valid:
-            yield key, dotted, value
-        else:
-            import difflib  # noqa: PLC0415 - for mistakes alone
-
-            nearest = difflib.get_close_matches(key[:100], valid, n=1, cutoff=0.0)[0]
-            text = f"it is not supported; the nearest that is: {nearest!r}"
-            mistakes.add(key_node, dotted, text)
-
-
-def _string(node: yaml.Node, name: str, mistakes: _Mistakes) -> str:
-    if (
-        isinstance(node, yaml.ScalarNode)
-        and node.tag == "tag:yaml.org,2002:str"
-        and "\0" not in node.value
-    ):
-        return str(node.value)
-    mistakes.add(node, name, "its value is no string; write it in quotes")
-    return ""
+def _read(path: Path) -> bytes:
+    """Raises WebError."""
+    shown = printable(str(path))
+    try:
+        # A FIFO would wait for who writes to it.
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(handle, "rb") as file:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise WebError(f"cannot use {shown}: not a regular file; name another file")
+            data = file.read(_FILE_LIMIT + 1)
+    except OSError as error:
+        text = f"cannot use {shown}: {error.strerror}; correct it or name another file"
+        raise WebError(text) from None
+    except ValueError:  # a NUL, or what has no encoding
+        text = f"cannot use {shown}: not the name of a file; correct it or name another file"
+        raise WebError(text) from None
+    if len(data) > _FILE_LIMIT:
+        raise WebError(f"{shown}: larger than {_FILE_LIMIT} bytes; is it the right file?")
+    return data
 
 
-def _users(node: yaml.Node, mistakes: _Mistakes) -> dict[str, bytes]:
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def digest_of(path: Path) -> bytes:
+    """As in `WebConfig.files`; empty where the file cannot be read."""
+    try:
+        return _digest(_read(path))
+    except WebError:
+        return b""
+
+
+# ---- Sections ------------------------------------------------------------------------------------
+
+
+def _users(node: yaml.Node, mistakes: Mistakes) -> dict[str, bytes]:
     users = {}
-    for name, dotted, key, value in _entries(node, "basic_auth_users", mistakes):
-        hashed = _string(value, dotted, mistakes)
+    for name, dotted, key, value in entries(node, "basic_auth_users", mistakes):
+        hashed = string(value, dotted, mistakes)
         if ":" in name:
             mistakes.add(key, dotted, "a user name cannot hold a colon; choose another")
         elif not _valid_hash(hashed):
@@ -115,72 +123,53 @@ def _valid_hash(hashed: str) -> bool:
     return True
 
 
-def _tls(node: yaml.Node, folder: Path, mistakes: _Mistakes) -> ssl.SSLContext | None:
-    name = "tls_server_config"
-    nodes = {key: value for key, _, value in _known(node, name, _TLS_KEYS, mistakes)}
-    values = {key: _string(value, f"{name}.{key}", mistakes) for key, value in nodes.items()}
-    for key, valid in (("min_version", _MIN_VERSIONS), ("client_auth_type", _CLIENT_AUTH)):
-        if values.get(key) and values[key] not in valid:
-            text = f"{one_line(values[key])!r} is not supported; choose {' or '.join(valid)}"
-            mistakes.add(nodes[key], f"{name}.{key}", text)
-    for key in ("cert_file", "key_file"):
-        if not values.get(key):
-            mistakes.add(node, f"{name}.{key}", "it is missing; TLS needs cert_file and key_file")
-    verify = values.get("client_auth_type") == "RequireAndVerifyClientCert"
-    if verify != bool(values.get("client_ca_file")):
-        text = "it goes with client_auth_type: RequireAndVerifyClientCert; write both or neither"
-        mistakes.add(node, f"{name}.client_ca_file", text)
-    mistakes.check()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.options |= ssl.OP_NO_RENEGOTIATION
-    context.minimum_version = _MIN_VERSIONS[values.get("min_version") or "TLS12"]
-    authority = folder / values["client_ca_file"] if verify else None
-    _load(context, folder / values["cert_file"], folder / values["key_file"], authority)
-    return context
+def _http(node: yaml.Node, mistakes: Mistakes) -> dict[str, str]:
+    """The headers. `http2` is checked and means nothing: what is spoken here is HTTP/1.1."""
+    name = "http_server_config"
+    nodes = known(node, name, ("http2", "headers"), mistakes)
+    if "http2" in nodes:
+        boolean(nodes["http2"], f"{name}.http2", mistakes)
+    headers: dict[str, str] = {}
+    if "headers" not in nodes:
+        return headers
+    name = f"{name}.headers"
+    for header, value in known(nodes["headers"], name, tuple(_HEADERS), mistakes).items():
+        text = string(value, f"{name}.{header}", mistakes)
+        valid = _HEADERS[header]
+        if not (text.isascii() and text.isprintable()):
+            mistakes.add(value, f"{name}.{header}", "a header is one line of printable ASCII")
+        elif valid and text and text not in valid:
+            shown = f"{one_line(text)!r} is not supported; choose {' or '.join(valid)}"
+            mistakes.add(value, f"{name}.{header}", shown)
+        elif text:
+            headers[header] = text
+    return headers
 
 
-def _load(context: ssl.SSLContext, certificate: Path, key: Path, authority: Path | None) -> None:
-    """Raises OSError, with the file's name where it is known."""
-    for file in (certificate, key, authority):
-        if file is not None:
-            try:
-                file.open("rb").close()  # ssl's own errors name no file
-            except ValueError:  # a NUL, or what has no encoding
-                raise OSError(errno.EINVAL, "not the name of a file", str(file)) from None
-    try:
-        context.load_cert_chain(certificate, key, password="")  # never asks on the terminal
-    except ssl.SSLError as error:
-        reason = "not a PEM certificate and its unencrypted key"
-        raise OSError(error.errno, error.reason or reason, f"{certificate}, {key}") from None
-    if authority is not None:
-        context.verify_mode = ssl.CERT_REQUIRED
-        try:
-            context.load_verify_locations(authority)
-        except ssl.SSLError as error:
-            reason = error.reason or "no PEM certificate"
-            raise OSError(error.errno, reason, str(authority)) from None
+def _rate_limit(node: yaml.Node, mistakes: Mistakes) -> RateLimit | None:
+    """None where it is switched off by an interval of 0."""
+    name = "rate_limit"
+    nodes = known(node, name, ("interval", "burst"), mistakes)
+    values = {
+        key: value.value if isinstance(value, yaml.ScalarNode) else ""
+        for key, value in nodes.items()
+    }
+    interval, burst = values.get("interval", "0"), values.get("burst", "0")
+    if not _DURATION.fullmatch(interval):
+        mistakes.add(nodes["interval"], f"{name}.interval", "no duration, as 1s or 500ms")
+    elif not re.fullmatch("[0-9]{1,9}", burst):
+        mistakes.add(nodes["burst"], f"{name}.burst", "no number of requests")
+    elif seconds := _seconds(interval):
+        if not int(burst):
+            mistakes.add(node, f"{name}.burst", "it is missing or 0; so no request is answered")
+        return RateLimit(seconds, int(burst))
+    return None
 
 
-def _read(path: Path) -> str:
-    with path.open("rb") as file:
-        data = file.read(_FILE_LIMIT + 1)
-    if len(data) > _FILE_LIMIT:
-        raise WebError(f"{path}: larger than {_FILE_LIMIT} bytes; is it the right file?")
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        raise WebError(f"{path}: not UTF-8; save the file as UTF-8") from None
-
-
-def _compose(text: str, path: Path) -> yaml.Node | None:
-    try:
-        return yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f"{path}:{mark.line + 1}" if mark else f"{path}"
-        raise WebError(f"{place}: not valid YAML: {one_line(error.problem)}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise WebError(f"{path}: not valid YAML: {one_line(error)}") from None
+def _seconds(duration: str) -> float:
+    """Of a duration as Go writes it."""
+    parts = re.findall(r"([0-9.]+)(ns|us|µs|ms|s|m|h)", duration)
+    return float(sum(float(number) * _UNITS[unit] for number, unit in parts))
 
 
 def load_web_config(path: Path) -> WebConfig:
@@ -189,22 +178,29 @@ def load_web_config(path: Path) -> WebConfig:
     Certificates and keys are read at once. Raises WebError with all mistakes in the file, or with
     the reason why it or a file that it names cannot be used.
     """
+    files: dict[Path, bytes] = {}
+
+    def read(name: str) -> bytes:
+        data = _read(path.parent / name)
+        files[path.parent / name] = _digest(data)
+        return data
+
+    data = _read(path)
+    files[path] = _digest(data)
     try:
-        root = _compose(_read(path), path)
-        if root is None or _is_null(root):
-            return WebConfig()
-        mistakes = _Mistakes(path)
-        known = _known(root, "", _SECTIONS, mistakes)
-        sections = {key: node for key, _, node in known if not _is_null(node)}
-        users = sections.get("basic_auth_users")
-        tls = sections.get("tls_server_config")
-        config = WebConfig(
-            users=_users(users, mistakes) if users else {},
-            tls=_tls(tls, path.parent, mistakes) if tls else None,
-        )
-        mistakes.check()
-    except OSError as error:
-        name = printable(str(error.filename))
-        problem = f"cannot use {name}: {error.strerror}; correct it or name another file"
-        raise WebError(problem) from None
+        root = compose(data.decode(), path)
+    except UnicodeDecodeError:
+        raise WebError(f"{path}: not UTF-8; save the file as UTF-8") from None
+    mistakes = Mistakes(path)
+    sections = known(root, "", _SECTIONS, mistakes) if root and not is_null(root) else {}
+    limit, users = sections.get("rate_limit"), sections.get("basic_auth_users")
+    http, tls = sections.get("http_server_config"), sections.get("tls_server_config")
+    config = WebConfig(
+        headers=_http(http, mistakes) if http else {},
+        users=_users(users, mistakes) if users else {},
+        rate_limit=_rate_limit(limit, mistakes) if limit else None,
+        tls=tls_server(tls, path, read, mistakes) if tls else None,
+        files=MappingProxyType(files),
+    )
+    mistakes.check()
     return config

@@ -29,12 +29,12 @@ def _empty_programs(*_: object) -> str:
     hooks = [hook for probe in PROBES for hook in probe.hooks]
     tails = loader._TAILS.values()
     programs = {part.program for hook in hooks for part in (hook, *hook.also)}
-    programs |= {program for _, program, _ in tails}
+    programs |= {program for _, targets, _ in tails for program in targets}
     return "\n".join(
         (
             "#include <linux/types.h>",
             *(f"BPF_ARRAY({name}, u64, 1);" for name in loader._MAPS),
-            *(f"BPF_PROG_ARRAY({name}, 1);" for name, _, _ in tails),
+            *(f"BPF_PROG_ARRAY({name}, {len(targets)});" for name, targets, _ in tails),
             *(f"int {name}(void *context) {{ return 0; }}" for name in sorted(programs)),
         )
     )

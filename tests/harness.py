@@ -33,6 +33,7 @@ from monitor.abi import (
     Counters,
     Disposition,
     Kind,
+    Method,
     Outcome,
     Reason,
     Record,
@@ -113,6 +114,8 @@ def counts(counters: Counters) -> Counter[Cell]:
     for cause in Cause:
         for disposition in Disposition:
             cells["fault", cause.label, disposition.label] = counters.faults[cause][disposition]
+    for method in Method:
+        cells["bypass", method.label] = counters.bypasses[method]
     for kind in Kind:
         for outcome in Outcome:
             cells["event", kind.label, outcome.label] = counters.events[kind][outcome]
@@ -132,6 +135,8 @@ def tally(records: Iterable[Record]) -> Counter[Cell]:
                 cells["partial_update", operation] += 1
         elif kind == Kind.FAULT:
             cells["fault", Cause(record.cause).label, Disposition(record.disposition).label] += 1
+        elif kind == Kind.BYPASS:
+            cells["bypass", Method(record.bypass.method).label] += 1
         else:
             cells["seals",] += 1
             cells["sealed_bytes",] += record.length
@@ -408,6 +413,10 @@ class Harness:
         gained = _less(before, self._counted)
         self._counted = before
         return records, gained
+
+    def forget(self) -> None:
+        """The counters begin at 0 again."""
+        self._counted = Counter()
 
     def workload(self, cgroup: Path | None = None) -> dict[str, int]:
         """Denials counted for a cgroup, by verdict."""

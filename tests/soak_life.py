@@ -92,6 +92,8 @@ class Told:
                 return "denial", event["operation"], event["verdict"]
             case "fault":
                 return "fault", event["cause"], event["disposition"]
+            case "bypass":
+                return "bypass", event["method"]
             case "seal":
                 return ("seal",)
         return None

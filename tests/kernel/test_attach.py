@@ -18,11 +18,13 @@ from harness import Harness, new_cgroup, own_programs, why_no_fexit
 from monitor import attached, loader, probes
 from monitor.loader import Loaded, LoadError, LoadRequest
 from monitor.operations import OPERATIONS
-from monitor.probes import AT_SEAL, PROBES, Hook, Probe
+from monitor.probes import AT_SEAL, OPTIONAL, PROBES, Hook, Probe
 
 ROOT = Path(__file__).parent.parent.parent
 WITH_NUMBER = [operation.name for operation in OPERATIONS if operation.number is not None]
-ALWAYS = [*WITH_NUMBER, "mseal", "signal_deliver"]
+BY_EXITS = ["ptrace_poke", "madvise_discard"]  # of the optional ones
+ALWAYS = [*WITH_NUMBER, "mseal", "signal_deliver", *BY_EXITS]
+PROGRAMS = len(ALWAYS) - 1  # madvise_discard comes with madvise
 LoadFunction = Callable[..., Loaded]
 MISSING = "syscalls:sys_exit_no_such_call"
 
@@ -46,7 +48,7 @@ def by_probe(loaded: Loaded) -> dict[str, tuple[str, str]]:
 
 def prog_ids(loaded: Loaded) -> set[int]:
     found = set()
-    for probe in loaded.probes:
+    for probe in filter(lambda probe: probe.attached, loaded.probes):
         for line in Path(f"/proc/self/fdinfo/{probe.program}").read_text().splitlines():
             if line.startswith("prog_id:"):
                 found.add(int(line.split()[1]))
@@ -88,10 +90,14 @@ def test_auto_takes_the_first_hook_of_each_probe(load: LoadFunction) -> None:
     expected = {name: ("tracepoint", f"syscalls:sys_exit_{name}") for name in WITH_NUMBER}
     expected["mseal"] = ("tracepoint", "syscalls:sys_exit_mseal")
     expected["signal_deliver"] = ("raw_tracepoint", "signal_deliver")
+    expected["ptrace_poke"] = ("tracepoint", "syscalls:sys_exit_ptrace")
+    expected["madvise_discard"] = expected["madvise"]
     assert by_probe(loaded) == expected
-    assert all(probe.error == "" for probe in loaded.probes)
-    assert {p.fallback for p in loaded.probes if p.probe != "signal_deliver"} == {reason}
-    assert len(loaded.links) == len(expected)
+    assert not any(probe.lost for probe in loaded.probes)
+    assert {p.probe for p in loaded.probes if not p.attached} == OPTIONAL - set(BY_EXITS)
+    own = [p for p in loaded.probes if p.probe not in ("signal_deliver", "madvise_discard")]
+    assert {p.fallback for p in own if p.attached} == {reason}
+    assert len(loaded.links) == PROGRAMS
 
 
 def test_functions_are_attached_once(require_fexit: None, load: LoadFunction) -> None:
@@ -103,10 +109,12 @@ def test_functions_are_attached_once(require_fexit: None, load: LoadFunction) ->
     assert {found[name][1] for name in unmapping} == {"vms_gather_munmap_vmas"}
     assert found["mprotect"] == found["pkey_mprotect"] == ("fexit", "mprotect_fixup")
     assert found["madvise"] == found["process_madvise"]
-    assert set(found) == {*ALWAYS, "other", "compat", "io_uring_madvise"}
-    # Two functions for mremap where its source is checked in the call's own.
+    assert set(found) == {*ALWAYS, *OPTIONAL, "other", "compat", "io_uring_madvise"}
+    assert found["proc_mem_write"] == found["ptrace_poke"]
+    assert found["madvise_discard"] == found["madvise"]
+    # Two functions for mremap where its source is checked in the call's own, and for userfaultfd.
     targets = {target for _, target in found.values()}
-    assert len(loaded.links) == len(targets) + ("__ia32_sys_mremap" in targets)
+    assert len(loaded.links) == len(targets) + ("__ia32_sys_mremap" in targets) + 1
 
 
 def test_no_switch_is_needed_where_functions_see_all(
@@ -127,7 +135,7 @@ def test_without_the_functions_the_calls_stand_in(require_fexit: None) -> None:
             found = by_probe(harness.loaded)
             for name in WITH_NUMBER:
                 assert found[name] == ("fexit", f"__ia32_sys_{name}")
-            assert "other" not in found
+            assert not {"other", "madvise_discard"} & set(found)
             for name in FUNCTIONS:
                 made = harness.provoke(name)
                 assert made.denials() == [(made.line["operation"], "sealed", "none")]
@@ -162,7 +170,7 @@ def test_a_function_that_sees_no_refusal_is_replaced(
 
 def test_raw_tracepoint_is_attached_once(load: LoadFunction) -> None:
     loaded = load("raw_tracepoint")
-    expected = dict.fromkeys([*WITH_NUMBER, "mseal"], ("raw_tracepoint", "sys_exit"))
+    expected = dict.fromkeys([*WITH_NUMBER, "mseal", *BY_EXITS], ("raw_tracepoint", "sys_exit"))
     expected["signal_deliver"] = ("raw_tracepoint", "signal_deliver")
     expected["compat"] = ("raw_tracepoint", "sys_exit")  # comes with it
     assert by_probe(loaded) == expected
@@ -179,7 +187,7 @@ def test_raw_tracepoint_is_attached_once(load: LoadFunction) -> None:
 def test_a_switch_adds_its_probe(load: LoadFunction, switch: str, probe: str, target: str) -> None:
     loaded = load("tracepoint", switch)
     assert by_probe(loaded)[probe] == ("raw_tracepoint", target)
-    assert len(loaded.links) == len(ALWAYS) + 1
+    assert len(loaded.links) == PROGRAMS + 1
 
 
 def with_hooks(name: str, *hooks: Hook) -> tuple[Probe, ...]:
@@ -207,7 +215,7 @@ def test_a_refused_probe_leaves_the_others(
     bogus = Hook("tracepoint", MISSING, "exit_mprotect")
     monkeypatch.setattr(loader, "PROBES", with_hooks("mprotect", bogus))
     loaded = load("tracepoint")
-    (refused,) = [probe for probe in loaded.probes if not probe.attached]
+    (refused,) = [probe for probe in loaded.probes if probe.lost]
     assert (refused.probe, refused.mode, refused.target) == ("mprotect", "tracepoint", MISSING)
     assert refused.program == -1
     assert refused.error.startswith(f"cannot attach to {MISSING}: ")
@@ -221,7 +229,7 @@ def test_a_refused_raw_tracepoint_leaves_the_others(
     bogus = Hook("raw_tracepoint", "no_such_tracepoint", "signal_deliver", only=True)
     monkeypatch.setattr(loader, "PROBES", with_hooks("signal_deliver", bogus))
     loaded = load("tracepoint")
-    (refused,) = [probe for probe in loaded.probes if not probe.attached]
+    (refused,) = [probe for probe in loaded.probes if probe.lost]
     assert refused.probe == "signal_deliver"
     assert refused.error.startswith("cannot attach to no_such_tracepoint: ")
     assert set(by_probe(loaded)) == set(ALWAYS) - {"signal_deliver"}
@@ -238,7 +246,11 @@ def test_nothing_attached_is_an_error(require_bpf: None, monkeypatch: pytest.Mon
 
 def test_descriptors_are_not_inherited(load: LoadFunction) -> None:
     loaded = load("tracepoint", "watch.io_uring", "watch.compat")
-    descriptors = {*loaded.maps.values(), *loaded.links, *(p.program for p in loaded.probes)}
+    descriptors = {
+        *loaded.maps.values(),
+        *loaded.links,
+        *(p.program for p in loaded.probes if p.attached),
+    }
     assert min(descriptors) > 2
     assert all(fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC for fd in descriptors)
 
@@ -247,7 +259,7 @@ def test_close_leaves_no_descriptor_and_no_program(load: LoadFunction) -> None:
     before = set(os.listdir("/proc/self/fd"))
     loaded = load("tracepoint")
     programs = prog_ids(loaded)
-    assert len(programs) == len(ALWAYS)
+    assert len(programs) == PROGRAMS
     assert programs <= own_programs().keys()
     loaded.close()
     assert set(os.listdir("/proc/self/fd")) == before
@@ -274,7 +286,7 @@ import os, signal, time
 from monitor import attached, loader, probes
 loaded = loader.load(loader.LoadRequest(attach="tracepoint"))
 ids = []
-for probe in loaded.probes:
+for probe in filter(lambda probe: probe.attached, loaded.probes):
     text = open(f"/proc/self/fdinfo/{probe.program}").read()
     ids += [int(line.split()[1]) for line in text.splitlines() if line.startswith("prog_id:")]
 print(*ids, flush=True)
@@ -339,7 +351,7 @@ if sys.argv[1] == "mounted":
     assert libc.mount(b"tracefs", path, b"tracefs", 0, None) == 0
 from monitor import attached, loader, probes
 loaded = loader.load(loader.LoadRequest(attach="tracepoint"))
-print(json.dumps([loaded.notes, all(probe.attached for probe in loaded.probes),
+print(json.dumps([loaded.notes, not any(probe.lost for probe in loaded.probes),
     os.path.isdir("/sys/kernel/tracing/events")]))
 """
 

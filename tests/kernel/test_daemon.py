@@ -214,7 +214,7 @@ def test_canary_is_in_no_public_count(start: Start) -> None:
     assert daemon.metric(success) >= 3
     assert daemon.metric('seal_monitor_canary_runs_total{result="failure"}') == 0
     stopped = daemon.stop()
-    assert [numbers["counted"] for numbers in stopped["details"].values()] == [0, 0, 0]
+    assert [numbers["counted"] for numbers in stopped["details"].values()] == [0, 0, 0, 0]
     assert daemon.events("denial") == daemon.events("fault") == daemon.events("seal") == []
 
 
@@ -322,6 +322,27 @@ def test_reload(start: Start) -> None:
         "counted": 1,
         "filtered": 1,
     }
+
+
+def test_the_web_configuration_is_read_anew(start: Start, tmp_path: Path) -> None:
+    web = tmp_path / "web.yml"
+    web.write_text("http_server_config:\n  headers:\n    X-Frame-Options: deny\n")
+    daemon = start("", "--web.config.file", str(web))
+    successful = "seal_monitor_config_last_reload_successful"
+    assert daemon.metric(successful) == 1
+    web.write_text("users: {}\n")
+    assert daemon.metric(successful) == 0
+    assert daemon.health("reload_failed")["message"] == (
+        f"{web}:1: key 'users': it is not supported; the nearest that is: 'basic_auth_users'; "
+        "the web configuration stays as it was"
+    )
+    web.write_text("http_server_config:\n  headers:\n    X-Frame-Options: sameorigin\n")
+    time.sleep(1.1)  # after a mistake it is read once a second
+    daemon.process.send_signal(signal.SIGHUP)  # without a connection
+    message = "the web configuration was read anew and is in force"
+    daemon.wait_for(lambda event: event.get("message") == message)
+    assert daemon.metric(successful) == 1
+    daemon.stop()
 
 
 @pytest.fixture

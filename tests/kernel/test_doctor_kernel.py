@@ -45,7 +45,10 @@ def by_check(document: dict[str, Any]) -> dict[str, dict[str, str]]:
     return {row["check"]: row for row in document["rows"]}
 
 
-ONLY_FEXIT = {"other", "compat", "io_uring_madvise"}
+ONLY_FEXIT = {
+    *("other", "compat", "io_uring_madvise"),
+    *("proc_mem_write", "userfaultfd_copy", "userfaultfd_move"),
+}
 
 
 @pytest.mark.parametrize("attach", ["auto", "fexit", "tracepoint", "raw_tracepoint"])

@@ -26,50 +26,80 @@ IDLE = 200
 RSS_MIB = 4.0  # a thread has its stack, a scrape its text
 SERIES = 'seal_monitor_denials_total{operation="munmap",verdict="sealed"}'
 Address = tuple[str, int]
-Client = Callable[[Address, threading.Event], None]
+Connect = Callable[..., socket.socket]
+Client = Callable[[Connect, threading.Event], None]
 
 
-def connect(address: Address) -> socket.socket:
-    return socket.create_connection(address, timeout=2)
+def plainly(address: Address) -> Connect:
+    def connect(receive_bytes: int = 0) -> socket.socket:
+        connection = socket.socket()
+        try:
+            if receive_bytes:  # before the window is told
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+            connection.settimeout(2)
+            connection.connect(address)
+        except OSError:
+            connection.close()
+            raise
+        return connection
+
+    return connect
+
+
+def encrypted(address: Address, context: ssl.SSLContext) -> Connect:
+    """Connections whose handshake is done."""
+
+    def connect(receive_bytes: int = 0) -> socket.socket:
+        connection = plainly(address)(receive_bytes)
+        try:
+            return context.wrap_socket(connection, server_hostname=address[0])
+        except OSError:
+            connection.close()
+            raise
+
+    return connect
 
 
 def again(pause: float) -> Callable[[Client], Client]:
     """The client comes again for as long as the test lasts, whatever the server does to it."""
 
     def wrap(client: Client) -> Client:
-        def repeated(address: Address, ends: threading.Event) -> None:
+        def repeated(connect: Connect, ends: threading.Event) -> None:
             while not ends.wait(pause):
                 with contextlib.suppress(OSError):
-                    client(address, ends)
+                    client(connect, ends)
 
         return repeated
 
     return wrap
 
 
-def idle(address: Address, ends: threading.Event) -> None:
+def idle(connect: Connect, ends: threading.Event) -> None:
     """Two hundred connections that send nothing; each that is closed comes again at once."""
     held: list[socket.socket] = []
     try:
         while not ends.wait(0.05):
             for connection in list(held):
                 connection.setblocking(False)
-                with contextlib.suppress(BlockingIOError):
-                    with contextlib.suppress(ConnectionError):
-                        connection.recv(1)
-                    connection.close()
-                    held.remove(connection)
+                try:
+                    connection.recv(1)
+                except (BlockingIOError, ssl.SSLWantReadError):
+                    continue
+                except OSError:
+                    pass
+                connection.close()
+                held.remove(connection)
             with contextlib.suppress(OSError):
                 while len(held) < IDLE and not ends.is_set():
-                    held.append(connect(address))
+                    held.append(connect())
     finally:
         for connection in held:
             connection.close()
 
 
 @again(0)
-def byte_a_second(address: Address, ends: threading.Event) -> None:
-    with connect(address) as connection:
+def byte_a_second(connect: Connect, ends: threading.Event) -> None:
+    with connect() as connection:
         for byte in b"GET /metrics HTTP/1.1\r\nX: " + b"a" * 100:
             connection.send(bytes([byte]))
             if ends.wait(1):
@@ -77,37 +107,39 @@ def byte_a_second(address: Address, ends: threading.Event) -> None:
 
 
 @again(0.05)
-def huge_headers(address: Address, _: threading.Event) -> None:
-    with connect(address) as connection:
+def huge_headers(connect: Connect, _: threading.Event) -> None:
+    with connect() as connection:
         connection.sendall(b"GET /metrics HTTP/1.1\r\n" + b"X: y\r\n" * 170_000)
 
 
 @again(0.02)
-def garbage(address: Address, _: threading.Event) -> None:
-    with connect(address) as connection:
+def garbage(connect: Connect, _: threading.Event) -> None:
+    with connect() as connection:
         connection.sendall(os.urandom(2000))
         connection.recv(100)
 
 
 @again(0)
-def reads_nothing(address: Address, ends: threading.Event) -> None:
-    with socket.socket() as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-        connection.settimeout(2)
-        connection.connect(address)
+def reads_nothing(connect: Connect, ends: threading.Event) -> None:
+    with connect(2048) as connection:
         connection.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
         ends.wait(1)
 
 
 @again(0)
-def half_a_handshake(address: Address, ends: threading.Event) -> None:
+def half_a_handshake(connect: Connect, ends: threading.Event) -> None:
     hello = ssl.MemoryBIO()
     client = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), hello, server_hostname="x")
     with contextlib.suppress(ssl.SSLWantReadError):
         client.do_handshake()
-    with connect(address) as connection:
+    with connect() as connection:
         connection.sendall(hello.read()[:100])
         ends.wait(1)
+
+
+@again(0)
+def nothing_after_the_handshake(connect: Connect, _: threading.Event) -> None:
+    connect().close()
 
 
 CLIENTS: tuple[tuple[Client, int], ...] = (
@@ -117,15 +149,17 @@ CLIENTS: tuple[tuple[Client, int], ...] = (
     (garbage, 2),
     (reads_nothing, 8),
     (half_a_handshake, 4),
+    (nothing_after_the_handshake, 1),
 )
 
 
 @contextlib.contextmanager
-def beset(address: Address) -> Iterator[None]:
-    """All of them at once."""
+def beset(*ways: Connect) -> Iterator[None]:
+    """All of them at once, in each of the ways to connect."""
     ends = threading.Event()
     threads = [
-        threading.Thread(target=client, args=(address, ends))
+        threading.Thread(target=client, args=(connect, ends))
+        for connect in ways
         for client, number in CLIENTS
         for _ in range(number)
     ]
@@ -168,6 +202,8 @@ def test_events_and_scrapes_go_on(
         url = daemon.health("started", READY_SECONDS)["details"]["metrics"]
         assert url.startswith(f"{scheme}://")
         host, _, port = url.split("/")[2].rpartition(":")
+        address = (host, int(port))
+        ways = [plainly(address), *([encrypted(address, context)] if context else [])]
 
         def scrape() -> dict[str, float]:
             with urllib.request.urlopen(url, timeout=5, context=context) as answer:
@@ -179,7 +215,7 @@ def test_events_and_scrapes_go_on(
         pid = daemon.process.pid
         rss, before = figure(pid, "VmRSS"), at_rest(pid)
         made = scrapes = 0
-        with beset((host, int(port))):
+        with beset(*ways):
             end = time.monotonic() + SECONDS
             while time.monotonic() < end:
                 provoke.run("munmap", "guard_region_handled").communicate()

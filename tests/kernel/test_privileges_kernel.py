@@ -115,7 +115,7 @@ def attempt(program: Path, *prefix: str) -> subprocess.CompletedProcess[str]:
     code = (
         "from monitor import host, loader; host.require_privileges(); "
         "loaded = loader.load(loader.LoadRequest(attach='tracepoint')); "
-        "print(loaded.notes, all(probe.attached for probe in loaded.probes))"
+        "print(loaded.notes, not any(probe.lost for probe in loaded.probes))"
     )
     return subprocess.run(
         [*prefix, PYTHON, "-c", code],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import re
 import shutil
@@ -11,37 +10,32 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import jsonschema
 import pytest
-from harness import cgroup_root, own_programs
+from harness import own_programs
+from machine import Machine, booted
 from test_daemon import READY_SECONDS, Collected, Running
 
-from monitor import config, events, provoke
+from monitor import config, provoke
 from monitor.daemon import Daemon
 from monitor.privileges import IDENTITY
 from monitor.syscalls import LIBC
 
 ROOT = Path(__file__).parents[2]
-VALIDATOR = jsonschema.Draft202012Validator(events.schema())
-Event = dict[str, Any]
-BOOT_SECONDS = 30.0
 WATCHDOG_SECONDS = 6
 
 # ---- What is installed ---------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def staged(build_directory: Path) -> Path:
-    """A root directory that holds what `make install` puts there, and nothing else."""
+def stage(root: Path) -> Path:
+    """Makes `root`, unless it is there, what `make install` makes it, and nothing else."""
     for program in ("make", "systemd-nspawn", "systemd-analyze"):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed")
-    root = build_directory / "staged"
+    if root.exists():
+        return root
     done = subprocess.run(
         ["make", "-s", "install", f"DESTDIR={root}"],
         cwd=ROOT,
@@ -52,6 +46,12 @@ def staged(build_directory: Path) -> Path:
     )
     assert done.returncode == 0, done.stderr
     return root
+
+
+@pytest.fixture(scope="module")
+def staged(build_directory: Path) -> Path:
+    """A root directory that holds what is installed."""
+    return stage(build_directory / "staged")
 
 
 def test_what_is_installed(staged: Path) -> None:
@@ -71,7 +71,13 @@ def test_what_is_installed(staged: Path) -> None:
         "usr/local/lib/tmpfiles.d/seal-monitor.conf": "0o644",
         "usr/local/share/doc/seal-monitor/config.example.toml": "0o644",
         "usr/local/share/doc/seal-monitor/example.conf": "0o644",
+        "usr/local/share/doc/seal-monitor/runbooks.md": "0o644",
         "usr/local/share/man/man8/seal-monitor.8": "0o644",
+        **{
+            f"usr/local/share/seal-monitor/{path.relative_to(ROOT / 'dashboards')}": "0o644"
+            for path in (ROOT / "dashboards").glob("**/*.[yj]*")
+            if "tests" not in path.parts and path.parent.name != "pictures"
+        },
     }
     link = staged / "usr/local/bin/seal-monitor"
     assert os.readlink(link) == "../lib/seal-monitor/bin/seal-monitor"
@@ -240,151 +246,20 @@ def test_what_stalls_the_pipeline_starves_the_watchdog(
 
 # ---- Booted --------------------------------------------------------------------------------------
 
-# This machine's files with the staged ones above them, in a mount namespace of its own that goes
-# with it. The container's systemd needs a cgroup of its own in each hierarchy that it uses.
-BOOT = """
-set -eu
-staged=$1 place=$2; shift 2
-for cgroup; do echo $$ >$cgroup/cgroup.procs; done
-mount -t tmpfs none $place
-mkdir $place/work $place/root
-cp -a $staged $place/upper
-mount -t overlay -o lowerdir=/,upperdir=$place/upper,workdir=$place/work none $place/root
+PREPARE = f"""
 mkdir -p $place/root/etc/systemd/system/seal-monitor.service.d
-printf '[Service]\\nWatchdogSec=%s\\nRestartSec=1\\n' WATCHDOG \
+printf '[Service]\\nWatchdogSec=%s\\nRestartSec=1\\n' {WATCHDOG_SECONDS} \\
     >$place/root/etc/systemd/system/seal-monitor.service.d/test.conf
-: >$place/root/etc/fstab
 systemd-sysusers --root=$place/root >&2
 systemd-analyze verify --man=no --root=$place/root seal-monitor.service 2>$place/root/verified ||
     echo "exit $?" >>$place/root/verified
-exec env SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 SYSTEMD_SECCOMP=0 SYSTEMD_NSPAWN_API_VFS_WRITABLE=1 \
-    systemd-nspawn --quiet --directory=$place/root --register=no --keep-unit --capability=all \
-    --console=pipe --link-journal=no --boot systemd.unit=basic.target \
-    MASKED
-""".replace("WATCHDOG", str(WATCHDOG_SECONDS)).replace(
-    "MASKED",
-    " ".join(
-        f"systemd.mask={unit}"
-        for unit in (
-            *("systemd-firstboot.service", "systemd-update-utmp.service", "timers.target"),
-            *("systemd-random-seed.service", "systemd-journal-flush.service"),
-            *("systemd-repart.service", "systemd-binfmt.service", "systemd-sysctl.service"),
-        )
-    ),
-)
-
-
-class Machine:
-    """A booted container; commands run in all of its namespaces."""
-
-    def __init__(self, nspawn: subprocess.Popen[bytes], log: Path) -> None:
-        self.nspawn = nspawn
-        self._log = log
-        self._leader = 0
-
-    def wait(self, what: str, until: Callable[[], object], seconds: float = 20.0) -> None:
-        deadline = time.monotonic() + seconds
-        while not until():
-            assert self.nspawn.poll() is None, self._log.read_text(errors="replace")
-            assert time.monotonic() < deadline, f"{what}: {self.journal()}"
-            time.sleep(0.05)
-
-    def has_booted(self) -> bool:
-        pid = self.nspawn.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        if not children:
-            return False
-        self._leader = int(children[0])
-        return self.run("systemctl", "is-active", "basic.target") == "active"
-
-    def run(self, *command: str) -> str:
-        """Standard output, without the end of the last line."""
-        inside = ["nsenter", f"--target={self._leader}", "--all", "--", *command]
-        done = subprocess.run(inside, check=False, capture_output=True, text=True, timeout=60)
-        return done.stdout.rstrip("\n")
-
-    def show(self, name: str) -> str:
-        return self.run("systemctl", "show", "--value", "-p", name, "seal-monitor.service")
-
-    def journal(self) -> str:
-        return self.run("journalctl", "-u", "seal-monitor", "--no-pager", "-o", "cat")
-
-    def events(self) -> list[Event]:
-        """Those in the journal, where standard output goes to it."""
-        lines = self.run(
-            *("journalctl", "-u", "seal-monitor", "--no-pager", "-o", "cat"),
-            "--output-fields=SEAL_MONITOR_EVENT",
-        ).splitlines()
-        found = [json.loads(line) for line in lines if line[:1] == "{"]
-        for event in found:
-            VALIDATOR.validate(event)
-        return found
-
-    def denials(self, unit: str) -> list[Event]:
-        return [
-            event
-            for event in self.events()
-            if event["kind"] == "denial" and event["workload"]["unit"] == unit
-        ]
-
-    def health(self, name: str) -> int:
-        """How many such events there are."""
-        return sum(event.get("event") == name for event in self.events())
-
-
-@contextmanager
-def own_cgroups() -> Iterator[list[Path]]:
-    """A cgroup in each hierarchy that a container's systemd uses; what is in them is ended."""
-    roots = [cgroup_root(), Path("/sys/fs/cgroup/systemd")]
-    name = f"seal-monitor-test-{os.getpid()}-machine"
-    found = [root / name for root in roots if root is not None and root.is_dir()]
-    for path in found:
-        path.mkdir()
-    try:
-        yield found
-    finally:
-        kill = found[0] / "cgroup.kill"
-        kill.write_text("1")
-        for path in found:
-            remove(path)
-
-
-def remove(cgroup: Path) -> None:
-    """With all below it, once its last process is gone."""
-    deadline = time.monotonic() + 10
-    while cgroup.exists():
-        try:
-            for folder, _, _ in os.walk(cgroup, topdown=False):
-                os.rmdir(folder)
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
+"""
 
 
 @pytest.fixture(scope="module")
 def machine(staged: Path, build_directory: Path, require_bpf: None) -> Iterator[Machine]:
-    place, log = build_directory / "machine", build_directory / "boot.log"
-    place.mkdir()
-    command = ["unshare", "--mount", "--propagation=private", "sh", "-c", BOOT, "sh"]
-    with own_cgroups() as cgroups, log.open("wb") as output:
-        nspawn = subprocess.Popen(
-            [*command, str(staged), str(place), *map(str, cgroups)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-        machine = Machine(nspawn, log)
-        try:
-            machine.wait("boot", machine.has_booted, BOOT_SECONDS)
-            yield machine
-        finally:
-            nspawn.terminate()
-            try:
-                nspawn.wait(15)
-            except subprocess.TimeoutExpired:
-                nspawn.kill()
-                nspawn.wait()
+    with booted(staged, build_directory, prepare=PREPARE) as machine:
+        yield machine
 
 
 VIOLATE = "/usr/local/lib/seal-monitor/bin/python -m monitor.provoke mprotect"

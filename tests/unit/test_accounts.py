@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from monitor.abi import Cause, Counters, Disposition, Kind, Outcome, Verdict
+from monitor.abi import Cause, Counters, Disposition, Kind, Method, Outcome, Verdict
 from monitor.accounts import final, in_words, totals
 from monitor.tally import Tally
 
@@ -15,6 +15,7 @@ def counted() -> Counters:
     counters.faults[Cause.STACK_GUARD][Disposition.HANDLER] = 1
     counters.faults[Cause.STACK_GUARD][Disposition.HANDLER_FAILED] = 1
     counters.seals = 4
+    counters.bypasses[Method.PTRACE_POKE] = 2
     counters.events[Kind.DENIAL][Outcome.SUPPRESSED] = 1
     counters.events[Kind.DENIAL][Outcome.FILTERED] = 2
     counters.events[Kind.SEAL][Outcome.DROPPED] = 4
@@ -22,7 +23,7 @@ def counted() -> Counters:
 
 
 def test_totals() -> None:
-    assert totals(counted()) == {"denial": 7, "fault": 5, "seal": 4}
+    assert totals(counted()) == {"denial": 7, "fault": 5, "seal": 4, "bypass": 2}
 
 
 def test_final() -> None:
@@ -31,14 +32,17 @@ def test_final() -> None:
     tally.event("denial", "filtered")
     tally.event("fault", "delivered", 4)
     tally.event("fault", "failed")
+    tally.event("bypass", "delivered", 2)
     names = ("counted", "delivered", "suppressed", "filtered", "dropped", "failed")
     assert final(counted(), tally) == {
         "denial": dict(zip(names, (7, 3, 1, 3, 0, 0), strict=True)),
         "fault": dict(zip(names, (5, 4, 0, 0, 0, 1), strict=True)),
         "seal": dict(zip(names, (4, 0, 0, 0, 4, 0), strict=True)),
+        "bypass": dict(zip(names, (2, 2, 0, 0, 0, 0), strict=True)),
     }
 
 
 def test_in_words() -> None:
     """A fault whose handler could not run is delivered twice, and one fault."""
-    assert in_words(counted()) == "5 seal denials and 4 faults"
+    assert in_words(counted()) == "5 seal denials and 4 faults, and 2 changes around a seal"
+    assert in_words(Counters()) == "0 seal denials and 0 faults"

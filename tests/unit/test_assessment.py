@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 
 from monitor.assessment import (
+    BYPASSES,
     DENIALS,
     FAULTS,
     REASONING,
+    BypassFacts,
     DenialFacts,
     FaultFacts,
     caller_of,
@@ -114,11 +116,37 @@ def test_faults(facts: tuple[str, str, bool], name: str, likely: str, severity: 
     assert (row.name, row.likely, row.severity) == (name, likely, severity)
 
 
+BYPASS_CASES = [
+    (("madvise_discard", DATA, True), "copy_discarded", "attack", "critical"),
+    (("proc_mem_write", CODE, True), "code_patched_by_itself", "attack", "critical"),
+    (("proc_mem_write", CODE, False), "breakpoint", "handled", "warning"),
+    (("ptrace_poke", CODE, False), "breakpoint", "handled", "warning"),
+    (("ptrace_poke", DATA, False), "data_written", "attack", "critical"),
+    (("proc_mem_write", DATA, True), "data_written", "attack", "critical"),
+    (("userfaultfd_copy", DATA, True), "page_filled", "attack", "critical"),
+    (("userfaultfd_copy", CODE, False), "page_filled", "attack", "critical"),
+    (("userfaultfd_move", WRITABLE, True), "pages_moved", "handled", "warning"),
+]
+
+
+@pytest.mark.parametrize(("facts", "name", "likely", "severity"), BYPASS_CASES)
+def test_bypasses(facts: tuple[str, str, bool], name: str, likely: str, severity: str) -> None:
+    method, permissions, is_own = facts
+    sealed = Sealed("0x1000", "0x2000", permissions, None, None)
+    row = first_fit(BYPASSES, BypassFacts(method, sealed, is_own))
+    assert row is not None
+    assert (row.name, row.likely, row.severity) == (name, likely, severity)
+
+
 def test_every_row_has_a_case_and_words() -> None:
     assert [row.name for row in DENIALS] == list(dict.fromkeys(name for _, name, _ in DENIAL_CASES))
     assert [row.name for row in FAULTS] == list(dict.fromkeys(name for _, name, *_ in FAULT_CASES))
+    assert [row.name for row in BYPASSES] == list(
+        dict.fromkeys(name for _, name, *_ in BYPASS_CASES)
+    )
     words = {row.name: row.words for row in DENIALS} | {row.name: row.words for row in FAULTS}
-    assert len(words) == len(DENIALS) + len(FAULTS)
+    words |= {row.name: row.words for row in BYPASSES}
+    assert len(words) == len(DENIALS) + len(FAULTS) + len(BYPASSES)
     for name, text in words.items():
         assert re.fullmatch("[a-z_]+", name)
         assert len(text) <= 90

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import base64
+import threading
+import time
 
 import bcrypt
+import pytest
 
-from monitor.basic_auth import BasicAuth
+from monitor.basic_auth import CHECKS, BasicAuth
 
 HASH = bcrypt.hashpw(b"correct horse", bcrypt.gensalt(4)).decode()
 
@@ -37,3 +40,32 @@ def test_unknown_users_cost_a_check_and_right_passwords_only_one() -> None:
     assert not auth.accepts(header("slow", "correct horse"))
     assert not auth.accepts(header("nobody", "correct horse"))
     assert len(checks) == 3
+
+
+def test_a_few_checks_at_once_and_no_more() -> None:
+    leave = threading.Event()
+    begun: list[bytes] = []
+
+    def checkpw(password: bytes, _: bytes) -> bool:
+        begun.append(password)
+        return leave.wait(10)
+
+    auth = BasicAuth({"fast": HASH.encode()}, 10.0, checkpw)
+    answers: list[bool] = []
+    waiting = [
+        threading.Thread(target=lambda: answers.append(auth.accepts(header("fast", "x"))))
+        for _ in range(CHECKS)
+    ]
+    for thread in waiting:
+        thread.start()
+    deadline = time.monotonic() + 10
+    while auth._places._value:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    with pytest.raises(TimeoutError):
+        auth.accepts(header("fast", "x"))
+    assert begun == [b"x"]
+    leave.set()
+    for thread in waiting:
+        thread.join()
+    assert answers == [True] * CHECKS

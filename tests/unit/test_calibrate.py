@@ -78,6 +78,7 @@ def test_the_process_tries_everything() -> None:
         "partial_madvise",
         "partial_mremap",
         "anonymous_by_ops",
+        "guard_files",
     }
     assert all(isinstance(value, bool) for value in found.values())
 
@@ -149,7 +150,7 @@ def seal(flags: int, marked: int = RecordFlag.CANARY, kind: Kind = Kind.SEAL) ->
 def test_seals_of_others_are_not_taken_for_the_calibrations() -> None:
     found = {
         **dict.fromkeys(("partial_mprotect", "partial_madvise", "partial_mremap"), True),
-        **{"mseal": 0, "guard_regions": True, "anonymous_by_ops": False},
+        **{"mseal": 0, "guard_regions": True, "anonymous_by_ops": False, "guard_files": False},
     }
     ring = Drains(
         seal(0x1234, marked=0),

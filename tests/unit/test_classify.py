@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monitor import abi, events
-from monitor.abi import Access, Cause, Disposition, Kind, Reason, RecordFlag, Role, Verdict
+from monitor.abi import Access, Cause, Disposition, Kind, Method, Reason, RecordFlag, Role, Verdict
 from monitor.classify import ClassifyError, classify, suppression
 from monitor.events import (
     AddressRange,
     Assessment,
+    Bypass,
     Denial,
     Fault,
     File,
@@ -24,6 +25,7 @@ from monitor.events import (
     Process,
     Seal,
     Sealed,
+    Target,
     Workload,
 )
 from monitor.operations import OPERATIONS
@@ -193,6 +195,77 @@ def test_a_seal_in_full() -> None:
         stack=(),
         stack_complete=False,
     )
+
+
+OTHER = Target(77, TIME, "web", "/srv/web")
+
+
+def bypass(method: Method, flags: int = READ, pid: int = 77) -> abi.Record:
+    return record(
+        Kind.BYPASS,
+        mapping={**LIBRARY, "flags": flags | SEALED_BIT},
+        address=START + 8,
+        length=8,
+        bypass=abi.Bypass(method=method, pid=pid, task_name=b"web", executable=b"web"),
+    )
+
+
+def test_a_bypass_in_full() -> None:
+    event = told(bypass(Method.PTRACE_POKE), target=OTHER)
+    assert event == Bypass(
+        **{name: getattr(ORIGIN, name) for name in asdict(ORIGIN)},
+        severity="critical",
+        summary=(
+            "write to sealed memory by ptrace: python3 (pid 4242) wrote to "
+            "0x7f0000001008-0x7f0000001010 of web (pid 77) (sealed r--p, libfoo.so); "
+            "looks like an attack: read-only data was changed"
+        ),
+        method="ptrace_poke",
+        assessment=Assessment("data_written", "attack"),
+        target=OTHER,
+        changed=AddressRange("0x7f0000001008", "0x7f0000001010"),
+        sealed=Sealed(
+            "0x7f0000001000",
+            "0x7f0000002000",
+            "r--p",
+            File("libfoo.so", "254:1", 77, 3 * 4096),
+            None,
+        ),
+        compat=False,
+        instruction_pointer="0x0",
+        caller="0x0",
+        stack=(),
+        stack_complete=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("made", "summary", "severity"),
+    [
+        (
+            bypass(Method.PTRACE_POKE, READ | EXEC),
+            "of web (pid 77) (sealed r-xp, libfoo.so); "
+            "probably on purpose: a debugger's breakpoint, or changed code",
+            "warning",
+        ),
+        (
+            bypass(Method.PROC_MEM_WRITE, READ | EXEC, 4242),
+            "wrote to 0x7f0000001008-0x7f0000001010 (sealed r-xp, libfoo.so); "
+            "looks like an attack: a process patched its own sealed code",
+            "critical",
+        ),
+        (
+            bypass(Method.PROC_MEM_WRITE, READ, 0),  # whose memory it was is not known
+            "wrote to 0x7f0000001008-0x7f0000001010 (sealed r--p, libfoo.so); "
+            "looks like an attack: read-only data was changed",
+            "critical",
+        ),
+    ],
+)
+def test_who_wrote_to_what(made: abi.Record, summary: str, severity: str) -> None:
+    event = told(made)
+    assert event.summary.endswith(summary)
+    assert event.severity == severity
 
 
 RANGE = "0x7f0000001000-0x7f0000002000"
@@ -468,7 +541,7 @@ def test_a_corrupt_stack_is_a_corrupt_record() -> None:
     ("made", "message"),
     [
         (record(Kind.SEAL), None),
-        (abi.Record(kind=3), "3 is no kind"),
+        (abi.Record(kind=4), "4 is no kind"),
         (abi.Record(kind=Kind.DENIAL, operation=len(NAMES)), f"{len(NAMES)} is no operation"),
         (abi.Record(kind=Kind.DENIAL, verdict=3), "3 is no verdict"),
         (abi.Record(kind=Kind.DENIAL, reason=7), "7 is no reason"),
@@ -480,6 +553,8 @@ def test_a_corrupt_stack_is_a_corrupt_record() -> None:
         (abi.Record(kind=Kind.FAULT, cause=6), "6 is no cause"),
         (abi.Record(kind=Kind.FAULT, disposition=3), "3 is no disposition"),
         (abi.Record(kind=Kind.FAULT, access=255), "255 is no access"),
+        (abi.Record(kind=Kind.BYPASS, bypass=abi.Bypass(method=5)), "5 is no method"),
+        (abi.Record(kind=Kind.BYPASS), "a bypass without a mapping"),
     ],
 )
 def test_corrupt_records(made: abi.Record, message: str | None) -> None:
@@ -572,6 +647,13 @@ def test_an_ordinary_denial_fits_in_270_characters() -> None:
             ("seal", None, None, "0x401000", "info"),
         ),
         (
+            {"kind": Kind.BYPASS, "what": Method.PTRACE_POKE, "pid": 4242, "caller": 0x401000},
+            2,
+            "2 more ptrace_poke bypasses of worker (pid 4242) in 2.5 s, counted but not told one "
+            "by one",
+            ("bypass", None, None, "0x401000", "warning"),
+        ),
+        (
             {"kind": Kind.DENIAL},
             7,
             "7 more denials in 2.5 s, counted but not told one by one",
@@ -593,6 +675,7 @@ def test_suppression(
     VALIDATOR.validate(events.to_dict(event))
     assert event.summary == summary
     assert (event.of, event.operation, event.cause, event.caller, event.severity) == facts
+    assert event.method == ("ptrace_poke" if event.of == "bypass" else None)
     assert event.count == count
     assert event.first == "2025-01-01T00:00:01.000000000Z"
     assert event.last == "2025-01-01T00:00:03.500000001Z"
@@ -604,7 +687,13 @@ def test_suppression(
 
 
 @pytest.mark.parametrize(
-    "key", [{"kind": 3}, {"kind": 0, "what": 99, "pid": 1}, {"kind": 1, "what": 6, "pid": 1}]
+    "key",
+    [
+        {"kind": 4},
+        {"kind": 0, "what": 99, "pid": 1},
+        {"kind": 1, "what": 6, "pid": 1},
+        {"kind": 3, "what": 5, "pid": 1},
+    ],
 )
 def test_corrupt_buckets(key: dict[str, int]) -> None:
     with pytest.raises(ClassifyError):

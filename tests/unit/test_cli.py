@@ -5,16 +5,16 @@ import os
 import re
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from monitor import calibrate, cli, events, host, loader, web
+from monitor.version import VERSION
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("run", "demo", "doctor", "check-config", "schema", "incidents")
-INCIDENTS = (("incidents", "list"), ("incidents", "show"), ("incidents", "timeline"))
+COMMANDS = ("run", "demo", "exec", "doctor", "check-config", "schema", "incidents", "posture")
+INCIDENTS = tuple(("incidents", verb) for verb in ("list", "show", "timeline", "report", "export"))
 # Still user 0: a checkout that root alone may read is no obstacle.
 WITHOUT_CAPABILITIES = ("setpriv", "--inh-caps=-all", "--bounding-set=-all")
 ROOT_ALONE = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up capabilities")
@@ -70,7 +70,7 @@ def test_version() -> None:
     shown = seal_monitor("--version")
     assert (shown.returncode, shown.stdout) == (
         0,
-        f"seal-monitor {metadata.version('seal-monitor')}\n",
+        f"seal-monitor {VERSION}\n",
     )
 
 
@@ -93,7 +93,8 @@ def test_help_and_schema_load_nothing_heavy() -> None:
         (
             ("wacth",),
             "seal-monitor: error: argument COMMAND: invalid choice: 'wacth' (choose from 'run', "
-            "'demo', 'doctor', 'check-config', 'schema', 'symbolize', 'incidents')",
+            "'demo', 'exec', 'doctor', 'check-config', 'schema', 'symbolize', 'incidents', "
+            "'posture')",
         ),
         (("run", "--atach", "auto"), "seal-monitor: error: unrecognized arguments: --atach auto"),
         (("doctor", "--conf", "x"), "seal-monitor: error: unrecognized arguments: --conf x"),
@@ -325,6 +326,54 @@ def test_debugging_shows_where(
     monkeypatch.setenv("SEAL_MONITOR_DEBUG", "1")
     assert cli.main(["doctor"]) == 1
     assert "in fail\n" in capsys.readouterr().err
+
+
+# ---- exec ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "no command: seal-monitor exec [FLAGS] -- COMMAND [ARGUMENT...]"),
+        (("--",), "no command: seal-monitor exec [FLAGS] -- COMMAND [ARGUMENT...]"),
+        (
+            ("--fail-on", "denial,wrong", "--", "true"),
+            "exec: error: argument --fail-on: 'wrong' is none of denial, fault and bypass; "
+            "several are separated by commas",
+        ),
+        (("--nothing", "--", "true"), "error: unrecognized arguments: --nothing"),
+        (
+            ("--attach", "kprobe", "--", "true"),
+            "command line: --attach: 'kprobe' is not valid; choose auto, fexit, tracepoint or "
+            "raw_tracepoint",
+        ),
+        (("--user", "no-such-user", "--", "true"), "there is no user no-such-user"),
+        (
+            ("--json", "/nonexistent/found.json", "--", "true"),
+            "cannot write /nonexistent/found.json: No such file or directory",
+        ),
+    ],
+)
+def test_exec_fails_with_a_code_of_its_own(arguments: tuple[str, ...], message: str) -> None:
+    """One that few commands end with."""
+    shown = seal_monitor("exec", *arguments)
+    assert shown.stderr.splitlines()[-1].endswith(message)
+    assert (shown.stdout, shown.returncode) == ("", 125)
+
+
+@ROOT_ALONE
+def test_exec_without_privileges() -> None:
+    shown = seal_monitor("exec", "--", "true", before=WITHOUT_CAPABILITIES)
+    assert shown.stderr.startswith("seal-monitor: this process lacks CAP_BPF and CAP_PERFMON\n")
+    assert shown.returncode == 125
+
+
+@pytest.mark.parametrize("separator", [("--",), ()])
+def test_what_follows_the_command_is_its_own(separator: tuple[str, ...]) -> None:
+    words = ["make", "--fail-on", "x", "--", "--json", "f"]
+    parsed = cli._parser().parse_args(["exec", "--user", "nobody", *separator, *words])
+    assert parsed.words == [*separator, *words]
+    assert (parsed.user, parsed.fail_on, parsed.json) == ("nobody", (), None)
 
 
 @ROOT_ALONE

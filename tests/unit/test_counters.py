@@ -29,6 +29,7 @@ def maps() -> Iterator[dict[str, int]]:
         "shared_buckets": file_of(ctypes.sizeof(Bucket) * 3),
         "workloads": file_of(0),
         "buckets": file_of(0),
+        "watched_cgroup": file_of(0),
     }
     yield maps
     for descriptor in maps.values():

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from monitor import abi
+from monitor.attached import configure
 from monitor.config import parse
-from monitor.daemon import configure
 
 DEFAULTS = parse("", "")
 

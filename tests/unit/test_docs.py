@@ -17,7 +17,7 @@ import pytest
 
 from monitor import cli, config, events, metrics
 from monitor.abi import Cause, Disposition, Reason, Verdict
-from monitor.assessment import DENIALS, FAULTS
+from monitor.assessment import BYPASSES, DENIALS, FAULTS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -101,11 +101,11 @@ def help_of(*command: str) -> str:
 
 def test_commands_and_flags() -> None:
     commands = set(re.findall(r"^    ([a-z-]+) +\S", help_of(), re.MULTILINE))
-    own = {"run", "demo", "doctor", "check-config", "schema", "symbolize", "incidents"}
-    assert own == commands
+    own = {"run", "demo", "exec", "doctor", "check-config", "schema", "symbolize"}
+    assert own | {"incidents", "posture"} == commands
     shown = [row[0].split()[1] for row in table(README, "| Command |")]
     assert set(shown) == commands
-    asked = ((), ("doctor",), ("symbolize",), ("incidents", "list"))
+    asked = ((), ("exec",), ("doctor",), ("symbolize",), ("incidents", "list"), ("posture",))
     pages = "".join(help_of(*command) for command in asked)
     flags = set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", pages))
     for page, text in PAGES.items():
@@ -178,5 +178,6 @@ def test_the_table_of_assessments() -> None:
         for name, likely, what, reasoning in (
             *((row.name, row.likely, row.what, row.reasoning) for row in DENIALS),
             *((row.name, row.likely, row.what, row.reasoning) for row in FAULTS),
+            *((row.name, row.likely, row.what, row.reasoning) for row in BYPASSES),
         )
     ]

@@ -275,7 +275,7 @@ def test_what_the_administrator_has_closed_is_no_blind_spot(tmp_path: Path) -> N
         path.write_text(value)
     rows = [
         *blind_spots.blind_rows([], ALL_ON, False, tmp_path),
-        *blind_spots.bypass_rows(False, tmp_path),
+        *blind_spots.bypass_rows([], False, tmp_path),
     ]
     found = {row.check: (row.status, row.finding) for row in rows}
     assert found["io_uring"] == ("ok", "switched off (kernel.io_uring_disabled = 2)")
@@ -284,7 +284,7 @@ def test_what_the_administrator_has_closed_is_no_blind_spot(tmp_path: Path) -> N
 
 
 def test_ways_around_a_seal(tmp_path: Path) -> None:
-    rows = blind_spots.bypass_rows(True, tmp_path)
+    rows = blind_spots.bypass_rows([], True, tmp_path)
     assert [(row.check, row.status) for row in rows] == [
         ("/proc/PID/mem", "blind"),
         ("ptrace", "blind"),
@@ -294,6 +294,33 @@ def test_ways_around_a_seal(tmp_path: Path) -> None:
         ("userfaultfd", "blind"),
         ("uprobes", "blind"),
     ]
+
+
+def test_ways_around_a_seal_that_are_seen(tmp_path: Path) -> None:
+    methods = ("ptrace_poke", "madvise_discard", "userfaultfd_copy")
+    probes = [attached(name, "fexit", f"function_of_{name}") for name in methods]
+    rows = blind_spots.bypass_rows(probes, True, tmp_path)
+    found = {row.check: (row.status, row.finding) for row in rows}
+    assert found["ptrace"] == (
+        "ok",
+        "a debugger writes to sealed memory: seen by fexit function_of_ptrace_poke, as ptrace_poke",
+    )
+    assert found["MADV_DONTNEED"][0] == "ok"
+    assert found["/proc/PID/mem"] == (
+        "blind",
+        "a write to sealed read-only memory succeeds, and nobody sees it",
+    )
+    assert found["userfaultfd"] == (
+        "blind",
+        "fills missing pages of sealed memory and moves pages out of it, and nobody sees it "
+        "(userfaultfd_move)",
+    )
+
+
+def test_an_optional_probe_that_is_missing_is_no_fault_of_the_host() -> None:
+    missing = AttachedProbe("proc_mem_write", "fexit", "access_remote_vm", "refused", -1)
+    assert not missing.lost
+    assert doctor.probe_rows([missing], "auto") == []
 
 
 def test_mutes_and_switched_off_events_are_told() -> None:

@@ -43,8 +43,18 @@ def test_parts() -> None:
     assert (fault.kind, fault.what, fault.mapping) == ("fault", "guard_region", "anonymous")
     assert fault.caller == f"image-worker {build}+0x{EVENTS['fault']['stack'][0]['offset']:x}"
     assert fingerprint(EVENTS["seal"]).what == "seal"
+    assert fingerprint(EVENTS["bypass"]) == (
+        "bypass",
+        "madvise_discard",
+        f"build-id {build}",
+        f"image-worker {build}+0x12a4",
+        "file image-worker",
+    )
     assert fingerprint(EVENTS["health"]) == ("health", EVENTS["health"]["event"], "", "", "")
     assert fingerprint(EVENTS["suppression"]) == unattributed("denial", "munmap")
+    assert fingerprint(
+        EVENTS["suppression"] | {"of": "bypass", "operation": None, "method": "ptrace_poke"}
+    ) == unattributed("bypass", "ptrace_poke")
     assert unattributed("denial", None).what == "unknown"
 
 

@@ -21,8 +21,8 @@ from test_fuzz_records import fuzzed
 from monitor import cli, config
 from monitor.config import KEYS, Config, ConfigError
 from monitor.toml_lines import key_lines
-from monitor.web import WebConfig, WebError
-from monitor.web_config import load_web_config
+from monitor.web import WebError
+from monitor.web_config import WebConfig, load_web_config
 
 NAME = "c.toml"
 LINE_MAX = 1000  # characters of a mistake
@@ -303,6 +303,7 @@ YAML_KEYS = st.sampled_from(
     [
         *("tls_server_config", "basic_auth_users", "cert_file", "key_file", "min_version"),
         *("client_auth_type", "client_ca_file", "<<", "http_server_config", "alice", "a:b"),
+        *("headers", "http2", "rate_limit", "interval", "burst", "cipher_suites", "cert", "key"),
     ]
 )
 YAML_SCALARS = st.one_of(
@@ -324,6 +325,13 @@ TLS = st.fixed_dictionaries(
         "min_version": YAML_SCALARS,
         "client_auth_type": st.just("RequireAndVerifyClientCert") | YAML_SCALARS,
         "client_ca_file": YAML_SCALARS,
+        **dict.fromkeys(("cert", "key", "client_ca", "max_version"), YAML_SCALARS),
+        **dict.fromkeys(
+            ("cipher_suites", "curve_preferences"),
+            st.lists(st.sampled_from(["", "CurveP256", "TLS_AES_128_GCM_SHA256"]) | YAML_SCALARS),
+        ),
+        "client_allowed_sans": st.lists(YAML_SCALARS, max_size=3),
+        "prefer_server_cipher_suites": YAML_SCALARS,
     },
 )
 WEB_DOCUMENTS = (
@@ -333,6 +341,8 @@ WEB_DOCUMENTS = (
             "tls_server_config": TLS | YAML_VALUES,
             "basic_auth_users": st.dictionaries(YAML_SCALARS, YAML_SCALARS, max_size=3)
             | YAML_VALUES,
+            "http_server_config": YAML_VALUES,
+            "rate_limit": st.fixed_dictionaries({"interval": YAML_SCALARS, "burst": YAML_SCALARS}),
         },
     )
     | YAML_VALUES

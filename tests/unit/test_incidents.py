@@ -42,7 +42,7 @@ DAY = 86_400
 WEEK_START = 1_795_000_000  # Unix seconds, in November 2026
 NOW = WEEK_START * 10**9
 KEPT = Retention(age=30, size=64 * MIB, events=20)
-EVERYTHING = Filter(kinds=("denial", "fault", "seal", "health"))
+EVERYTHING = Filter(kinds=("denial", "fault", "seal", "bypass", "health"))
 
 
 def at(seconds: float) -> str:
@@ -213,8 +213,9 @@ def test_every_kind_is_stored(make: Make) -> None:
     titles = {incident.kind: incident.title for incident in store.read() if incident.events}
     assert titles["fault"] == "write to a guard region"
     assert titles["seal"] == "mseal"
-    assert set(titles) == {"denial", "fault", "seal", "health"}
-    assert {incident.kind for incident in store.read(Filter())} == {"denial", "fault"}
+    assert titles["bypass"] == "discard of sealed memory"
+    assert set(titles) == {"denial", "fault", "seal", "bypass", "health"}
+    assert {incident.kind for incident in store.read(Filter())} == {"denial", "fault", "bypass"}
 
 
 def test_the_last_events_are_kept_and_all_are_counted(make: Make) -> None:
@@ -310,6 +311,17 @@ def test_after_a_new_beginning_numbers_are_other_ones(make: Make) -> None:
         fingerprint(second).id: 1,
         unattributed("denial", "munmap").id: 50,
     }
+
+
+@pytest.mark.parametrize(("callers", "attributed"), [(2, 50), (1, 0)])
+def test_so_many_callers_are_remembered(tmp_path: Path, callers: int, attributed: int) -> None:
+    first, second = denial(caller=1, pid=1), denial(caller=2, pid=2)
+    sink = IncidentStore(tmp_path, KEPT, lambda _: None, callers=callers)
+    sink.write_all([sink.render(event) for event in (first, second, suppression(50, first))])
+    sink.close()
+    with Incidents(tmp_path / FILE) as incidents:
+        (found,) = incidents.find(fingerprint(first).id)
+    assert found.suppressed == attributed
 
 
 # ---- Text that others chose ----------------------------------------------------------------------

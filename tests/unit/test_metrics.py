@@ -19,6 +19,7 @@ from monitor.metrics import (
     page,
 )
 from monitor.operations import OPERATIONS
+from monitor.posture import Figures, Memory
 from monitor.tally import DELAY_BUCKETS, Tally
 
 PAGE = Path(__file__).parents[2] / "docs/metrics.md"
@@ -242,6 +243,35 @@ def test_the_daemons_own_counts() -> None:
         "decode_errors_total 1.0",
         "config_last_reload_successful 0.0",
         "config_last_reload_success_timestamp_seconds 2000.0",
+    ]
+
+
+def test_what_processes_have_sealed() -> None:
+    tally = Tally()
+    shown = registry(Values(), tally)
+    assert {line.split()[1] for line in lines(shown, "posture")} == {"0.0"}
+    tally.posture = Figures(
+        processes={"sealing": 3, "not_sealing": 40, "unreadable": 2, "too_large": 1},
+        sealed_bytes={"nginx.service": 12288, "other": 4096},
+        memory=Memory(5, 16384, 8000, 2000, 0, 0),
+        sealing_executables=2,
+        stopped_executables=1,
+        duration=2.5,
+        finished=1000.5,
+    )
+    assert lines(shown, "posture") == [
+        'posture_processes{state="sealing"} 3.0',
+        'posture_processes{state="not_sealing"} 40.0',
+        'posture_processes{state="unreadable"} 2.0',
+        'posture_processes{state="too_large"} 1.0',
+        'posture_sealed_bytes{workload="other"} 4096.0',
+        'posture_sealed_bytes{workload="nginx.service"} 12288.0',
+        'posture_sealed_ratio{memory="executable"} 0.25',
+        'posture_sealed_ratio{memory="relro"} 0.0',
+        'posture_executables{state="sealing"} 2.0',
+        'posture_executables{state="stopped"} 1.0',
+        "posture_scan_duration_seconds 2.5",
+        "posture_last_success_timestamp_seconds 1000.5",
     ]
 
 

@@ -402,15 +402,16 @@ def test_every_record_is_counted_once(make: Make) -> None:
     setting = make(mutes=[mute(operation="munmap"), mute(cause="other")])
     (sink,) = setting.sinks
     taken = dict.fromkeys(Kind, 0)
-    for number in range(300):
+    for number in range(400):
         sink.error = OSError(errno.ENOSPC, "disk full") if number % 5 == 0 else None
         violation = record(
-            Kind(number % 3),
+            Kind(number % len(Kind)),
             operation=number % (len(OPERATIONS) + 1),
             cause=number % (len(Cause) + 1),
             verdict=number % (len(Verdict) + 1),
+            bypass=abi.Bypass(method=number % (len(abi.Method) + 1)),
         )
-        taken[Kind(number % 3)] += 1
+        taken[Kind(number % len(Kind))] += 1
         setting.pipeline.take(violation)
         assert setting.delivery.wait(10)
     made = setting.tally.events

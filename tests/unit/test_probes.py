@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from monitor import probes
+from monitor.abi import Method
 from monitor.layouts import FUNCTIONS
 from monitor.operations import OPERATIONS
-from monitor.probes import AT_SEAL, MODES, PROBES, candidates, find, reporters
+from monitor.probes import AT_SEAL, MODES, OPTIONAL, PROBES, candidates, find, reporters
 
 BPF = Path(probes.__file__).parent.parent / "bpf"
 BY_NAME = {probe.name: probe for probe in PROBES}
@@ -25,7 +26,9 @@ def test_every_operation_has_a_probe_of_its_name() -> None:
         "mseal",
         "signal_deliver",
         "compat",
+        *OPTIONAL,
     }
+    assert {method.label for method in Method} == OPTIONAL
     assert len(names) == len(set(names))
 
 
@@ -44,7 +47,8 @@ def test_every_program_exists() -> None:
 
 
 def test_every_function_is_known_to_the_layouts() -> None:
-    targets = {hook.target for hook in HOOKS if hook.mode == "fexit"}
+    parts = {part for hook in HOOKS for part in (hook, *hook.also)}
+    targets = {part.target for part in parts if part.mode == "fexit"}
     assert targets == set(FUNCTIONS)
 
 

@@ -105,6 +105,21 @@ REFUSED = (
 SEGV_MAPERR, SEGV_ACCERR, SEGV_PKUERR, SI_KERNEL, SI_USER, SI_TKILL = 1, 2, 4, 0x80, 0, -6
 
 
+# Method, and how many bytes are changed.
+BYPASSES = {
+    "madvise_relro": ("madvise_discard", PAGE),
+    "madvise_relro_locked": ("madvise_discard", PAGE),
+    "madvise_relro_guard": ("madvise_discard", PAGE),
+    "madvise_relro_hole": ("madvise_discard", 2 * PAGE),
+    "process_madvise_relro": ("madvise_discard", PAGE),
+    "io_uring_relro": ("madvise_discard", PAGE),
+    "memory_file": ("proc_mem_write", 6),
+    "userfaultfd_copy": ("userfaultfd_copy", PAGE),
+    "userfaultfd_move": ("userfaultfd_move", PAGE),
+    "ptrace_poke": ("ptrace_poke", 8),
+}
+
+
 class ExpectedFault(NamedTuple):
     """`codes`: si_code of each delivery; `exit`: how the process ends, as subprocess tells it."""
 
@@ -148,7 +163,7 @@ FAULTS = (
 
 # Makes the provocation named and tells, with its facts, what smaps then shows as sealed.
 WITH_SMAPS = """
-import json, sys
+import json, os, sys
 from monitor.provocation import Unsupported
 from monitor.provoke import PROVOCATIONS
 make = next(p.function for p in PROVOCATIONS if p.name == sys.argv[1])
@@ -162,7 +177,7 @@ for line in open("/proc/self/smaps"):
         bounds = [int(bound, 16) for bound in line.split(" ", 1)[0].split("-")]
     elif line.startswith("VmFlags:") and " sl" in line:
         sealed.append(bounds)
-print(json.dumps(facts | {"smaps": sealed}))
+print(json.dumps(facts | {"smaps": sealed, "pid": os.getpid()}))
 """
 
 
@@ -179,9 +194,7 @@ def _run(*names: str) -> tuple[subprocess.Popen[str], list[Line], str]:
 
 
 def test_every_provocation_is_tested() -> None:
-    tested = (
-        [expected.name for expected in REFUSED] + [expected.name for expected in FAULTS] + ["seal"]
-    )
+    tested = [*(expected.name for expected in (*REFUSED, *FAULTS)), *BYPASSES, "seal"]
     assert sorted(tested) == sorted(provocation.name for provocation in provoke.PROVOCATIONS)
 
 
@@ -219,6 +232,25 @@ def test_refused_call(expected: Expected) -> None:
         assert absolute(expected.sealed) in line["smaps"]
     else:
         assert not [s for s in line["smaps"] if s[0] < start + line["length"] and s[1] > start]
+
+
+@pytest.mark.parametrize("name", BYPASSES)
+def test_change_around_a_seal(name: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-S", "-P", "-c", WITH_SMAPS, name],
+        env=provoke.environment(),
+        capture_output=True,
+        text=True,
+        timeout=PROCESS_LIMIT,
+        check=True,
+    )
+    line = _supported(json.loads(result.stdout))
+    method, length = BYPASSES[name]
+    assert (line["method"], line["length"]) == (method, length)
+    assert line["sealed_start"] <= line["address"]
+    assert line["address"] + length <= line["sealed_end"]
+    assert [line["sealed_start"], line["sealed_end"]] in line["smaps"]
+    assert (line["target"] == line["pid"]) == (method != "ptrace_poke")
 
 
 def test_what_hides_its_refusal_returns_what_the_manual_says() -> None:

@@ -39,6 +39,7 @@ OTHERS: Mapping[str, str] = {
     "incidents.max_size": "1048576",
     "incidents.events_kept": "17",
     "incidents.snapshots": "false",
+    "posture.interval": "18",
 }
 RELOADS = {key.name for key in KEYS if key.reloads}
 

@@ -172,6 +172,15 @@ def test_idle_buckets_are_removed_and_forgotten(kernel: Kernel, suppressions: Su
     assert [gap.bucket.suppressed for gap in suppressions.sweep(later + SECOND)] == [3]
 
 
+def test_how_long_is_idle_is_the_owners_choice(kernel: Kernel) -> None:
+    suppressions = Suppressions(kernel, 2 * SECOND)  # type: ignore[arg-type]
+    kernel.submit(KEY, START)
+    suppressions.sweep(START + 2 * SECOND)
+    assert len(kernel.buckets.content) == 1
+    suppressions.sweep(START + 2 * SECOND + 1)
+    assert kernel.buckets.content == {}
+
+
 def test_a_bucket_in_debt_stays(kernel: Kernel, suppressions: Suppressions) -> None:
     """A new bucket would allow its process a second burst."""
     kernel.submit(KEY, START)

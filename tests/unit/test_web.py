@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import CounterMetricFamily
 
-from monitor.web import Server, WebConfig, WebError, listen
-from monitor.web_config import load_web_config
+from monitor.web import Access, Server, WebError, listen
+from monitor.web_access import WebAccess
 
 HASH = bcrypt.hashpw(b"correct horse", bcrypt.gensalt(4)).decode()
 OTHER_HASH = bcrypt.hashpw(b"a" * 72, bcrypt.gensalt(5)).decode().replace("$2b$", "$2y$")
@@ -40,7 +40,7 @@ def start(registry: CollectorRegistry) -> Iterator[Start]:
     servers: list[Server] = []
 
     def start(
-        web_config: WebConfig | None = None,
+        access: Callable[[], Access] = Access,
         ready: Callable[[], list[str]] = list,
         registry: CollectorRegistry = registry,
         connections: int = 16,
@@ -50,7 +50,7 @@ def start(registry: CollectorRegistry) -> Iterator[Start]:
             ("127.0.0.1", 0),
             registry,
             ready,
-            web_config,
+            access,
             connections=connections,
             request_seconds=request_seconds,
         )
@@ -363,7 +363,7 @@ def test_close_ends_threads_and_frees_the_port(start: Start) -> None:
     assert threading.active_count() == before
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(server.address, timeout=10)
-    listen(server.address, CollectorRegistry(), list, None).close()
+    listen(server.address, CollectorRegistry(), list).close()
 
 
 def test_close_lets_a_running_scrape_finish(start: Start, registry: CollectorRegistry) -> None:
@@ -390,7 +390,7 @@ def test_close_lets_a_running_scrape_finish(start: Start, registry: CollectorReg
 
 def test_ipv6(registry: CollectorRegistry) -> None:
     try:
-        server = listen(("::1", 0), registry, list, None)
+        server = listen(("::1", 0), registry, list)
     except WebError as error:
         pytest.skip(str(error))
     try:
@@ -411,7 +411,7 @@ def test_ipv6(registry: CollectorRegistry) -> None:
 )
 def test_address_that_cannot_be_used(registry: CollectorRegistry, host: str, expected: str) -> None:
     with pytest.raises(WebError) as caught:
-        listen((host, 1), registry, list, None)
+        listen((host, 1), registry, list)
     assert str(caught.value).startswith(expected)
     assert str(caught.value).endswith("; choose another with --web.listen-address")
 
@@ -419,17 +419,17 @@ def test_address_that_cannot_be_used(registry: CollectorRegistry, host: str, exp
 def test_port_taken(start: Start, registry: CollectorRegistry) -> None:
     _, port = start().address
     with pytest.raises(WebError) as caught:
-        listen(("127.0.0.1", port), registry, list, None)
+        listen(("127.0.0.1", port), registry, list)
     assert str(caught.value) == (
         f"cannot listen on 127.0.0.1:{port}: address already in use; "
         "choose another with --web.listen-address"
     )
 
 
-def web_config(folder: Path, text: str) -> WebConfig:
+def web_config(folder: Path, text: str) -> WebAccess:
     file = folder / "web.yml"
     file.write_text(text)
-    return load_web_config(file)
+    return WebAccess(file, lambda _: None)
 
 
 USERS = f"basic_auth_users:\n  prometheus: {HASH}\n  käthe: '{OTHER_HASH}'\n"

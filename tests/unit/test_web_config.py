@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import bcrypt
@@ -7,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from monitor.web import WebConfig, WebError
-from monitor.web_config import load_web_config
+from monitor.web import WebError
+from monitor.web_config import RateLimit, WebConfig, digest_of, load_web_config
+from monitor.web_tls import SUITES
 
 HASH = bcrypt.hashpw(b"correct horse", bcrypt.gensalt(4)).decode()
 
@@ -52,7 +56,8 @@ def test_empty_web_config(tmp_path: Path, text: str) -> None:
                 "{}:4: key 'tls_server_config.min_version': 'TLS10' is not supported; "
                 "choose TLS12 or TLS13",
                 "{}:5: key 'tls_server_config.client_auth_type': 'RequestClientCert' is not "
-                "supported; choose NoClientCert or RequireAndVerifyClientCert",
+                "supported; choose NoClientCert or VerifyClientCertIfGiven or "
+                "RequireAndVerifyClientCert",
             ],
         ),
         (
@@ -69,7 +74,7 @@ def test_empty_web_config(tmp_path: Path, text: str) -> None:
         (
             TLS + "  client_ca_file: client.pem\n",
             [
-                "{}:2: key 'tls_server_config.client_ca_file': it goes with client_auth_type: "
+                "{}:4: key 'tls_server_config.client_ca_file': it goes with client_auth_type: "
                 "RequireAndVerifyClientCert; write both or neither"
             ],
         ),
@@ -93,6 +98,62 @@ def test_empty_web_config(tmp_path: Path, text: str) -> None:
             "basic_auth_users: [a]",
             ["{}:1: key 'basic_auth_users': it is no mapping; write its keys indented beneath it"],
         ),
+        (
+            TLS
+            + "  max_version: TLS12\n  min_version: TLS13\n  client_allowed_sans: [a]\n"
+            + "  curve_preferences:\n  - CurveP256\n  - X25519\n  cert: inline\n",
+            [
+                "{}:4: key 'tls_server_config.max_version': it is lower than min_version",
+                "{}:6: key 'tls_server_config.client_allowed_sans': it needs client_auth_type: "
+                "RequireAndVerifyClientCert",
+                "{}:8: key 'tls_server_config.curve_preferences': 'X25519' is not supported; "
+                "choose CurveP256 or CurveP384 or CurveP521",
+                "{}:8: key 'tls_server_config.curve_preferences': only one can be set here; leave "
+                "one or none",
+                "{}:10: key 'tls_server_config.cert': cert_file is there, too; leave one",
+            ],
+        ),
+        (
+            TLS + "  cipher_suites: [TLS_RSA_WITH_RC4_128_SHA]\n  prefer_server_cipher_suites: 1\n",
+            [
+                "{}:4: key 'tls_server_config.cipher_suites': 'TLS_RSA_WITH_RC4_128_SHA' is not "
+                "supported; choose TLS_AES_128_GCM_SHA256 or ",
+                "{}:5: key 'tls_server_config.prefer_server_cipher_suites': it is neither true nor "
+                "false",
+            ],
+        ),
+        (
+            TLS + "  cipher_suites: ['']\n",
+            ["{}:4: key 'tls_server_config.cipher_suites': '' is not supported; choose TLS_AES_"],
+        ),
+        (
+            TLS + "  cipher_suites: TLS_AES_128_GCM_SHA256\n",
+            [
+                "{}:4: key 'tls_server_config.cipher_suites': it is no list; write an item a line, "
+                "each after '- '"
+            ],
+        ),
+        (
+            "http_server_config:\n  http2: maybe\n  headers:\n    X-Frame-Options: allow\n"
+            '    Server: x\n    Content-Security-Policy: "a\\nb"\n',
+            [
+                "{}:2: key 'http_server_config.http2': it is neither true nor false",
+                "{}:4: key 'http_server_config.headers.X-Frame-Options': 'allow' is not supported; "
+                "choose deny or sameorigin",
+                "{}:5: key 'http_server_config.headers.Server': it is not supported; ",
+                "{}:6: key 'http_server_config.headers.Content-Security-Policy': a header is one "
+                "line of printable ASCII",
+            ],
+        ),
+        (
+            "rate_limit:\n  interval: 1\n",
+            ["{}:2: key 'rate_limit.interval': no duration, as 1s or 500ms"],
+        ),
+        (
+            "rate_limit:\n  interval: 1s\n",
+            ["{}:2: key 'rate_limit.burst': it is missing or 0; so no request is answered"],
+        ),
+        ("rate_limit: {burst: -1}\n", ["{}:1: key 'rate_limit.burst': no number of requests"]),
         ("a: [", ["{}:1: not valid YAML: expected the node content, but found '<stream end>'"]),
         ("a: \x01", ["{}: not valid YAML: unacceptable character #x0001: special characters"]),
         ("[" * 5000, ["{}: not valid YAML: maximum recursion depth exceeded"]),
@@ -106,6 +167,77 @@ def test_web_config_mistakes(tmp_path: Path, text: str, expected: list[str]) -> 
     assert len(lines) == len(beginnings)
     for line, beginning in zip(lines, beginnings, strict=True):
         assert line[: len(beginning)] == beginning
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("interval: 1s\n  burst: 20", RateLimit(1.0, 20)),
+        ("interval: 1m0.5s\n  burst: 1", RateLimit(60.5, 1)),
+        ("interval: 250ms\n  burst: 3", RateLimit(0.25, 3)),
+        ("interval: 0\n  burst: 3", None),
+        ("burst: 3", None),
+    ],
+)
+def test_rate_limit(tmp_path: Path, text: str, expected: RateLimit | None) -> None:
+    assert web_config(tmp_path, f"rate_limit:\n  {text}\n").rate_limit == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "is_right"),
+    [
+        ("", True),
+        (f"basic_auth_users:\n  a: {HASH}\n", True),
+        ("basic_auth_users:\n  a: secret\n", False),
+        (TLS, True),
+        (
+            TLS + "  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: client.pem\n",
+            True,
+        ),
+        (TLS + "  client_ca_file: client.pem\n", False),
+        (TLS + "  min_version: TLS12\n  max_version: TLS13\n", True),
+        (TLS + "  min_version: TLS9\n", False),
+        (TLS + "  prefer_server_cipher_suites: false\n  curve_preferences: [CurveP521]\n", True),
+        (TLS + "  curve_preferences: [CurveP1]\n", False),
+        *((f"{TLS}  cipher_suites: [{name}]\n", True) for name in SUITES),
+        (TLS + "  cipher_suites: [TLS_NONE]\n", False),
+        (TLS + "  unknown: 1\n", False),
+        ("tls_server_config:\n  cert_file: server.pem\n", False),
+        ("tls_server_config:\n  cert_file: server.pem\n  key_file: client.key\n", False),
+        (TLS + "http_server_config:\n  http2: false\n", True),
+        ("http_server_config:\n  headers:\n    X-Frame-Options: sameorigin\n", True),
+        ("http_server_config:\n  headers:\n    X-Frame-Options: allow\n", False),
+        ("http_server_config:\n  headers:\n    Server: x\n", False),
+    ],
+)
+def test_the_toolkit_says_the_same_of_a_file(certificates: Path, text: str, is_right: bool) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed")
+    try:
+        web_config(certificates, text)
+    except WebError:
+        found = False
+    else:
+        found = True
+    command = [promtool, "check", "web-config", str(certificates / "web.yml")]
+    told = subprocess.run(command, check=False, capture_output=True, timeout=20).returncode == 0
+    assert (found, told) == (is_right, is_right)
+
+
+def test_headers(tmp_path: Path) -> None:
+    text = "http_server_config:\n  http2: false\n  headers:\n    X-Frame-Options: deny\n"
+    text += "    X-Content-Type-Options: ''\n    Strict-Transport-Security: max-age=7\n"
+    found = web_config(tmp_path, text).headers
+    assert found == {"X-Frame-Options": "deny", "Strict-Transport-Security": "max-age=7"}
+
+
+def test_all_files_that_were_read_are_known(certificates: Path) -> None:
+    text = "  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: client.pem\n"
+    files = web_config(certificates, TLS + text).files
+    names = {path.relative_to(certificates).as_posix() for path in files}
+    assert names == {"web.yml", "server.pem", "server.key", "client.pem"}
+    assert all(digest_of(path) == digest for path, digest in files.items())
 
 
 @pytest.mark.parametrize(
@@ -147,6 +279,9 @@ def test_unreadable_web_config(tmp_path: Path) -> None:
         load_web_config(file)
     with pytest.raises(WebError, match=r"cannot use .*: Is a directory; "):
         load_web_config(tmp_path)
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(WebError, match=r"cannot use .*/fifo: not a regular file; "):
+        load_web_config(tmp_path / "fifo")
     file.write_bytes(b"\xff")
     with pytest.raises(WebError, match=r"web\.yml: not UTF-8; save the file as UTF-8"):
         load_web_config(file)

@@ -14,8 +14,8 @@ Tell = Callable[[str, object], None]
 
 def test_facts(harness: Harness, record_property: Tell) -> None:
     probes = harness.loaded.probes
-    assert [probe.error for probe in probes if not probe.attached] == []
-    modes = {probe.probe: probe.mode for probe in probes}
+    assert [probe.error for probe in probes if probe.lost] == []
+    modes = {probe.probe: probe.mode for probe in probes if probe.attached}
     assert {modes[name] for name in ("mprotect", "munmap")} == {harness.attach}
     facts = {
         "seal_bit": harness.config.sealed_mask.bit_length() - 1,

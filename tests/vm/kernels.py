@@ -20,7 +20,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-__all__ = ["LINES", "Kernel", "KernelError", "Line", "cache_directory", "choose", "kernels"]
+__all__ = [
+    "LINES",
+    "Kernel",
+    "KernelError",
+    "Line",
+    "cache_directory",
+    "choose",
+    "kernels",
+    "mirror",
+]
 
 FLAVOUR = "cloud-amd64"  # the smallest image, and what virtual machines run
 SUITES = (
@@ -191,7 +200,7 @@ class _Apt:
         self._run("apt-get", "download", *packages, cwd=directory)
 
 
-def _mirror() -> str:
+def mirror() -> str:
     """Where this machine's apt has Debian from; known without lists, too."""
     listed = subprocess.run(
         ["apt-get", "update", "--print-uris"], capture_output=True, text=True, check=True
@@ -276,7 +285,7 @@ def kernels(lines: Sequence[Line] = LINES, cache: Path | None = None) -> list[Ke
         return found
     with tempfile.TemporaryDirectory(dir=cache) as name:
         apt = _Apt(Path(name))
-        apt.update(_mirror())
+        apt.update(mirror())
         offered = apt.names("linux-")
         releases = sorted({match[1] for match in map(_IMAGE.fullmatch, offered) if match})
         found = [

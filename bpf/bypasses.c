@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Ways around a seal that the kernel's own functions alone tell, seen at their return (fexit).
+ * Those by madvise and, without these, by ptrace are seen where the calls are.
+ */
+
+/* The process that has the memory, as far as the kernel keeps it (CONFIG_MEMCG), or 0. */
+static __always_inline u64 owner_of(struct task_struct *task, u64 mm)
+{
+    u64 owner = 0;
+
+    if (mm == (u64)TASK_FIELD(void *, task, mm))
+        return (u64)TASK_FIELD(void *, task, group_leader);
+#ifdef HAS_mm_struct__owner
+    owner = KERNEL_WORD(mm, mm_struct__owner);
+    if (owner)
+        owner = KERNEL_WORD(owner, task_struct__group_leader);
+#endif
+    return owner;
+}
+
+#if defined(WITH_REMOTE) && defined(HAS_FUNCTION_access_remote_vm)
+#define FOLL_WRITE 1 /* include/linux/mm_types.h */
+
+/* What /proc/PID/mem and ptrace write by, whoever asks them, be it io_uring or sendfile. */
+int fexit_access_remote_vm(u64 *ctx)
+{
+    struct change change = {METHOD_PROC_MEM_WRITE, ctx[ARG_access_remote_vm__mm]};
+    s32 written = ctx[RETURN_access_remote_vm];
+    struct config *config;
+    struct task_struct *task;
+    struct scratch *scratch;
+    struct pt_regs *regs;
+
+    if (written <= 0 || !(ctx[ARG_access_remote_vm__gup_flags] & FOLL_WRITE))
+        return 0;
+    config = configuration();
+    if (!config || !config->sealed_mask)
+        return 0;
+    scratch = scratch_of(SCRATCH_REMOTE);
+    if (!scratch)
+        return 0;
+    task = (struct task_struct *)bpf_get_current_task_btf();
+    regs = saved_registers(task);
+    if (!(TASK_FIELD(u32, task, flags) & PF_IO_WORKER)) {
+        scratch->call.compat = is_compat(task);
+        if (number_of(regs) == (scratch->call.compat ? NR_PTRACE_32 : NR_PTRACE))
+            change.method = METHOD_PTRACE_POKE;
+    }
+    change.leader = owner_of(task, change.mm);
+    set_written(&scratch->search, ctx[ARG_access_remote_vm__addr], written);
+    return find_and_tell(scratch, task, config, &change);
+}
+#endif
+
+#ifdef HAS_userfaultfd_ctx__mm
+/*
+ * A userfaultfd has put pages where none were, in memory that need not be the caller's. `start` and
+ * `end` are what it did, by the kernel's own count.
+ */
+static __always_inline int filled(u32 owner, u64 context, u64 start, s64 bytes)
+{
+    struct config *config = configuration();
+    struct change change = {METHOD_USERFAULTFD_COPY};
+    struct task_struct *task;
+    struct scratch *scratch;
+
+    if (bytes <= 0 || !config || !config->sealed_mask)
+        return 0;
+    scratch = scratch_of(owner);
+    if (!scratch)
+        return 0;
+    task = (struct task_struct *)bpf_get_current_task_btf();
+    scratch->call.compat = is_compat(task);
+    change.mm = KERNEL_WORD(context, userfaultfd_ctx__mm);
+    change.leader = owner_of(task, change.mm);
+    set_written(&scratch->search, start, bytes);
+    return find_and_tell(scratch, task, config, &change);
+}
+
+#if defined(WITH_USERFAULTFD) && defined(HAS_FUNCTION_mfill_atomic_copy)
+int fexit_mfill_atomic_copy(u64 *ctx)
+{
+    return filled(SCRATCH_COPIED, ctx[ARG_mfill_atomic_copy__ctx],
+                  ctx[ARG_mfill_atomic_copy__dst_start], ctx[RETURN_mfill_atomic_copy]);
+}
+#endif
+
+#if defined(WITH_USERFAULTFD) && defined(HAS_FUNCTION_mfill_atomic_zeropage)
+int fexit_mfill_atomic_zeropage(u64 *ctx)
+{
+    return filled(SCRATCH_ZEROED, ctx[ARG_mfill_atomic_zeropage__ctx],
+                  ctx[ARG_mfill_atomic_zeropage__start], ctx[RETURN_mfill_atomic_zeropage]);
+}
+#endif
+
+/* Pages were moved out of a sealed mapping or into one: what mremap is refused. Both are writable.
+ */
+static __always_inline int moved(u64 context, u64 destination, u64 source, s64 bytes)
+{
+    struct config *config = configuration();
+    struct change change = {METHOD_USERFAULTFD_MOVE};
+    struct task_struct *task;
+    struct scratch *scratch;
+    struct search *search;
+
+    if (bytes <= 0 || !config || !config->sealed_mask)
+        return 0;
+    scratch = scratch_of(SCRATCH_MOVED);
+    if (!scratch)
+        return 0;
+    task = (struct task_struct *)bpf_get_current_task_btf();
+    scratch->call.compat = is_compat(task);
+    change.mm = KERNEL_WORD(context, userfaultfd_ctx__mm);
+    change.leader = owner_of(task, change.mm);
+    search = &scratch->search;
+    search->start = source;
+    search->end = source + bytes;
+    search->next_start = destination;
+    search->next_end = destination + bytes;
+    return find_and_tell(scratch, task, config, &change);
+}
+
+#if defined(WITH_MOVE_PAGES) && defined(HAS_FUNCTION_move_pages)
+int fexit_move_pages(u64 *ctx)
+{
+    return moved(ctx[ARG_move_pages__ctx], ctx[ARG_move_pages__dst_start],
+                 ctx[ARG_move_pages__src_start], ctx[RETURN_move_pages]);
+}
+#endif
+
+#if defined(WITH_USERFAULTFD_IOCTL) && defined(HAS_FUNCTION_userfaultfd_ioctl)
+#define UFFDIO_MOVE 0xc028aa05
+
+/* include/uapi/linux/userfaultfd.h */
+struct uffdio_move {
+    u64 dst, src, len, mode;
+    s64 move; /* written by the kernel: the bytes that it has moved */
+};
+
+/* Where that function is none of its own: the arguments are those that the process shows. */
+int fexit_userfaultfd_ioctl(u64 *ctx)
+{
+    struct uffdio_move asked;
+
+    if ((u32)ctx[ARG_userfaultfd_ioctl__cmd] != UFFDIO_MOVE ||
+        bpf_probe_read_user(&asked, sizeof(asked), (void *)ctx[ARG_userfaultfd_ioctl__arg]))
+        return 0;
+    return moved(KERNEL_WORD(ctx[ARG_userfaultfd_ioctl__file], file__private_data), asked.dst,
+                 asked.src, asked.move);
+}
+#endif
+#endif

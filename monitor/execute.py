@@ -1,0 +1,370 @@
+"""`seal-monitor exec`: runs a command and tells the violations of it and its children, of nobody
+else.
+
+The command is in a cgroup of its own, and the kernel counts what happens there alone: its counters
+are the command's. One thread does everything but writing to sinks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TextIO
+
+from monitor import host
+from monitor.attached import Attached, configure, request
+from monitor.cgroups import Cgroups
+from monitor.config import Config, Ring, Watch
+from monitor.delivery import Delivery
+from monitor.execute_cgroup import CommandCgroup, Member
+from monitor.execute_command import (
+    FORWARDED,
+    Command,
+    Signals,
+    Start,
+    User,
+    environment,
+    user_named,
+)
+from monitor.execute_files import Nearby
+from monitor.execute_names import Names
+from monitor.execute_sink import CommandSink, Event
+from monitor.execute_summary import Result, document, live, summary, violations
+from monitor.identity import Identities
+from monitor.incident_search import Filter, Incident, Incidents
+from monitor.incidents import FILE, IncidentStore, Retention
+from monitor.losses import Losses
+from monitor.pipeline import Pipeline, clock_offset
+from monitor.probes import OPTIONAL
+from monitor.suppression import Suppressions
+from monitor.symbols import Resolver
+from monitor.tally import Tally
+
+__all__ = ["KINDS", "ExecError", "Options", "run"]
+
+KINDS = ("denial", "fault", "bypass")  # for --fail-on
+FAILED_ON = 4  # exit code
+
+SWEEP_SECONDS = 1.0
+TURN_SECONDS = 0.5  # what a storm leaves in the ring after so long waits for the next turn
+BACKLOG_SECONDS = 0.5  # for what waits for the sink, between two parts of the ring
+ENDING_SECONDS = 0.2  # processes that end so soon after the command are no news
+DRAIN_SECONDS = 10.0
+FLUSH_SECONDS = 10.0
+EVENT_INTERVAL_NS = 1_000_000_000  # of one process, operation and caller
+EVENT_BURST = 20
+IDLE_NS = 2 * EVENT_INTERVAL_NS  # of a bucket: thousands of short-lived processes find one
+RING_SIZE = 16 << 20
+RETENTION = Retention(age=1, size=1 << 30, events=EVENT_BURST)
+CALLERS = 1 << 16  # whose suppressed events find their incident
+INCIDENTS_MOST = 1000
+
+
+class ExecError(OSError):
+    """Why the command was not run, and the way out."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """`user`: None is whoever called sudo, else the caller. `fail_on`: some of KINDS."""
+
+    words: Sequence[str]
+    user: str | None
+    fail_on: Sequence[str]
+    json: Path | None
+    report: Path | None
+
+
+# ---- The report ----------------------------------------------------------------------------------
+
+
+def _write_report(database: Path, out: Path) -> None:
+    """Every incident of the database as an HTML page."""
+    from monitor import report  # noqa: PLC0415 - Jinja2, for who wants a page
+
+    with Incidents(database) as incidents, out.open("wb") as page:
+        report.write(incidents, incidents.search(Filter(), INCIDENTS_MOST), page)
+
+
+# ---- The life of the command ---------------------------------------------------------------------
+
+
+class _Terminal:
+    """Standard error, which the command writes to as well: whole texts, one write each."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        is_terminal = stream is not None and stream.isatty()
+        self.colours = is_terminal and "NO_COLOR" not in os.environ
+        self._stream = stream
+        self._width = shutil.get_terminal_size((100, 24)).columns if is_terminal else 120
+
+    def show(self, event: Event) -> None:
+        self.write(live(event, colours=self.colours, width=self._width))
+
+    def write(self, text: str) -> None:
+        if self._stream is None:  # the caller has closed it
+            return
+        with contextlib.suppress(OSError):  # whoever read it has gone: the command goes on
+            self._stream.write(text)
+            self._stream.flush()
+
+
+class _Watch:
+    """Everything from loading to the last event. Use as a context manager."""
+
+    def __init__(self, config: Config, directory: Path, terminal: _Terminal) -> None:
+        """`directory` is where the incidents are kept."""
+        self.notes: list[str] = []
+        self.left: list[Member] = []
+        with contextlib.ExitStack() as cleanup:
+            attached = cleanup.enter_context(Attached(request(config)))
+            attached.calibrate()
+            self.loaded, self.state, self._ring = attached.loaded, attached.state, attached.ring
+            self._configure(config)
+            search: list[Path] = []
+            resolver = cleanup.enter_context(Resolver(os.environ, search=search))
+            names = Names(resolver, search, Nearby(Path()))
+            store = IncidentStore(directory, RETENTION, self.notes.append, callers=CALLERS)
+            self._delivery = Delivery(
+                [CommandSink(store, names.named, terminal.show)],
+                tally := Tally([CommandSink.name]),
+                self._on_sink,
+            )
+            cleanup.callback(self._delivery.close)
+            self._pipeline = Pipeline(
+                host.host_facts(),
+                self.state.config.sealed_mask,
+                identities=Identities(command_line=config.events.command_line),
+                cgroups=Cgroups(),
+                delivery=self._delivery,
+                tally=tally,
+            )
+            self._tally = tally
+            self._suppressions = Suppressions(self.state, IDLE_NS)
+            self._losses = Losses(self.loaded, self.state, self._note_loss)
+            self._sweep_at = 0.0
+            for probe in self.loaded.probes:
+                if not (probe.attached or probe.probe in OPTIONAL):
+                    self.notes.append(f"probe {probe.probe} is not attached: {probe.error}")
+            self._signals = Signals()  # only now: Ctrl-C still ends what was before
+            cleanup.callback(self._signals.close)
+            self._cgroup = CommandCgroup()
+            cleanup.callback(self._cgroup.close)
+            self.state.watch_cgroup(self._cgroup.descriptor)
+            while self._ring.drain().records:
+                pass  # of others, from before
+            self._cleanup = cleanup.pop_all()
+
+    def _configure(self, config: Config) -> None:
+        """Every place is told, and a storm at one place leaves room for the others."""
+        kernel = self.state.config
+        configure(kernel, config)
+        kernel.event_interval_ns = EVENT_INTERVAL_NS
+        kernel.event_burst_ns = (EVENT_BURST - 1) * EVENT_INTERVAL_NS
+        kernel.host_interval_ns = kernel.host_burst_ns = 0  # no limit
+
+    def __enter__(self) -> _Watch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cleanup.close()
+
+    def run(self, words: Sequence[str], user: User | None) -> int:
+        """How the command ended, as Command.wait() tells. Raises CannotStart."""
+        command = Command(
+            Start(list(words), environment(user), user, self._signals.before), self._cgroup.entry
+        )
+        # The command may have taken the terminal, and be a shell that gives it to its jobs.
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+        with select.epoll() as poll:
+            for descriptor in (
+                *(command.descriptor, self._signals.descriptor),
+                *(self._ring.descriptor, self._delivery.descriptor),
+            ):
+                poll.register(descriptor, select.EPOLLIN)
+            has_ended = False
+            while not has_ended:
+                ready = {descriptor for descriptor, _ in poll.poll(SWEEP_SECONDS)}
+                has_ended = command.descriptor in ready
+                for number in self._signals.take():
+                    command.send(number)
+                self._turn()
+        status = command.wait()
+        self._wait_for_children()
+        return status
+
+    def _wait_for_children(self) -> None:
+        deadline = time.monotonic() + ENDING_SECONDS
+        while (members := self._cgroup.members()) and time.monotonic() < deadline:
+            self._turn()
+            time.sleep(0.01)
+        self.left = members
+
+    def _turn(self) -> None:
+        self._drain()
+        self._delivery.collect()
+        now = time.monotonic()
+        if now >= self._sweep_at:
+            self._sweep_at = now + SWEEP_SECONDS
+            self._sweep()
+
+    def _drain(self) -> int:
+        """Take the records that are in the ring, for half a second at most; how many."""
+        taken = 0
+        deadline = time.monotonic() + TURN_SECONDS
+        while self._is_taken() and time.monotonic() < deadline:
+            self._pipeline.offset = clock_offset()
+            drained = self._ring.drain()
+            for record in drained.records:
+                self._pipeline.take(record)
+            for _ in range(drained.corrupt):
+                self._tally.decode_error()
+            taken += len(drained.records)
+            if not drained.records and not drained.corrupt:
+                break
+        return taken
+
+    def _is_taken(self) -> bool:
+        """Whether the sink has nothing left to do: the ring has more room than its queue."""
+        return self._delivery.wait(BACKLOG_SECONDS)
+
+    def _sweep(self, final: bool = False) -> None:
+        try:
+            now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+            for gap in self._suppressions.sweep(now, final):
+                self._pipeline.suppression(gap)
+        except OSError as error:
+            self._note(f"cannot read what was suppressed: {error}")
+
+    def finish(self) -> None:
+        """Detach; the counters are final and all events with the store after that."""
+        self.loaded.detach()
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while self._drain() or (self._ring.used_bytes and time.monotonic() < deadline):
+            time.sleep(0.001)
+        try:
+            self._losses.look()
+        except OSError as error:
+            self._note(f"cannot read the runs that probes missed: {error}")
+        self._sweep(final=True)
+        self._delivery.finish(FLUSH_SECONDS)
+        if self._tally.decode_errors:
+            self._note(f"{self._tally.decode_errors} records could not be read")
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def _note_loss(self, name: str, message: str, *, details: dict[str, object]) -> None:
+        del name, details
+        self._note(message)
+
+    def _on_sink(self, name: str, error: OSError | None) -> None:
+        if error is not None:
+            self._note(f"{name}: {error}")
+
+
+# ---- What came of it -----------------------------------------------------------------------------
+
+
+def _found(database: Path) -> list[tuple[Incident, list[Event]]]:
+    """Every incident with the events that are kept of it, the one that began first at the front."""
+    if not database.exists():  # no event has opened it
+        return []
+    with Incidents(database) as incidents:
+        found = incidents.search(Filter(), INCIDENTS_MOST)
+        return [(each, incidents.events(each)) for each in reversed(found)]
+
+
+def _write_json(path: Path, result: Result) -> None:
+    text = json.dumps(document(result), indent=2, ensure_ascii=False)
+    path.write_bytes(text.encode("utf-8", "backslashreplace") + b"\n")
+
+
+def _user(name: str | None) -> User | None:
+    """Whom to run the command as; None: as the caller."""
+    name = name or (os.environ.get("SUDO_USER") if os.geteuid() == 0 else None)
+    return user_named(name) if name else None
+
+
+def _require_writable(path: Path) -> None:
+    """Before the command runs, not after. Raises ExecError."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644))
+    except OSError as error:
+        raise ExecError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _settings(config: Config) -> Config:
+    """Nothing that the command could do is left out, and there is room for a storm."""
+    return replace(
+        config, watch=Watch(compat=True, io_uring=True), ring=Ring(size=RING_SIZE), mutes=()
+    )
+
+
+def _end_in_order() -> None:
+    """What would end this process at once raises SystemExit, so that nothing is left behind.
+
+    Once the command runs it is the command's. What the caller has ignored stays so.
+    """
+
+    def end(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    for number in FORWARDED:
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, end)
+
+
+def run(config: Config, options: Options) -> int:
+    """Run the command, tell its violations; the exit code.
+
+    Raises what starting the daemon raises, and ExecError, UserError, CannotStart, CgroupError.
+    """
+    _end_in_order()
+    user = _user(options.user)
+    for path in filter(None, (options.json, options.report)):
+        _require_writable(path)
+    host.require()
+    terminal = _Terminal(sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="seal-monitor-exec-") as folder:
+        directory = Path(folder)
+        with _Watch(_settings(config), directory, terminal) as watch:
+            began = time.monotonic()
+            status = watch.run(options.words, user)
+            seconds = time.monotonic() - began
+            watch.finish()
+            counters = watch.state.counters()
+        made = violations(counters)
+        failed_on = [kind for kind in options.fail_on if made[kind]]
+        code = FAILED_ON if failed_on else status if status >= 0 else 128 - status
+        result = Result(
+            words=options.words,
+            status=status,
+            code=code,
+            failed_on=failed_on,
+            seconds=seconds,
+            counters=counters,
+            incidents=_found(directory / FILE),
+            left=watch.left,
+            notes=watch.notes,
+        )
+        terminal.write(summary(result, colours=terminal.colours))
+        if options.json:
+            _write_json(options.json, result)
+        if options.report and result.incidents:
+            _write_report(directory / FILE, options.report)
+        elif options.report:
+            options.report.unlink()
+            terminal.write("seal-monitor: no report: there is nothing to tell\n")
+    return code

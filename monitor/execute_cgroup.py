@@ -1,0 +1,139 @@
+"""A cgroup of a command's own: whatever the command starts is in it, and nothing else is."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from monitor.cgroups import cgroup_mount
+from monitor.printable import printable
+from monitor.syscalls import call
+
+__all__ = ["CgroupError", "CommandCgroup", "Member"]
+
+NAME = "seal-monitor-exec"
+REMOVE_SECONDS = 5.0  # a process that has just ended still holds it
+_FSCONFIG_CMD_CREATE = 6  # include/uapi/linux/mount.h
+_CLOEXEC = 1  # FSOPEN_CLOEXEC and FSMOUNT_CLOEXEC
+
+
+class CgroupError(OSError):
+    """Why there is no cgroup for the command, and the way out."""
+
+
+class Member(NamedTuple):
+    pid: int
+    name: str
+
+
+def _mount() -> int:
+    """The descriptor of a cgroup2 mount that nobody else sees. Raises OSError.
+
+    Only where there is no other: a second mount in the initial cgroup namespace would take over its
+    options for all (kernel/cgroup/cgroup.c, apply_cgroup_root_flags()).
+    """
+    kind = ctypes.create_string_buffer(b"cgroup2")
+    context = _must("fsopen", ctypes.addressof(kind), _CLOEXEC)
+    try:
+        _must("fsconfig", context, _FSCONFIG_CMD_CREATE, 0, 0, 0)
+        return _must("fsmount", context, _CLOEXEC, 0)
+    finally:
+        os.close(context)
+
+
+def _must(name: str, *arguments: int) -> int:
+    result = call(name, *arguments)
+    if result < 0:
+        raise OSError(-result, f"{name}: {os.strerror(-result)}")
+    return result
+
+
+def _own_path(proc: Path) -> str:
+    """The caller's place in the hierarchy, from its root: "" for the root itself."""
+    for line in (proc / "self/cgroup").read_bytes().splitlines():
+        if line.startswith(b"0::/"):
+            return os.fsdecode(line[len(b"0::/") :])
+    raise CgroupError("this kernel has no cgroup2 hierarchy; boot one built with CONFIG_CGROUPS=y")
+
+
+class CommandCgroup:
+    """A child of the caller's cgroup: the same limits hold. Close it. Raises CgroupError."""
+
+    def __init__(self, proc: Path = Path("/proc"), root: Path | None = None) -> None:
+        """`root` is the cgroup2 mount; found in /proc/self/mountinfo when it is None."""
+        self._proc = proc
+        self._mount = -1
+        root = root or cgroup_mount(proc)
+        try:
+            if root is None:
+                self._mount = _mount()
+                root = Path(f"/proc/self/fd/{self._mount}")
+            self._parent = root / _own_path(proc)
+            self._path = self._parent / f"{NAME}-{os.getpid()}-{secrets.token_hex(4)}"
+            self._path.mkdir()
+            self.descriptor = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            # Whoever writes "0" to it is in the cgroup from then on.
+            self.entry = os.open(self._path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+        except OSError as error:
+            self._close_mount()
+            if isinstance(error, CgroupError):
+                raise
+            raise CgroupError(
+                f"cannot make a cgroup for the command: {error}; it needs root and a cgroup2 "
+                "hierarchy that it may write to"
+            ) from error
+
+    def members(self) -> list[Member]:
+        """The processes that are alive in it and below."""
+        found = []
+        for pid in self._pids():
+            with suppress(OSError):  # it has just ended
+                name = (self._proc / str(pid) / "comm").read_bytes().removesuffix(b"\n")
+                found.append(Member(pid, printable(name)))
+        return found
+
+    def _pids(self) -> Iterator[int]:
+        for directory in self._directories():
+            with suppress(OSError):  # removed meanwhile, or threaded: its domain above lists them
+                yield from map(int, (directory / "cgroup.procs").read_text("ascii").split())
+
+    def _directories(self) -> list[Path]:
+        """Its own and those that the command made below, the deepest first."""
+        walk = os.walk(self._path, topdown=False)
+        return [Path(directory) for directory, _, _ in walk]
+
+    def close(self) -> None:
+        """Hand the processes that are left back to the caller's cgroup and remove this one.
+
+        Raises CgroupError when that is not possible.
+        """
+        os.close(self.descriptor)
+        os.close(self.entry)
+        deadline = time.monotonic() + REMOVE_SECONDS
+        try:
+            while not self._is_removed():
+                if time.monotonic() > deadline:
+                    raise CgroupError(f"cannot remove the cgroup {self._path}: it is still in use")
+                time.sleep(0.01)
+        finally:
+            self._close_mount()
+
+    def _is_removed(self) -> bool:
+        for pid in self._pids():
+            with suppress(OSError):  # it has just ended
+                (self._parent / "cgroup.procs").write_text(str(pid))
+        for directory in self._directories():
+            with suppress(OSError):  # busy: the next turn
+                directory.rmdir()
+        return not self._path.exists()
+
+    def _close_mount(self) -> None:
+        if self._mount >= 0:
+            os.close(self._mount)
+            self._mount = -1

@@ -1,0 +1,53 @@
+"""Files of the place where a command was started: those of processes that were gone too soon.
+
+Only where to look: a file is taken for what was mapped by its build id alone.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from pathlib import Path
+
+__all__ = ["Nearby"]
+
+FILES_MOST = 100_000
+SECONDS_MOST = 2.0
+_LEFT_OUT = frozenset({".git", ".hg", ".svn", "node_modules", "__pycache__"})
+
+
+class Nearby:
+    """Directories below `top` by the names of the files in them; looked through once, when asked.
+
+    Not beyond so many files, or so many seconds; links to directories are not followed.
+    """
+
+    def __init__(
+        self, top: Path, files_most: int = FILES_MOST, seconds_most: float = SECONDS_MOST
+    ) -> None:
+        self._top = top
+        self._files_most = files_most
+        self._seconds_most = seconds_most
+        self._found: dict[str, list[Path]] | None = None
+
+    def directories(self, name: str) -> list[Path]:
+        """Those in which there is a file of this name, the nearest first."""
+        if self._found is None:
+            self._found = self._walk()
+        return self._found.get(name, [])
+
+    def _walk(self) -> dict[str, list[Path]]:
+        found = defaultdict(list)
+        deadline = time.monotonic() + self._seconds_most
+        left = self._files_most
+        for directory, below, files in os.walk(self._top):
+            below[:] = sorted(set(below) - _LEFT_OUT)
+            for name in files[:left]:
+                found[name].append(Path(directory))
+            left -= len(files)
+            if left <= 0 or time.monotonic() > deadline:
+                break
+        for places in found.values():
+            places.sort(key=lambda place: len(place.parts))
+        return dict(found)

@@ -1,0 +1,284 @@
+"""What is said of a watched command: an incident as it happens, a table at its end, JSON.
+
+Pure functions. What an event holds passes `printable` on its way to the terminal.
+"""
+
+from __future__ import annotations
+
+import signal
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from monitor.abi import Cause, Counters, Disposition, Method, Verdict
+from monitor.assessment import REASONING
+from monitor.console import COLOURS, DIM, RESET
+from monitor.execute_cgroup import Member
+from monitor.fingerprint import UNKNOWN
+from monitor.incident_search import Incident
+from monitor.incidents_cli import as_object
+from monitor.operations import OPERATIONS
+from monitor.printable import printable
+
+__all__ = ["Result", "counts", "document", "live", "summary", "violations"]
+
+FRAMES_SHOWN = 8
+ROWS_SHOWN = 40
+PREFIX = "seal-monitor:"
+SCHEMA = 1
+_TEXT_LIMIT = 1000
+
+_PLURALS = {"bypass": "bypasses"}
+
+Event = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """All that is known when the command has ended.
+
+    `status`: its exit code, or the number of the signal that ended it, negative; `code`: the one
+    that the caller gets. `incidents` with the events that are kept of each, named. `left`: its
+    processes that live on. `failed_on`: kinds of --fail-on that happened.
+    """
+
+    words: Sequence[str]
+    status: int
+    code: int
+    failed_on: Sequence[str]
+    seconds: float
+    counters: Counters
+    incidents: Sequence[tuple[Incident, Sequence[Event]]]
+    left: Sequence[Member]
+    notes: Sequence[str]
+
+
+# ---- Counts --------------------------------------------------------------------------------------
+
+
+def counts(counters: Counters) -> dict[str, dict[str, int]]:
+    """Violations by kind and by operation, cause or method; none that are 0.
+
+    Denials that a seal explains or may explain; faults but those of cause `other`; changes of
+    what sealed memory holds.
+    """
+    denials = {
+        operation.name: row[Verdict.SEALED] + row[Verdict.UNVERIFIED]
+        for operation, row in zip(OPERATIONS, counters.denials, strict=True)
+    }
+    faults = {c.label: sum(counters.faults[c]) for c in Cause if c is not Cause.OTHER}
+    bypasses = {method.label: counters.bypasses[method] for method in Method}
+    found = {"denial": denials, "fault": faults, "bypass": bypasses}
+    return {
+        kind: {what: number for what, number in by_what.items() if number}
+        for kind, by_what in found.items()
+    }
+
+
+def violations(counters: Counters) -> dict[str, int]:
+    """By kind."""
+    return {kind: sum(by_what.values()) for kind, by_what in counts(counters).items()}
+
+
+def _untold(result: Result) -> dict[tuple[str, str], int]:
+    """What was counted and is in no incident: the ring had no room for it."""
+    left = {
+        (kind, what): number
+        for kind, by_what in counts(result.counters).items()
+        for what, number in by_what.items()
+    }
+    for incident, _ in result.incidents:
+        if (incident.kind, incident.what) in left:
+            left[incident.kind, incident.what] -= incident.count
+    return {key: number for key, number in left.items() if number > 0}
+
+
+# ---- As text -------------------------------------------------------------------------------------
+
+
+def _paint(text: str, colour: str, colours: bool) -> str:
+    return f"{colour}{text}{RESET}" if colours and text else text
+
+
+def _visible(text: object, width: int = _TEXT_LIMIT) -> str:
+    return printable(str(text), width)
+
+
+def _place(frame: Event) -> str:
+    if frame["module"] and frame["offset"] is not None:
+        return f"{frame['module']}+0x{frame['offset']:x}"
+    return str(frame["address"])
+
+
+def live(event: Event, *, colours: bool, width: int = 100) -> str:
+    """An incident at its first event: what happened, and the innermost frames."""
+    rank = f"{event['severity']}: "
+    text = f"{rank}{_visible(event['summary'])}"
+    lines = textwrap.wrap(
+        text,
+        max(width - len(PREFIX) - 1, 40),
+        break_long_words=False,
+        break_on_hyphens=False,
+        subsequent_indent="  ",
+    )
+    lines[0] = lines[0].replace(rank, _paint(rank, COLOURS[event["severity"]], colours), 1)
+    shown = [f"{_paint(PREFIX, DIM, colours)} {line}" for line in lines]
+    stack = event["stack"][:FRAMES_SHOWN]
+    names = [_visible(frame["symbol"] or "?", 60) for frame in stack]
+    wide = max(map(len, names), default=0)
+    for number, (name, frame) in enumerate(zip(names, stack, strict=True)):
+        place = _paint(_visible(_place(frame), 80), DIM, colours)
+        shown.append(f"{_paint(PREFIX, DIM, colours)}   #{number:<2} {name:<{wide}}  {place}")
+    return "\n".join(shown) + "\n"
+
+
+def _number(number: int, word: str, plural: str = "") -> str:
+    return f"{number:,} {word if number == 1 else plural or word + 's'}"
+
+
+def _frame_in_question(incident: Incident, event: Event) -> Event | None:
+    """The one that called; of a fault the one that the instruction is in."""
+    wanted = event["instruction_pointer"] if incident.kind == "fault" else event["caller"]
+    return next((frame for frame in event["stack"] if frame["address"] == wanted), None)
+
+
+def _row(incident: Incident, events: Sequence[Event]) -> list[str]:
+    whole = [event for event in events if "stack" in event]
+    frame = _frame_in_question(incident, whole[-1]) if whole else None
+    if frame is None:
+        where = ["-", "-" if incident.executable == UNKNOWN else incident.executable]
+    else:
+        where = [frame["symbol"] or "?", _place(frame)]
+    return [f"{incident.count:,}", incident.severity, incident.title, *where]
+
+
+# Title, width at most.
+_COLUMNS = (("COUNT", 15), ("SEVERITY", 8), ("WHAT", 48), ("FUNCTION", 48), ("PLACE", 48))
+
+
+def _table(result: Result, colours: bool) -> list[str]:
+    # Of what the processes share that found no bucket not even the operation is known: these are
+    # in the last rows.
+    known = [row for row in result.incidents if row[0].what != UNKNOWN]
+    incidents = sorted(known, key=lambda row: (-row[0].count, row[0].first_ns))
+    rows = [_row(*row) for row in incidents[:ROWS_SHOWN]]
+    rows += [
+        [f"{number:,}", "-", f"{what} {kind}s that were counted and not told", "-", "-"]
+        for (kind, what), number in _untold(result).items()
+    ]
+    if len(incidents) > ROWS_SHOWN:
+        others = incidents[ROWS_SHOWN:]
+        number = sum(incident.count for incident, _ in others)
+        rows.append([f"{number:,}", "-", f"others, in {len(others):,} places", "-", "-"])
+    cells = [
+        [_visible(cell, most) for cell, (_, most) in zip(row, _COLUMNS, strict=True)]
+        for row in rows
+    ]
+    heads = [title for title, _ in _COLUMNS]
+    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+    lines = [_paint(_line(heads, widths), DIM, colours)]
+    for row in cells:
+        rank = row[1]
+        text = _line(row, widths)
+        colour = COLOURS.get(rank, "")
+        lines.append(text.replace(rank, _paint(rank, colour, colours and bool(colour)), 1))
+    return lines
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    first, *others = zip(cells, widths, strict=True)
+    return "  ".join(
+        ["  " + first[0].rjust(first[1]), *(cell.ljust(width) for cell, width in others)]
+    ).rstrip()
+
+
+def _meanings(result: Result) -> list[str]:
+    """Why the violations are taken for what they are: once for each row of the table."""
+    events = [event for _, kept in result.incidents for event in kept]
+    names = dict.fromkeys((event.get("assessment") or {}).get("name") for event in events)
+    return [
+        line
+        for name in names
+        if name in REASONING
+        for line in textwrap.wrap(
+            f"{name.replace('_', ' ')}: {REASONING[name]}",
+            98,
+            initial_indent="  ",
+            subsequent_indent="    ",
+        )
+    ]
+
+
+def _ended(result: Result) -> str:
+    words = {kind: number for kind, number in violations(result.counters).items() if number}
+    if words:
+        *others, last = (_number(n, kind, _PLURALS.get(kind, "")) for kind, n in words.items())
+        return f"{', '.join(others)} and {last}" if others else last
+    seals = result.counters.seals
+    return f"no violations, {_number(seals, 'mseal call')}"
+
+
+def summary(result: Result, *, colours: bool) -> str:
+    """For a person, when the command has ended."""
+
+    def told(text: str) -> str:
+        return f"{_paint(PREFIX, DIM, colours)} {text}"
+
+    ended = told(f"{_ended(result)}, in {result.seconds:.1f} s")
+    after = [told(note) for note in result.notes]
+    if result.left:
+        some = ", ".join(f"{member.name} ({member.pid})" for member in result.left[:5])
+        more = f" and {len(result.left) - 5} more" if len(result.left) > 5 else ""
+        number = _number(len(result.left), "process", "processes")
+        after.append(
+            told(f"{number} of the command still running, no longer watched: {some}{more}")
+        )
+    if result.failed_on:
+        after.append(told(f"exit code {result.code}, for --fail-on {','.join(result.failed_on)}"))
+    parts = [[ended, *after]]
+    if any(violations(result.counters).values()):
+        parts = [[ended], _table(result, colours), _meanings(result), after]
+    return "\n\n".join("\n".join(lines) for lines in parts if lines) + "\n"
+
+
+# ---- As JSON -------------------------------------------------------------------------------------
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most real-time signals have none
+        return f"signal {number}"
+
+
+def document(result: Result) -> dict[str, object]:
+    """Ready for JSON: the kernel's counts, and each incident with the events that are kept."""
+    counters, status = result.counters, result.status
+    return {
+        "schema": SCHEMA,
+        "command": [printable(word, _TEXT_LIMIT) for word in result.words],
+        "exit_code": status if status >= 0 else None,
+        "signal": _signal_name(-status) if status < 0 else None,
+        "seconds": round(result.seconds, 3),
+        "failed_on": list(result.failed_on),
+        "violations": violations(counters),
+        "denials": {
+            operation.name: {verdict.label: row[verdict] for verdict in Verdict if row[verdict]}
+            for operation, row in zip(OPERATIONS, counters.denials, strict=True)
+            if any(row)
+        },
+        "faults": {
+            cause.label: {each.label: row[each] for each in Disposition if row[each]}
+            for cause, row in zip(Cause, counters.faults, strict=True)
+            if any(row)
+        },
+        "bypasses": counts(counters)["bypass"],
+        "seals": counters.seals,
+        "sealed_bytes": counters.sealed_bytes,
+        "notes": list(result.notes),
+        "still_running": [member._asdict() for member in result.left],
+        "incidents": [
+            as_object(incident) | {"events": list(events)} for incident, events in result.incidents
+        ],
+    }

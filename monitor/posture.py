@@ -1,0 +1,364 @@
+"""Which processes have sealed memory, and how much of what should be: from /proc, one by one.
+
+The flag `sl` in smaps alone tells a seal; PROCMAP_QUERY (ioctl on /proc/PID/maps) does not report
+it. For smaps the kernel walks the page tables, a few mappings at a time, under the lock that mmap()
+and munmap() in that process need: 8 us for a mapping, and 6 ms for a MiB of page tables, which is
+512 MiB of 4 KiB pages. So a process with more of them than PAGE_TABLES_LIMIT is left alone unless
+somebody asks for it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from monitor.cgroups import workload_name
+from monitor.memory_map import Mapping as MemoryMapping
+from monitor.memory_map import bounded_lines, parse_smaps
+from monitor.printable import printable
+from monitor.recent import Recent
+from monitor.regular import open_regular
+from monitor.segments import NOTHING, Relro, Segments, read_segments
+
+__all__ = [
+    "PAGE_TABLES_LIMIT",
+    "STATES",
+    "Figures",
+    "Group",
+    "Memory",
+    "Process",
+    "Reader",
+    "State",
+    "grouped",
+    "measure",
+    "pids",
+    "total",
+]
+
+State = Literal["sealing", "not_sealing", "unreadable", "too_large"]
+STATES: tuple[State, ...] = ("sealing", "not_sealing", "unreadable", "too_large")
+
+PAGE_TABLES_LIMIT = 4 << 20  # bytes: 2 GiB of small pages, 25 ms
+MAPPINGS_LIMIT = 1 << 18  # vm.max_map_count is 65,530 by default, 2^20 on some distributions
+UNKNOWN_WORKLOAD = "unknown"
+TEXT_LIMIT = 512
+_FILE_LIMIT = 1 << 40  # of which a few KiB are read
+_PAUSE_MAPPINGS = 256
+
+# Mapped by the kernel, not by the program, and sealed by it where CONFIG_MSEAL_SYSTEM_MAPPINGS is
+# set (Documentation/userspace-api/mseal.rst): they tell nothing of a program.
+_SYSTEM = frozenset((b"[vdso]", b"[vvar]", b"[vvar_vclock]", b"[vsyscall]", b"[uprobes]"))
+_DELETED = b" (deleted)"
+_PF_KTHREAD = 0x00200000  # include/linux/sched.h
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+# ---- What mappings add up to ---------------------------------------------------------------------
+
+
+class Memory(NamedTuple):
+    """Sums over mappings, in bytes; a sealed range is one without a gap.
+
+    RELRO is what the dynamic linker makes read-only after relocation: private read-only mappings
+    of a file, as far as its PT_GNU_RELRO covers them.
+    """
+
+    sealed_ranges: int = 0
+    sealed_bytes: int = 0
+    executable_bytes: int = 0
+    executable_sealed_bytes: int = 0
+    relro_bytes: int = 0
+    relro_sealed_bytes: int = 0
+
+    def plus(self, other: Memory) -> Memory:
+        return Memory(*(one + more for one, more in zip(self, other, strict=True)))
+
+
+def total(memories: Iterable[Memory]) -> Memory:
+    sums = Memory()
+    for memory in memories:
+        sums = sums.plus(memory)
+    return sums
+
+
+def _covered(mapping: MemoryMapping, relro: Relro) -> int:
+    """Bytes of a mapping of the same file that are RELRO."""
+    low, high = max(mapping.start, relro.start), min(mapping.end, relro.end)
+    if low >= high or mapping.offset is None:
+        return 0
+    # The file may be mapped there once more, for another purpose.
+    is_same = mapping.offset + low - mapping.start == relro.offset + low - relro.start
+    return high - low if is_same else 0
+
+
+def measure(
+    mappings: Iterable[MemoryMapping], segments_of: Callable[[MemoryMapping], Segments]
+) -> Memory:
+    """What the mappings of one process, in their order, add up to.
+
+    `segments_of` is asked for each mapping of a file's code: linkers place code before RELRO.
+    """
+    ranges = sealed_bytes = executable = executable_sealed = relro = relro_sealed = 0
+    sealed_until = -1
+    places: dict[tuple[str | None, int | None], Relro] = {}
+    for mapping in mappings:
+        if mapping.name in _SYSTEM:
+            continue
+        size = mapping.size
+        if mapping.sealed:
+            ranges += mapping.start != sealed_until
+            sealed_bytes += size
+            sealed_until = mapping.end
+        if mapping.permissions[2] == "x":
+            executable += size
+            executable_sealed += size if mapping.sealed else 0
+            if mapping.path is not None and mapping.offset is not None:
+                place = segments_of(mapping).relro_of(mapping.start, mapping.offset)
+                if place is not None:
+                    places[mapping.device, mapping.inode] = place
+        elif mapping.permissions == "r--p":
+            place = places.get((mapping.device, mapping.inode))
+            covered = _covered(mapping, place) if place is not None else 0
+            relro += covered
+            relro_sealed += covered if mapping.sealed else 0
+    return Memory(ranges, sealed_bytes, executable, executable_sealed, relro, relro_sealed)
+
+
+# ---- One process ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """`executable` is None where it could not be read, `memory` where the mappings could not.
+
+    `age` is in seconds. `build_id` is the executable's. `sealed` are its sealed mappings, as many
+    as the reader was told to keep.
+    """
+
+    pid: int
+    parent_pid: int
+    name: str
+    age: float
+    executable: str | None
+    build_id: str | None
+    workload: str
+    state: State
+    memory: Memory | None
+    sealed: tuple[MemoryMapping, ...]
+
+
+def pids(proc: Path = Path("/proc")) -> list[int]:
+    """Of all processes that there are now, in order. Raises OSError."""
+    with os.scandir(proc) as entries:
+        return sorted(int(entry.name) for entry in entries if entry.name.isdecimal())
+
+
+def _read(name: str, directory: int, limit: int = 4096) -> bytes:
+    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        return os.read(fd, limit)
+    finally:
+        os.close(fd)
+
+
+def _workload(directory: int) -> str:
+    try:
+        lines = _read("cgroup", directory, 1 << 16).splitlines()
+    except FileNotFoundError:  # a kernel without cgroups
+        return UNKNOWN_WORKLOAD
+    path = next((line[3:] for line in lines if line.startswith(b"0::")), None)
+    return UNKNOWN_WORKLOAD if path is None else workload_name(os.fsdecode(path))
+
+
+def _page_tables(directory: int) -> int:
+    """Bytes of them: what smaps would walk."""
+    lines = _read("status", directory, 1 << 14).splitlines()
+    found = next((line.split() for line in lines if line.startswith(b"VmPTE:")), None)
+    return 0 if found is None else int(found[1]) * 1024
+
+
+class _Own:
+    """A process that is being read."""
+
+    def __init__(self, executable: bytes | None) -> None:
+        self.executable = executable
+        self.segments = NOTHING
+        self.count = 0
+        self.sealed: list[MemoryMapping] = []
+
+
+class Reader:
+    """Reads processes; what it learns of a file holds for the next process that maps it."""
+
+    def __init__(
+        self,
+        proc: Path = Path("/proc"),
+        page_tables_limit: int | None = PAGE_TABLES_LIMIT,
+        keep: int = 0,
+        pause: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`keep` so many sealed mappings of a process. `pause` is called while nothing is held."""
+        self._proc = proc
+        self._page_tables_limit = page_tables_limit
+        self._keep = keep
+        self._pause = pause
+        self._files: Recent[tuple[str | None, int | None], Segments] = Recent()
+
+    def processes(self) -> Iterator[Process]:
+        """All that there are. Raises OSError."""
+        for pid in pids(self._proc):
+            process = self.process(pid)
+            if process is not None:
+                yield process
+            self._pause()
+
+    def process(self, pid: int) -> Process | None:
+        """None for what has no memory: a kernel thread, a process that ends or is not there.
+
+        Raises OSError.
+        """
+        try:
+            directory = os.open(self._proc / str(pid), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        try:
+            return self._process(pid, directory)
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        except PermissionError:  # /proc mounted with hidepid (proc(5)) tells not even its name
+            return Process(
+                *(pid, 0, "", 0.0, None, None, UNKNOWN_WORKLOAD),
+                *("unreadable", None, ()),
+            )
+        finally:
+            os.close(directory)
+
+    def _process(self, pid: int, directory: int) -> Process | None:
+        # The name, in parentheses, may hold anything.
+        before, _, after = _read("stat", directory).rpartition(b")")
+        fields = after.split()  # from the third of proc_pid_stat(5) on
+        if fields[0] in (b"Z", b"X") or int(fields[6]) & _PF_KTHREAD:
+            return None
+        try:
+            own = _Own(os.readlink(b"exe", dir_fd=directory))
+        except PermissionError:
+            own = _Own(None)
+        workload = _workload(directory)
+        state, memory = self._memory(pid, directory, own)
+        return Process(
+            pid=pid,
+            parent_pid=int(fields[1]),
+            name=printable(before.partition(b"(")[2]),
+            age=time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / _TICKS,
+            executable=None if own.executable is None else _as_path(own.executable),
+            build_id=own.segments.build_id,
+            workload=workload,
+            state=state,
+            memory=memory,
+            sealed=tuple(own.sealed),
+        )
+
+    def _memory(self, pid: int, directory: int, own: _Own) -> tuple[State, Memory | None]:
+        """Raises ProcessLookupError where there is none any more."""
+        try:
+            limit = self._page_tables_limit
+            if limit is not None and _page_tables(directory) > limit:
+                return "too_large", None
+            smaps = os.open("smaps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+            with open(smaps, "rb") as file:
+                mappings = self._watched(parse_smaps(bounded_lines(file)), own)
+                memory = measure(mappings, lambda mapping: self._segments(pid, mapping, own))
+        except PermissionError:
+            return "unreadable", None
+        if not own.count:
+            raise ProcessLookupError
+        if own.count > MAPPINGS_LIMIT:
+            return "too_large", None
+        return "sealing" if memory.sealed_ranges else "not_sealing", memory
+
+    def _watched(self, mappings: Iterable[MemoryMapping], own: _Own) -> Iterator[MemoryMapping]:
+        for mapping in mappings:
+            own.count += 1
+            if own.count > MAPPINGS_LIMIT:
+                return
+            if own.count % _PAUSE_MAPPINGS == 0:
+                self._pause()
+            if mapping.sealed and len(own.sealed) < self._keep and mapping.name not in _SYSTEM:
+                own.sealed.append(mapping)
+            yield mapping
+
+    def _segments(self, pid: int, mapping: MemoryMapping, own: _Own) -> Segments:
+        key = (mapping.device, mapping.inode)
+        found = self._files.get(key)
+        if found is None:
+            found = self._read_segments(pid, mapping)
+            self._files.put(key, found)
+        if mapping.path == own.executable:
+            own.segments = found
+        return found
+
+    def _read_segments(self, pid: int, mapping: MemoryMapping) -> Segments:
+        """Of the very file where we may follow map_files (proc_pid_map_files(5)); else by path.
+
+        Nothing where the file cannot be read any more.
+        """
+        process = self._proc / str(pid)
+        paths = [process / "map_files" / f"{mapping.start:x}-{mapping.end:x}"]
+        if mapping.path is not None and not mapping.path.endswith(_DELETED):
+            paths.append(process / "root" / os.fsdecode(mapping.path)[1:])
+        for path in paths:
+            try:
+                with open_regular(path, _FILE_LIMIT) as file:
+                    # Not the device: of some file systems maps and stat tell different ones.
+                    if os.fstat(file.fileno()).st_ino == mapping.inode:
+                        return read_segments(file)
+            except OSError:
+                continue
+        return NOTHING
+
+
+def _as_path(executable: bytes) -> str:
+    """A file that was replaced, as by an update, keeps its name."""
+    return printable(executable.removesuffix(_DELETED), TEXT_LIMIT)
+
+
+# ---- Many processes ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What a look at all processes found, for the metrics. `finished` is in Unix seconds."""
+
+    processes: Mapping[State, int] = field(default_factory=lambda: dict.fromkeys(STATES, 0))
+    sealed_bytes: Mapping[str, int] = field(default_factory=dict)  # by workload
+    memory: Memory = field(default_factory=Memory)
+    sealing_executables: int = 0
+    stopped_executables: int = 0
+    duration: float = 0.0
+    finished: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Processes that have something in common; `memory` of those that could be read."""
+
+    name: str
+    states: Mapping[State, int]
+    memory: Memory
+
+
+def grouped(processes: Iterable[Process], key: Callable[[Process], str]) -> list[Group]:
+    """The most sealed memory first."""
+    states: dict[str, Counter[State]] = {}
+    sums: dict[str, Memory] = {}
+    for process in processes:
+        name = key(process)
+        states.setdefault(name, Counter(dict.fromkeys(STATES, 0)))[process.state] += 1
+        sums[name] = sums.get(name, Memory()).plus(process.memory or Memory())
+    groups = [Group(name, counts, sums[name]) for name, counts in states.items()]
+    return sorted(groups, key=lambda group: (-group.memory.sealed_bytes, group.name))

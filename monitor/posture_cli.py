@@ -1,0 +1,307 @@
+"""`seal-monitor posture`: what processes have sealed, for a person or as JSON for a program."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from monitor import host
+from monitor.memory_map import Mapping as MemoryMapping
+from monitor.posture import (
+    PAGE_TABLES_LIMIT,
+    STATES,
+    Group,
+    Memory,
+    Process,
+    Reader,
+    grouped,
+)
+from monitor.printable import printable
+
+__all__ = ["as_document", "listed", "run", "told"]
+
+MAPPINGS_SHOWN = 1000
+_NARROWEST = 80
+_PATH_LIMIT = 4096
+_UNKNOWN = "unknown"
+
+# For a line: what it stands for, and where it gets its name from.
+_KEYS: Mapping[str, Callable[[Process], str]] = {
+    "process": lambda process: str(process.pid),
+    "executable": lambda process: process.executable or _UNKNOWN,
+    "workload": lambda process: process.workload,
+}
+
+
+# ---- Values --------------------------------------------------------------------------------------
+
+
+def _size(count: int) -> str:
+    """As a person reads it: two digits at least, rounded down."""
+    if count < 1024:
+        return f"{count} B" if count else "none"
+    size, unit = float(count), 0
+    while size >= 1024 and unit < 4:
+        size, unit = size / 1024, unit + 1
+    number = f"{int(size)}" if size >= 10 else f"{int(size * 10) / 10:g}"
+    return f"{number} {'BKMGT'[unit]}iB"
+
+
+def _share(part: int, whole: int) -> str:
+    """In per cent, rounded down: 100% is all of it."""
+    if not whole:
+        return "-"
+    return "<1%" if 0 < part * 100 < whole else f"{part * 100 // whole}%"
+
+
+def _shortened(text: str, width: int) -> str:
+    """Without its beginning when it is too long: the end of a path tells more."""
+    return text if len(text) <= width else f"\N{HORIZONTAL ELLIPSIS}{text[1 - width :]}"
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count:,} {word}{'' if count == 1 else 'es' if word.endswith('s') else 's'}"
+
+
+def _whole(processes: Sequence[Process]) -> Group:
+    """All of them together."""
+    empty = Group("", dict.fromkeys(STATES, 0), Memory())
+    return next(iter(grouped(processes, lambda _: "")), empty)
+
+
+# ---- As text -------------------------------------------------------------------------------------
+
+# Title, whether it is a name (aligned to the left, shortened when there is no room), cells.
+_Column = tuple[str, bool, list[str]]
+
+
+def _numbers(groups: Sequence[Group]) -> list[_Column]:
+    def cells(show: Callable[[Memory], str]) -> list[str]:
+        return [show(group.memory) if _is_read(group) else "" for group in groups]
+
+    sealed = [
+        _size(group.memory.sealed_bytes)
+        if _is_read(group)
+        else "too large"
+        if group.states["too_large"]
+        else "unreadable"
+        for group in groups
+    ]
+    code = cells(lambda memory: _share(memory.executable_sealed_bytes, memory.executable_bytes))
+    relro = cells(lambda memory: _share(memory.relro_sealed_bytes, memory.relro_bytes))
+    return [
+        ("RANGES", False, cells(lambda memory: f"{memory.sealed_ranges:,}")),
+        ("SEALED", False, sealed),
+        ("CODE", False, code),
+        ("RELRO", False, relro),
+    ]
+
+
+def _is_read(group: Group) -> bool:
+    """Whether there is anything to say of its memory."""
+    return group.states["sealing"] + group.states["not_sealing"] > 0
+
+
+def _table(columns: Sequence[_Column], width: int) -> list[str]:
+    """No line is longer than `width`, as far as numbers and titles let."""
+    widths = [max(map(len, (title, *cells))) for title, _, cells in columns]
+    names = [index for index, (_, is_name, _) in enumerate(columns) if is_name]
+    over = sum(widths) + 2 * (len(columns) - 1) - width
+    while over > 0 and max(widths[index] for index in names) > 12:
+        widest = max(names, key=lambda index: widths[index])
+        widths[widest] -= 1
+        over -= 1
+    lines = []
+    for row in zip(*((title, *cells) for title, _, cells in columns), strict=True):
+        shown = [
+            _shortened(cell, room).ljust(room) if is_name else cell.rjust(room)
+            for cell, room, (_, is_name, _) in zip(row, widths, columns, strict=True)
+        ]
+        lines.append("  ".join(shown).rstrip())
+    return lines
+
+
+def _summary(processes: Sequence[Process], whole: Group) -> list[str]:
+    memory, states = whole.memory, whole.states
+    lines = [
+        f"{states['sealing']:,} of {_plural(len(processes), 'process')} "
+        f"{'has' if states['sealing'] == 1 else 'have'} sealed memory"
+        + (
+            f": {_plural(memory.sealed_ranges, 'range')}, {_size(memory.sealed_bytes)}"
+            if memory[0]
+            else ""
+        )
+    ]
+    if memory.sealed_bytes:
+        code = _share(memory.executable_sealed_bytes, memory.executable_bytes)
+        relro = _share(memory.relro_sealed_bytes, memory.relro_bytes)
+        lines.append(
+            f"of all processes' executable memory {code} is sealed, of their RELRO {relro}"
+        )
+    if count := states["unreadable"]:
+        hint = "" if os.geteuid() == 0 else "; root may read more"
+        lines.append(f"{_plural(count, 'process')} could not be read{hint}")
+    if count := states["too_large"]:
+        lines.append(
+            f"{_plural(count, 'process')} with more than {_size(PAGE_TABLES_LIMIT)} of page tables "
+            f"{'was' if count == 1 else 'were'} left alone; --pid reads one all the same"
+        )
+    return lines
+
+
+def _order(process: Process) -> tuple[int, int]:
+    return (-(process.memory.sealed_bytes if process.memory else 0), process.pid)
+
+
+def _shown(processes: Sequence[Process], by: str, everything: bool) -> list[Group]:
+    return [
+        group for group in grouped(processes, _KEYS[by]) if everything or group.states["sealing"]
+    ]
+
+
+def listed(processes: Sequence[Process], by: str, everything: bool, width: int) -> list[str]:
+    """A table, those with the most sealed memory first, and a summary; a line each."""
+    if by == "process":
+        shown = sorted((p for p in processes if everything or p.state == "sealing"), key=_order)
+        columns: list[_Column] = [
+            ("PID", False, [str(process.pid) for process in shown]),
+            (
+                "EXECUTABLE",
+                True,
+                [process.executable or f"[{process.name or _UNKNOWN}]" for process in shown],
+            ),
+            *_numbers([_whole([process]) for process in shown]),
+            ("WORKLOAD", True, [process.workload for process in shown]),
+        ]
+    else:
+        groups = _shown(processes, by, everything)
+        columns = [
+            (by.upper(), True, [group.name for group in groups]),
+            ("PROCESSES", False, [f"{sum(group.states.values()):,}" for group in groups]),
+            ("SEALING", False, [f"{group.states['sealing']:,}" for group in groups]),
+            *_numbers(groups),
+        ]
+    lines = [*_table(columns, width), ""] if columns[0][2] else []
+    return [*lines, *_summary(processes, _whole(processes))]
+
+
+def _what(mapping: MemoryMapping) -> str:
+    if mapping.path is None:
+        return printable(mapping.name) if mapping.name else "anonymous"
+    return f"{printable(mapping.path, _PATH_LIMIT)}+0x{mapping.offset or 0:x}"
+
+
+def told(process: Process, width: int) -> list[str]:
+    """All of one process that could be read."""
+    memory = process.memory or Memory()
+    lines = [f"process {process.pid}, {process.name}"]
+    parts = (
+        ("code", memory.executable_sealed_bytes, memory.executable_bytes),
+        ("RELRO", memory.relro_sealed_bytes, memory.relro_bytes),
+    )
+    facts = [
+        ("executable", process.executable or _UNKNOWN),
+        ("build id", process.build_id or "none that could be read"),
+        ("workload", process.workload),
+        ("sealed", f"{_plural(memory.sealed_ranges, 'range')}, {_size(memory.sealed_bytes)}"),
+        *(
+            (name, f"{_share(part, whole)} sealed: {_size(part)} of {_size(whole)}")
+            for name, part, whole in parts
+            if whole
+        ),
+    ]
+    lines += [f"  {name:<10}  {value}" for name, value in facts]
+    if process.sealed:
+        columns: list[_Column] = [
+            ("SEALED", True, [f"0x{m.start:x}-0x{m.end:x}" for m in process.sealed]),
+            ("PERM", True, [m.permissions for m in process.sealed]),
+            ("SIZE", False, [_size(m.size) for m in process.sealed]),
+            ("WHAT", True, [_what(m) for m in process.sealed]),
+        ]
+        lines += ["", *_table(columns, width)]
+    if len(process.sealed) == MAPPINGS_SHOWN:
+        lines.append(f"no more than {MAPPINGS_SHOWN:,} mappings are shown")
+    return lines
+
+
+# ---- As JSON -------------------------------------------------------------------------------------
+
+
+def _mapping(mapping: MemoryMapping) -> dict[str, object]:
+    file = None
+    if mapping.path is not None:
+        file = {
+            "path": printable(mapping.path, _PATH_LIMIT),
+            "device": mapping.device,
+            "inode": mapping.inode,
+            "offset": mapping.offset,
+        }
+    return {
+        "start": f"0x{mapping.start:x}",
+        "end": f"0x{mapping.end:x}",
+        "permissions": mapping.permissions,
+        "file": file,
+        "name": None if mapping.name is None else printable(mapping.name),
+    }
+
+
+def _process(process: Process) -> dict[str, object]:
+    memory = process.memory
+    return {
+        "pid": process.pid,
+        "name": process.name,
+        "executable": process.executable,
+        "build_id": process.build_id,
+        "workload": process.workload,
+        "state": process.state,
+        **(dict.fromkeys(Memory._fields) if memory is None else memory._asdict()),
+    }
+
+
+def _group(group: Group) -> dict[str, object]:
+    return {"processes": dict(group.states), **group.memory._asdict()}
+
+
+def as_document(processes: Sequence[Process], by: str, everything: bool) -> dict[str, object]:
+    """The same as `listed`; sizes are in bytes."""
+    rows: list[dict[str, object]]
+    if by == "process":
+        shown = sorted((p for p in processes if everything or p.state == "sealing"), key=_order)
+        rows = [_process(process) for process in shown]
+    else:
+        rows = [{by: group.name, **_group(group)} for group in _shown(processes, by, everything)]
+    return {"by": by, "rows": rows, "total": _group(_whole(processes))}
+
+
+# ---- The command ---------------------------------------------------------------------------------
+
+
+def _one(pid: int, proc: Path) -> Process:
+    process = Reader(proc, page_tables_limit=None, keep=MAPPINGS_SHOWN).process(pid)
+    if process is None:
+        raise ProcessLookupError(f"there is no process {pid} with memory of its own")
+    if process.state == "unreadable":
+        hint = "" if os.geteuid() == 0 else "; run as its user or as root"
+        raise PermissionError(f"the mappings of process {pid} may not be read{hint}")
+    return process
+
+
+def run(arguments: Namespace, proc: Path = Path("/proc")) -> int:
+    """Print what `arguments` ask for; 0. Raises HostError, OSError."""
+    host.require_mseal()
+    width = max(shutil.get_terminal_size((100, 24)).columns, _NARROWEST)
+    document: dict[str, object]
+    if arguments.pid is not None:
+        process = _one(arguments.pid, proc)
+        lines = told(process, width)
+        document = _process(process) | {"sealed": [_mapping(m) for m in process.sealed]}
+    else:
+        processes = list(Reader(proc).processes())
+        lines = listed(processes, arguments.by, arguments.all, width)
+        document = as_document(processes, arguments.by, arguments.all)
+    print(json.dumps(document, indent=2) if arguments.json else "\n".join(lines))
+    return 0

@@ -1,0 +1,220 @@
+"""Executables that used to seal memory and no longer do: pure functions, and the file that keeps
+what is known from one scan and one run to the next.
+
+An executable is known by its path and, as one interpreter runs many programs, by the service that
+it runs in. Its file may have changed: an update that no longer seals is what this is for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from monitor import state_file
+from monitor.events import timestamp
+from monitor.posture import Process
+from monitor.printable import printable
+
+__all__ = [
+    "FILE",
+    "SETTLED_SECONDS",
+    "Change",
+    "Known",
+    "Program",
+    "Sighting",
+    "load",
+    "look",
+    "save",
+    "see",
+]
+
+FILE = "posture.json"
+SETTLED_SECONDS = 60.0
+PROGRAMS_LIMIT = 512
+FORGET_SECONDS = 30 * 86_400.0
+FORGET_STOPPED_SECONDS = 7 * 86_400.0  # by then somebody has taken note
+_TEXT_LIMIT = 512
+_SIZE_LIMIT = 4 << 20
+_VERSION = 1
+_BAD = f"{FILE}.bad"
+
+
+class Program(NamedTuple):
+    """`service` is None for what runs in none: those names do not last."""
+
+    executable: str
+    service: str | None
+
+    @property
+    def words(self) -> str:
+        return f"{self.executable} in {self.service}" if self.service else self.executable
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """`last_sealed` is in Unix seconds; `build_id` is of then."""
+
+    is_sealing: bool
+    last_sealed: float
+    build_id: str | None
+
+
+@dataclass(slots=True)
+class Sighting:
+    """Processes of one program in one scan.
+
+    `unknown` are those that may not be read, and those that seal and may soon be gone. Those that
+    do not seal and are as young count as nothing.
+    """
+
+    sealing: int = 0
+    without: int = 0
+    unknown: int = 0
+    build_id: str | None = None
+
+
+class Change(NamedTuple):
+    """`event` is the name of a health event."""
+
+    event: str
+    message: str
+    details: dict[str, object]
+
+
+def see(sightings: dict[Program, Sighting], process: Process, settled: float) -> None:
+    """Add a process to what a scan has seen. What is younger than `settled` tells little: it may
+    not have sealed yet, or be a helper that lives for a moment.
+    """
+    if process.executable is None:
+        return
+    is_service = process.workload.endswith(".service")
+    program = Program(process.executable, process.workload if is_service else None)
+    sighting = sightings.setdefault(program, Sighting())
+    is_settled = process.age >= settled
+    if is_settled and process.state == "sealing":
+        sighting.sealing += 1
+    elif is_settled and process.state == "not_sealing":
+        sighting.without += 1
+    elif process.state != "not_sealing":
+        sighting.unknown += 1
+    sighting.build_id = process.build_id or sighting.build_id
+
+
+def look(
+    known: Mapping[Program, Known], sightings: Mapping[Program, Sighting], now: float
+) -> tuple[dict[Program, Known], list[Change]]:
+    """What is known after a scan at this Unix time, and what has changed.
+
+    A program has stopped when it runs, none of its processes seals, and all can be read.
+    """
+    after = {
+        program: facts
+        for program, facts in known.items()
+        if now - facts.last_sealed
+        < (FORGET_SECONDS if facts.is_sealing else FORGET_STOPPED_SECONDS)
+    }
+    changes = []
+    for program, sighting in sightings.items():
+        before = after.get(program)
+        if sighting.sealing:
+            after[program] = Known(True, now, sighting.build_id)
+            if before is not None and not before.is_sealing:
+                changes.append(_change("sealing_resumed", program, before, sighting))
+        elif before is not None and before.is_sealing and sighting.without and not sighting.unknown:
+            after[program] = replace(before, is_sealing=False)
+            changes.append(_change("sealing_stopped", program, before, sighting))
+    kept = sorted(after.items(), key=lambda item: item[1].last_sealed, reverse=True)
+    return dict(kept[:PROGRAMS_LIMIT]), changes
+
+
+def _change(event: str, program: Program, before: Known, sighting: Sighting) -> Change:
+    last = timestamp(int(before.last_sealed * 1e9), 0)
+    count = sighting.sealing or sighting.without
+    processes = f"{count} process{'' if count == 1 else 'es'}"
+    message = (
+        f"{program.words} seals memory again: {processes}"
+        if event == "sealing_resumed"
+        else f"{program.words} seals no memory any more: {processes}; it last did at {last[:19]}Z"
+    )
+    if sighting.build_id != before.build_id:
+        message += "; it is another build now"
+    return Change(
+        event,
+        message,
+        {
+            "executable": program.executable,
+            "service": program.service,
+            "processes": count,
+            "last_sealed": last,
+            "build_id": sighting.build_id,
+            "build_id_before": before.build_id,
+        },
+    )
+
+
+# ---- The file ------------------------------------------------------------------------------------
+
+
+def _entry(document: Any) -> tuple[Program, Known]:
+    texts = [document[name] for name in ("executable", "service", "build_id")]
+    if not all(isinstance(text, str | None) for text in texts) or texts[0] is None:
+        raise ValueError("a text is missing")
+    executable, service, build_id = (text and printable(text, _TEXT_LIMIT) for text in texts)
+    is_sealing, last = document["sealing"], document["last_sealed"]
+    if (
+        not isinstance(is_sealing, bool)
+        or not isinstance(last, int | float)
+        or not 0 <= last < 1e12
+    ):
+        raise ValueError("a value is missing or out of range")
+    return Program(executable, service), Known(is_sealing, float(last), build_id)
+
+
+def _parse(data: bytes) -> dict[Program, Known]:
+    """Raises ValueError when it is not what `save` wrote."""
+    try:
+        document = json.loads(data)
+        if document["version"] != _VERSION:
+            raise ValueError(f"not of version {_VERSION}")
+        return dict(_entry(entry) for entry in document["programs"][:PROGRAMS_LIMIT])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"a part is missing or wrong ({error})"[:200]) from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def load(path: Path) -> tuple[dict[Program, Known], str | None]:
+    """What the state directory knows, and what was wrong. Raises OSError."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        data = state_file.read(directory, FILE, _SIZE_LIMIT)
+        return ({} if data is None else _parse(data)), None
+    except (OSError, ValueError) as error:
+        os.rename(FILE, _BAD, src_dir_fd=directory, dst_dir_fd=directory)
+        return {}, f"{path / FILE} does not tell what used to seal: {error}; set aside as {_BAD}"
+    finally:
+        os.close(directory)
+
+
+def save(path: Path, known: Mapping[Program, Known]) -> None:
+    """Raises OSError."""
+    programs: Iterable[dict[str, object]] = (
+        {
+            "executable": program.executable,
+            "service": program.service,
+            "sealing": facts.is_sealing,
+            "last_sealed": facts.last_sealed,
+            "build_id": facts.build_id,
+        }
+        for program, facts in known.items()
+    )
+    text = json.dumps({"version": _VERSION, "programs": list(programs)}, indent=1)
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        state_file.write(directory, FILE, text.encode() + b"\n")
+    finally:
+        os.close(directory)

@@ -1,0 +1,107 @@
+"""Incidents as one HTML page that needs nothing else: no script, no other file, no network.
+
+What an event holds gets into the page by the templates alone: each value passes `printable` and is
+then escaped. The page is well-formed as XML, too.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import BinaryIO
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from monitor.address_picture import WIDTH
+from monitor.cases import Case, gather
+from monitor.incident_search import Incident, Incidents
+from monitor.printable import printable
+from monitor.private_file import write_private
+from monitor.report_view import overview, view
+from monitor.symbols import Resolver
+from monitor.version import version
+
+__all__ = ["page", "write"]
+
+TEXT_LIMIT = 4096
+# Of one incident everything is shown; of several what fits a page that still opens at once.
+_RAW, _RAW_OF_MANY = 100, 1
+_MAP, _MAP_OF_MANY = 4096, 24
+
+
+def _safe(value: object) -> object:
+    """What a template writes: text of others loses what a terminal, a log or bidi would obey."""
+    return printable(value, TEXT_LIMIT) if type(value) is str else value
+
+
+def _verbatim(text: str) -> Markup:
+    """Text of our own making in ASCII, as JSON is: its quotes and line ends stay."""
+    return escape(text.encode("ascii", "backslashreplace").decode())
+
+
+@cache
+def _environment() -> Environment:
+    found = Environment(
+        loader=PackageLoader("monitor", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_safe,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    found.filters["verbatim"] = _verbatim
+    return found
+
+
+def page(cases: Sequence[Case], title: str | None = None, *, more: bool = False) -> bytes:
+    """The page about these incidents, in UTF-8; the same for the same cases.
+
+    `more`: there are others that were left out.
+    """
+    environment = _environment()
+    style = environment.get_template("report.css").render()
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    is_one = len(cases) == 1
+    text = environment.get_template("report.html").render(
+        title=title or (cases[0].incident.title if is_one else f"{len(cases)} incidents"),
+        style=Markup(style),  # our own
+        style_digest=digest,
+        overviews=[overview(case.incident) for case in cases],
+        views=[
+            view(
+                case,
+                raw_limit=_RAW if is_one else _RAW_OF_MANY,
+                map_limit=_MAP if is_one else _MAP_OF_MANY,
+            )
+            for case in cases
+        ],
+        ids={case.incident.id for case in cases},
+        picture_width=WIDTH,
+        version=version(),
+        more=more,
+    )
+    return text.encode("utf-8", "backslashreplace")
+
+
+def write(
+    incidents: Incidents,
+    chosen: Sequence[Incident],
+    out: BinaryIO | Path,
+    *,
+    resolver: Resolver | None = None,
+    title: str | None = None,
+) -> None:
+    """Write the page about these incidents to a stream, or as a file for its owner alone.
+
+    Several have an overview first. Raises IncidentError, OSError.
+    """
+    text = page(gather(incidents, chosen, resolver), title)
+    if isinstance(out, Path):
+        write_private(out, text)
+    else:
+        out.write(text)

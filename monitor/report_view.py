@@ -1,0 +1,208 @@
+"""What a report says of an incident, in the order in which a person asks: pure functions.
+
+Plain values for the templates, which alone make HTML of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from monitor import story
+from monitor.address_picture import Picture, picture
+from monitor.cases import Case
+from monitor.incident_search import Event, Incident
+from monitor.report_facts import lead, other_facts, what_facts, who_facts
+from monitor.report_snapshot import SnapshotView, of_memory, of_process, snapshot_view
+from monitor.report_text import (
+    SECOND_NS,
+    Fact,
+    FrameRow,
+    clock,
+    flat,
+    moment,
+    most,
+    stack_rows,
+    text,
+)
+from monitor.story import value
+
+__all__ = ["Overview", "View", "overview", "view"]
+
+TIMELINE_LIMIT = 200
+FACET_LIMIT = 8
+RAW_LIMIT = 1 << 16  # characters of an event; one of our own has a tenth
+
+
+class Step(NamedTuple):
+    """Of a timeline. `is_here`: of this incident."""
+
+    time: str
+    after: str
+    kind: str
+    summary: str
+    incident: str
+    is_here: bool
+
+
+@dataclass(frozen=True)
+class View:
+    id: str
+    kind: str
+    title: str
+    severity: str
+    lead: Sequence[str]
+    figures: Sequence[Fact]
+    is_repeated: bool
+    facts: Sequence[Fact]
+    who: Sequence[Fact]
+    picture: Picture | None
+    stack: Sequence[FrameRow]
+    stack_complete: bool
+    steps: Sequence[Step]
+    steps_left_out: int
+    facets: Sequence[tuple[str, Sequence[tuple[str, str]]]]
+    similar: Sequence[tuple[Overview, str]]
+    snapshot: SnapshotView | None
+    raw: Sequence[str]
+    raw_left_out: int
+
+
+@dataclass(frozen=True)
+class Overview:
+    """A line of a table."""
+
+    id: str
+    title: str
+    severity: str
+    count: str
+    last: str
+    executable: str
+    workload: str
+
+
+# ---- The process over time -----------------------------------------------------------------------
+
+
+def later_events(case: Case) -> list[Event]:
+    then = text(case.event, "time")
+    return [event for event, _ in case.timeline if text(event, "time") > then]
+
+
+def _steps(case: Case) -> list[Step]:
+    start = moment({"time": text(case.event, "process", "start")})
+    steps = []
+    for event, number in case.timeline:
+        then = moment(event)
+        after = ""
+        if start is not None and then is not None:
+            after = f"+{(then - start) / SECOND_NS:.3f} s"
+        steps.append(
+            Step(
+                text(event, "time")[:23].replace("T", " "),
+                after,
+                text(event, "kind"),
+                text(event, "summary"),
+                number,
+                number == case.incident.id,
+            )
+        )
+    return steps
+
+
+# ---- All of it -----------------------------------------------------------------------------------
+
+_FACETS = (
+    *(("executable", "Programs"), ("workload", "Workloads"), ("user", "Users"), ("host", "Hosts")),
+    *(("verdict", "Verdicts"), ("disposition", "Dispositions"), ("likely", "What it probably is")),
+)
+
+
+def _facets(incident: Incident) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The events told one by one, by what they have in common."""
+    found = []
+    for name, title in _FACETS:
+        values = list(incident.facets.get(name, {}).items())
+        if values:
+            shown = [(text, f"{number:,}") for text, number in values[:FACET_LIMIT]]
+            rest = sum(number for _, number in values[FACET_LIMIT:])
+            if rest:
+                shown.append((f"{len(values) - FACET_LIMIT} more", f"{rest:,}"))
+            found.append((title, shown))
+    return found
+
+
+def overview(incident: Incident) -> Overview:
+    """A line of a table."""
+    return Overview(
+        incident.id,
+        incident.title,
+        incident.severity,
+        f"{incident.count:,}",
+        clock(incident.last_ns),
+        most(incident.facets["executable"]),
+        most(incident.facets["workload"]),
+    )
+
+
+def _figures(incident: Incident) -> list[Fact]:
+    held = ""
+    if incident.suppressed:
+        held = f"exact; {incident.suppressed:,} of them held back by the rate limit"
+    return [
+        Fact("Count", f"{incident.count:,}", "", held),
+        Fact("First seen", clock(incident.first_ns)),
+        Fact("Last seen", clock(incident.last_ns)),
+    ]
+
+
+def _probably(event: Event) -> tuple[str, str, str]:
+    """The rest of a fact."""
+    given = event.get("assessment")
+    words, why = story.assessment(event) or (flat(given) if given else "", "")
+    return words, "", why
+
+
+def view(case: Case, *, raw_limit: int, map_limit: int) -> View:
+    """Everything that the page tells of an incident. Of the raw events the last `raw_limit`."""
+    incident, event = case.incident, case.event
+    snapshot = of_memory(case)
+    later = later_events(case)
+    memory_map = value(snapshot, "memory_map")
+    steps = _steps(case)
+    what = [
+        Fact("What it probably is", *_probably(event)),
+        *what_facts(case, later),
+        *other_facts(event),
+        Fact("In one line", incident.summary),
+    ]
+    return View(
+        id=incident.id,
+        kind=text(event, "kind"),
+        title=incident.title,
+        severity=incident.severity,
+        lead=[*lead(case, later)],
+        figures=_figures(incident),
+        is_repeated=incident.count > 1,
+        facts=[fact for fact in what if fact.text or fact.code],
+        who=[fact for fact in who_facts(case, of_process(case)) if fact.text or fact.code],
+        picture=picture(
+            event,
+            memory_map if isinstance(memory_map, list) else (),
+            value(snapshot, "memory_map_complete") is True,
+        ),
+        stack=stack_rows(event),
+        stack_complete=event.get("stack_complete") is True,
+        steps=steps[-TIMELINE_LIMIT:],
+        steps_left_out=max(len(steps) - TIMELINE_LIMIT, 0),
+        facets=_facets(incident),
+        similar=[(overview(other), why) for other, why in case.similar],
+        snapshot=snapshot_view(case, map_limit),
+        raw=[
+            json.dumps(each, indent=2, ensure_ascii=True)[:RAW_LIMIT]
+            for each in reversed(case.events[-raw_limit:])
+        ],
+        raw_left_out=max(len(case.events) - raw_limit, 0),
+    )

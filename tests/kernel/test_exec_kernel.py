@@ -1,0 +1,303 @@
+"""`seal-monitor exec` as a user runs it: real commands, their violations, exit codes, and nothing
+left behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ATTACH_MODES
+from harness import cgroup_root, started
+
+from monitor.execute_cgroup import CommandCgroup
+
+pytestmark = pytest.mark.usefixtures("require_bpf", "nothing_left")
+
+Compile = Callable[[str], Path]
+EXEC = (sys.executable, "-m", "monitor", "exec")
+LIMIT = 300.0
+CHILDREN = 1000
+STORM = 200_000
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    output: str
+    errors: str
+    found: Any
+
+
+Run = Callable[..., Ran]
+
+
+def _left() -> list[Path]:
+    root = cgroup_root()
+    cgroups = root.rglob("seal-monitor-exec-*") if root else ()
+    return [*cgroups, *Path("/tmp").glob("seal-monitor-exec-*")]
+
+
+@pytest.fixture
+def nothing_left() -> Iterator[None]:
+    before = _left()
+    yield
+    assert _left() == before
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    def run(*command: object, flags: Sequence[str] = (), **popen: Any) -> Ran:
+        file = tmp_path / "found.json"
+        done = subprocess.run(
+            [*EXEC, "--json", file, *flags, "--", *map(str, command)],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+            **popen,
+        )
+        text = file.read_text()
+        return Ran(done.returncode, done.stdout, done.stderr, json.loads(text) if text else None)
+
+    return run
+
+
+def functions(event: Any) -> list[str]:
+    return [(frame["symbol"] or "?").partition("+")[0] for frame in event["stack"]]
+
+
+# ---- What is told --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ATTACH_MODES)
+def test_short_lived_children_are_all_counted(run: Run, compiled: Compile, mode: str) -> None:
+    program = compiled("command")
+    ran = run(program, "children", CHILDREN, flags=["--attach", mode])
+    assert ran.code == 0
+    assert ran.output == ""
+    assert ran.found["denials"] == {"munmap": {"sealed": CHILDREN}}
+    assert ran.found["violations"] == {"denial": CHILDREN, "fault": 0}
+    assert ran.found["seals"] == CHILDREN
+    assert ran.found["faults"] == {}
+    (incident,) = ran.found["incidents"]
+    assert incident["count"] == CHILDREN
+    assert incident["title"] == "munmap of sealed memory refused"
+    # The build id of a library's file may be in no page of a process that was forked just now.
+    assert functions(incident["events"][-1])[1] == "unload_table"
+    # Once as it happens, once in the table.
+    assert ran.errors.count("munmap of sealed memory refused") == 2
+    assert f"seal-monitor: {CHILDREN:,} denials, in " in ran.errors
+    assert ran.errors.count("unload_table") == 2
+
+
+def test_threads_orphans_and_daemons(run: Run, compiled: Compile) -> None:
+    program = compiled("command")
+    script = f"{program} threads 5; {program} orphans 7; {program} daemons 11"
+    ran = run("sh", "-c", script)
+    assert ran.found["denials"] == {"munmap": {"sealed": 23}}
+    assert sum(incident["count"] for incident in ran.found["incidents"]) == 23
+    assert ran.found["still_running"] == []
+
+
+def test_others_are_not_shown(run: Run, compiled: Compile) -> None:
+    program = compiled("command")
+    with started([[program, "unmap", 2_000_000_000]]) as (other,):
+        quiet = run("true")
+        ran = run(program, "unmap", 3)
+        assert other.poll() is None
+    assert quiet.code == ran.code == 0
+    assert quiet.found["denials"] == {}
+    assert quiet.found["incidents"] == []
+    assert quiet.errors.startswith("seal-monitor: no violations, 0 mseal calls, in ")
+    assert quiet.errors.count("\n") == 1
+    assert ran.found["denials"] == {"munmap": {"sealed": 3}}
+    (incident,) = ran.found["incidents"]
+    assert incident["count"] == 3
+    assert {event["process"]["executable"] for event in incident["events"]} == {str(program)}
+
+
+def test_a_storm_is_counted_exactly(run: Run, compiled: Compile) -> None:
+    ran = run(compiled("command"), "unmap", STORM)
+    assert ran.found["denials"] == {"munmap": {"sealed": STORM}}
+    (incident,) = ran.found["incidents"]
+    assert incident["count"] == STORM
+    assert incident["told"] < STORM / 1000
+    assert f"  {STORM:,}  critical  munmap of sealed memory refused" in ran.errors
+
+
+def test_a_cgroup_that_the_command_makes(run: Run, compiled: Compile) -> None:
+    script = (
+        'own=$1$(cut -d: -f3- /proc/self/cgroup | tail -1); mkdir -p "$own/a/b"; '
+        'echo $$ >"$own/a/b/cgroup.procs"; cat /proc/self/cgroup; $2 unmap 2; '
+        'echo $$ >"$1/cgroup.procs"'
+    )
+    ran = run("sh", "-c", script, "sh", cgroup_root(), compiled("command"))
+    assert ran.output.strip().endswith("/a/b"), ran.errors
+    assert ran.found["denials"] == {"munmap": {"sealed": 2}}
+
+
+# ---- Exit codes ----------------------------------------------------------------------------------
+
+
+def test_a_fault(run: Run, compiled: Compile) -> None:
+    program = compiled("command")
+    died = run(program, "guard")
+    assert died.code == 128 + signal.SIGSEGV
+    assert (died.found["exit_code"], died.found["signal"]) == (None, "SIGSEGV")
+    assert died.found["faults"] == {"prot_none": {"default": 1}}
+    (incident,) = died.found["incidents"]
+    assert functions(incident["events"][0])[0] == "overrun"
+    assert "1 fault, in " in died.errors
+    failed = run(program, "guard", flags=["--fail-on", "denial,fault"])
+    assert (failed.code, failed.found["failed_on"]) == (4, ["fault"])
+    assert failed.errors.endswith("exit code 4, for --fail-on fault\n")
+    other = run(program, "guard", flags=["--fail-on", "denial"])
+    assert (other.code, other.found["failed_on"]) == (128 + signal.SIGSEGV, [])
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "message"),
+    [
+        (("sh", "-c", "exit 7"), 7, "no violations"),
+        (("sh", "-c", "kill -9 $$"), 137, "no violations"),
+        (("no-such-command",), 127, "no-such-command: command not found"),
+        (("/etc/passwd",), 126, "cannot execute /etc/passwd: Permission denied"),
+    ],
+)
+def test_exit_codes(run: Run, command: Sequence[str], code: int, message: str) -> None:
+    ran = run(*command)
+    assert ran.code == code
+    assert message in ran.errors
+    assert ran.errors.count("\n") == 1
+
+
+# ---- The command's surroundings ------------------------------------------------------------------
+
+
+def test_another_user(run: Run) -> None:
+    script = "id -u; id -g; id -G; echo $HOME $USER $LOGNAME $MINE; head -c 5"
+    ran = run(
+        *("sh", "-c", script),
+        flags=["--user", "nobody"],
+        input="12345678",
+        env=os.environ | {"MINE": "kept", "SUDO_USER": "root"},
+        extra_groups=[0],
+    )
+    uid, gid, groups, variables, stdin = ran.output.splitlines()
+    assert (uid, gid, groups) == ("65534", "65534", "65534")
+    assert variables.endswith(" nobody nobody kept")
+    assert stdin == "12345"
+
+
+def test_whoever_called_sudo(run: Run) -> None:
+    ran = run("id", "-u", env=os.environ | {"SUDO_USER": "nobody"})
+    assert ran.output == "65534\n"
+
+
+def test_environment_and_descriptors_are_the_callers(run: Run) -> None:
+    reader, writer = os.pipe()
+    variables = {"PATH": os.environ["PATH"], "LANG": "C", "ODD": "a=b\udcff", "EMPTY": ""}
+    try:
+        ran = run(
+            *("sh", "-c", f'tr "\\0" "\\n" </proc/self/environ; echo given >&{writer}'),
+            env=variables,
+            pass_fds=[writer],
+            errors="surrogateescape",
+        )
+        assert os.read(reader, 10) == b"given\n"
+    finally:
+        os.close(reader)
+        os.close(writer)
+    found = dict(line.split("=", 1) for line in ran.output.splitlines())
+    assert {name: found.get(name) for name in variables} == variables
+    assert set(found) - set(variables) <= {"PWD", "OLDPWD", "SHLVL", "_"}
+
+
+def test_what_lives_on_is_told(run: Run) -> None:
+    ran = run("sh", "-c", "sleep 1000 >/dev/null 2>&1 & echo $!")
+    pid = int(ran.output)
+    try:
+        assert ran.found["still_running"] == [{"pid": pid, "name": "sleep"}]
+        assert f"1 process of the command still running, no longer watched: sleep ({pid})" in (
+            ran.errors
+        )
+        assert "seal-monitor-exec" not in Path(f"/proc/{pid}/cgroup").read_text()
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_signals_are_the_commands(tmp_path: Path) -> None:
+    script = 'trap "exit 9" TERM; echo ready; while :; do sleep 0.1; done'
+    with subprocess.Popen([*EXEC, "--", "sh", "-c", script], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"ready\n"
+        process.terminate()
+        assert process.wait(LIMIT) == 9
+
+
+def test_an_end_before_the_command_has_started() -> None:
+    with subprocess.Popen([*EXEC, "--", "echo", "started"], stdout=subprocess.PIPE) as process:
+        while not _left():  # its directory
+            time.sleep(0.001)
+        process.terminate()
+        output, _ = process.communicate(timeout=LIMIT)
+    assert (process.returncode, output) == (128 + signal.SIGTERM, b"")
+
+
+def test_a_terminal_interrupts_the_command() -> None:
+    pid, terminal = pty.fork()
+    if not pid:
+        os.execv(sys.executable, [*EXEC, "--", "sh", "-c", "echo ready; sleep 1000"])
+    shown = b""
+    try:
+        has_asked = False
+        with suppress(OSError):  # EIO: everybody has closed it
+            while data := os.read(terminal, 4096):
+                shown += data
+                if b"ready" in shown and not has_asked:
+                    has_asked = True
+                    time.sleep(0.2)
+                    os.write(terminal, b"\x03")
+    finally:
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        os.close(terminal)
+    assert status == 128 + signal.SIGINT
+    assert shown.count(b"no violations") == 1
+
+
+# ---- The cgroup ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_mounted", [True, False])
+def test_cgroup(tmp_path: Path, is_mounted: bool) -> None:
+    """Also where no cgroup2 is mounted: it then mounts one that nobody sees."""
+    proc = Path("/proc")
+    if not is_mounted:
+        proc = tmp_path
+        own = tmp_path / "self"
+        own.mkdir()
+        (own / "mountinfo").write_text("")
+        (own / "cgroup").symlink_to("/proc/self/cgroup")
+    before = Path("/proc/self/mountinfo").read_text()
+    cgroup = CommandCgroup(proc)
+    assert _left()
+    with started([["cat"]]) as (process,):
+        os.write(cgroup.entry, str(process.pid).encode())
+        path = Path(f"/proc/{process.pid}/cgroup").read_text()
+        assert f"/seal-monitor-exec-{os.getpid()}-" in path
+        cgroup.close()
+        assert "seal-monitor" not in Path(f"/proc/{process.pid}/cgroup").read_text()
+        assert process.poll() is None
+    assert Path("/proc/self/mountinfo").read_text() == before

@@ -1,0 +1,199 @@
+"""The DaemonSet's pod, as far as it can be had without a cluster: the package on a tree of Debian,
+with the mounts, namespaces and capabilities that the manifest asks for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from harness import cgroup_root, remove_cgroup
+from trees import tree
+
+from monitor import provoke
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "systemd/kubernetes"
+POD = yaml.safe_load((FOLDER / "daemonset.yaml").read_text("utf-8"))["spec"]["template"]["spec"]
+(CONTAINER,) = POD["containers"]
+SECURITY = CONTAINER["securityContext"]
+READY_SECONDS = 60.0
+Event = dict[str, Any]
+
+# What a container runtime does. The package is installed as the Containerfile does it, its
+# dependencies being there.
+_RUN = """
+set -eu
+lower=$1 place=$2 package=$3 capabilities=$4; shift 4
+mount -t tmpfs none $place
+mkdir $place/upper $place/work $place/root
+mount -t overlay -o lowerdir=$lower,upperdir=$place/upper,workdir=$place/work none $place/root
+cd $place/root
+cp $package tmp/package.deb
+mount -t proc proc proc
+chroot . dpkg --install /tmp/package.deb >&2
+mount -t sysfs -o ro sysfs sys
+mount -t tmpfs -o mode=755 tmpfs dev
+for device in null zero random urandom; do
+    : >dev/$device
+    mount --bind /dev/$device dev/$device
+done
+mkdir -p var/lib/seal-monitor
+# A node that systemd has booted has it mounted.
+mountpoint -q /sys/kernel/tracing || mount -t tracefs tracefs /sys/kernel/tracing
+MOUNTS
+mount -o remount,ro,bind $place/root 2>/dev/null || mount -o remount,ro $place/root
+exec chroot . setpriv --no-new-privs --bounding-set=$capabilities --inh-caps=$capabilities \
+    /usr/bin/seal-monitor "$@"
+"""
+
+
+def mounts(state: Path) -> str:
+    """Of the manifest; what the node keeps goes to `state`, and its secret is absent."""
+    volumes = {volume["name"]: volume for volume in POD["volumes"]}
+    lines = []
+    for mount in CONTAINER["volumeMounts"]:
+        target = mount["mountPath"].lstrip("/")
+        volume = volumes[mount["name"]]
+        source = volume.get("hostPath", {}).get("path")
+        if mount["name"] == "state":
+            source = str(state)
+        if source is None:
+            mode = "rw" if "emptyDir" in volume else "ro"
+            lines.append(f"mount -t tmpfs -o {mode} none {target}")
+            continue
+        lines.append(f"mount --rbind {source} {target}")
+        if mount.get("readOnly"):
+            lines.append(f"mount -o remount,ro,bind {target} || :")
+    return "\n".join(lines)
+
+
+class Pod:
+    def __init__(self, process: subprocess.Popen[bytes], output: Path) -> None:
+        self.process = process
+        self.output = output
+
+    def events(self) -> list[Event]:
+        text = self.output.read_text("utf-8")
+        whole = text[: text.rfind("\n") + 1].splitlines()
+        return [json.loads(line) for line in whole if line.startswith("{")]
+
+    def wait_for(self, **wanted: object) -> Event:
+        deadline = time.monotonic() + READY_SECONDS
+        while time.monotonic() < deadline:
+            for event in self.events():
+                if wanted.items() <= event.items():
+                    return event
+            assert self.process.poll() is None, self.output.with_name("errors").read_text()
+            time.sleep(0.05)
+        raise AssertionError(f"no such event: {self.events()}")
+
+
+@contextmanager
+def run_pod(folder: Path, package: Path) -> Iterator[Pod]:
+    place, state, output = folder / "place", folder / "state", folder / "events"
+    place.mkdir()
+    state.mkdir()
+    added = ",".join(f"+{name.lower()}" for name in SECURITY["capabilities"]["add"])
+    command = [
+        *("unshare", "--mount", "--propagation=private", "--cgroup", "--ipc", "--uts"),
+        *("sh", "-c", _RUN.replace("MOUNTS", mounts(state)), "sh"),
+        *(str(tree("trixie")), str(place), str(package), f"-all,{added}"),
+        *CONTAINER["args"][:-1],
+        "--web.listen-address=127.0.0.1:0",
+    ]
+    with output.open("wb") as events, (folder / "errors").open("wb") as errors:
+        process = subprocess.Popen(command, stdout=events, stderr=errors)
+        try:
+            yield Pod(process, output)
+        finally:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def victims_cgroup(pod_uid: str, container: str) -> Iterator[Path]:
+    """As the kubelet and containerd name those of a pod's container, with systemd's driver."""
+    root = cgroup_root()
+    if root is None:
+        pytest.skip("cgroup2 is not mounted")
+    names = (
+        f"seal-monitor-test-{os.getpid()}-kubepods.slice",
+        f"kubepods-pod{pod_uid.replace('-', '_')}.slice",
+        f"cri-containerd-{container}.scope",
+    )
+    made: list[Path] = []
+    try:
+        for name in names:
+            root /= name
+            root.mkdir()
+            made.append(root)
+        yield root
+    finally:
+        for path in reversed(made):
+            remove_cgroup(path)
+
+
+def test_the_manifest_and_the_image_go_together() -> None:
+    image = (FOLDER / "Containerfile").read_text("utf-8")
+    assert re.findall(r'^ENTRYPOINT \["(.*)"\]$', image, re.MULTILINE) == ["/usr/bin/seal-monitor"]
+    assert SECURITY["capabilities"] == {
+        "drop": ["ALL"],
+        "add": ["BPF", "PERFMON", "DAC_READ_SEARCH", "SYS_PTRACE"],
+    }
+    unit = (ROOT / "systemd/seal-monitor.service").read_text("utf-8")
+    (granted,) = re.findall("^AmbientCapabilities=(.*)$", unit, re.MULTILINE)
+    asked = {f"CAP_{name}" for name in SECURITY["capabilities"]["add"]}
+    assert asked == set(granted.split())
+    assert (SECURITY["privileged"], SECURITY["readOnlyRootFilesystem"]) == (False, True)
+    named = {volume["name"] for volume in POD["volumes"]}
+    assert named == {mount["name"] for mount in CONTAINER["volumeMounts"]}
+    (port,) = CONTAINER["ports"]
+    assert CONTAINER["args"][-1] == f"--web.listen-address=0.0.0.0:{port['containerPort']}"
+
+
+def test_a_pod_tells_of_another_pods_violation(
+    tmp_path: Path, build_directory: Path, require_bpf: None
+) -> None:
+    folder = build_directory / "pods"
+    folder.mkdir()
+    done = subprocess.run(
+        [ROOT / "systemd/debian/build-package", folder], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (package,) = folder.glob("*.deb")
+    pod_uid, container = str(uuid.uuid4()), os.urandom(32).hex()
+    with run_pod(folder, package) as pod:
+        started = pod.wait_for(event="started")
+        assert started["details"]["notes"] == []
+        status = Path(f"/proc/{pod.process.pid}/status").read_text()
+        effective = re.findall(r"^CapEff:\s+(\w+)$", status, re.MULTILINE)
+        assert int(effective[0], 16) == 1 << 2 | 1 << 19  # CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE
+        with victims_cgroup(pod_uid, container) as cgroup:
+            with provoke.run("mprotect", wait=True) as victim:
+                (cgroup / "cgroup.procs").write_text(str(victim.pid))
+                victim.communicate("\n")
+            denial = pod.wait_for(kind="denial")
+        assert (denial["operation"], denial["verdict"]) == ("mprotect", "sealed")
+        assert denial["process"]["executable"] == os.path.realpath(sys.executable)
+        assert denial["process"]["pid"] == victim.pid
+        assert (denial["workload"]["pod_uid"], denial["workload"]["container_id"]) == (
+            pod_uid,
+            container,
+        )
+        pod.process.send_signal(signal.SIGTERM)
+        assert pod.process.wait(30) == 0
+        assert pod.events()[-1]["event"] == "stopped"
+    assert (folder / "state/incidents.db").stat().st_size > 0

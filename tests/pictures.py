@@ -1,0 +1,201 @@
+"""`make pictures`: draws the dashboards with Grafana's own front end.
+
+Grafana's server is in no Debian package, but its front end is on npm. That one draws each dashboard
+with the data of a hundred hosts, from a real Prometheus, in a headless Chromium. The layout, the
+variables, the queries' life, field configuration, transformations and components are Grafana's; the
+panel plug-ins around the components are ours (dashboards/pictures), and so is the data source,
+because they are not on npm. Annotations are not drawn.
+
+Also makes dashboards/pictures/grafana.schema.json of @grafana/schema's types, for tests/unit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import functools
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from browser import Browser, browser
+from fleet import MINUTE, exposition
+from prometheus import backfilled
+
+ROOT = Path(__file__).parents[1]
+DASHBOARDS = ROOT / "dashboards"
+SOURCES = DASHBOARDS / "pictures"
+SCHEMA = SOURCES / "grafana.schema.json"
+SCREENSHOTS = DASHBOARDS / "screenshots"
+WORKSHOP = ROOT / ".venv/pictures"
+
+HOSTS, MINUTES = 100, 360
+CHOSEN: dict[str, dict[str, str]] = {
+    "overview": {},
+    "host": {"var-instance": "web-001.example:10462"},
+    "health": {},
+}
+WIDTH = 1400
+GRID_ROW, HEAD = 38, 160  # pixels
+LIMIT = 150_000  # bytes of a picture
+SECONDS = 60.0  # for all queries of a dashboard
+
+
+def run(*command: object) -> None:
+    """Raises CalledProcessError; what npm says of its own settings is no news."""
+    subprocess.run([str(word) for word in command], cwd=WORKSHOP, check=True)
+
+
+def install() -> None:
+    """npm's packages, half a gigabyte, once for each package.json."""
+    WORKSHOP.mkdir(parents=True, exist_ok=True)
+    wanted = (SOURCES / "package.json").read_text("utf-8")
+    done = WORKSHOP / "package.json"
+    is_current = done.exists() and done.read_text("utf-8") == wanted
+    for path in SOURCES.iterdir():
+        shutil.copy(path, WORKSHOP)
+    if not is_current or not (WORKSHOP / "node_modules/.ready").exists():
+        # Grafana's packages name versions of others that contradict each other.
+        flags = ("--legacy-peer-deps", "--ignore-scripts", "--no-package-lock", "--no-audit")
+        run("npm", "install", "--no-fund", "--loglevel=error", *flags)
+        (WORKSHOP / "node_modules/.ready").touch()
+
+
+def shorter(value: Any) -> Any:
+    """A schema without what is there for readers."""
+    if isinstance(value, dict):
+        return {
+            key: shorter(each)
+            for key, each in value.items()
+            if not (key in ("description", "default") and not isinstance(each, dict))
+        }
+    return [shorter(each) for each in value] if isinstance(value, list) else value
+
+
+def write_schema() -> None:
+    made = WORKSHOP / "schema.json"
+    run(
+        *("npx", "ts-json-schema-generator", "--path", "schema.ts", "--tsconfig", "tsconfig.json"),
+        *("--type", "Dashboard", "--no-type-check", "--out", made),
+    )
+    schema = shorter(json.loads(made.read_text("utf-8")))
+    definitions = schema.pop("definitions")
+    lines = [
+        f"{json.dumps(name)}: {json.dumps(body, separators=(',', ':'))}"
+        for name, body in sorted(definitions.items())
+    ]
+    head = json.dumps(schema)[:-1]
+    SCHEMA.write_text(f'{head}, "definitions": {{\n' + ",\n".join(lines) + "\n}}\n", "utf-8")
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))
+    )
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+# A title is there before what is below it: a second longer than the last query.
+_STATE = """JSON.stringify({
+    text: document.body?.innerText ?? "",
+    busy: performance.now() - Math.max(0, ...performance.getEntriesByType("resource").map(
+        (entry) => entry.responseEnd)) < 3000,
+})"""
+
+
+def draw(
+    tab: Browser, url: str, name: str, asked: Mapping[str, object], picture: Path
+) -> list[str]:
+    """Returns what is wrong with the picture."""
+    document = json.loads((DASHBOARDS / f"{name}.json").read_text("utf-8"))
+    titles = [panel["title"] for panel in document["panels"]]
+    places = [panel["gridPos"] for panel in document["panels"]]
+    height = HEAD + GRID_ROW * max(place["y"] + place["h"] for place in places)
+    size = {"width": WIDTH, "height": height, "deviceScaleFactor": 1, "mobile": False}
+    tab.call("Emulation.setDeviceMetricsOverride", **size)
+    tab.seen.clear()
+    query = urllib.parse.urlencode({"dashboard": name, **asked})
+    tab.call("Page.navigate", url=f"{url}/?{query}")
+    deadline = time.monotonic() + SECONDS
+    while True:
+        state = json.loads(tab.evaluate(_STATE))
+        missing = [title for title in titles if title not in state["text"]]
+        if (not missing and not state["busy"]) or time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    # Browser.screenshot() would change the page's height, and the panels would be drawn anew.
+    shot = tab.call("Page.captureScreenshot", format="png")
+    picture.write_bytes(base64.b64decode(shot["data"]))
+    shrink = ("pngquant", "--force", "--strip", "--speed=1", "--output", picture, "--", picture)
+    subprocess.run(shrink, check=True)
+    problems = [f"no panel {title!r}" for title in missing]
+    if broken := state["text"].count("An unexpected error happened"):
+        problems.append(f"{broken} panels broken")
+    empty = state["text"].count("No data")
+    if empty and "var-instance" not in asked:  # on a single host not everything happens
+        problems.append(f"{empty} panels without data")
+    problems += [message[:500] for message in tab.messages() if "exceptionThrown" in message]
+    if (size_now := picture.stat().st_size) > LIMIT:
+        problems.append(f"{size_now:,} bytes")
+    return problems
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--keep", action="store_true", help="replace the pictures in the checkout")
+    keep = parser.parse_args().keep
+    install()
+    write_schema()
+    run("npx", "vite", "build")
+    site = WORKSHOP / "dist"
+    shutil.copytree(DASHBOARDS, site / "dashboards", dirs_exist_ok=True)
+    icons = WORKSHOP / "node_modules/@grafana/ui/dist/public/img"
+    shutil.copytree(icons, site / "public/build/img", dirs_exist_ok=True)
+
+    end = int(time.time()) // MINUTE * MINUTE
+    start = end - MINUTES * MINUTE
+    rules = DASHBOARDS / "rules/recording.yml"
+    pictures = SCREENSHOTS if keep else WORKSHOP / "screenshots"
+    pictures.mkdir(exist_ok=True)
+    wrong = 0
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        backfilled(Path(folder), exposition(HOSTS, MINUTES, end), rules, start, end) as prometheus,
+        served(site) as url,
+        browser() as tab,
+    ):
+        shown = {"prometheus": prometheus.url, "from": start * 1000, "to": (end - MINUTE) * 1000}
+        for name, chosen in CHOSEN.items():
+            picture = pictures / f"{name}.png"
+            problems = draw(tab, url, name, {**shown, **chosen}, picture)
+            print(f"{picture}: {'; '.join(problems) or 'every panel is drawn'}")
+            wrong |= bool(problems)
+    return wrong
+
+
+if __name__ == "__main__":
+    os.environ["PATH"] = f"{ROOT / '.venv/bin'}:{os.environ['PATH']}"
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""The rules for Prometheus: promtool's own tests of them, and what they name is there."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from monitor.metrics import METRICS
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "dashboards/rules"
+TESTS = sorted((FOLDER / "tests").glob("*.yml"))
+RUNBOOKS = (ROOT / "docs/runbooks.md").read_text("utf-8")
+
+Rule = dict[str, Any]
+
+
+def rules(name: str) -> list[Rule]:
+    document = yaml.safe_load((FOLDER / name).read_text("utf-8"))
+    return [rule for group in document["groups"] for rule in group["rules"]]
+
+
+ALERTS = rules("alerts.yml")
+RECORDED = rules("recording.yml")
+NAMES = [alert["alert"] for alert in ALERTS]
+
+
+def promtool(*arguments: object) -> subprocess.CompletedProcess[str]:
+    found = shutil.which("promtool")
+    if found is None:
+        pytest.skip("promtool is not installed")
+    return subprocess.run(
+        [found, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+def test_promtool_accepts_them() -> None:
+    checked = promtool("check", "rules", *FOLDER.glob("*.yml"))
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert f"{len(ALERTS)} rules found" in checked.stdout
+    assert f"{len(RECORDED)} rules found" in checked.stdout
+
+
+def test_the_example_configuration_loads_them(tmp_path: Path) -> None:
+    example = (ROOT / "dashboards/prometheus.example.yml").read_text("utf-8")
+    configuration = tmp_path / "prometheus.yml"
+    installed = "/usr/local/share/seal-monitor/rules"
+    configuration.write_text(example.replace(installed, str(FOLDER)), "utf-8")
+    checked = promtool("check", "config", configuration)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert checked.stdout.count("rules found") == 2
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.name)
+def test_they_fire_when_they_should(path: Path) -> None:
+    tested = promtool("test", "rules", path)
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
+def test_each_alert_is_tested_firing_and_not_firing() -> None:
+    checks = [
+        check
+        for path in TESTS
+        for test in yaml.safe_load(path.read_text("utf-8"))["tests"]
+        for check in test.get("alert_rule_test", ())
+    ]
+    assert {check["alertname"] for check in checks if check["exp_alerts"]} == set(NAMES)
+    assert {check["alertname"] for check in checks if not check["exp_alerts"]} == set(NAMES)
+
+
+def test_every_alert_says_what_to_do() -> None:
+    for alert in ALERTS:
+        assert alert["labels"]["severity"] in ("critical", "warning")
+        assert set(alert["annotations"]) == {"summary", "description", "runbook_url"}
+        page, _, section = alert["annotations"]["runbook_url"].partition("#")
+        assert page == "file:///usr/local/share/doc/seal-monitor/runbooks.md"
+        assert section == alert["alert"].lower()
+    assert re.findall(r"^## (\w+)$", RUNBOOKS, re.MULTILINE) == NAMES
+
+
+def test_no_label_names_a_process() -> None:
+    """One alert for a host or a workload, however many processes it has."""
+    for rule in (*ALERTS, *RECORDED):
+        assert not set(re.findall(r"\w+", rule["expr"])) & {"pid", "executable", "path", "comm"}
+
+
+def test_they_name_metrics_and_label_values_that_there_are() -> None:
+    known = {metric.full_name: metric for metric in METRICS}
+    recorded = {rule["record"] for rule in RECORDED}
+    for rule in (*ALERTS, *RECORDED):
+        for name in re.findall(r"[\w:]*seal_monitor_[\w:]+", rule["expr"]):
+            assert name in known or name in recorded, name
+        for name, selectors in re.findall(r"([\w:]*seal_monitor_[\w:]+)\{(.*?)\}", rule["expr"]):
+            metric = known.get(name) or known[f"{name.split(':')[1]}_total"]
+            for label, values in re.findall(r'(\w+)!?=~?"(.*?)"', selectors):
+                there = metric.labels[label]
+                if not isinstance(there, str):
+                    assert set(values.split("|")) <= set(there), (name, label)
