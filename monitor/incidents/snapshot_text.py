@@ -48,7 +48,7 @@ def _visible(text: str) -> str:
 
 
 def _touched(event: Event | None) -> int | None:
-    if event is None:
+    if event is None or event.get("target"):  # another process's memory was
         return None
     address = event.get("address") or (event.get("sealed") or {}).get("start")
     return int(address, 16) if address else None

@@ -30,7 +30,7 @@ CPU_SECONDS, CPU_SHARE = 0.25, 0.05
 # Of one incident, whose store keeps so many: then one in so long. A process that is started anew
 # and violates anew is not written to the disk every time.
 INCIDENT_SECONDS = 10.0
-_KINDS = (abi.Kind.DENIAL, abi.Kind.FAULT)
+_KINDS = (abi.Kind.DENIAL, abi.Kind.FAULT, abi.Kind.BYPASS)
 
 
 class _Allowance:
@@ -175,7 +175,7 @@ class Snapshots:
 
 
 def _request(event: Event, record: abi.Record) -> Request:
-    is_fault = record.kind == abi.Kind.FAULT
+    is_denial = record.kind == abi.Kind.DENIAL
     return Request(
         event=event["id"],
         pid=record.pid,
@@ -183,5 +183,5 @@ def _request(event: Event, record: abi.Record) -> Request:
         start_boot_ns=record.start_boot_ns,
         start=event["process"]["start"],
         base_name=record.executable,
-        touched=record.address if is_fault else record.mapping.start or record.arguments[0],
+        touched=(record.mapping.start or record.arguments[0]) if is_denial else record.address,
     )

@@ -122,6 +122,13 @@ def test_the_incident_is_the_events(setting: Setting) -> None:
     assert json.loads(setting.store.taken[0].split(b"\n")[0])["incident"] == fingerprint(event).id
 
 
+def test_who_goes_around_a_seal_is_looked_at(setting: Setting) -> None:
+    record = Record(kind=Kind.BYPASS, pid=1, address=0x7F00_0000_1000)
+    setting.snapshots.ask(EVENTS["bypass"], record)
+    assert setting.results() == {"taken": 1}
+    assert setting.asked[0].touched == 0x7F00_0000_1000
+
+
 def test_other_events_have_no_snapshot(setting: Setting) -> None:
     setting.snapshots.ask(EVENTS["seal"], Record(kind=Kind.SEAL, pid=1))
     setting.snapshots.finish(1)
