@@ -21,6 +21,8 @@ static __always_inline int tell_bypass(struct scratch *scratch, struct task_stru
     struct record *record;
     bool canary;
 
+    if (!is_watched(config))
+        return 0;
     canary = is_canary(config, task);
     count = counters_of(canary ? BANK_CANARY : BANK_HOST);
     if (!count || method >= METHODS)

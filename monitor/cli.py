@@ -180,7 +180,7 @@ def _add_exec(parser: Parser) -> None:
         type=_kinds,
         metavar="KINDS",
         default=(),
-        help="exit code 4 if there was one of these: denial, fault or denial,fault",
+        help="exit code 4 if there was one of these: denial, fault, bypass; several: denial,fault",
     )
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write all that was found to FILE, as JSON"
@@ -202,9 +202,10 @@ def _add_exec(parser: Parser) -> None:
 
 def _kinds(text: str) -> tuple[str, ...]:
     kinds = tuple(dict.fromkeys(text.split(",")))
-    if unknown := set(kinds) - {"denial", "fault"}:
+    if unknown := set(kinds) - {"denial", "fault", "bypass"}:
         raise argparse.ArgumentTypeError(
-            f"{min(unknown)[:20]!r} is none of denial and fault; several are separated by commas"
+            f"{min(unknown)[:20]!r} is none of denial, fault and bypass; several are separated by "
+            "commas"
         )
     return kinds
 

@@ -45,13 +45,14 @@ from monitor.incident_search import Filter, Incident, Incidents
 from monitor.incidents import FILE, IncidentStore, Retention
 from monitor.losses import Losses
 from monitor.pipeline import Pipeline, clock_offset
+from monitor.probes import OPTIONAL
 from monitor.suppression import Suppressions
 from monitor.symbols import Resolver
 from monitor.tally import Tally
 
 __all__ = ["KINDS", "ExecError", "Options", "run"]
 
-KINDS = ("denial", "fault")  # for --fail-on
+KINDS = ("denial", "fault", "bypass")  # for --fail-on
 FAILED_ON = 4  # exit code
 
 SWEEP_SECONDS = 1.0
@@ -153,7 +154,7 @@ class _Watch:
             self._losses = Losses(self.loaded, self.state, self._note_loss)
             self._sweep_at = 0.0
             for probe in self.loaded.probes:
-                if not probe.attached:
+                if not (probe.attached or probe.probe in OPTIONAL):
                     self.notes.append(f"probe {probe.probe} is not attached: {probe.error}")
             self._signals = Signals()  # only now: Ctrl-C still ends what was before
             cleanup.callback(self._signals.close)

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from monitor.abi import Cause, Counters, Disposition, Verdict
+from monitor.abi import Cause, Counters, Disposition, Method, Verdict
+from monitor.assessment import REASONING
 from monitor.console import COLOURS, DIM, RESET
 from monitor.execute_cgroup import Member
 from monitor.fingerprint import UNKNOWN
@@ -28,33 +29,9 @@ PREFIX = "seal-monitor:"
 SCHEMA = 1
 _TEXT_LIMIT = 1000
 
-Event = Mapping[str, Any]
+_PLURALS = {"bypass": "bypasses"}
 
-# What it probably means, by operation or cause; a line below the table for each that happened.
-_GIVES_BACK = "gives back memory that it has sealed; seal what stays until the process ends"
-_CHANGES = "changes the protection of memory that it has sealed; seal it after its last change"
-_COVERS = "maps over memory that it has sealed, or was made to"
-_DISCARDS = "discards the contents of memory that it has sealed, as allocators do to save memory"
-_MEANS = {
-    "mprotect": _CHANGES,
-    "pkey_mprotect": _CHANGES,
-    "munmap": _GIVES_BACK,
-    "shmdt": _GIVES_BACK,
-    "brk": _GIVES_BACK,
-    "mremap": "moves or resizes memory that it has sealed",
-    "mmap": _COVERS,
-    "shmat": _COVERS,
-    "remap_file_pages": _COVERS,
-    "madvise": _DISCARDS,
-    "process_madvise": _DISCARDS,
-    "io_uring_madvise": _DISCARDS,
-    "other": "the kernel was to change sealed memory for another call's sake",
-    "guard_region": "ran past the end of a buffer or a stack, into its guard",
-    "prot_none": "touched a page that nobody may touch: a guard, or memory not ready for use",
-    "stack_guard": "ran out of stack: a recursion without end, or too much on it",
-    "sealed": "wrote to memory that is sealed read-only: a stray pointer, or an attack",
-    "pkey": "touched memory without the right of its protection key",
-}
+Event = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -81,16 +58,18 @@ class Result:
 
 
 def counts(counters: Counters) -> dict[str, dict[str, int]]:
-    """Violations by kind and by operation or cause; none that are 0.
+    """Violations by kind and by operation, cause or method; none that are 0.
 
-    Denials that a seal explains or may explain; faults but those of cause `other`.
+    Denials that a seal explains or may explain; faults but those of cause `other`; changes of
+    what sealed memory holds.
     """
     denials = {
         operation.name: row[Verdict.SEALED] + row[Verdict.UNVERIFIED]
         for operation, row in zip(OPERATIONS, counters.denials, strict=True)
     }
     faults = {c.label: sum(counters.faults[c]) for c in Cause if c is not Cause.OTHER}
-    found = {"denial": denials, "fault": faults}
+    bypasses = {method.label: counters.bypasses[method] for method in Method}
+    found = {"denial": denials, "fault": faults, "bypass": bypasses}
     return {
         kind: {what: number for what, number in by_what.items() if number}
         for kind, by_what in found.items()
@@ -215,15 +194,27 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _meanings(result: Result) -> list[str]:
-    names = dict.fromkeys(w for by_what in counts(result.counters).values() for w in by_what)
-    wide = max(map(len, names), default=0)
-    return [f"  {name:<{wide}}  {_MEANS[name]}" for name in names]
+    """Why the violations are taken for what they are: once for each row of the table."""
+    events = [event for _, kept in result.incidents for event in kept]
+    names = dict.fromkeys((event.get("assessment") or {}).get("name") for event in events)
+    return [
+        line
+        for name in names
+        if name in REASONING
+        for line in textwrap.wrap(
+            f"{name.replace('_', ' ')}: {REASONING[name]}",
+            98,
+            initial_indent="  ",
+            subsequent_indent="    ",
+        )
+    ]
 
 
 def _ended(result: Result) -> str:
     words = {kind: number for kind, number in violations(result.counters).items() if number}
     if words:
-        return " and ".join(_number(number, kind) for kind, number in words.items())
+        *others, last = (_number(n, kind, _PLURALS.get(kind, "")) for kind, n in words.items())
+        return f"{', '.join(others)} and {last}" if others else last
     seals = result.counters.seals
     return f"no violations, {_number(seals, 'mseal call')}"
 
@@ -282,6 +273,7 @@ def document(result: Result) -> dict[str, object]:
             for cause, row in zip(Cause, counters.faults, strict=True)
             if any(row)
         },
+        "bypasses": counts(counters)["bypass"],
         "seals": counters.seals,
         "sealed_bytes": counters.sealed_bytes,
         "notes": list(result.notes),

@@ -346,6 +346,14 @@ def _with_remedy(problem: str) -> str:
     return problem + _REMEDY if is_denied and not problem.endswith(_REMEDY) else problem
 
 
+# bpf as target makes inline assembly compile; v3 has compare-and-exchange. Where clang protects the
+# control flow by default, as Debian 13's does, it refuses a target that has nothing of the kind.
+_COMPILER_FLAGS = (
+    *("--target=bpf", "-mcpu=v3", "-fcf-protection=none"),
+    *("-D__x86_64__", "-g0", "-Wno-unused"),
+)
+
+
 class _Loader:
     """One compilation and what is attached of it."""
 
@@ -379,8 +387,7 @@ class _Loader:
         try:
             self._bpf = BPF(
                 text=_program_text(request, kernel.offsets, features),
-                # bpf as target makes inline assembly compile; v3 has compare-and-exchange.
-                cflags=["--target=bpf", "-mcpu=v3", "-D__x86_64__", "-g0", "-Wno-unused"],
+                cflags=list(_COMPILER_FLAGS),
             )
             for feature in features & _TAILS.keys():
                 self._set_tails(*_TAILS[feature])

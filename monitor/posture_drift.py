@@ -141,7 +141,7 @@ def _change(event: str, program: Program, before: Known, sighting: Sighting) -> 
         else f"{program.words} seals no memory any more: {processes}; it last did at {last[:19]}Z"
     )
     if sighting.build_id != before.build_id:
-        message += ", and is another build now"
+        message += "; it is another build now"
     return Change(
         event,
         message,

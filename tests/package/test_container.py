@@ -42,8 +42,8 @@ mkdir $place/upper $place/work $place/root
 mount -t overlay -o lowerdir=$lower,upperdir=$place/upper,workdir=$place/work none $place/root
 cd $place/root
 cp $package tmp/package.deb
-chroot . dpkg --install /tmp/package.deb >&2
 mount -t proc proc proc
+chroot . dpkg --install /tmp/package.deb >&2
 mount -t sysfs -o ro sysfs sys
 mount -t tmpfs -o mode=755 tmpfs dev
 for device in null zero random urandom; do
@@ -51,6 +51,8 @@ for device in null zero random urandom; do
     mount --bind /dev/$device dev/$device
 done
 mkdir -p var/lib/seal-monitor
+# A node that systemd has booted has it mounted.
+mountpoint -q /sys/kernel/tracing || mount -t tracefs tracefs /sys/kernel/tracing
 MOUNTS
 mount -o remount,ro,bind $place/root 2>/dev/null || mount -o remount,ro $place/root
 exec chroot . setpriv --no-new-privs --bounding-set=$capabilities --inh-caps=$capabilities \
@@ -64,11 +66,13 @@ def mounts(state: Path) -> str:
     lines = []
     for mount in CONTAINER["volumeMounts"]:
         target = mount["mountPath"].lstrip("/")
-        source = volumes[mount["name"]].get("hostPath", {}).get("path")
+        volume = volumes[mount["name"]]
+        source = volume.get("hostPath", {}).get("path")
         if mount["name"] == "state":
             source = str(state)
         if source is None:
-            lines.append(f"mount -t tmpfs -o ro none {target}")
+            mode = "rw" if "emptyDir" in volume else "ro"
+            lines.append(f"mount -t tmpfs -o {mode} none {target}")
             continue
         lines.append(f"mount --rbind {source} {target}")
         if mount.get("readOnly"):

@@ -338,8 +338,8 @@ def test_debugging_shows_where(
         (("--",), "no command: seal-monitor exec [FLAGS] -- COMMAND [ARGUMENT...]"),
         (
             ("--fail-on", "denial,wrong", "--", "true"),
-            "exec: error: argument --fail-on: 'wrong' is none of denial and fault; several are "
-            "separated by commas",
+            "exec: error: argument --fail-on: 'wrong' is none of denial, fault and bypass; "
+            "several are separated by commas",
         ),
         (("--nothing", "--", "true"), "error: unrecognized arguments: --nothing"),
         (

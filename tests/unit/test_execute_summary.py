@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 
-from monitor.abi import Cause, Counters, Disposition, Verdict
+from monitor.abi import Cause, Counters, Disposition, Method, Verdict
 from monitor.console import COLOURS
 from monitor.execute_cgroup import Member
 from monitor.execute_summary import (
-    _MEANS,
     ROWS_SHOWN,
     Result,
     counts,
@@ -34,6 +33,7 @@ def frame(address: str, module: str | None, offset: int | None, symbol: str | No
 
 DENIAL: Event = {
     "kind": "denial",
+    "assessment": {"name": "unmapped", "likely": "leak"},
     "severity": "critical",
     "summary": "munmap of sealed memory refused: worker (pid 7) tried to unmap 0x1000-0x2000 "
     "(sealed r--p, anonymous)",
@@ -47,6 +47,7 @@ DENIAL: Event = {
 }
 FAULT: Event = {
     "kind": "fault",
+    "assessment": {"name": "overrun", "likely": "bug"},
     "severity": "warning",
     "summary": "write to a guard region",
     "instruction_pointer": "0x402",
@@ -101,16 +102,16 @@ def result(**changes: Any) -> Result:
 
 def test_what_is_a_violation() -> None:
     found = counters(others=9)
-    assert counts(found) == {"denial": {"munmap": 4096}, "fault": {"guard_region": 2}}
-    assert violations(found) == {"denial": 4096, "fault": 2}
+    assert counts(found) == {
+        "denial": {"munmap": 4096},
+        "fault": {"guard_region": 2},
+        "bypass": {},
+    }
+    assert violations(found) == {"denial": 4096, "fault": 2, "bypass": 0}
     found.denials[NAMES.index("brk")][Verdict.UNVERIFIED] = 3
-    assert violations(found) == {"denial": 4099, "fault": 2}
-    assert violations(Counters()) == {"denial": 0, "fault": 0}
-
-
-def test_everything_that_can_happen_means_something() -> None:
-    causes = [cause.label for cause in Cause if cause is not Cause.OTHER]
-    assert set(_MEANS) == {*NAMES, *causes}
+    found.bypasses[Method.PTRACE_POKE] = 1
+    assert violations(found) == {"denial": 4099, "fault": 2, "bypass": 1}
+    assert violations(Counters()) == {"denial": 0, "fault": 0, "bypass": 0}
 
 
 # ---- As text -------------------------------------------------------------------------------------
@@ -156,8 +157,10 @@ def test_the_summary() -> None:
         "      2  warning   write to a guard region          ?                  "
         "libimages.so.3+0x11b8\n"
         "\n"
-        f"  munmap        {_MEANS['munmap']}\n"
-        f"  guard_region  {_MEANS['guard_region']}\n"
+        "  overrun: Guard regions lie behind what may be touched: the pages before or after belong "
+        "to what\n    was overrun.\n"
+        "  unmapped: It stays mapped until the process ends. An attacker who wants to put other "
+        "memory in\n    its place begins like this, too: look at what the process did next.\n"
     )
 
 
@@ -223,9 +226,10 @@ def test_the_document() -> None:
         "signal": None,
         "seconds": 3.21,
         "failed_on": [],
-        "violations": {"denial": 4096, "fault": 2},
+        "violations": {"denial": 4096, "fault": 2, "bypass": 0},
         "denials": {"munmap": {"sealed": 4096, "not_sealed": 9}},
         "faults": {"guard_region": {"default": 2}, "other": {"default": 9}},
+        "bypasses": {},
         "seals": 2,
         "sealed_bytes": 8192,
         "notes": [],

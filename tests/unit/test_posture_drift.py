@@ -126,7 +126,7 @@ def test_words() -> None:
     assert change == Change(
         "sealing_stopped",
         "/usr/bin/app in app.service seals no memory any more: 2 processes; it last did at "
-        "2026-11-18T10:06:40Z, and is another build now",
+        "2026-11-18T10:06:40Z; it is another build now",
         details,
     )
     _, (change,) = look(known, seen(("sealing", 60.0)), NOW + 60)
