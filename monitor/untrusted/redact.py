@@ -16,7 +16,7 @@ REDACTED = "[redacted]"
 _WORD = re.compile(r"[\w.-]+")
 _SENSITIVE = re.compile(
     r"passw|passphrase|pwd|secret|token|credential|cookie|bearer|authorization"
-    r"|(?:key|pass|auth)s?$|(?:^|[-_.])(?:key|pass|auth|cred)s?(?:[-_.]|$)",
+    r"|(?:key|(?<!by)pass|auth)s?$|(?:^|[-_.])(?:key|pass|auth|cred)s?(?:[-_.]|$)",
     re.IGNORECASE,
 )
 _SEPARATOR = re.compile(r"""["']*[=:]["']*""")

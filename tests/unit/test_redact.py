@@ -12,6 +12,7 @@ from monitor.untrusted.redact import REDACTED, redact
 @pytest.mark.parametrize(
     ("command", "shown"),
     [
+        ("proxy --bypass local --dbpass x", "proxy --bypass local --dbpass [redacted]"),
         ("psql --password=x", "psql --password=[redacted]"),
         ("psql --password x db", "psql --password [redacted] db"),
         ("psql --password= x", "psql --password= [redacted]"),
