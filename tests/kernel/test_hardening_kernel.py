@@ -320,7 +320,7 @@ def test_memory(limit: int | str, said: str, tmp_path: Path, require_bpf: None) 
 
 # ---- Booted --------------------------------------------------------------------------------------
 
-PREPARE = f"""
+PREPARE = """
 systemd-sysusers --root=$place/root >&2
 """
 
@@ -351,7 +351,7 @@ except urllib.error.URLError as error:
 VICTIM_FILE = "/usr/local/lib/victim.py"
 VICTIM = f"""
 import os, time
-from monitor.syscalls import call
+from monitor.kernel.syscalls import call
 page = call("mmap", 0, 4096, 1, 2, os.open("{INTERPRETER}", os.O_RDONLY), 0)
 call("mseal", page, 4096, 0)
 call("mprotect", page, 4096, 3)
@@ -485,7 +485,7 @@ class Attempt:
         pid = machine.show("MainPID")
         machine.run("kill", "-STOP", pid)
         folder = f"/sys/fs/cgroup/{cgroup}"
-        violate = f"echo $$ >{folder}/cgroup.procs; exec {PYTHON} -m monitor.provoke mprotect"
+        violate = f"echo $$ >{folder}/cgroup.procs; exec {PYTHON} -m monitor.provoke.table mprotect"
         machine.run("mkdir", folder)
         victim = json.loads(machine.run("sh", "-c", violate))["pid"]
         machine.run("kill", "-CONT", pid)
