@@ -1,0 +1,1 @@
+"""Programs attached and calibrated: what this kernel does, found out by trying it."""

@@ -1,0 +1,1 @@
+"""TOML and flags become one frozen object; every mistake is a clear message."""

@@ -1,0 +1,1 @@
+"""A command, watched: its violations and those of nobody else."""

@@ -1,0 +1,1 @@
+"""Events kept and grouped, with what their processes were like."""

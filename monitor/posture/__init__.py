@@ -1,0 +1,1 @@
+"""Which processes have sealed memory, and whether that changes."""

@@ -1,0 +1,1 @@
+"""Small real violations, for the canary, the demo and the tests."""

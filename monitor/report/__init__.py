@@ -1,0 +1,1 @@
+"""Incidents for somebody who was not there: as a page, as an archive."""

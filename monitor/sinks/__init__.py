@@ -1,0 +1,1 @@
+"""Where events go, each with a queue of its own."""
