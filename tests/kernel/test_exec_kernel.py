@@ -214,15 +214,19 @@ def test_environment_and_descriptors_are_the_callers(run: Run) -> None:
     variables = {"PATH": os.environ["PATH"], "LANG": "C", "ODD": "a=b\udcff", "EMPTY": ""}
     try:
         ran = run(
-            *("sh", "-c", f'tr "\\0" "\\n" </proc/self/environ; echo given >&{writer}'),
+            *(
+                "sh",
+                "-c",
+                f'tr "\\0" "\\n" </proc/self/environ; echo given >/proc/self/fd/{writer}',
+            ),
             env=variables,
             pass_fds=[writer],
             errors="surrogateescape",
         )
-        assert os.read(reader, 10) == b"given\n"
     finally:
-        os.close(reader)
         os.close(writer)
+    with open(reader, "rb") as given:
+        assert given.read() == b"given\n"
     found = dict(line.split("=", 1) for line in ran.output.splitlines())
     assert {name: found.get(name) for name in variables} == variables
     assert set(found) - set(variables) <= {"PWD", "OLDPWD", "SHLVL", "_"}
