@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from monitor.incidents.fingerprint import fingerprint
+from monitor.incidents.search import VIOLATIONS
 from monitor.sinks.outputs import BatchSink, encode
 
 __all__ = ["SHOWN_MOST", "CommandSink", "Event"]
@@ -46,7 +47,7 @@ class CommandSink:
             self._show_once(event)
 
     def _show_once(self, event: Event) -> None:
-        if event["kind"] not in ("denial", "fault") or len(self._shown) >= SHOWN_MOST:
+        if event["kind"] not in VIOLATIONS or len(self._shown) >= SHOWN_MOST:
             return
         incident = fingerprint(event).id
         if incident not in self._shown:

@@ -164,7 +164,13 @@ def _table(result: Result, colours: bool) -> list[str]:
     incidents = sorted(known, key=lambda row: (-row[0].count, row[0].first_ns))
     rows = [_row(*row) for row in incidents[:ROWS_SHOWN]]
     rows += [
-        [f"{number:,}", "-", f"{what} {kind}s that were counted and not told", "-", "-"]
+        [
+            f"{number:,}",
+            "-",
+            f"{what} {_PLURALS.get(kind, kind + 's')} that were counted and not told",
+            "-",
+            "-",
+        ]
         for (kind, what), number in _untold(result).items()
     ]
     if len(incidents) > ROWS_SHOWN:
