@@ -29,7 +29,7 @@ PREFIX = "seal-monitor:"
 SCHEMA = 1
 _TEXT_LIMIT = 1000
 
-_PLURALS = {"bypass": "bypasses"}
+_PLURALS = {"denial": "denials", "fault": "faults", "bypass": "bypasses"}
 
 Event = Mapping[str, Any]
 
@@ -219,7 +219,7 @@ def _meanings(result: Result) -> list[str]:
 def _ended(result: Result) -> str:
     words = {kind: number for kind, number in violations(result.counters).items() if number}
     if words:
-        *others, last = (_number(n, kind, _PLURALS.get(kind, "")) for kind, n in words.items())
+        *others, last = (_number(n, kind, _PLURALS[kind]) for kind, n in words.items())
         return f"{', '.join(others)} and {last}" if others else last
     seals = result.counters.seals
     return f"no violations, {_number(seals, 'mseal call')}"
