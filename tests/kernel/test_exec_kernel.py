@@ -156,7 +156,8 @@ def test_a_cgroup_that_the_command_makes(run: Run, compiled: Compile) -> None:
 
 def test_a_fault(run: Run, compiled: Compile) -> None:
     program = compiled("command")
-    died = run(program, "guard")
+    # Who dies of it is gone when its functions are to be named: its file is found nearby.
+    died = run(program, "guard", cwd=program.parent)
     assert died.code == 128 + signal.SIGSEGV
     assert (died.found["exit_code"], died.found["signal"]) == (None, "SIGSEGV")
     assert died.found["faults"] == {"prot_none": {"default": 1}}
