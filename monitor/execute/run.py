@@ -16,7 +16,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
@@ -326,6 +326,18 @@ def _end_in_order() -> None:
             signal.signal(number, end)
 
 
+@contextlib.contextmanager
+def _directory() -> Iterator[Path]:
+    """A temporary one. No signal ends us between its making and the promise to remove it."""
+    with contextlib.ExitStack() as cleanup:
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
+        try:
+            folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="seal-monitor-exec-"))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        yield Path(folder)
+
+
 def run(config: Config, options: Options) -> int:
     """Run the command, tell its violations; the exit code.
 
@@ -337,8 +349,7 @@ def run(config: Config, options: Options) -> int:
         _require_writable(path)
     host.require()
     terminal = _Terminal(sys.stderr)
-    with tempfile.TemporaryDirectory(prefix="seal-monitor-exec-") as folder:
-        directory = Path(folder)
+    with _directory() as directory:
         with _Watch(_settings(config), directory, terminal) as watch:
             began = time.monotonic()
             status = watch.run(options.words, user)
