@@ -36,7 +36,7 @@ mount -t overlay -o lowerdir=$lower,upperdir=$place/upper,workdir=$place/work no
 PREPARE
 exec env SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 SYSTEMD_SECCOMP=0 SYSTEMD_NSPAWN_API_VFS_WRITABLE=1 \
     systemd-nspawn --quiet --directory=$place/root --register=no --keep-unit --capability=all \
-    --console=pipe --link-journal=no --boot systemd.unit=basic.target \
+    --console=pipe --link-journal=no NETWORK --boot systemd.unit=basic.target \
     MASKED
 """.replace(
     "MASKED",
@@ -54,9 +54,10 @@ exec env SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 SYSTEMD_SECCOMP=0 SYSTEMD_NSPAWN_API
 class Machine:
     """A booted container; commands run in all of its namespaces."""
 
-    def __init__(self, nspawn: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(self, nspawn: subprocess.Popen[bytes], log: Path, cgroup: Path) -> None:
         self.nspawn = nspawn
         self._log = log
+        self.cgroup = cgroup
         self._leader = 0
 
     def wait(self, what: str, until: Callable[[], object], seconds: float = 20.0) -> None:
@@ -81,6 +82,10 @@ class Machine:
     def done(self, *command: str) -> subprocess.CompletedProcess[str]:
         inside = ["nsenter", f"--target={self._leader}", "--all", "--", *command]
         return subprocess.run(inside, check=False, capture_output=True, text=True, timeout=60)
+
+    def write(self, path: str, text: str) -> None:
+        command = 'mkdir -p "${2%/*}" && printf %s "$1" >"$2"'
+        assert self.done("sh", "-c", command, "sh", text, path).returncode == 0
 
     def show(self, name: str) -> str:
         return self.run("systemctl", "show", "--value", "-p", name, "seal-monitor.service")
@@ -143,16 +148,21 @@ def _remove(cgroup: Path) -> None:
 
 @contextmanager
 def booted(
-    upper: Path, folder: Path, lower: Path = Path("/"), prepare: str = ""
+    upper: Path,
+    folder: Path,
+    lower: Path = Path("/"),
+    prepare: str = "",
+    own_network: bool = False,
 ) -> Iterator[Machine]:
     """A machine of the files of `lower`, which stay as they are, with those of `upper` above them.
 
     `folder` is for what it needs; `prepare` are words of a shell that run before, where $place/root
-    is its root directory.
+    is its root directory. With `own_network` it has loopback alone, and not the host's.
     """
     place, log = folder / "machine", folder / "boot.log"
     place.mkdir()
-    script = _BOOT.replace("PREPARE", prepare)
+    network = "--private-network" if own_network else ""
+    script = _BOOT.replace("PREPARE", prepare).replace("NETWORK", network)
     command = ["unshare", "--mount", "--propagation=private", "sh", "-c", script, "sh"]
     with _own_cgroups() as cgroups, log.open("wb") as output:
         nspawn = subprocess.Popen(
@@ -161,7 +171,7 @@ def booted(
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-        machine = Machine(nspawn, log)
+        machine = Machine(nspawn, log, cgroups[0])
         try:
             machine.wait("boot", machine.has_booted, BOOT_SECONDS)
             yield machine

@@ -29,13 +29,13 @@ WATCHDOG_SECONDS = 6
 # ---- What is installed ---------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def staged(build_directory: Path) -> Path:
-    """A root directory that holds what `make install` puts there, and nothing else."""
+def stage(root: Path) -> Path:
+    """Makes `root`, unless it is there, what `make install` makes it, and nothing else."""
     for program in ("make", "systemd-nspawn", "systemd-analyze"):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed")
-    root = build_directory / "staged"
+    if root.exists():
+        return root
     done = subprocess.run(
         ["make", "-s", "install", f"DESTDIR={root}"],
         cwd=ROOT,
@@ -46,6 +46,12 @@ def staged(build_directory: Path) -> Path:
     )
     assert done.returncode == 0, done.stderr
     return root
+
+
+@pytest.fixture(scope="module")
+def staged(build_directory: Path) -> Path:
+    """A root directory that holds what is installed."""
+    return stage(build_directory / "staged")
 
 
 def test_what_is_installed(staged: Path) -> None:

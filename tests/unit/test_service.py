@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from monitor.loader import LOAD_SECONDS
 from monitor.service import STATUS_LIMIT, Service, notify
 
 
@@ -163,3 +165,9 @@ def test_without_a_manager_nothing_is_asked_for() -> None:
     service = Service({"WATCHDOG_USEC": "8000000"})
     service.ready()
     service.turned(True, lambda: pytest.fail("nobody reads the status"))
+
+
+def test_a_slow_start_ends_by_its_own_error() -> None:
+    unit = (Path(__file__).parents[2] / "systemd/seal-monitor.service").read_text("utf-8")
+    (seconds,) = re.findall(r"^TimeoutStartSec=(\d+)$", unit, re.MULTILINE)
+    assert int(seconds) >= LOAD_SECONDS + 60
