@@ -153,7 +153,7 @@ TAKEN = (
     Row(
         "MemoryDenyWriteExecute=",
         f"MemoryDenyWriteExecute=yes\n{RUN} --attach tracepoint",
-        said="canary_failed: mprotect was not seen with its verdict",
+        said="canary failed: mprotect was not seen with its verdict",
         counted=["MemoryDenyWriteExecute"],
     ),
     Row(
