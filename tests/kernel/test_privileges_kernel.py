@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
@@ -53,8 +54,7 @@ def with_only(capabilities: Collection[Capability], user: int = NOBODY) -> Seque
 @pytest.fixture(scope="module")
 def program(build_directory: Path) -> Path:
     """A copy of the program and of what it imports, that any user may read."""
-    place = build_directory / "program"
-    place.mkdir(mode=0o755)
+    place = Path(tempfile.mkdtemp(prefix="program-", dir=build_directory))
     for source in (ROOT / "monitor", ROOT / "bpf"):
         shutil.copytree(source, place / source.name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("prometheus_client", "structlog"):
