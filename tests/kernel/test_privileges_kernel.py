@@ -114,7 +114,8 @@ def mask(capabilities: Collection[Capability]) -> int:
 def attempt(program: Path, *prefix: str) -> subprocess.CompletedProcess[str]:
     """Load and attach by tracepoints; prints the loader's notes."""
     code = (
-        "from monitor import host, loader; host.require_privileges(); "
+        "from monitor.host import facts; from monitor.kernel import loader; "
+        "facts.require_privileges(); "
         "loaded = loader.load(loader.LoadRequest(attach='tracepoint')); "
         "print(loaded.notes, not any(probe.lost for probe in loaded.probes))"
     )
@@ -188,7 +189,7 @@ def test_the_loader_has_given_up_the_rest_before_it_compiles(
 
 
 # Lives until its standard input ends.
-DENIED = "import sys; from monitor import provoke; provoke.main(['mprotect']); sys.stdin.read()"
+DENIED = "import sys; from monitor.provoke import table; table.main(['mprotect']); sys.stdin.read()"
 
 
 def identity(daemon: Running, result: str) -> float:

@@ -205,8 +205,8 @@ def test_a_thousand_processes_at_once(watched: Callable[..., Watched], compiled:
     daemon = watching.daemon
     stopped = daemon.stop()
     assert_conserved(stopped)
-    (found,) = (incident for incident in _incidents(watching) if incident.what == "mprotect")
-    assert found.count == 1000
+    # More than one where the build id was in no page of a process that was forked just now.
+    assert sum(found.count for found in _incidents(watching) if found.what == "mprotect") == 1000
     assert len(watching.snapshots()) <= SNAPSHOTS_KEPT
 
 
