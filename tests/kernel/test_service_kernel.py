@@ -68,6 +68,7 @@ def test_what_is_installed(staged: Path) -> None:
     assert {name: mode for name, mode in found.items() if name not in optional} == {
         "etc/seal-monitor/config.toml": "0o644",
         "usr/local/lib/systemd/system/seal-monitor.service": "0o644",
+        "usr/local/share/bash-completion/completions/seal-monitor": "0o644",
         "usr/local/lib/sysusers.d/seal-monitor.conf": "0o644",
         "usr/local/lib/tmpfiles.d/seal-monitor.conf": "0o644",
         "usr/local/share/doc/seal-monitor/config.example.toml": "0o644",

@@ -70,7 +70,11 @@ def test_what_is_in_it(package: Path) -> None:
     assert {words[1] for words in lines} == {"root/root"}
     program = "/usr/lib/seal-monitor/monitor/"
     inside = {name.removeprefix(program) for name in files if name.startswith(program)}
-    sources = {str(path.relative_to(ROOT / "monitor")) for path in ROOT.glob("monitor/*.py")}
+    sources = {
+        str(path.relative_to(ROOT / "monitor"))
+        for pattern in ("**/*.py", "report/templates/*")
+        for path in (ROOT / "monitor").glob(pattern)
+    }
     bpf = {str(path.relative_to(ROOT)) for path in ROOT.glob("bpf/**/*.[ch]")}
     assert inside == {*sources, *bpf, "events.schema.json"}
     rest = {name for name in files if not name.startswith((program, "/usr/share/"))}

@@ -1,0 +1,75 @@
+"""What the completion for bash offers is what the program takes."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from monitor import cli
+
+FILE = Path(__file__).parents[2] / "docs/completions/seal-monitor.bash"
+SCRIPT = """
+source "$1"; shift
+COMP_WORDS=(seal-monitor "$@"); COMP_CWORD=$#
+_seal_monitor
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+COMMANDS = (
+    *("run", "demo", "exec", "doctor", "check-config", "schema", "symbolize", "posture"),
+    *("incidents list", "incidents show", "incidents timeline"),
+    *("incidents report", "incidents export"),
+)
+
+
+def offered(*words: str) -> set[str]:
+    """For the last of the words, which may have been begun."""
+    command = ["bash", "-c", SCRIPT, "bash", str(FILE), *words]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert shown.stderr == ""
+    return set(shown.stdout.split())
+
+
+def help_of(capsys: pytest.CaptureFixture[str], *command: str) -> str:
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--help"])
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_flags(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of(capsys, *command.split())
+    flags = set(re.findall(r"^  (?:-\w(?: \S+)?, )?(--[a-z][a-z.-]*)", text, re.MULTILINE))
+    assert "--help" in flags
+    assert offered(*command.split(), "-") == flags
+
+
+def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    told = set(re.findall(r"^    ([a-z-]+) +\S", help_of(capsys), re.MULTILINE))
+    assert offered("") == told == {command.split()[0] for command in COMMANDS}
+    verbs = {command.split()[1] for command in COMMANDS if " " in command}
+    assert offered("incidents", "") == verbs
+    assert offered("inc") == {"incidents"}
+    assert offered("--") == {"--help", "--version"}
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        (("run", "--attach", ""), {"auto", "fexit", "tracepoint", "raw_tracepoint"}),
+        (("run", "--output", "p"), {"pretty"}),
+        (("incidents", "list", "--likely", ""), {"attack", "bug", "leak", "handled"}),
+        (("posture", "--by", "ex"), {"executable"}),
+        (("exec", "--user", "nobod"), {"nobody"}),
+    ],
+)
+def test_values(words: tuple[str, ...], values: set[str]) -> None:
+    assert offered(*words) == values
+
+
+def test_the_command_of_exec_and_files(tmp_path: Path) -> None:
+    assert "true" in offered("exec", "--", "tru")
+    (tmp_path / "config.toml").touch()
+    assert offered("run", "--config", f"{tmp_path}/conf") == {f"{tmp_path}/config.toml"}
