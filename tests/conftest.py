@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -26,6 +27,15 @@ COMPILER_FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror", "-pthread")
 
 # Binaries of the assets made elsewhere, for machines without a compiler.
 BUILT_ASSETS = os.environ.get("SEAL_MONITOR_BUILT_ASSETS")
+
+
+def pytest_configure() -> None:
+    """Signals as for whoever sits at a terminal: in the background, or under nohup, some are
+    ignored, and so they would be in all that the tests start.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 # ---- Skips ---------------------------------------------------------------------------------------
