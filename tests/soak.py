@@ -541,7 +541,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def report(soak: Soak) -> str:
     lives = table(
         [
-            *("life", "seconds", "denials", "faults", "seals", *RESULTS),
+            *("life", "seconds", "denials", "faults", "seals", "bypasses", *RESULTS),
             *("as provoked", "scrapes", "slowest", "reloads", "canaries", "CPU"),
         ],
         [
