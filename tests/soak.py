@@ -46,9 +46,9 @@ ALIVE_SECONDS = 13.0  # how old the word that a killed run left may be
 DETACH_SECONDS = 3.0  # from when nothing is seen any more to the end of the process
 GROWTH = 0.02
 GROWTH_MIB = 0.7
-# Of the last 1,024 processes and 512 callers something is kept. A long run is looked at once that
-# is full; in a short one it still fills up.
-FILLING_MIB, FILLING_SECONDS = 0.6, 300.0
+# Of the last 1,024 processes and 512 callers something is kept, and a minute after the start comes
+# the first look at what is sealed. A long run is looked at after that; in a short one it fills up.
+FILLING_MIB, FILLING_SECONDS = 1.5, 300.0
 USUAL_EVENTS = {"started", "stopped", "reloaded", "reload_failed", "sink_failed", "sink_recovered"}
 
 CONFIGURATION = """
