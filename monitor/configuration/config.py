@@ -48,8 +48,6 @@ __all__ = [
 DEFAULT_PATH = Path("/etc/seal-monitor/config.toml")
 _SIZE_LIMIT = 256 * 1024  # bytes of a configuration file
 
-_UTC = datetime.UTC
-
 
 class ConfigError(Exception):
     """All mistakes found, one a line, each with its place and the way out."""

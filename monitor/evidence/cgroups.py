@@ -19,7 +19,7 @@ from monitor.evidence.events import Workload
 from monitor.untrusted.printable import printable
 from monitor.untrusted.recent import Recent
 
-__all__ = ["Cgroups", "cgroup_mount", "parse_cgroup_path", "workload_name"]
+__all__ = ["Cgroups", "cgroup_mount", "parse_cgroup_path", "unified_path", "workload_name"]
 
 PATH_LIMIT = 1024
 NAME_LIMIT = 200
@@ -195,8 +195,7 @@ class Cgroups:
         if pid is None:
             return None
         try:
-            lines = (self._proc / str(pid) / "cgroup").read_bytes().splitlines()
-            path = next((line[3:] for line in lines if line.startswith(b"0::")), None)
+            path = unified_path((self._proc / str(pid) / "cgroup").read_bytes())
             found = path is not None and os.stat(root + path).st_ino == cgroup_id
         except (OSError, ValueError):  # ValueError: no path has a NUL in it
             return None
@@ -208,6 +207,11 @@ class Cgroups:
             self._scan_again = self._clock() + SCAN_SECONDS
             self._scanned = _scan(root)
         return self._scanned.get(cgroup_id)
+
+
+def unified_path(text: bytes) -> bytes | None:
+    """From /proc/PID/cgroup the place in the unified hierarchy; None where it has none."""
+    return next((line[3:] for line in text.splitlines() if line.startswith(b"0::")), None)
 
 
 def _scan(root: bytes) -> dict[int, bytes]:

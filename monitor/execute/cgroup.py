@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from monitor.evidence.cgroups import cgroup_mount
+from monitor.evidence.cgroups import cgroup_mount, unified_path
 from monitor.kernel.syscalls import call
 from monitor.untrusted.printable import printable
 
@@ -56,10 +56,12 @@ def _must(name: str, *arguments: int) -> int:
 
 def _own_path(proc: Path) -> str:
     """The caller's place in the hierarchy, from its root: "" for the root itself."""
-    for line in (proc / "self/cgroup").read_bytes().splitlines():
-        if line.startswith(b"0::/"):
-            return os.fsdecode(line[len(b"0::/") :])
-    raise CgroupError("this kernel has no cgroup2 hierarchy; boot one built with CONFIG_CGROUPS=y")
+    path = unified_path((proc / "self/cgroup").read_bytes())
+    if path is None:
+        raise CgroupError(
+            "this kernel has no cgroup2 hierarchy; boot one built with CONFIG_CGROUPS=y"
+        )
+    return os.fsdecode(path.removeprefix(b"/"))
 
 
 class CommandCgroup:

@@ -50,9 +50,8 @@ from monitor.sinks.delivery import Delivery
 from monitor.symbols.resolver import Resolver
 from monitor.tally import Tally
 
-__all__ = ["KINDS", "ExecError", "Options", "run"]
+__all__ = ["ExecError", "Options", "run"]
 
-KINDS = ("denial", "fault", "bypass")  # for --fail-on
 FAILED_ON = 4  # exit code
 
 SWEEP_SECONDS = 1.0
@@ -76,7 +75,7 @@ class ExecError(OSError):
 
 @dataclass(frozen=True)
 class Options:
-    """`user`: None is whoever called sudo, else the caller. `fail_on`: some of KINDS."""
+    """`user`: None is whoever called sudo, else the caller. `fail_on`: kinds of violations."""
 
     words: Sequence[str]
     user: str | None

@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from monitor.evidence.cgroups import workload_name
+from monitor.evidence.cgroups import unified_path, workload_name
+from monitor.evidence.identity import read_at
 from monitor.evidence.memory_map import Mapping as MemoryMapping
 from monitor.evidence.memory_map import bounded_lines, parse_smaps
-from monitor.symbols.segments import NOTHING, Relro, Segments, read_segments
+from monitor.symbols.segments import NOTHING, Relro, Segments, read_mapped
 from monitor.untrusted.printable import printable
 from monitor.untrusted.recent import Recent
-from monitor.untrusted.regular import open_regular
 
 __all__ = [
     "PAGE_TABLES_LIMIT",
@@ -158,26 +158,17 @@ def pids(proc: Path = Path("/proc")) -> list[int]:
         return sorted(int(entry.name) for entry in entries if entry.name.isdecimal())
 
 
-def _read(name: str, directory: int, limit: int = 4096) -> bytes:
-    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
-    try:
-        return os.read(fd, limit)
-    finally:
-        os.close(fd)
-
-
 def _workload(directory: int) -> str:
     try:
-        lines = _read("cgroup", directory, 1 << 16).splitlines()
+        path = unified_path(read_at("cgroup", directory, 1 << 16))
     except FileNotFoundError:  # a kernel without cgroups
         return UNKNOWN_WORKLOAD
-    path = next((line[3:] for line in lines if line.startswith(b"0::")), None)
     return UNKNOWN_WORKLOAD if path is None else workload_name(os.fsdecode(path))
 
 
 def _page_tables(directory: int) -> int:
     """Bytes of them: what smaps would walk."""
-    lines = _read("status", directory, 1 << 14).splitlines()
+    lines = read_at("status", directory, 1 << 14).splitlines()
     found = next((line.split() for line in lines if line.startswith(b"VmPTE:")), None)
     return 0 if found is None else int(found[1]) * 1024
 
@@ -240,7 +231,7 @@ class Reader:
 
     def _process(self, pid: int, directory: int) -> Process | None:
         # The name, in parentheses, may hold anything.
-        before, _, after = _read("stat", directory).rpartition(b")")
+        before, _, after = read_at("stat", directory, 4096).rpartition(b")")
         fields = after.split()  # from the third of proc_pid_stat(5) on
         if fields[0] in (b"Z", b"X") or int(fields[6]) & _PF_KTHREAD:
             return None
@@ -311,15 +302,7 @@ class Reader:
         paths = [process / "map_files" / f"{mapping.start:x}-{mapping.end:x}"]
         if mapping.path is not None and not mapping.path.endswith(_DELETED):
             paths.append(process / "root" / os.fsdecode(mapping.path)[1:])
-        for path in paths:
-            try:
-                with open_regular(path, _FILE_LIMIT) as file:
-                    # Not the device: of some file systems maps and stat tell different ones.
-                    if os.fstat(file.fileno()).st_ino == mapping.inode:
-                        return read_segments(file)
-            except OSError:
-                continue
-        return NOTHING
+        return read_mapped(paths, mapping.inode, _FILE_LIMIT)
 
 
 def _as_path(executable: bytes) -> str:

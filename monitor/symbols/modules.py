@@ -16,9 +16,8 @@ from threading import Thread
 from typing import NamedTuple
 
 from monitor.evidence.memory_map import Mapping, bounded_lines, parse_smaps
-from monitor.symbols.segments import read_segments
+from monitor.symbols.segments import read_mapped
 from monitor.untrusted.printable import printable
-from monitor.untrusted.regular import open_regular
 
 __all__ = ["BuildIds", "Modules", "find_modules"]
 
@@ -77,15 +76,8 @@ class BuildIds:
 def _build_id(directory: int, mapping: Mapping) -> str | None:
     """Of the very file: of the same number, where the process itself sees it."""
     process = f"/proc/self/fd/{directory}"
-    for path in (f"{process}/root{os.fsdecode(mapping.path or b'')}", f"{process}/exe"):
-        try:
-            with open_regular(Path(path), FILE_LIMIT) as file:
-                # Not the device: of some file systems maps and stat tell different ones.
-                if os.fstat(file.fileno()).st_ino == mapping.inode:
-                    return read_segments(file).build_id
-        except OSError:
-            continue
-    return None
+    paths = (f"{process}/root{os.fsdecode(mapping.path or b'')}", f"{process}/exe")
+    return read_mapped(map(Path, paths), mapping.inode, FILE_LIMIT).build_id
 
 
 def find_modules(directory: int, build_ids: BuildIds, limit: int, read_bytes: int) -> Modules:

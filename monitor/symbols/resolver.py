@@ -37,7 +37,6 @@ FILE_LIMIT = 1 << 32
 MODULES_KEPT = 32
 FUNCTIONS_KEPT = 1 << 19
 FRAMES_LIMIT = 256
-_PATHS = (("process", "executable"), ("sealed", "file", "path"), ("mapping", "file", "path"))
 _BUILD_ID = re.compile(r"[0-9a-f]{4,128}")
 
 Event = Mapping[str, Any]

@@ -7,10 +7,15 @@ commands. The file belongs to a monitored process and may say anything.
 from __future__ import annotations
 
 import mmap
+import os
 import struct
+from collections.abc import Iterable
+from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-__all__ = ["Code", "Relro", "Segments", "build_id_of", "read_segments"]
+from monitor.untrusted.regular import open_regular
+
+__all__ = ["Code", "Relro", "Segments", "build_id_of", "read_mapped", "read_segments"]
 
 SEGMENTS_LIMIT = 64
 NOTES_LIMIT = 1 << 16
@@ -99,6 +104,22 @@ def read_segments(file: BinaryIO) -> Segments:
     if len(rows) < size * count:
         return NOTHING
     return _interpret(file, [tuple(part[i] for i in fields) for part in row.iter_unpack(rows)])
+
+
+def read_mapped(paths: Iterable[Path], inode: int | None, limit: int) -> Segments:
+    """Of the first of the paths that is the file with that inode; nothing where none can be read.
+
+    `limit` is the size in bytes of the largest file that is opened.
+    """
+    for path in paths:
+        try:
+            with open_regular(path, limit) as file:
+                # Not the device: of some file systems maps and stat tell different ones.
+                if os.fstat(file.fileno()).st_ino == inode:
+                    return read_segments(file)
+        except OSError:
+            continue
+    return NOTHING
 
 
 def _interpret(file: BinaryIO, segments: list[tuple[int, ...]]) -> Segments:

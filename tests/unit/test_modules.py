@@ -134,7 +134,7 @@ def test_a_file_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """It costs build ids, not more: neither now nor for the next process."""
     go = threading.Event()
     monkeypatch.setattr(
-        "monitor.symbols.modules.read_segments", lambda file: (go.wait(30), read_segments(file))[1]
+        "monitor.symbols.segments.read_segments", lambda file: (go.wait(30), read_segments(file))[1]
     )
     build_ids = BuildIds(seconds=0.05)
     shutil.copy(os.path.realpath("/bin/cat"), tmp_path / "cat")
