@@ -58,7 +58,8 @@ MISSED_SECONDS = 10.0
 TURN_SECONDS = 0.5  # what a storm leaves in the ring after so long waits for the next turn
 DRAIN_SECONDS = 2.0
 SWITCH_SECONDS = 0.0005  # for so long a storm keeps the interpreter from the sinks and from scrapes
-FLUSH_SECONDS = 2.0  # for what waits for the sinks at the end, and then
+FLUSH_SECONDS = 2.0  # for a sink to take the next of what waits at the end, and
+FLUSH_AT_MOST_SECONDS = 10.0  # for all of it, on a slow disk; TimeoutStopSec= allows for it
 SNAPSHOT_SECONDS = 0.5  # for the snapshots that were asked for last
 LAST_SECONDS = 1.0  # for the event that tells the final counts
 CANARY_POLL_SECONDS = 0.01
@@ -529,7 +530,7 @@ class Daemon:
         if self._snapshots:
             self._snapshots.finish(SNAPSHOT_SECONDS)
         self._sweep(final=True)
-        self.delivery.finish(FLUSH_SECONDS)
+        self.delivery.finish(FLUSH_SECONDS, FLUSH_AT_MOST_SECONDS)
         counters = self.state.counters()
         reason = f"stopped by {self._stopped_by}" if self._stopped_by else "stopped"
         if self._has_started:

@@ -95,23 +95,30 @@ Snapshot = dict[str, Any]
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
     database = sqlite3.connect(
-        f"file:{quote(str(path))}?{mode}", timeout=1.0, uri=True, isolation_level=None
+        f"file:{quote(str(path))}?{mode}", timeout=5.0, uri=True, isolation_level=None
     )
     try:
         database.execute("PRAGMA trusted_schema = OFF")
         database.execute("PRAGMA cell_size_check = ON")
         database.execute("BEGIN")  # all answers are of one moment
         (version,) = database.execute("PRAGMA user_version").fetchone()
+        has_tables = database.execute("SELECT 1 FROM sqlite_schema").fetchone() is not None
     except sqlite3.Error:
         database.close()
         raise
     if version not in READABLE:
         database.close()
+        if not has_tables:  # the daemon is about to make them
+            raise _nothing_yet(path)
         raise IncidentError(
             f"{path}: its schema is of version {version}, not {VERSION}; "
             "use the version of seal-monitor that wrote it"
         )
     return database
+
+
+def _nothing_yet(path: Path) -> IncidentError:
+    return IncidentError(f"there are no incidents in {path} yet")
 
 
 def _open(path: Path) -> sqlite3.Connection:
@@ -126,7 +133,7 @@ def _open(path: Path) -> sqlite3.Connection:
     except OSError as error:
         raise IncidentError(f"cannot read {path}: {error.strerror}; run as root") from error
     if not status.st_size:
-        raise IncidentError(f"there are no incidents in {path} yet")
+        raise _nothing_yet(path)
     try:
         try:
             return _connect(path, "mode=ro")

@@ -314,12 +314,22 @@ class Delivery:
                 return False
             poll.poll(left * 1000)
 
-    def finish(self, seconds: float) -> None:
-        """Wait as above; what a sink has not taken then, it never gets, and every event counts."""
-        if self.wait(seconds):
-            return
+    def finish(self, seconds: float, most: float = 0.0) -> None:
+        """Wait as above, and on up to `most` while a sink takes something every so many seconds.
+
+        What a sink has not taken then, it never gets, and every event counts.
+        """
+        end = time.monotonic() + most
+        while not self.wait(seconds):
+            now = time.monotonic()
+            moved_at = max(writer.moved_at for writer in self._writers if writer.unanswered)
+            if now + seconds > end or now - moved_at > seconds:
+                self._give_up()
+                return
+
+    def _give_up(self) -> None:
         for writer in self._writers:
-            error = SinkError(f"given up after {seconds:g} s: {_waiting(writer)}")
+            error = SinkError(f"given up at the end: {_waiting(writer)}")
             for item in writer.give_up():
                 if item.event is not None:
                     self._not_taken(writer, item.event, error)

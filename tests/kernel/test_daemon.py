@@ -123,7 +123,7 @@ class Running:
     def stop(self) -> Event:
         """SIGTERM; the last event, once it has ended well."""
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(10) == 0, self.errors.read_text("utf-8")
+        assert self.process.wait(30) == 0, self.errors.read_text("utf-8")
         last = self.events()[-1]
         assert last["event"] == "stopped"
         return last

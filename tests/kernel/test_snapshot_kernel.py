@@ -170,6 +170,7 @@ def test_one_that_is_gone_is_counted(watched: Callable[..., Watched], violate: V
         watching.daemon.process.send_signal(signal.SIGCONT)
     watching.wait("gone", 1)
     assert watching.counts() == {"gone": 1}
+    watching.daemon.stop()
     assert watching.snapshots() == []
 
 
@@ -195,6 +196,7 @@ def test_one_that_has_executed_another_program_is_gone(
             watching.daemon.process.send_signal(signal.SIGCONT)
         watching.wait("gone", 1)
         process.communicate()
+    watching.daemon.stop()
     assert watching.snapshots() == []
 
 

@@ -306,7 +306,27 @@ def test_what_is_not_taken_at_the_end_has_failed(make: Make) -> None:
     for setting in (alone, both):
         assert setting.tally.sink_errors["hung"] == 3
         assert setting.tally.sink_queue_events["hung"] == 0
-        assert setting.told == [("hung", "given up after 0.2 s: events that wait: 3 (0 KiB)")]
+        assert setting.told == [("hung", "given up at the end: events that wait: 3 (0 KiB)")]
+
+
+def test_a_slow_sink_gets_its_time_at_the_end(make: Make) -> None:
+    """While it takes something every now and then; and not for ever."""
+
+    class Slow(Gate):
+        def write(self, data: bytes) -> None:
+            time.sleep(0.1)
+            super().write(data)
+
+    patient, impatient = make(Slow("slow")), make(Slow("slow"))
+    for setting in (patient, impatient):
+        setting.send(*range(10))
+    patient.delivery.finish(0.5, 30)
+    assert patient.results() == (10, 0)
+    impatient.send(*range(90))
+    impatient.delivery.finish(0.5, 2)
+    delivered, failed = impatient.results()
+    assert delivered + failed == 100
+    assert 0 < delivered < 100
 
 
 def test_an_answer_that_comes_too_late_counts_nothing(make: Make) -> None:

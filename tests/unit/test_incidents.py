@@ -788,6 +788,11 @@ def test_nothing_to_read(make: Make, tmp_path: Path) -> None:
     store.path.touch()
     with pytest.raises(IncidentError, match=r"there are no incidents in /.* yet"):
         store.read()
+    with contextlib.closing(sqlite3.connect(store.path)) as database:
+        database.execute("PRAGMA journal_mode = WAL")  # what the daemon does before the tables
+    assert store.path.stat().st_size
+    with pytest.raises(IncidentError, match=r"there are no incidents in /.* yet"):
+        store.read()
     garbage(store.path)
     with pytest.raises(IncidentError, match="file is not a database; the daemon sets a broken"):
         store.read()
