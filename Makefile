@@ -60,7 +60,7 @@ test: setup $(PROMETHEUS) ## run the tests; those that need root and BPF are ski
 
 test-kernels: setup ## run the kernel tests on other kernels, in emulated machines
 	@$(call install,$(KERNEL_PACKAGES))
-	@$(PYTHON) tests/vm/matrix.py
+	@$(PYTHON) tests/vm/matrix.py $(ARGS)
 
 lint: setup ## check style and types
 	$(PYTHON) -m ruff check
