@@ -226,12 +226,8 @@ class Pipeline:
 
     def _is_muted(self, event: events.Event, executable: str | None) -> bool:
         now = datetime.now(UTC)
+        named = (getattr(event, name, None) for name in ("operation", "cause", "method"))
+        what = next(filter(None, named), None)
         return any(
-            mute.applies(
-                operation=getattr(event, "operation", None),
-                cause=getattr(event, "cause", None),
-                executable=executable or "",
-                now=now,
-            )
-            for mute in self.mutes
+            mute.applies(what=what, executable=executable or "", now=now) for mute in self.mutes
         )

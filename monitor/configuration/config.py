@@ -30,7 +30,7 @@ from monitor.configuration.values import (
     switch,
     until,
 )
-from monitor.kernel.abi import Cause, Verdict
+from monitor.kernel.abi import Cause, Method, Verdict
 from monitor.kernel.operations import OPERATIONS
 from monitor.untrusted.redact import CommandLine
 
@@ -128,8 +128,14 @@ class Mute:
     executable: str | None
     operation: str | None
     cause: str | None
+    method: str | None
     until: datetime.datetime | None
     reason: str
+
+    @property
+    def what(self) -> str | None:
+        """The operation, cause or method; None for all of an executable."""
+        return self.operation or self.cause or self.method
 
     def expired(self, now: datetime.datetime) -> bool:
         """Whether `until` has passed. `now` must carry its time zone."""
@@ -138,20 +144,17 @@ class Mute:
     def applies(
         self,
         *,
-        operation: str | None,
-        cause: str | None,
+        what: str | None,
         executable: str,
         now: datetime.datetime,
     ) -> bool:
         """Whether this entry mutes a violation.
 
-        `operation` is None for what is no denial, `cause` for what is no fault. A pattern without
-        a slash is matched with the base name, so it also mutes a process that died before its
-        full path could be read.
+        `what`: the operation of a denial, the cause of a fault, the method of a bypass. A pattern
+        without a slash is matched with the base name, so it also mutes a process that died before
+        its full path could be read.
         """
-        if self.expired(now):
-            return False
-        if self.operation not in (None, operation) or self.cause not in (None, cause):
+        if self.expired(now) or self.what not in (None, what):
             return False
         if self.executable is None:
             return True
@@ -194,6 +197,7 @@ _SECTIONS: Mapping[str, type] = {
 _VERDICTS = tuple(verdict.label for verdict in Verdict)
 _CAUSES = tuple(cause.label for cause in Cause)
 _OPERATIONS = tuple(operation.name for operation in OPERATIONS)
+_METHODS = tuple(method.label for method in Method)
 
 
 @dataclass(frozen=True)
@@ -388,6 +392,7 @@ _MUTE_KEYS: tuple[Key, ...] = (
     Key("mute.executable", None, non_empty, "Glob: with a slash for the path, else the base name."),
     Key("mute.operation", None, one_of(*_OPERATIONS), "The operation of the denials to mute."),
     Key("mute.cause", None, one_of(*_CAUSES), "The cause of the faults to mute."),
+    Key("mute.method", None, one_of(*_METHODS), "The method of the bypasses to mute."),
     Key("mute.until", None, until, "The last date or time of the entry; none: for ever."),
     Key("mute.reason", None, non_empty, "Why these are known and harmless."),
 )
@@ -457,11 +462,16 @@ class _Reader:
                 values[name] = checked[1]
         if "reason" not in entry:
             self.mistake(place, 'it has no reason; add one, as in reason = "unmaps what it sealed"')
-        if not entry.keys() & {"executable", "operation", "cause"}:
-            self.mistake(place, "it names nothing to mute; add executable, operation or cause")
-        if "operation" in entry and "cause" in entry:
+        named = entry.keys() & {"operation", "cause", "method"}
+        if not named and "executable" not in entry:
             self.mistake(
-                place, "only denials have an operation, only faults a cause; write two entries"
+                place, "it names nothing to mute; add executable, operation, cause or method"
+            )
+        if len(named) > 1:
+            self.mistake(
+                place,
+                "only denials have an operation, only faults a cause, only bypasses a method; "
+                "write an entry for each",
             )
         return Mute(**values) if len(self.mistakes) == before else None
 

@@ -257,7 +257,7 @@ def filter_rows(config: Config, now: datetime) -> list[Row]:
 
 def _mute_row(mute: Mute, now: datetime) -> Row:
     whose = mute.executable or "every executable"
-    what = mute.operation or mute.cause or "everything"
+    what = mute.what or "everything"
     until = f" until {mute.until:%Y-%m-%d %H:%M} UTC" if mute.until else ""
     if mute.expired(now):
         remedy = "remove the entry"

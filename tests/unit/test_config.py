@@ -67,6 +67,7 @@ def test_example_of_mutes_is_valid() -> None:
             executable="/opt/engine/*",
             operation="munmap",
             cause=None,
+            method=None,
             until=datetime(2030, 12, 31, 23, 59, 59, 999999, tzinfo=UTC),
             reason="unmaps at exit what it sealed; fixed in the next release",
         ),
@@ -74,8 +75,17 @@ def test_example_of_mutes_is_valid() -> None:
             executable="garbage-collector",
             operation=None,
             cause="prot_none",
+            method=None,
             until=None,
             reason="catches its own faults",
+        ),
+        Mute(
+            executable="gdb",
+            operation=None,
+            cause=None,
+            method="ptrace_poke",
+            until=None,
+            reason="developers set breakpoints here",
         ),
     )
 
@@ -229,7 +239,8 @@ def test_listen_address_refused(text: str) -> None:
             [
                 "4: key 'mute': it has no reason; add one, "
                 'as in reason = "unmaps what it sealed"',
-                "4: key 'mute': it names nothing to mute; add executable, operation or cause",
+                "4: key 'mute': it names nothing to mute; "
+                "add executable, operation, cause or method",
                 "5: key 'mute.executabel': there is no such key; "
                 "the nearest valid one is 'mute.executable'",
             ],
@@ -237,8 +248,8 @@ def test_listen_address_refused(text: str) -> None:
         (
             "[[mute]]\ncause = 'pkey'\noperation = 'brk'\nreason = ' '\nuntil = 'tomorrow'",
             [
-                "1: key 'mute': only denials have an operation, only faults a cause; "
-                "write two entries",
+                "1: key 'mute': only denials have an operation, only faults a cause, "
+                "only bypasses a method; write an entry for each",
                 "4: key 'mute.reason': it is empty; write some text",
                 "5: key 'mute.until': 'tomorrow' is no date; "
                 "write 2030-12-31 or 2030-12-31T18:00:00Z",
@@ -325,20 +336,20 @@ def test_all_mistakes_are_told_in_order_of_their_lines() -> None:
 
 
 @pytest.mark.parametrize(
-    ("operation", "cause", "executable", "muted"),
+    ("what", "executable", "muted"),
     [
-        ("munmap", None, "/usr/bin/engine", [True, False, True, False, True]),
-        ("munmap", None, "engine", [True, False, True, False, False]),
-        ("mmap", None, "/usr/bin/engine", [True, False, False, False, False]),
-        (None, "pkey", "/usr/bin/engine", [True, True, False, False, False]),
-        (None, "pkey", "/opt/engine", [True, True, False, False, False]),
-        (None, "other", "/opt/machine", [False, False, False, False, False]),
-        (None, None, "/opt/engine", [True, False, False, False, False]),
+        ("munmap", "/usr/bin/engine", [True, False, True, False, True, False]),
+        ("munmap", "engine", [True, False, True, False, False, False]),
+        ("mmap", "/usr/bin/engine", [True, False, False, False, False, False]),
+        ("pkey", "/usr/bin/engine", [True, True, False, False, False, False]),
+        ("pkey", "/opt/engine", [True, True, False, False, False, False]),
+        ("other", "/opt/machine", [False, False, False, False, False, False]),
+        ("ptrace_poke", "/usr/bin/gdb", [False, False, False, False, False, True]),
+        ("proc_mem_write", "/usr/bin/gdb", [False, False, False, False, False, False]),
+        (None, "/opt/engine", [True, False, False, False, False, False]),
     ],
 )
-def test_mute_applies(
-    operation: str | None, cause: str | None, executable: str, muted: list[bool]
-) -> None:
+def test_mute_applies(what: str | None, executable: str, muted: list[bool]) -> None:
     text = """
     mute = [
         {executable = "eng*", reason = "r"},
@@ -346,10 +357,10 @@ def test_mute_applies(
         {operation = "munmap", reason = "r"},
         {executable = "Eng*", reason = "r"},
         {executable = "/usr/*", operation = "munmap", reason = "r"},
+        {method = "ptrace_poke", reason = "r"},
     ]"""
     applies = [
-        mute.applies(operation=operation, cause=cause, executable=executable, now=NOW)
-        for mute in parse(text, "c").mutes
+        mute.applies(what=what, executable=executable, now=NOW) for mute in parse(text, "c").mutes
     ]
     assert applies == muted
 
@@ -371,7 +382,7 @@ def test_mute_applies(
 def test_mute_until(until: str, now: datetime, applies: bool) -> None:
     (mute,) = parse(f"[[mute]]\ncause = 'pkey'\nreason = 'r'\nuntil = {until}", "c").mutes
     assert mute.expired(now) is not applies
-    assert mute.applies(operation=None, cause="pkey", executable="x", now=now) is applies
+    assert mute.applies(what="pkey", executable="x", now=now) is applies
 
 
 def test_overrides_beat_the_file(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from monitor.evidence.cgroups import Cgroups
 from monitor.evidence.identity import TICK_NS, Identities
 from monitor.evidence.suppression import Gap
 from monitor.kernel import abi
-from monitor.kernel.abi import Bucket, BucketKey, Cause, Kind, Record, Verdict
+from monitor.kernel.abi import Bucket, BucketKey, Cause, Kind, Method, Record, Verdict
 from monitor.kernel.operations import OPERATIONS
 from monitor.pipeline import Pipeline, clock_offset
 from monitor.sinks.delivery import Delivery
@@ -135,9 +135,10 @@ def mute(
     executable: str | None = None,
     operation: str | None = None,
     cause: str | None = None,
+    method: str | None = None,
     until: datetime | None = None,
 ) -> Mute:
-    return Mute(executable, operation, cause, until, "known")
+    return Mute(executable, operation, cause, method, until, "known")
 
 
 # ---- Events --------------------------------------------------------------------------------------
@@ -332,6 +333,13 @@ def test_mute_of_a_fault(make: Make) -> None:
     setting.pipeline.take(record(Kind.FAULT, cause=Cause.GUARD_REGION))
     setting.pipeline.take(record(Kind.FAULT, cause=Cause.SEALED))
     assert setting.results() == {("fault", "filtered"): 1, ("fault", "delivered"): 1}
+
+
+def test_mute_of_a_bypass(make: Make) -> None:
+    setting = make(mutes=[mute(method="ptrace_poke")])
+    for method in (Method.PTRACE_POKE, Method.PROC_MEM_WRITE):
+        setting.pipeline.take(record(Kind.BYPASS, bypass=abi.Bypass(method=method)))
+    assert setting.results() == {("bypass", "filtered"): 1, ("bypass", "delivered"): 1}
 
 
 @pytest.mark.parametrize(
