@@ -194,11 +194,18 @@ struct bucket {
 };
 
 /*
- * Buckets that are always there: the whole host's, the one that keys without a place share, one
- * that stays empty: new buckets are copies of it, for want of room on the BPF stack; and that of
- * the programs that seal.
+ * Buckets that are always there. For each kind: the whole host's, and the one that keys without a
+ * place share, so that a flood of one kind, such as of faults that a program handles itself, holds
+ * back no event of another. One that stays empty: new buckets are copies of it, for want of room on
+ * the BPF stack. And that of the programs that seal.
  */
-enum shared_bucket { SHARED_HOST, SHARED_OVERFLOW, SHARED_EMPTY, SHARED_SEALERS, SHARED_BUCKETS };
+enum shared_bucket {
+    SHARED_HOST,
+    SHARED_OVERFLOW = SHARED_HOST + KINDS,
+    SHARED_EMPTY = SHARED_OVERFLOW + KINDS,
+    SHARED_SEALERS,
+    SHARED_BUCKETS
+};
 
 /* Written by the daemon alone: what calibration found and what the configuration asks for. */
 struct config {

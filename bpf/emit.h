@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Events are evidence, not counts: limited per process, operation and caller, and for the host.
+ * Events are evidence, not counts: limited per process, operation and caller, and for the host by
+ * their kind.
  * What is not delivered is itself counted.
  */
 #ifndef SEAL_MONITOR_EMIT_H
@@ -10,8 +11,8 @@ BPF_RINGBUF_OUTPUT(ring, RING_PAGES);
 
 /*
  * Preallocated, so that a storm allocates nothing, and never LRU, which would forget the storm
- * itself. When it is full all further keys share `overflow`. The daemon removes buckets that are
- * idle.
+ * itself. When it is full all further keys of a kind share a bucket. The daemon removes buckets
+ * that are idle.
  */
 BPF_TABLE("hash", struct bucket_key, struct bucket, buckets, BUCKETS_MAX);
 BPF_F_TABLE("array", u32, struct bucket, shared_buckets, SHARED_BUCKETS, BPF_F_MMAPABLE);
@@ -55,13 +56,13 @@ static __always_inline struct bucket *bucket_of(struct bucket_key *key)
         bpf_get_current_comm(bucket->task_name, sizeof(bucket->task_name));
         return bucket;
     }
-    shared = SHARED_OVERFLOW;
+    shared = SHARED_OVERFLOW + key->kind;
     return shared_buckets.lookup(&shared);
 }
 
 static __always_inline bool within_limits(struct config *config, struct bucket_key *key, u64 now)
 {
-    u32 host_key = SHARED_HOST;
+    u32 host_key = SHARED_HOST + key->kind;
     struct bucket *bucket = bucket_of(key), *host = shared_buckets.lookup(&host_key);
 
     if (!bucket || !host)

@@ -29,7 +29,6 @@ from monitor.attach.attached import Attached
 from monitor.kernel import loader
 from monitor.kernel.abi import (
     Bank,
-    Bucket,
     Cause,
     Counters,
     Disposition,
@@ -382,7 +381,7 @@ class Harness:
 
     def _reset_buckets(self) -> None:
         shared = self.state._shared
-        shared[: 2 * ctypes.sizeof(Bucket)] = bytes(2 * ctypes.sizeof(Bucket))
+        shared[:] = bytes(len(shared))
         for key, _ in list(self.state.buckets.items()):
             self.state.buckets.remove(key)
 

@@ -304,7 +304,7 @@ KEYS: tuple[Key, ...] = (
         "rate_limit.host",
         1000,
         integer(1, 1_000_000),
-        "Events a second for the whole host.",
+        "Events of each kind a second for the whole host.",
         reloads=True,
     ),
     Key(
@@ -322,7 +322,7 @@ KEYS: tuple[Key, ...] = (
     ),
     Key(
         "ring.size",
-        1024 * 1024,
+        2 * 1024 * 1024,
         ring_size,
         "Bytes of the ring buffer, a power of two from 65536 to 67108864.",
     ),

@@ -337,9 +337,9 @@ def suppression(
 ) -> Suppression:
     """The event that tells of `bucket.suppressed` events that the rate limit held back.
 
-    The process comes from the bucket, not from `origin`; pid 0 is the bucket shared by all that
-    found no place of their own. `offset_ns` is the real-time clock less the boot clock. Raises
-    ClassifyError for a key that is corrupt.
+    The process comes from the bucket, not from `origin`; pid 0 is the bucket shared by all of a
+    kind that found no place of their own. `offset_ns` is the real-time clock less the boot clock.
+    Raises ClassifyError for a key that is corrupt.
     """
     kind = _member(Kind, key.kind)
     process = operation = cause = method = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from monitor.kernel.abi import Bucket, BucketKey, Outcome
+from monitor.kernel.abi import Bucket, BucketKey, Kind, Outcome
 from monitor.kernel.counters import KernelState
 
 __all__ = ["Gap", "Suppressions"]
@@ -18,11 +18,10 @@ _SECOND = 1_000_000_000
 QUIET_NS = _SECOND  # a gap has ended when nothing more was suppressed for so long
 INTERVAL_NS = 10 * _SECOND  # a gap that does not end is told in parts
 IDLE_NS = 60 * _SECOND
-_SHARED_OVERFLOW = 1
 
 
 class Gap(NamedTuple):
-    """`bucket` holds what this gap adds; `key.pid` is 0 for the bucket that many share."""
+    """`bucket` holds what this gap adds; `key.pid` is 0 where many of a kind share it."""
 
     key: BucketKey
     bucket: Bucket
@@ -94,9 +93,10 @@ class Suppressions:
 
     def _all(self) -> Iterator[tuple[BucketKey, Bucket]]:
         yield from self._state.buckets.items()
-        overflow = self._state.shared_bucket(_SHARED_OVERFLOW)
-        if overflow.suppressed:
-            yield BucketKey(), overflow
+        for kind in Kind:
+            overflow = self._state.overflow(kind)
+            if overflow.suppressed:
+                yield BucketKey(kind=kind), overflow
 
     def _gap(self, key: BucketKey, bucket: Bucket, now_ns: int, final: bool) -> Gap | None:
         told = self._told.get(bytes(key), _Told(0, 0))

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
-from monitor.kernel.abi import Bank, Bucket, BucketKey, Config, Counters, Workload
+from monitor.kernel.abi import Bank, Bucket, BucketKey, Config, Counters, Kind, Workload
 from monitor.kernel.loader import Loaded, possible_cpus
 from monitor.kernel.syscalls import call
 
@@ -96,7 +96,7 @@ class KernelState:
         self._counters = _mapped(maps["counters"], Counters, self._cpus * len(Bank))
         self._words = memoryview(self._counters).cast("Q")
         self._config = _mapped(maps["config"], Config, 1)
-        self._shared = _mapped(maps["shared_buckets"], Bucket, 2)
+        self._shared = _mapped(maps["shared_buckets"], Bucket, 2 * len(Kind))
         self.config = Config.from_buffer(self._config)
         self.workloads = HashMap(maps["workloads"], ctypes.c_uint64, Workload)
         self._watched_cgroup = maps["watched_cgroup"]
@@ -134,8 +134,9 @@ class KernelState:
         for bucket, _ in list(self.buckets.items()):
             self.buckets.remove(bucket)
 
-    def shared_bucket(self, index: int) -> Bucket:
-        size = ctypes.sizeof(Bucket)
+    def overflow(self, kind: Kind) -> Bucket:
+        """The bucket of those of a kind that found no place of their own."""
+        index, size = len(Kind) + kind, ctypes.sizeof(Bucket)
         return Bucket.from_buffer_copy(self._shared[index * size : (index + 1) * size])
 
     def close(self) -> None:

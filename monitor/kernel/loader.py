@@ -78,7 +78,7 @@ class LoadRequest:
     attach: str = "auto"
     switches: frozenset[str] = frozenset()
     without: frozenset[str] = frozenset()  # targets not to attach to
-    ring_size: int = 1 << 20
+    ring_size: int = 1 << 21
     workloads_max: int = 1024
 
 

@@ -1,8 +1,9 @@
 """Reads the BPF ring buffer through mmap, in bulk.
 
 kernel/bpf/ringbuf.c: page 0 holds the consumer's position and is ours to write, page 1 the
-producer's; the data follow, mapped twice in a row, so no record is ever cut at the end. Each
-record has a header of two words: length with a busy and a discard bit, and a page offset.
+producer's; the data follow, and may be mapped twice in a row, so that no record is cut at the end.
+Mapped once they take half the memory here. Each record has a header of two words, which is never
+cut: length with a busy and a discard bit, and a page offset.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Ring:
         self.size = size
         page = mmap.PAGESIZE
         self._consumer = mmap.mmap(descriptor, page)
-        self._producer = mmap.mmap(descriptor, page + 2 * size, prot=mmap.PROT_READ, offset=page)
+        self._producer = mmap.mmap(descriptor, page + size, prot=mmap.PROT_READ, offset=page)
         self._consumed = memoryview(self._consumer)[:8].cast("Q")
         self._produced = memoryview(self._producer)[:8].cast("Q")
         self._data = memoryview(self._producer)[page:]
@@ -62,13 +63,12 @@ class Ring:
         if not 0 <= end - position <= self.size or (position | end) % 8:
             self._consumed[0] = end  # nothing that a kernel does; what was there is unknown
             return Drained([], 1)
-        start = position & (self.size - 1)
         limit = min((end - position) // _FRAME, most)
         # A header is read before its record is copied: once it is ready, so is what follows it.
         count = 0
-        while count < limit and self._header(start + count * _FRAME) == _RECORD:
+        while count < limit and self._header(position + count * _FRAME) == _RECORD:
             count += 1
-        copies = (_Framed * count).from_buffer_copy(self._data[start : start + count * _FRAME])
+        copies = (_Framed * count).from_buffer_copy(self._bytes(position, count * _FRAME))
         position += count * _FRAME
         corrupt = 0
         if count < most and position < end:
@@ -76,12 +76,19 @@ class Ring:
         self._consumed[0] = position
         return Drained([framed.record for framed in copies], corrupt)
 
-    def _header(self, start: int) -> int:
-        return self._lengths[start // 4]
+    def _header(self, position: int) -> int:
+        return self._lengths[(position & (self.size - 1)) // 4]
+
+    def _bytes(self, position: int, length: int) -> memoryview | bytes:
+        start = position & (self.size - 1)
+        beyond = start + length - self.size
+        if beyond <= 0:
+            return self._data[start : start + length]
+        return b"".join((self._data[start:], self._data[:beyond]))
 
     def _skip_odd(self, position: int, end: int) -> tuple[int, int]:
         """Past an entry that is no record: busy stays, discarded goes, other is corrupt."""
-        length = self._header(position & (self.size - 1))
+        length = self._header(position)
         if length & _BUSY or (length == _RECORD and end - position >= _FRAME):
             return position, 0
         corrupt = 0 if length & _DISCARDED else 1

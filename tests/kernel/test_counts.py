@@ -127,7 +127,7 @@ def suppressed(harness: Harness) -> int:
     by_key = sum(
         bucket.suppressed for key, bucket in harness.state.buckets.items() if key.kind == 0
     )
-    return int(by_key + harness.state.shared_bucket(1).suppressed)
+    return int(by_key + harness.state.overflow(Kind.DENIAL).suppressed)
 
 
 def test_filtered_verdicts_are_counted(harness: Harness, compiled: Compiled) -> None:
@@ -268,7 +268,7 @@ def test_full_bucket_map(small: Harness, compiled: Compiled) -> None:
     with small.configured(event_interval_ns=hour, event_burst_ns=2 * hour, emit_seals=0):
         command = [compiled("storm"), "1", "7", "0", "munmap", "--wait"]
         made = small.run(*[command] * 8)
-        overflow = small.state.shared_bucket(1)
+        overflow = small.state.overflow(Kind.DENIAL)
         keys = list(small.state.buckets.items())
     by_process = Counter(record.pid for record in made.records)
     assert len(keys) == SMALL_BUCKETS
@@ -282,6 +282,22 @@ def test_full_bucket_map(small: Harness, compiled: Compiled) -> None:
         == 8 * 7 - len(made.records)
     )
     assert overflow.first_suppressed_ns <= overflow.last_suppressed_ns
+
+
+def test_a_flood_of_one_kind_holds_back_no_other(small: Harness, compiled: Compiled) -> None:
+    """Faults that a program handles itself are cheap: they must not hide a denial."""
+    hour = 3600 * SECOND_NS
+    limits = {"event_interval_ns": hour, "event_burst_ns": 2 * hour}
+    limits |= {"host_interval_ns": hour, "host_burst_ns": 3 * hour}
+    with small.configured(**limits, emit_seals=0):
+        flood = small.run(*[[compiled("faults"), "1", "500", "--wait"]] * 8)
+        if set(flood.exits) == {77}:
+            pytest.skip("this kernel has no guard regions")
+        assert len(list(small.state.buckets.items())) == SMALL_BUCKETS
+        assert small.state.overflow(Kind.FAULT).suppressed >= 4 * 500
+        made = small.provoke("munmap")
+    assert len(flood.of_kind(Kind.FAULT)) <= 4
+    assert len(made.of_kind(Kind.DENIAL)) == 1
 
 
 def test_detached_counts_no_more(require_bpf: None, compiled: Compiled) -> None:

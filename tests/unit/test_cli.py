@@ -239,7 +239,7 @@ def test_what_differs_from_the_defaults(tmp_path: Path) -> None:
         '  output.events_file = "/var/log/events.jsonl" (default: "")',
         '  events.denials = ["sealed"] (default: ["sealed", "unverified"])',
         "  events.seals = true (default: false)",
-        "  ring.size = 65536 (default: 1048576)",
+        "  ring.size = 65536 (default: 2097152)",
         '  mute: "munmap /opt/*", "leaks"',
         '  expired mute: "pkey", "old"',
     ]

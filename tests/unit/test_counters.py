@@ -18,6 +18,7 @@ from monitor.kernel.abi import (
     Config,
     Counters,
     Disposition,
+    Kind,
     Verdict,
 )
 from monitor.kernel.counters import HashMap, KernelState, missed_runs
@@ -35,7 +36,7 @@ def maps() -> Iterator[dict[str, int]]:
     maps = {
         "counters": file_of(ctypes.sizeof(Counters) * len(Bank) * possible_cpus()),
         "config": file_of(ctypes.sizeof(Config)),
-        "shared_buckets": file_of(ctypes.sizeof(Bucket) * 3),
+        "shared_buckets": file_of(ctypes.sizeof(Bucket) * (2 * len(Kind) + 2)),
         "workloads": file_of(0),
         "buckets": file_of(0),
         "watched_cgroup": file_of(0),
@@ -95,9 +96,15 @@ def test_configuration_is_written_through(maps: dict[str, int], state: KernelSta
     assert (there.sealed_mask, there.emit_causes) == (1 << 42, 0b101)
 
 
-def test_shared_bucket(maps: dict[str, int], state: KernelState) -> None:
-    os.pwrite(maps["shared_buckets"], bytes(Bucket(suppressed=17)), ctypes.sizeof(Bucket))
-    assert (state.shared_bucket(0).suppressed, state.shared_bucket(1).suppressed) == (0, 17)
+def test_overflow(maps: dict[str, int], state: KernelState) -> None:
+    place = (len(Kind) + Kind.FAULT) * ctypes.sizeof(Bucket)
+    os.pwrite(maps["shared_buckets"], bytes(Bucket(suppressed=17)), place)
+    assert {kind: state.overflow(kind).suppressed for kind in Kind} == {
+        Kind.DENIAL: 0,
+        Kind.FAULT: 17,
+        Kind.SEAL: 0,
+        Kind.BYPASS: 0,
+    }
 
 
 def test_close_gives_back_the_memory(maps: dict[str, int]) -> None:

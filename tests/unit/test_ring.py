@@ -23,11 +23,11 @@ BUSY, DISCARDED = 1 << 31, 1 << 30
 
 
 class KernelSide:
-    """Writes what the kernel would: the data lie twice in a row, so each byte is written twice."""
+    """Writes what the kernel would."""
 
     def __init__(self) -> None:
         self.descriptor = os.memfd_create("ring")
-        os.ftruncate(self.descriptor, 2 * PAGE + 2 * SIZE)
+        os.ftruncate(self.descriptor, 2 * PAGE + SIZE)
         self.position = 0
 
     def seek(self, position: int) -> None:
@@ -48,9 +48,8 @@ class KernelSide:
         """Bytes into the ring, at its end or over what is there."""
         start = self.position if position is None else position
         for index in range(0, len(data), 8):
-            offset = (start + index) % SIZE
-            for copy in (0, SIZE):
-                os.pwrite(self.descriptor, data[index : index + 8], 2 * PAGE + copy + offset)
+            offset = 2 * PAGE + (start + index) % SIZE
+            os.pwrite(self.descriptor, data[index : index + 8], offset)
         if position is None:
             self.position += len(data)
             self._word(PAGE, self.position)

@@ -15,6 +15,7 @@ SECOND = 1_000_000_000
 START = 1000 * SECOND
 KEY = BucketKey(start_boot_ns=5, caller=0x401000, pid=42, kind=Kind.DENIAL, what=2)
 OTHER = BucketKey(start_boot_ns=5, caller=0x402000, pid=42, kind=Kind.DENIAL, what=2)
+MANY = BucketKey(kind=Kind.FAULT)  # those that found no place
 
 
 class Buckets:
@@ -41,22 +42,22 @@ class Kernel:
 
     def __init__(self) -> None:
         self.buckets = Buckets()
-        self.overflow = Bucket()
+        self.overflows = {kind: Bucket() for kind in Kind}
         self._counters = Counters()
 
     def counters(self) -> Counters:
         return self._counters
 
-    def shared_bucket(self, index: int) -> Bucket:
-        assert index == 1
-        return self.overflow
+    def overflow(self, kind: Kind) -> Bucket:
+        return self.overflows[kind]
 
     def submit(self, key: BucketKey, now: int) -> None:
         self._bucket(key).last_used_ns = now
         self._counters.events[Kind.DENIAL][Outcome.SUBMITTED] += 1
 
-    def suppress(self, key: BucketKey | None, count: int, first: int, last: int) -> None:
-        bucket = self.overflow if key is None else self._bucket(key)
+    def suppress(self, key: BucketKey, count: int, first: int, last: int) -> None:
+        """Without a pid: of one that found no place."""
+        bucket = self._bucket(key) if key.pid else self.overflows[Kind(key.kind)]
         bucket.first_suppressed_ns = bucket.first_suppressed_ns or first
         bucket.last_suppressed_ns = bucket.last_used_ns = last
         bucket.suppressed += count
@@ -133,23 +134,35 @@ def test_a_later_gap_does_not_begin_with_the_first(
 def test_the_end_tells_every_gap(kernel: Kernel, suppressions: Suppressions) -> None:
     kernel.suppress(KEY, 5, START, START)
     kernel.suppress(OTHER, 6, START, START)
-    kernel.suppress(None, 7, START, START)
+    kernel.suppress(MANY, 7, START, START)
     gaps = suppressions.sweep(START, final=True)
     assert told(gaps) == [(0x401000, 5, 0, 0), (0x402000, 6, 0, 0), (0, 7, 0, 0)]
     assert [gap.key.pid for gap in gaps] == [42, 42, 0]
     assert suppressions.sweep(START, final=True) == []
 
 
+def test_the_bucket_that_many_share_is_of_a_kind(
+    kernel: Kernel, suppressions: Suppressions
+) -> None:
+    kernel.suppress(MANY, 7, START, START)
+    kernel.suppress(BucketKey(kind=Kind.DENIAL), 2, START, START)
+    gaps = suppressions.sweep(START, final=True)
+    assert [(Kind(gap.key.kind), gap.bucket.suppressed) for gap in gaps] == [
+        (Kind.DENIAL, 2),
+        (Kind.FAULT, 7),
+    ]
+
+
 def test_the_bucket_that_many_share_keeps_nothing_busy(
     kernel: Kernel, suppressions: Suppressions
 ) -> None:
-    kernel.suppress(None, 7, START, START)
+    kernel.suppress(MANY, 7, START, START)
     assert told(suppressions.sweep(START + SECOND)) == [(0, 7, 0, 0)]
     reads = kernel.buckets.reads
     for second in range(2, 10):
         assert suppressions.sweep(START + second * SECOND) == []
     assert kernel.buckets.reads == reads
-    kernel.suppress(None, 2, START + 10 * SECOND, START + 10 * SECOND)
+    kernel.suppress(MANY, 2, START + 10 * SECOND, START + 10 * SECOND)
     assert told(suppressions.sweep(START + 11 * SECOND)) == [(0, 2, 9, 10)]
 
 
@@ -201,7 +214,7 @@ def test_what_cannot_be_read_is_told_later(kernel: Kernel, suppressions: Suppres
 
 
 def test_all_that_was_suppressed_is_told(kernel: Kernel, suppressions: Suppressions) -> None:
-    keys = [None, *(BucketKey(pid=pid, caller=pid, kind=Kind.FAULT) for pid in range(1, 20))]
+    keys = [MANY, *(BucketKey(pid=pid, caller=pid, kind=Kind.FAULT) for pid in range(1, 20))]
     gaps: list[Gap] = []
     suppressed = 0
     for second in range(400):
