@@ -219,7 +219,7 @@ def cgroup_root() -> Path | None:
 
 def remove_cgroup(path: Path) -> None:
     """Waits for its last process, which keeps it busy until it is gone."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while path.exists():
         try:
             path.rmdir()

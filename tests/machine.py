@@ -18,7 +18,7 @@ from monitor.evidence import events
 
 __all__ = ["Machine", "booted"]
 
-BOOT_SECONDS = 30.0
+BOOT_SECONDS = 90.0
 VALIDATOR = jsonschema.Draft202012Validator(events.schema())
 Event = dict[str, Any]
 
@@ -135,7 +135,7 @@ def _own_cgroups() -> Iterator[list[Path]]:
 
 def _remove(cgroup: Path) -> None:
     """With all below it, once its last process is gone."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while cgroup.exists():
         try:
             for folder, _, _ in os.walk(cgroup, topdown=False):

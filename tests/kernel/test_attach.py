@@ -58,7 +58,7 @@ def prog_ids(loaded: Loaded) -> set[int]:
 
 def wait_for_programs(gone: set[int]) -> None:
     """Until none of them is loaded; the kernel frees a program a grace period after its end."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while gone & own_programs().keys():
         assert time.monotonic() < deadline, f"still loaded: {gone & own_programs().keys()}"
         time.sleep(0.02)

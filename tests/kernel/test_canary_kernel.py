@@ -59,7 +59,7 @@ def test_only_the_canary_is_taken_for_it(
 
 def canary_of(daemon: Running) -> int:
     """Pid of the canary's process, once it runs its program."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     children = Path(f"/proc/{daemon.process.pid}/task/{daemon.process.pid}/children")
     while time.monotonic() < deadline:
         for pid in children.read_text().split():

@@ -28,7 +28,7 @@ from monitor.sinks.outputs import encode
 Compile = Callable[[str], Path]
 Event = dict[str, Any]
 VALIDATOR = jsonschema.Draft202012Validator(events.schema())
-READY_SECONDS = 20.0
+READY_SECONDS = 60.0
 RUN = ("-m", "monitor", "run")
 
 
@@ -82,7 +82,7 @@ class Running:
             VALIDATOR.validate(event)
         return [event for event in found if kind in (None, event["kind"])]
 
-    def wait_for(self, wanted: Callable[[Event], bool], seconds: float = 5.0) -> Event:
+    def wait_for(self, wanted: Callable[[Event], bool], seconds: float = 20.0) -> Event:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             for event in self.events():
@@ -92,7 +92,7 @@ class Running:
             time.sleep(0.02)
         raise AssertionError(f"no such event among {self.events()}")
 
-    def health(self, name: str, seconds: float = 5.0) -> Event:
+    def health(self, name: str, seconds: float = 20.0) -> Event:
         return self.wait_for(
             lambda event: event["kind"] == "health" and event["event"] == name, seconds
         )
@@ -100,7 +100,7 @@ class Running:
     def get(self, path: str) -> tuple[int, str]:
         root = self.health("started", READY_SECONDS)["details"]["metrics"].removesuffix("/metrics")
         try:
-            with urllib.request.urlopen(root + path, timeout=5) as answer:
+            with urllib.request.urlopen(root + path, timeout=30) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -113,7 +113,7 @@ class Running:
                 return float(line.rpartition(" ")[2])
         raise AssertionError(f"no series {name} in:\n{text}")
 
-    def wait_for_metric(self, name: str, value: float, seconds: float = 5.0) -> None:
+    def wait_for_metric(self, name: str, value: float, seconds: float = 20.0) -> None:
         """Until the series has the value: events are counted a moment after they are written."""
         deadline = time.monotonic() + seconds
         while self.metric(name) != value:
@@ -210,7 +210,7 @@ def test_ready_only_after_the_canary(start: Start) -> None:
 def test_canary_is_in_no_public_count(start: Start) -> None:
     daemon = start("[canary]\ninterval = 1\n[events]\nseals = true\n")
     success = 'seal_monitor_canary_runs_total{result="success"}'
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 30
     while daemon.metric(success) < 3 and time.monotonic() < deadline:
         time.sleep(0.2)
     assert daemon.metric(success) >= 3
@@ -271,7 +271,7 @@ def test_hostile_process_names(
     start: Start, compiled: Compile, name: bytes, shown: str | None
 ) -> None:
     daemon = start()
-    subprocess.run([compiled("names"), name.hex()], check=True, capture_output=True, timeout=10)
+    subprocess.run([compiled("names"), name.hex()], check=True, capture_output=True, timeout=30)
     event = daemon.wait_for(lambda event: event["kind"] == "denial")
     assert event["process"]["name"].isprintable()
     if shown is not None:
@@ -439,8 +439,8 @@ def test_a_lost_probe_is_told(monkeypatch: pytest.MonkeyPatch, require_bpf: None
         assert reason.startswith("probe shmat is not attached: cannot attach to syscalls:sys_exit")
         address, port = daemon.server.address
         with pytest.raises(urllib.error.HTTPError, match="503"):
-            urllib.request.urlopen(f"http://{address}:{port}/-/ready", timeout=5)
-        with urllib.request.urlopen(f"http://{address}:{port}/metrics", timeout=5) as answer:
+            urllib.request.urlopen(f"http://{address}:{port}/-/ready", timeout=30)
+        with urllib.request.urlopen(f"http://{address}:{port}/metrics", timeout=30) as answer:
             metrics = answer.read().decode()
         assert daemon.delivery.wait(5)
     assert 'seal_monitor_probe_attached{mode="tracepoint",probe="shmat"} 0.0' in metrics

@@ -25,6 +25,8 @@ def state(tmp_path: Path) -> Path:
 
 
 def incidents(daemon: Running, *arguments: object) -> Any:
+    if daemon.process.poll() is None:
+        daemon.wait_for_metric('seal_monitor_sink_queue_events{sink="incidents"}', 0)
     command = [sys.executable, "-m", "monitor", "incidents", *map(str, arguments)]
     return json.loads(
         subprocess.run(

@@ -274,7 +274,7 @@ def test_what_a_snapshot_needs(
 
 def stopped_child_of(pid: int) -> int:
     """The next process that it starts, stopped once that executes its program."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     children = Path(f"/proc/{pid}/task/{pid}/children")
     while time.monotonic() < deadline:
         for child in children.read_text().split():
@@ -311,13 +311,13 @@ def test_after_the_drop(start: Start, build_directory: Path, user: int) -> None:
     with provoke.run("munmap") as violation:
         violation.communicate()
     daemon.wait_for(lambda event: event["kind"] == "denial")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while not (events.exists() and "munmap" in events.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert daemon.metric('seal_monitor_probe_missed_runs_total{probe="munmap"}') == 0
     assert daemon.metric('seal_monitor_denials_total{operation="munmap",verdict="sealed"}') == 1
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while daemon.metric('seal_monitor_canary_runs_total{result="success"}') < 3:
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -447,7 +447,7 @@ def looked_up(program: Path, capabilities: Collection[Capability]) -> dict[str, 
         while (line := process.stdout.readline()) and line != "walked\n":
             lines.append(line)
         with new_cgroup("young") as cgroup:
-            rest, _ = process.communicate(f"{cgroup.stat().st_ino}\n", timeout=10)
+            rest, _ = process.communicate(f"{cgroup.stat().st_ino}\n", timeout=30)
     words = (line.rpartition(" ") for line in [*lines, *rest.splitlines()])
     return {what: found.strip() for what, _, found in words}
 

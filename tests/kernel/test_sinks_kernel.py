@@ -117,7 +117,7 @@ def test_events_that_nobody_takes_have_failed(start: Start, compiled: Compile) -
     daemon.reader.send_signal(signal.SIGSTOP)
     made = storm(compiled("storm"), 1, 4000, 0, "mprotect")["total"]
     results = 'seal_monitor_events_total{kind="denial",result="%s"}'
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while daemon.metric(QUEUE) + daemon.metric(ERRORS) < made - 100:
         assert time.monotonic() < deadline
         time.sleep(0.1)
