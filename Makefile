@@ -33,7 +33,7 @@ INSTALLED := \
     docs/config.example.toml:$(PREFIX)/share/doc/seal-monitor/config.example.toml \
     docs/seal-monitor.8:$(PREFIX)/share/man/man8/seal-monitor.8 \
     docs/completions/seal-monitor.bash:$(PREFIX)/share/bash-completion/completions/seal-monitor \
-    docs/runbooks.md:$(PREFIX)/share/doc/seal-monitor/runbooks.md \
+    $(foreach page,$(sort $(wildcard docs/*.md)),$(page):$(PREFIX)/share/doc/seal-monitor/$(notdir $(page))) \
     $(foreach file,$(DASHBOARDS),$(file):$(PREFIX)/share/seal-monitor/$(file:dashboards/%=%))
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 

@@ -73,8 +73,11 @@ def test_what_is_installed(staged: Path) -> None:
         "usr/local/lib/tmpfiles.d/seal-monitor.conf": "0o644",
         "usr/local/share/doc/seal-monitor/config.example.toml": "0o644",
         "usr/local/share/doc/seal-monitor/example.conf": "0o644",
-        "usr/local/share/doc/seal-monitor/runbooks.md": "0o644",
         "usr/local/share/man/man8/seal-monitor.8": "0o644",
+        **{
+            f"usr/local/share/doc/seal-monitor/{path.name}": "0o644"
+            for path in (ROOT / "docs").glob("*.md")
+        },
         **{
             f"usr/local/share/seal-monitor/{path.relative_to(ROOT / 'dashboards')}": "0o644"
             for path in (ROOT / "dashboards").glob("**/*.[yj]*")

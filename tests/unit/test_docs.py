@@ -19,7 +19,7 @@ from monitor import cli, metrics
 from monitor.configuration import config
 from monitor.evidence import events
 from monitor.evidence.assessment import BYPASSES, DENIALS, FAULTS
-from monitor.kernel.abi import Cause, Disposition, Reason, Verdict
+from monitor.kernel.abi import Cause, Disposition, Method, Reason, Verdict
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -45,11 +45,7 @@ def table(text: str, header: str) -> list[list[str]]:
 # ---- Examples ------------------------------------------------------------------------------------
 
 
-EXAMPLES = {
-    f"{page}, {event['kind']}": event
-    for page, text in (("README", README), ("events", EVENTS))
-    for event in map(json.loads, blocks(text, "json"))
-}
+EXAMPLES = {event["kind"]: event for event in map(json.loads, blocks(EVENTS, "json"))}
 
 
 @pytest.mark.parametrize("event", EXAMPLES.values(), ids=EXAMPLES.keys())
@@ -74,18 +70,33 @@ def test_every_health_event_is_named() -> None:
 
 
 def test_the_view_shows_the_example() -> None:
-    """The live view at the top and the JSON below it are of one event."""
-    (event,) = map(json.loads, blocks(README, "json"))
-    view = " ".join(README.partition("## Start")[0].split())
+    """The live view at the top, the JSON below it and the whole event are of one denial."""
+    (shortened,) = map(json.loads, blocks(README, "json"))
+    event = EXAMPLES["denial"]
+    assert is_part(shortened, event)
+    view = " ".join(README.partition("\n## ")[0].split())
     assert event["summary"] in view
     (caller,) = (frame for frame in event["stack"] if frame["address"] == event["caller"])
     assert f"caller {caller['module']}+{caller['offset']:#x}" in view
 
 
-def test_configuration() -> None:
+def is_part(part: object, whole: object) -> bool:
+    """Whether the object has nothing but members of the other, with the same values."""
+    if isinstance(part, dict) and isinstance(whole, dict):
+        return all(name in whole and is_part(part[name], whole[name]) for name in part)
+    return part == whole
+
+
+@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if blocks(text, "toml")])
+def test_configuration(page: str) -> None:
+    for text in blocks(PAGES[page], "toml"):
+        config.parse(text, page)
+
+
+def test_the_readme_shows_a_mute() -> None:
     (text,) = blocks(README, "toml")
     assert config.parse(text, "README.md").mutes[0].operation == "munmap"
-    assert set(tomllib.loads(text)) == {"events", "watch", "mute"}
+    assert set(tomllib.loads(text)) == {"events", "mute"}
 
 
 # ---- Names ---------------------------------------------------------------------------------------
@@ -127,17 +138,20 @@ def test_make_targets() -> None:
 
 
 def test_exit_codes() -> None:
-    codes = [int(row[0]) for row in table(README, "| Exit code |")]
+    codes = [int(row[0]) for row in table(PAGES["docs/install.md"], "| Exit code |")]
     assert codes == [cli.DONE, cli.FAILED, cli.WRONG_USAGE, cli.UNFIT_HOST, cli.INTERRUPTED]
 
 
 def test_verdicts_and_reasons() -> None:
-    rows = table(README, "| Verdict |")
+    page = PAGES["docs/verdicts.md"]
+    rows = table(page, "| Verdict |")
     assert {row[0] for row in rows} - {""} == {verdict.label for verdict in Verdict}
     reasons = {reason.label for reason in Reason if reason is not Reason.NONE}
     assert {row[1] for row in rows} - {""} == reasons
     for name in (*Cause, *Disposition):
-        assert f"`{name.label}`" in README
+        assert f"| `{name.label}` |" in page
+    methods = {row[0] for row in table(page, "| `method` |")}
+    assert methods == {method.label for method in Method}
 
 
 def test_metrics() -> None:
@@ -146,7 +160,8 @@ def test_metrics() -> None:
     assert len(shown) >= 5
     for name, labels in shown:
         assert set(re.findall(r'(\w+)="', labels)) == set(known[name].labels)
-    assert set(re.findall(r"`(seal_monitor_\w+)`", README)) <= set(known)
+    for page, text in PAGES.items():
+        assert set(re.findall(r"`(seal_monitor_\w+)[`{]", text)) <= set(known), page
 
 
 # ---- Links ---------------------------------------------------------------------------------------
@@ -154,21 +169,28 @@ def test_metrics() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links(page: str) -> None:
-    targets = re.findall(r"\]\(([^)]+)\)", PAGES[page])
-    headings = re.findall(r"^#+ (.*)$", PAGES[page], re.MULTILINE)
-    anchors = {f"#{heading.lower().replace(' ', '-')}" for heading in headings}
-    missing = [
-        target
-        for target in targets
-        if not target.startswith("http")
-        and target not in anchors
-        and not (ROOT / page).parent.joinpath(target).exists()
-    ]
+    missing = []
+    for target in links(PAGES[page]):
+        name, _, anchor = target.partition("#")
+        path = (ROOT / page).parent.joinpath(name).resolve() if name else ROOT / page
+        if not path.exists() or (anchor and anchor not in anchors(path)):
+            missing.append(target)
     assert missing == []
 
 
+def links(text: str) -> set[str]:
+    found = set(re.findall(r"\]\(([^)]+)\)", text)) | set(re.findall(r'<img src="([^"]+)"', text))
+    return {target for target in found if not target.startswith("http")}
+
+
+def anchors(page: Path) -> set[str]:
+    """Those that GitHub makes of the headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_the_readme_leads_everywhere() -> None:
-    linked = set(re.findall(r"\]\(([^)]+)\)", README))
+    linked = links(README)
     pages = {str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*") if path.is_file()}
     assert pages | {"LICENSE", "bpf/LICENSE", "CONTRIBUTING.md", "CHANGELOG.md"} <= linked
 

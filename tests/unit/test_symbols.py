@@ -683,7 +683,7 @@ def test_the_command(build: Build, tmp_path: Path) -> None:
 
 
 def test_events_from_the_journal(build: Build) -> None:
-    """The command line that README and the manual page tell."""
+    """The command line of docs/events.md and the manual page."""
     program = build()
     event = {**denial(), **program.event()}
     with journald() as daemon:
@@ -693,7 +693,7 @@ def test_events_from_the_journal(build: Build) -> None:
         words = "-t seal-monitor -o cat --output-fields=SEAL_MONITOR_EVENT"
         lines = daemon.shown(*words.split()).decode()
         sink.close()
-    assert words in (ROOT / "README.md").read_text()
+    assert words in (ROOT / "docs/events.md").read_text()
     shown = command(text=lines)
     (named,) = map(json.loads, shown.stdout.splitlines())
     assert [frame["symbol"] for frame in named["stack"][1:]] == list(program.expected.values())
@@ -701,8 +701,8 @@ def test_events_from_the_journal(build: Build) -> None:
 
 
 def denial() -> dict[str, Any]:
-    text = (ROOT / "README.md").read_text("utf-8").partition("```json\n")[2].partition("```")[0]
-    event: dict[str, Any] = json.loads(text)
+    page = (ROOT / "docs/events.md").read_text("utf-8")
+    event: dict[str, Any] = json.loads(page.partition("```json\n")[2].partition("```")[0])
     return event
 
 
