@@ -325,7 +325,7 @@ FAULTS: tuple[Row[FaultFacts], ...] = (
         "handled",
         "info",
         "a handler of its own got the signal",
-        "Runtimes place such pages to be told when they are touched: to grow a stack, to stop "
+        "Runtimes place such pages to learn when they are touched: to grow a stack, to stop "
         "threads, to check a bound.",
         lambda f: f.is_handled and f.cause != "other",
     ),

@@ -195,5 +195,5 @@ def suppression(key: abi.BucketKey, bucket: abi.Bucket, kind: Kind, what: str) -
     seconds = (bucket.last_suppressed_ns - bucket.first_suppressed_ns) / 1e9
     return (
         f"{bucket.suppressed} more {what}{' ' if what else ''}{kind.label}{plural}{who} "
-        f"in {seconds:.1f} s, counted but not told one by one"
+        f"in {seconds:.1f} s, counted but not reported singly"
     )

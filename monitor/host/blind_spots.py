@@ -76,7 +76,7 @@ def _hidden(hooks: Hooks) -> Row:
         _BLIND,
         check,
         "blind",
-        "nobody is told where a seal keeps these from unmapping memory: "
+        "a seal that keeps these from unmapping memory is not reported: "
         + ", ".join(calls(Effect.HIDDEN)),
         _FEXIT,
     )

@@ -145,11 +145,11 @@ def calibration_rows(kernel: abi.Config, findings: calibrate.Findings) -> list[R
     if bit >= 0:
         marked = ("ok", f"bit {bit} of vm_flags: the cause guard_region is proved")
     elif findings.guard_regions:
-        marked = ("degraded", "none: a fault in a guard region is told as inferred")
+        marked = ("degraded", "none: a fault in a guard region is reported as inferred")
     else:
         marked = ("ok", "none, and no guard regions to mark")
     partial = {
-        True: "what precedes the seal is changed, and told in the event",
+        True: "what precedes the seal is changed, as the event reports",
         False: "a refused call changes nothing",
     }
     anonymous = "no vm_ops (private /dev/zero counts)" if kernel.anonymous_by_ops else "no file"
@@ -211,7 +211,7 @@ def identity_rows(proc: Path = host.PROC) -> list[Row]:
                 "Identity",
                 "PID namespace",
                 "degraded",
-                "not the host's: of processes outside of it the kernel's facts alone are told",
+                "not the host's: of processes outside of it the kernel's facts alone are reported",
                 "run in the host's PID namespace (containers: --pid=host)",
             )
         )
@@ -225,7 +225,7 @@ def identity_rows(proc: Path = host.PROC) -> list[Row]:
                 "processes",
                 "degraded",
                 f"executables of {hidden} of {asked} processes cannot be read; the kernel's base "
-                "names are told",
+                "names are reported",
                 "grant CAP_SYS_PTRACE and what capabilities those processes have; mount /proc "
                 "without hidepid",
             )
@@ -239,7 +239,7 @@ def identity_rows(proc: Path = host.PROC) -> list[Row]:
                 "Identity",
                 "cgroup v2",
                 "degraded",
-                "not mounted: workloads are told by number, without unit, container or pod",
+                "not mounted: workloads are reported by number, without unit, container or pod",
                 "run: mount -t cgroup2 cgroup2 /sys/fs/cgroup",
             )
         )

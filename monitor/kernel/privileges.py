@@ -58,8 +58,8 @@ LOST = {
     ),
     Capability.CAP_SYS_PTRACE: (
         "full paths of the executables and mapped files of other users' processes, of which the "
-        "kernel's base names are told, what those processes have sealed, and their mappings and "
-        "modules in snapshots"
+        "kernel's base names are reported, what those processes have sealed, and their mappings "
+        "and modules in snapshots"
     ),
 }
 

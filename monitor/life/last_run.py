@@ -212,7 +212,7 @@ class LastRun:
         try:
             self.past = _read(self._directory)
         except (OSError, ValueError) as error:
-            what = f"{path / FILE} tells nothing of the last run: {error}"
+            what = f"{path / FILE} says nothing of the last run: {error}"
             try:
                 os.rename(FILE, _BAD, src_dir_fd=self._directory, dst_dir_fd=self._directory)
                 what += f"; set aside as {_BAD}"

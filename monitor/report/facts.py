@@ -207,7 +207,7 @@ def _sealed_when(case: Case) -> str:
             by = f", by {frame.function or frame.place}" if frame else ""
             return f"Sealed at {text(event, 'time')[:23].replace('T', ' ')} UTC{after}{by}."
     return (
-        "No event tells when it was sealed: that takes events.seals, or it was sealed before the "
+        "No event says when it was sealed: that takes events.seals, or it was sealed before the "
         "monitor ran, by the kernel, or in the process that this one was forked from."
     )
 
@@ -217,7 +217,7 @@ def what_facts(case: Case, later: Sequence[Event]) -> Iterator[Fact]:
     kind = event.get("kind")
     if kind == "denial":
         yield Fact("Asked for", "", story.call(event), story.would(event) or "")
-        yield Fact("Was told", story.result(event))
+        yield Fact("Result", story.result(event))
         yield _by_whom("Called by", event, text(event, "caller"))
         if event.get("sealed"):
             what, where = _mapping_text(event["sealed"])

@@ -81,7 +81,7 @@ def test_a_corrupt_file_is_told_and_survived(another: Another, state: Path) -> N
     daemon = another()
     failed = daemon.health("state_failed")
     assert failed["severity"] == "warning"
-    assert "tells nothing of the last run" in failed["message"]
+    assert "says nothing of the last run" in failed["message"]
     assert daemon.health("started")["details"]["last_run"] is None
     daemon.stop()
     assert json.loads((state / FILE).read_text())["reason"] == "stopped by SIGTERM"

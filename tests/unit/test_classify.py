@@ -642,32 +642,32 @@ def test_an_ordinary_denial_fits_in_270_characters() -> None:
         (
             {"kind": Kind.DENIAL, "what": NAMES.index("munmap"), "pid": 4242, "caller": 0x401000},
             3,
-            "3 more munmap denials of worker (pid 4242) in 2.5 s, counted but not told one by one",
+            "3 more munmap denials of worker (pid 4242) in 2.5 s, counted but not reported singly",
             ("denial", "munmap", None, "0x401000", "warning"),
         ),
         (
             {"kind": Kind.FAULT, "what": Cause.SEALED, "pid": 4242, "caller": 0x401000},
             1,
-            "1 more sealed fault of worker (pid 4242) in 2.5 s, counted but not told one by one",
+            "1 more sealed fault of worker (pid 4242) in 2.5 s, counted but not reported singly",
             ("fault", None, "sealed", "0x401000", "warning"),
         ),
         (
             {"kind": Kind.SEAL, "pid": 4242, "caller": 0x401000},
             2,
-            "2 more seals of worker (pid 4242) in 2.5 s, counted but not told one by one",
+            "2 more seals of worker (pid 4242) in 2.5 s, counted but not reported singly",
             ("seal", None, None, "0x401000", "info"),
         ),
         (
             {"kind": Kind.BYPASS, "what": Method.PTRACE_POKE, "pid": 4242, "caller": 0x401000},
             2,
-            "2 more ptrace_poke bypasses of worker (pid 4242) in 2.5 s, counted but not told one "
-            "by one",
+            "2 more ptrace_poke bypasses of worker (pid 4242) in 2.5 s, counted but not reported "
+            "singly",
             ("bypass", None, None, "0x401000", "warning"),
         ),
         (
             {"kind": Kind.DENIAL},
             7,
-            "7 more denials in 2.5 s, counted but not told one by one",
+            "7 more denials in 2.5 s, counted but not reported singly",
             ("denial", None, None, None, "warning"),
         ),
     ],

@@ -112,7 +112,7 @@ SUPPRESSION: dict[str, Any] = {
     **COMMON,
     "kind": "suppression",
     "severity": "warning",
-    "summary": "7 more denials in 2.5 s, counted but not told one by one",
+    "summary": "7 more denials in 2.5 s, counted but not reported singly",
     "host": HOST,
     "process": None,
     "workload": None,
@@ -195,7 +195,7 @@ def shown(event: dict[str, Any], pipe: tuple[int, int], **options: Any) -> str:
         (
             SUPPRESSION,
             """\
-03:04:05 suppression 7 more denials in 2.5 s, counted but not told one by one
+03:04:05 suppression 7 more denials in 2.5 s, counted but not reported singly
          warning     first 03:04:02.500  last 03:04:05.000
 """,
         ),

@@ -159,7 +159,7 @@ def test_asked_for_raw_tracepoints_are_no_fallback() -> None:
     ("guard_bit", "guard_regions", "row"),
     [
         (11, True, ("ok", "bit 11 of vm_flags: the cause guard_region is proved")),
-        (None, True, ("degraded", "none: a fault in a guard region is told as inferred")),
+        (None, True, ("degraded", "none: a fault in a guard region is reported as inferred")),
         (None, False, ("ok", "none, and no guard regions to mark")),
     ],
 )
@@ -240,7 +240,7 @@ def test_what_is_seen_and_what_not_is_named(tmp_path: Path) -> None:
 def test_hidden_refusals_are_named(tmp_path: Path) -> None:
     row = blind_spots.blind_rows([], ALL_ON, True, tmp_path)[0]
     assert row.finding == (
-        "nobody is told where a seal keeps these from unmapping memory: arch_prctl, close, "
+        "a seal that keeps these from unmapping memory is not reported: arch_prctl, close, "
         "close_range, dup2, dup3, exit, io_destroy, uselib"
     )
 

@@ -192,7 +192,7 @@ def test_a_file_that_is_wrong_is_set_aside(folder: Path, content: bytes, reason:
     run = LastRun(folder, BOOT)
     assert run.past is None
     (problem,) = run.problems
-    assert problem.startswith(f"{folder / FILE} tells nothing of the last run: {reason}")
+    assert problem.startswith(f"{folder / FILE} says nothing of the last run: {reason}")
     assert problem.endswith("; set aside as last_run.json.bad")
     assert (folder / "last_run.json.bad").read_bytes() == content
     run.end("stopped", {"fault": 2})

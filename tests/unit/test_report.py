@@ -117,7 +117,7 @@ def test_the_story_of_a_denial(store: Store) -> None:
     assert told["Asked for"].startswith(
         "mprotect(addr = 0x55eb77215000, size = 8192, prot = PROT_READ | PROT_WRITE)"
     )
-    assert told["Was told"] == "-1, errno EPERM (operation not permitted)"
+    assert told["Result"] == "-1, errno EPERM (operation not permitted)"
     assert told["Called by"] == "image-worker+0x1212"
     assert told["The seal"] == (
         "0x55eb77215000-0x55eb77217000 r--p (8 KiB)/srv/images/bin/image-worker, from offset "
