@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Everything that BPF programs and Python share. monitor/abi.py mirrors this file; a test compares
- * every size, offset and enumerator, so a change here fails until both sides agree.
+ * Everything that BPF programs and Python share. monitor/kernel/abi.py mirrors this file; a test
+ * compares every size, offset and enumerator, so a change here fails until both sides agree.
  */
 #ifndef SEAL_MONITOR_ABI_H
 #define SEAL_MONITOR_ABI_H
