@@ -10,11 +10,13 @@ import contextlib
 import ctypes
 import faulthandler
 import functools
+import math
 import os
 import select
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,6 +65,7 @@ FLUSH_AT_MOST_SECONDS = 10.0  # for all of it, on a slow disk; TimeoutStopSec= a
 SNAPSHOT_SECONDS = 0.5  # for the snapshots that were asked for last
 LAST_SECONDS = 1.0  # for the event that tells the final counts
 CANARY_POLL_SECONDS = 0.01
+WEB_LOOK_SECONDS = 1.5  # after a reload: what was written just before it is taken for whole then
 
 
 def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
@@ -181,7 +184,10 @@ class Daemon:
         self._stopped_by = ""
         self._reload_asked = False
         self._has_started = False
-        self._pending_health: list[tuple[str, str]] = []
+        self._wakeup: int | None = None
+        self._pending_health: deque[tuple[str, str]] = deque()
+        self._web_read: deque[web.WebError | None] = deque()  # what other threads add, we take
+        self._web_look_at = math.inf
         self._sweep_at = self._missed_at = 0.0
         self._trouble: set[str] = set()
         self._access: Callable[[], web.Access] = web.Access
@@ -203,7 +209,7 @@ class Daemon:
         if config.web.config_file is not None:
             from monitor.web.access import WebAccess  # noqa: PLC0415 - YAML and bcrypt: 3 MB
 
-            self._access = WebAccess(config.web.config_file, self._on_web_config)
+            self._access = WebAccess(config.web.config_file, self._web_read.append)
         self._has_tls = self._access().tls is not None
         attached = self._cleanup.enter_context(Attached(request(config)))
         self.findings = attached.calibrate()
@@ -322,14 +328,13 @@ class Daemon:
         with select.epoll() as poll:
             poll.register(self.ring.descriptor, select.EPOLLIN)
             poll.register(self.delivery.descriptor, select.EPOLLIN)
-            wakeup = getattr(self, "_wakeup", None)
-            if wakeup is not None:
-                poll.register(wakeup, select.EPOLLIN)
+            if self._wakeup is not None:
+                poll.register(self._wakeup, select.EPOLLIN)
             while not self._stopping and not until():
                 poll.poll(CANARY_POLL_SECONDS if self._canary.running else self._wait_seconds)
-                if wakeup is not None:
+                if self._wakeup is not None:
                     with contextlib.suppress(BlockingIOError):
-                        os.read(wakeup, 64)
+                        os.read(self._wakeup, 64)
                 self.turn()
 
     def turn(self) -> None:
@@ -354,6 +359,10 @@ class Daemon:
                 self.delivery.reopen()
                 self._reload_configuration()
                 self._access()  # else the next connection would find a mistake
+            self._web_look_at = now + WEB_LOOK_SECONDS
+        if now >= self._web_look_at:
+            self._web_look_at = math.inf
+            self._access()
         self._service.turned(is_drained and not self._rounds.is_late, self._status)
 
     def drain(self) -> int:
@@ -467,14 +476,14 @@ class Daemon:
         else:
             self._pending_health.append(("sink_failed", f"{name}: {error}"))
 
-    def _on_web_config(self, error: web.WebError | None) -> None:
-        """A thread that answers HTTP has read the web configuration anew."""
+    def _tell_web_configuration(self, error: web.WebError | None) -> None:
+        """It was read anew, most often by a thread that answers HTTP."""
         if error is None:
             said = ("reloaded", "the web configuration was read anew and is in force")
         else:
             said = ("reload_failed", f"{error}; the web configuration stays as it was")
         self._has_read("web configuration", error is None)
-        self._pending_health.append(said)
+        self.pipeline.health(*said)
 
     def _has_read(self, what: str, is_in_force: bool) -> None:
         if is_in_force:
@@ -486,9 +495,10 @@ class Daemon:
     def _tell_pending(self) -> None:
         while self._last_run.problems:
             self.pipeline.health("state_failed", self._last_run.problems.pop(0))
-        pending, self._pending_health = self._pending_health, []
-        for name, message in pending:
-            self.pipeline.health(name, message)
+        while self._web_read:
+            self._tell_web_configuration(self._web_read.popleft())
+        while self._pending_health:
+            self.pipeline.health(*self._pending_health.popleft())
 
     def _reload_configuration(self) -> None:
         if self._reload is None:
