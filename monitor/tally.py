@@ -84,8 +84,8 @@ class Tally:
     def snapshot(self, result: SnapshotResult) -> None:
         self.snapshots[result] += 1
 
-    def decode_error(self) -> None:
-        self.decode_errors += 1
+    def decode_error(self, count: int = 1) -> None:
+        self.decode_errors += count
 
     def reload(self, successful: bool, at: float) -> None:
         """The configuration was read, at start or again, at this Unix time, in seconds."""
