@@ -10,12 +10,14 @@ import contextlib
 import ctypes
 import faulthandler
 import functools
+import math
 import os
 import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +42,7 @@ from monitor.life.service import Service
 from monitor.life.source import KernelSource
 from monitor.pipeline import Pipeline, clock_offset
 from monitor.posture.rounds import PostureRounds
+from monitor.pump import SWEEP_SECONDS, Pump
 from monitor.sinks import journal
 from monitor.sinks import outputs as sinks
 from monitor.sinks.delivery import Delivery
@@ -53,9 +56,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Daemon", "run"]
 
-SWEEP_SECONDS = 1.0
 MISSED_SECONDS = 10.0
-TURN_SECONDS = 0.5  # what a storm leaves in the ring after so long waits for the next turn
 DRAIN_SECONDS = 2.0
 SWITCH_SECONDS = 0.0005  # for so long a storm keeps the interpreter from the sinks and from scrapes
 FLUSH_SECONDS = 2.0  # for a sink to take the next of what waits at the end, and
@@ -63,6 +64,7 @@ FLUSH_AT_MOST_SECONDS = 10.0  # for all of it, on a slow disk; TimeoutStopSec= a
 SNAPSHOT_SECONDS = 0.5  # for the snapshots that were asked for last
 LAST_SECONDS = 1.0  # for the event that tells the final counts
 CANARY_POLL_SECONDS = 0.01
+WEB_LOOK_SECONDS = 1.5  # after a reload: what was written just before it is taken for whole then
 
 
 def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
@@ -181,9 +183,11 @@ class Daemon:
         self._stopped_by = ""
         self._reload_asked = False
         self._has_started = False
-        self._pending_health: list[tuple[str, str]] = []
-        self._sweep_at = self._missed_at = 0.0
-        self._trouble: set[str] = set()
+        self._wakeup: int | None = None
+        self._pending_health: deque[tuple[str, str]] = deque()
+        self._web_read: deque[web.WebError | None] = deque()  # what other threads add, we take
+        self._web_look_at = math.inf
+        self._missed_at = 0.0
         self._access: Callable[[], web.Access] = web.Access
         self._not_in_force: set[str] = set()  # of "configuration" and "web configuration"
         with contextlib.ExitStack() as on_failure:
@@ -203,7 +207,7 @@ class Daemon:
         if config.web.config_file is not None:
             from monitor.web.access import WebAccess  # noqa: PLC0415 - YAML and bcrypt: 3 MB
 
-            self._access = WebAccess(config.web.config_file, self._on_web_config)
+            self._access = WebAccess(config.web.config_file, self._web_read.append)
         self._has_tls = self._access().tls is not None
         attached = self._cleanup.enter_context(Attached(request(config)))
         self.findings = attached.calibrate()
@@ -226,8 +230,15 @@ class Daemon:
             mutes=config.mutes,
             ask_snapshot=self._snapshots.ask if self._snapshots else None,
         )
-        self._suppressions = Suppressions(self.state)
-        self._losses = Losses(self.loaded, self.state, self.pipeline.health)
+        self._pump = Pump(
+            self.ring,
+            self.pipeline,
+            Suppressions(self.state),
+            Losses(self.loaded, self.state, self.pipeline.health),
+            take=self._take,
+            corrupt=self._count_corrupt,
+            trouble=functools.partial(self.pipeline.health, "probe_degraded"),
+        )
         source = KernelSource(
             self.state, self.loaded, self.ring, Workloads(self.state, cgroups), self._database
         )
@@ -322,29 +333,26 @@ class Daemon:
         with select.epoll() as poll:
             poll.register(self.ring.descriptor, select.EPOLLIN)
             poll.register(self.delivery.descriptor, select.EPOLLIN)
-            wakeup = getattr(self, "_wakeup", None)
-            if wakeup is not None:
-                poll.register(wakeup, select.EPOLLIN)
+            if self._wakeup is not None:
+                poll.register(self._wakeup, select.EPOLLIN)
             while not self._stopping and not until():
                 poll.poll(CANARY_POLL_SECONDS if self._canary.running else self._wait_seconds)
-                if wakeup is not None:
+                if self._wakeup is not None:
                     with contextlib.suppress(BlockingIOError):
-                        os.read(wakeup, 64)
+                        os.read(self._wakeup, 64)
                 self.turn()
 
     def turn(self) -> None:
         """Drain what is there and do what is due."""
         now = time.monotonic()
-        is_drained = self.drain() > 0 or not self.ring.used_bytes
+        is_drained = self._pump.drain() > 0 or not self.ring.used_bytes
         if self._snapshots:
             self._snapshots.collect()
         self.delivery.collect()
         self._tell_pending()
         self._run_canary(now)
         self._look_at_posture(now)
-        if now >= self._sweep_at:
-            self._sweep_at = now + SWEEP_SECONDS
-            self._sweep()
+        self._pump.sweep_when_due(now)
         if now >= self._missed_at:
             self._missed_at = now + MISSED_SECONDS
             self._look_at_losses()
@@ -354,50 +362,22 @@ class Daemon:
                 self.delivery.reopen()
                 self._reload_configuration()
                 self._access()  # else the next connection would find a mistake
+            self._web_look_at = now + WEB_LOOK_SECONDS
+        if now >= self._web_look_at:
+            self._web_look_at = math.inf
+            self._access()
         self._service.turned(is_drained and not self._rounds.is_late, self._status)
 
-    def drain(self) -> int:
-        """Take the records that are in the ring, for half a second at most; how many."""
-        taken = corrupt = 0
-        deadline = time.monotonic() + TURN_SECONDS
-        while True:
-            self.pipeline.offset = clock_offset()
-            drained = self.ring.drain()
-            for record in drained.records:
-                if record.flags & abi.RecordFlag.CANARY:
-                    self._canary.collect(record)
-                else:
-                    taken += 1
-                    self.pipeline.take(record)
-            for _ in range(drained.corrupt):
-                self.tally.decode_error()
-            corrupt += drained.corrupt
-            is_empty = not drained.records and not drained.corrupt
-            if is_empty or time.monotonic() > deadline:
-                break
-        if corrupt:
-            self._pending_health.append(
-                ("records_corrupt", f"{corrupt} entries of the ring were no records")
-            )
-        return taken
-
-    def _sweep(self, final: bool = False) -> None:
-        with self._survived("cannot read what was suppressed"):
-            now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-            for gap in self._suppressions.sweep(now, final):
-                self.pipeline.suppression(gap)
-
-    @contextlib.contextmanager
-    def _survived(self, what: str) -> Iterator[None]:
-        """An OSError (no memory, no descriptor left) is told once; the next turn tries again."""
-        try:
-            yield
-        except OSError as error:
-            if what not in self._trouble:
-                self._trouble.add(what)
-                self.pipeline.health("probe_degraded", f"{what}: {error}")
+    def _take(self, record: abi.Record) -> None:
+        if record.flags & abi.RecordFlag.CANARY:
+            self._canary.collect(record)
         else:
-            self._trouble.discard(what)
+            self.pipeline.take(record)
+
+    def _count_corrupt(self, entries: int) -> None:
+        self.tally.decode_error(entries)
+        words = f"{entries} entries of the ring were no records"
+        self._pending_health.append(("records_corrupt", words))
 
     def _run_canary(self, now: float) -> None:
         outcome = self._rounds.turn(now, self._config.canary.interval)
@@ -456,8 +436,7 @@ class Daemon:
         give_back_memory()
 
     def _look_at_losses(self) -> None:
-        with self._survived("cannot read the runs that probes missed"):
-            self._losses.look()
+        self._pump.look_at_losses()
         if self._has_started:
             self._last_run.alive(accounts.totals(self.state.counters()))
 
@@ -467,14 +446,14 @@ class Daemon:
         else:
             self._pending_health.append(("sink_failed", f"{name}: {error}"))
 
-    def _on_web_config(self, error: web.WebError | None) -> None:
-        """A thread that answers HTTP has read the web configuration anew."""
+    def _tell_web_configuration(self, error: web.WebError | None) -> None:
+        """It was read anew, most often by a thread that answers HTTP."""
         if error is None:
             said = ("reloaded", "the web configuration was read anew and is in force")
         else:
             said = ("reload_failed", f"{error}; the web configuration stays as it was")
         self._has_read("web configuration", error is None)
-        self._pending_health.append(said)
+        self.pipeline.health(*said)
 
     def _has_read(self, what: str, is_in_force: bool) -> None:
         if is_in_force:
@@ -486,9 +465,10 @@ class Daemon:
     def _tell_pending(self) -> None:
         while self._last_run.problems:
             self.pipeline.health("state_failed", self._last_run.problems.pop(0))
-        pending, self._pending_health = self._pending_health, []
-        for name, message in pending:
-            self.pipeline.health(name, message)
+        while self._web_read:
+            self._tell_web_configuration(self._web_read.popleft())
+        while self._pending_health:
+            self.pipeline.health(*self._pending_health.popleft())
 
     def _reload_configuration(self) -> None:
         if self._reload is None:
@@ -522,14 +502,9 @@ class Daemon:
         self.loaded.detach()
         if self._has_started:  # else what the run before has left still holds
             self._last_run.alive(accounts.totals(self.state.counters()))
-        deadline = time.monotonic() + DRAIN_SECONDS
-        # A program that was running when it was detached may still have a record to submit.
-        while self.drain() or (self.ring.used_bytes and time.monotonic() < deadline):
-            time.sleep(0.001)
-        self._look_at_losses()
+        self._pump.finish(DRAIN_SECONDS)
         if self._snapshots:
             self._snapshots.finish(SNAPSHOT_SECONDS)
-        self._sweep(final=True)
         self.delivery.finish(FLUSH_SECONDS, FLUSH_AT_MOST_SECONDS)
         counters = self.state.counters()
         reason = f"stopped by {self._stopped_by}" if self._stopped_by else "stopped"

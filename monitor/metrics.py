@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from threading import Lock
-from typing import Literal, Protocol
+from itertools import accumulate
+from typing import Any, Literal, Protocol
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import (
@@ -74,7 +74,9 @@ class KernelFacts:
 
 
 class Source(Protocol):
-    """What the daemon knows and the collector asks for at every scrape, from another thread."""
+    """What the daemon knows and the collector asks for at every scrape: from another thread, but
+    from one at a time.
+    """
 
     def counters(self) -> Counters:
         """The host's bank, all CPUs added up."""
@@ -108,7 +110,15 @@ class Reading:
     revision: str
 
 
-Sample = tuple[tuple[str, ...], float]
+Labels = tuple[str, ...]  # the values
+Buckets = Sequence[tuple[str, float]]  # bounds, and how many are up to each
+Sample = tuple[Labels, float] | tuple[Labels, Buckets, float]  # of a histogram: and their sum
+
+_FAMILIES: Mapping[str, Callable[..., Any]] = {
+    "counter": CounterMetricFamily,
+    "gauge": GaugeMetricFamily,
+    "histogram": HistogramMetricFamily,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +135,12 @@ class Metric:
     def full_name(self) -> str:
         return PREFIX + self.name
 
-    def family(self) -> Family:
-        if self.type == "counter":
-            return CounterMetricFamily(self.full_name, self.help, labels=tuple(self.labels))
-        if self.type == "gauge":
-            return GaugeMetricFamily(self.full_name, self.help, labels=tuple(self.labels))
-        return HistogramMetricFamily(self.full_name, self.help, labels=tuple(self.labels))
+    def family(self, samples: Iterable[Sample] = ()) -> Family:
+        made = _FAMILIES[self.type](self.full_name, self.help, labels=tuple(self.labels))
+        for sample in samples:
+            made.add_metric(*sample)
+        family: Family = made
+        return family
 
 
 def _one(value: Callable[[Reading], float]) -> Callable[[Reading], Iterable[Sample]]:
@@ -186,6 +196,12 @@ def _sealed_ratios(reading: Reading) -> Iterator[Sample]:
         ("relro", memory.relro_sealed_bytes, memory.relro_bytes),
     ):
         yield (name,), sealed / whole if whole else 0.0
+
+
+def _delays(reading: Reading) -> Iterator[Sample]:
+    up_to = accumulate(list(reading.tally.delays))
+    buckets = list(zip([*map(str, DELAY_BUCKETS), "+Inf"], up_to, strict=True))
+    yield (), buckets, reading.tally.delay_seconds
 
 
 def _missed_runs(reading: Reading) -> Mapping[str, int]:
@@ -267,7 +283,7 @@ METRICS: tuple[Metric, ...] = (
         "event_delay_seconds",
         "histogram",
         "Time from the kernel's time stamp of an event to its delivery.",
-        lambda reading: [],
+        _delays,
     ),
     Metric(
         "probe_attached",
@@ -455,14 +471,9 @@ METRICS: tuple[Metric, ...] = (
 )
 
 
-def _histogram(family: HistogramMetricFamily, tally: Tally) -> None:
-    counts = list(tally.delays)
-    bounds = [*map(str, DELAY_BUCKETS), "+Inf"]
-    buckets = [(bound, sum(counts[: i + 1])) for i, bound in enumerate(bounds)]
-    family.add_metric((), buckets, tally.delay_seconds)
-
-
 class _Collector:
+    """Not for threads: the web server sees to one scrape at a time."""
+
     def __init__(
         self, source: Source, tally: Tally, facts: KernelFacts, version: str, revision: str
     ) -> None:
@@ -472,36 +483,26 @@ class _Collector:
         self._version = version
         self._revision = revision
         self._handled = [0] * len(Cause)
-        self._lock = Lock()
 
     def describe(self) -> Iterator[Family]:
         return (metric.family() for metric in METRICS)
 
     def collect(self) -> Iterator[Family]:
         reading = self._read()
-        for metric in METRICS:
-            family = metric.family()
-            if isinstance(family, HistogramMetricFamily):
-                _histogram(family, reading.tally)
-            elif isinstance(family, CounterMetricFamily | GaugeMetricFamily):
-                for labels, value in metric.samples(reading):
-                    family.add_metric(labels, value)
-            yield family
+        return (metric.family(metric.samples(reading)) for metric in METRICS)
 
     def _read(self) -> Reading:
-        with self._lock:  # scrapes may overlap
-            counters = self._source.counters()
-            for cause in Cause:
-                faults = counters.faults[cause]
-                # A fault whose handler's frame did not fit is delivered twice and counted under
-                # both. Between the two a scrape may have exported it as handled: a counter must
-                # not take that back, so it waits for the next handled fault.
-                once = faults[Disposition.HANDLER] - faults[Disposition.HANDLER_FAILED]
-                self._handled[cause] = max(self._handled[cause], once)
-            handled = tuple(self._handled)
+        counters = self._source.counters()
+        for cause in Cause:
+            faults = counters.faults[cause]
+            # A fault whose handler's frame did not fit is delivered twice and counted under both.
+            # Between the two a scrape may have exported it as handled: a counter must not take
+            # that back, so it waits for the next handled fault.
+            once = faults[Disposition.HANDLER] - faults[Disposition.HANDLER_FAILED]
+            self._handled[cause] = max(self._handled[cause], once)
         return Reading(
             counters=counters,
-            handled=handled,
+            handled=tuple(self._handled),
             workload_denials=self._source.workload_denials(),
             probes=self._source.probes(),
             ring_used_bytes=self._source.ring_used_bytes(),
@@ -517,7 +518,9 @@ class _Collector:
 def build(
     source: Source, tally: Tally, facts: KernelFacts, version: str, revision: str
 ) -> CollectorRegistry:
-    """A registry with every metric above and the standard `process_*` of the daemon itself."""
+    """A registry with every metric above and the standard `process_*` of the daemon itself, for one
+    scrape at a time.
+    """
     registry = CollectorRegistry()
     registry.register(_Collector(source, tally, facts, version, revision))
     ProcessCollector(registry=registry)

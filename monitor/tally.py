@@ -33,7 +33,8 @@ DELAY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2
 class Tally:
     """What the daemon itself counts.
 
-    Each number has one writing thread; others only read, so the interpreter's own lock suffices.
+    One thread writes, the one that takes the events; others only read, so the interpreter's own
+    lock suffices.
     Unknown kinds, results and sinks raise KeyError.
     """
 
@@ -83,8 +84,8 @@ class Tally:
     def snapshot(self, result: SnapshotResult) -> None:
         self.snapshots[result] += 1
 
-    def decode_error(self) -> None:
-        self.decode_errors += 1
+    def decode_error(self, count: int = 1) -> None:
+        self.decode_errors += count
 
     def reload(self, successful: bool, at: float) -> None:
         """The configuration was read, at start or again, at this Unix time, in seconds."""

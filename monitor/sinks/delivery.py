@@ -90,8 +90,10 @@ class _Writer:
         self._thread: Thread | None = None
 
     def start(self) -> None:
-        """Not before the first event: programs are loaded in a fork. Raises RuntimeError."""
-        if self._thread is None:
+        """Not before the first event: programs are loaded in a fork. One that has ended is
+        replaced, once what it left is given up. Raises RuntimeError.
+        """
+        if self._thread is None or not (self._thread.is_alive() or self.unanswered):
             thread = Thread(target=self._run, name=f"sink-{self.sink.name}", daemon=True)
             thread.start()
             self._thread = thread
@@ -112,8 +114,14 @@ class _Writer:
         self.moved_at = time.monotonic()
         return True
 
+    def is_dead(self) -> bool:
+        """Whether its thread has ended before what waits for it was answered."""
+        return bool(self.unanswered and self._thread and not self._thread.is_alive())
+
     def give_up(self) -> list[_Item]:
-        """What has not been answered. One that is being written may still come out."""
+        """What has not been answered. What is being written, one item or a batch, may still come
+        out, although it counts as failed: nobody can tell before the sink answers.
+        """
         with contextlib.suppress(Empty):
             while True:
                 self._queue.get_nowait()
@@ -146,25 +154,30 @@ class _Writer:
     def _do(self, items: Sequence[_Item]) -> None:
         """Write the data or open the file anew, in this order, and hand back what came of it."""
         batch = [item.data for item in items if not item.is_reopening]
-        if self._write_all and len(batch) == len(items) > 1:
-            with contextlib.suppress(OSError):
-                self._write_all(batch)
-                self._answer(items, None)
-                return
+        if self._write_all and len(batch) == len(items) > 1 and not _error(self._write_all, batch):
+            self._answer(items, None)
+            return
         for item in items:
-            error = None
-            try:
-                if item.is_reopening:
-                    self.sink.reopen()
-                else:
-                    self.sink.write(item.data)
-            except OSError as caught:
-                error = caught
+            if item.is_reopening:
+                error = _error(self.sink.reopen)
+            else:
+                error = _error(self.sink.write, item.data)
             self._answer([item], error)
 
     def _answer(self, items: Sequence[_Item], error: OSError | None) -> None:
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._answers.extend(_Answer(self, item, error, now) for item in items)
+
+
+def _error(do: Callable[..., None], *arguments: object) -> OSError | None:
+    """What became of what a sink was asked to do; None: it is done."""
+    try:
+        do(*arguments)
+    except OSError as error:
+        return error
+    except Exception as error:  # no memory, a mistake: of this item alone, the next may go well
+        return SinkError(repr(error))
+    return None
 
 
 class Delivery:
@@ -250,6 +263,9 @@ class Delivery:
         self._count_answers()
         now = time.monotonic()
         for writer in self._writers:
+            if writer.is_dead():
+                self._count_answers()  # its last
+                self._give_up(writer, "its thread has ended")
             if writer.unanswered and now - writer.moved_at > self._limits.stall_seconds:
                 stalled = f"it has taken nothing for {now - writer.moved_at:.0f} s"
                 self._fails(writer, SinkError(f"{stalled}: {_waiting(writer)}"))
@@ -317,25 +333,26 @@ class Delivery:
     def finish(self, seconds: float, most: float = 0.0) -> None:
         """Wait as above, and on up to `most` while a sink takes something every so many seconds.
 
-        What a sink has not taken then, it never gets, and every event counts.
+        What a sink has not taken then, it never gets, and every event counts: as failed, too, what
+        it is just writing and may still store, up to BATCH events where it takes many at once.
         """
         end = time.monotonic() + most
         while not self.wait(seconds):
             now = time.monotonic()
             moved_at = max(writer.moved_at for writer in self._writers if writer.unanswered)
             if now + seconds > end or now - moved_at > seconds:
-                self._give_up()
+                for writer in self._writers:
+                    self._give_up(writer, "given up at the end")
                 return
 
-    def _give_up(self) -> None:
-        for writer in self._writers:
-            error = SinkError(f"given up at the end: {_waiting(writer)}")
-            for item in writer.give_up():
-                if item.event is not None:
-                    self._not_taken(writer, item.event, error)
-                elif item.told is not None:
-                    item.told(False)
-            self._tally.sink_queue(writer.sink.name, 0)
+    def _give_up(self, writer: _Writer, why: str) -> None:
+        error = SinkError(f"{why}: {_waiting(writer)}")
+        for item in writer.give_up():
+            if item.event is not None:
+                self._not_taken(writer, item.event, error)
+            elif item.told is not None:
+                item.told(False)
+        self._tally.sink_queue(writer.sink.name, 0)
 
     def close(self) -> None:
         """End the threads and close the sinks. A sink that hangs is left to the process's end."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,14 +90,27 @@ def encode(event: dict[str, object]) -> bytes:
 
 
 def _write(fd: int, line: bytes) -> tuple[int, OSError | None]:
-    """Bytes written, and what stopped the rest. One write(2), unless the kernel takes a part."""
+    """Bytes written, and what stopped the rest. One write(2), unless the kernel takes a part.
+
+    It waits for as long as the descriptor is full, also where that does not block: O_NONBLOCK
+    belongs to all who share it, and any other program may have set it.
+    """
     written = 0
     while written < len(line):
         try:
             written += os.write(fd, line[written:])
+        except BlockingIOError:
+            _wait_for_room(fd)
         except OSError as error:
             return written, error
     return written, None
+
+
+def _wait_for_room(fd: int) -> None:
+    """Or for the error that the next write will meet."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    poll.poll()
 
 
 class _StreamWriter:

@@ -16,16 +16,35 @@ REDACTED = "[redacted]"
 _WORD = re.compile(r"[\w.-]+")
 _SENSITIVE = re.compile(
     r"passw|passphrase|pwd|secret|token|credential|cookie|bearer|authorization"
-    r"|(?:key|(?<!by)pass|auth)s?$|(?:^|[-_.])(?:key|pass|auth|cred)s?(?:[-_.]|$)",
+    r"|(?:key|(?<!by)pass|auth|signature)s?$|^sig$"
+    r"|(?:^|[-_.])(?:key|pass|auth|cred)s?(?:[-_.]|$)|(?:^|[-_])pw$",
     re.IGNORECASE,
 )
 _SEPARATOR = re.compile(r"""["']*[=:]["']*""")
-_USER_INFORMATION = re.compile(r"(://[^\s/:@]*:)\S*@|(https?://)[^\s/:@]+@", re.IGNORECASE)
-# Options for a password that only mean one in these programs (-p is a port to many others).
+_TOKEN = re.compile(r"(https?://)[^\s/:@]+@", re.IGNORECASE)
+# What is before the secret of user:secret@host. Where there is no scheme the secret is none that
+# begins with "/" (host:/path@2), and some names are no user's.
+_USER = re.compile(
+    r"://[^\s/:@]*:"
+    r"|(?:^|(?<=[\s=\"'(,;]))(?!(?:mailto|sips?|xmpp|npm):)[^\s:@=\"'(,;]+:(?!/|$)",
+    re.IGNORECASE,
+)
+_IMAGE_DIGEST = re.compile(r"@sha\d+:")  # registry:5000/image:tag@sha256:...
+# Options for a password that only mean one in these programs (-p is a port to many others), and in
+# `login`, which is a command of docker's and others'.
 _OPTIONS = {
     program: re.compile(options)
     for programs, options in (
         ("mysql mysqladmin mysqldump mariadb mariadb-admin mariadb-dump sshpass", r"-(?!-)\w*?p"),
+        ("mongo mongosh mongodump mongoexport mongoimport mongorestore", r"-(?!-)\w*?p"),
+        ("login rdesktop", r"-(?!-)\w*?p"),
+        ("7z 7za 7zr rar unrar", r"-h?p"),
+        ("zip unzip sqlcmd osql tsql bcp ipmitool", r"-(?!-)\w*?P"),
+        ("openssl", r"-[kK]$"),
+        (
+            "xfreerdp xfreerdp3 wlfreerdp wlfreerdp3 sdl-freerdp sdl-freerdp3",
+            r"(?:/|--?)(?:g?p|pth)(?::|$)|/gateway:(?:.*?,)?p:",
+        ),
         ("ldapadd ldapmodify ldapsearch", r"-(?!-)\w*?w"),
         ("redis-cli", r"-(?!-)\w*?a"),
         ("curl", r"-(?!-)\w*?[uU]|--(?:proxy-)?user=?"),
@@ -39,7 +58,9 @@ _NO_OPTIONS = re.compile(r"(?!)")
 def _redact_word(word: str, options: re.Pattern[str]) -> tuple[str, bool]:
     """The word as it may be shown, and whether it announces that the next one is a secret."""
     if option := options.match(word):
-        return (word, True) if option[0] == word else (option[0] + REDACTED, False)
+        if option[0] == word:
+            return word, True
+        return option[0] + REDACTED, _redact_word(word, _NO_OPTIONS)[1]  # it may be "-password"
     for name in _WORD.finditer(word):
         if not _SENSITIVE.search(name[0]):
             continue
@@ -49,12 +70,21 @@ def _redact_word(word: str, options: re.Pattern[str]) -> tuple[str, bool]:
             announces = not word[: name.start()].strip("\"'{,/")
             return _redact_user_information(word), announces or separator is not None
         if separator:
-            return _redact_user_information(word[:end]) + REDACTED, False
+            # The name may be within the secret of user:secret@.
+            at = "@" if "@" in word[end:] else ""
+            shown = _redact_user_information(word[:end] + at).removesuffix(at)
+            return shown + REDACTED, False
     return _redact_user_information(word), False
 
 
 def _redact_user_information(text: str) -> str:
-    return _USER_INFORMATION.sub(lambda found: f"{found[1] or found[2]}{REDACTED}@", text)
+    """Without tokens of URLs, and what is between the first user and the last "@"."""
+    text = _TOKEN.sub(rf"\1{REDACTED}@", text)
+    end = text.rfind("@")
+    if _IMAGE_DIGEST.match(text, end):
+        end = text.rfind("@", 0, end)
+    found = _USER.search(text, 0, end) if end > 0 else None
+    return text if found is None else text[: found.end()] + REDACTED + text[end:]
 
 
 def _redact(words: Sequence[str], is_program: bool) -> tuple[list[str], bool]:
@@ -86,7 +116,8 @@ def redact(argv: Sequence[str]) -> list[str]:
     """`argv` with what may be a secret replaced by `[redacted]`; the same number of arguments.
 
     Hidden are: the rest of an argument behind a name like password, token, secret, key, auth and
-    `=` or `:`; the argument after one that is nothing but such a name; user information in URLs;
-    and the options for a password of a few common programs. Rather too much than too little.
+    `=` or `:`; the argument after one that is nothing but such a name; the secret of user:secret@
+    and the user information of URLs; and the options for a password of a few common programs.
+    Rather too much than too little.
     """
     return _redact(argv, is_program=True)[0]

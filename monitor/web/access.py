@@ -1,14 +1,17 @@
 """Who may ask the web server, and over what: the web config file, read anew when it has changed.
 
-At each connection the file and those that it names are compared with what was read of them, so that
-a new certificate or user holds from the next one on. A file with a mistake changes nothing.
+At each connection the file and those that it names are compared with what was read of them. What
+has changed holds once no file has for a second: until then it may be half written. A file with a
+mistake changes nothing, nor does one that would take a protection away.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from monitor.web.basic_auth import BasicAuth
@@ -18,6 +21,7 @@ from monitor.web.web_config import RateLimit, WebConfig, digest_of, load_web_con
 __all__ = ["TokenBucket", "WebAccess"]
 
 RETRY_SECONDS = 1.0  # before a file with a mistake is read again
+SETTLE_SECONDS = 1.0  # without a change, before what is in a file is taken for whole
 
 
 class TokenBucket:
@@ -50,15 +54,48 @@ def _access(config: WebConfig, request_seconds: float) -> Access:
     )
 
 
+# What protects the server, as a number that may become more while it runs, but not less, and how it
+# would. That a user or an allowed name goes is not here: it takes a right away.
+_PROTECTIONS: Mapping[str, Callable[[WebConfig], int]] = {
+    "TLS can be turned off": lambda config: config.tls is not None,
+    "tls_server_config.client_auth_type can be weakened": (
+        lambda config: config.tls.context.verify_mode if config.tls else 0
+    ),
+    "tls_server_config.client_allowed_sans can be emptied": (
+        lambda config: config.tls is not None and config.tls.admits is not None
+    ),
+    "tls_server_config.min_version can be lowered": (
+        lambda config: config.tls.context.minimum_version if config.tls else 0
+    ),
+    "basic auth can be turned off": lambda config: bool(config.users),
+}
+
+
 def _check_change(old: WebConfig, new: WebConfig, path: Path) -> None:
-    """What protects the server stays for as long as it runs: half a file may be there while it is
-    written. Raises WebError.
+    """What protects the server stays for as long as it runs: that it is missing may be a mistake,
+    or half a file. Raises WebError.
     """
-    if (old.tls is None) != (new.tls is None):
-        change = "turned on" if new.tls else "turned off"
-        raise WebError(f"{path}: TLS can be {change} by a restart alone")
-    if old.users and not new.users:
-        raise WebError(f"{path}: basic auth can be turned off by a restart alone")
+    for change, strength in _PROTECTIONS.items():
+        if strength(new) < strength(old):
+            raise WebError(f"{path}: {change} by a restart alone")
+    if new.tls and not old.tls:
+        raise WebError(f"{path}: TLS can be turned on by a restart alone")
+
+
+def _unsettled_seconds(files: Iterable[Path], seconds: float, now: float | None = None) -> float:
+    """How long it takes until none of the files has changed for `seconds`; 0: none has.
+
+    A change that is still to come, by the clock of another machine's file system, is none: it
+    might be hours away. `now` is in Unix time.
+    """
+    now = time.time() if now is None else now
+    rest = 0.0
+    for file in files:
+        with contextlib.suppress(OSError, ValueError):  # the name is told where it is read
+            age = now - os.stat(file).st_ctime
+            if age >= 0:
+                rest = max(rest, seconds - age)
+    return rest
 
 
 class WebAccess:
@@ -74,12 +111,14 @@ class WebAccess:
         tell: Callable[[WebError | None], None],
         request_seconds: float = REQUEST_SECONDS,
         retry_seconds: float = RETRY_SECONDS,
+        settle_seconds: float = SETTLE_SECONDS,
     ) -> None:
         """Raises WebError when the file cannot be used."""
         self._path = path
         self._tell = tell
         self._request_seconds = request_seconds
         self._retry_seconds = retry_seconds
+        self._settle_seconds = settle_seconds
         self._retry_at = 0.0
         self._problem = ""
         self._lock = threading.Lock()
@@ -97,15 +136,25 @@ class WebAccess:
             return self._access
 
     def _read_anew(self) -> None:
+        config, problem = self._config, None
         try:
             config = load_web_config(self._path)
             _check_change(self._config, config, self._path)
         except WebError as error:
+            problem = error
+        # After reading: whatever was written meanwhile is seen.
+        rest = _unsettled_seconds({*self._config.files, *config.files}, self._settle_seconds)
+        if rest > 0:
+            self._retry_at = time.monotonic() + rest
+        elif problem is not None:
             self._retry_at = time.monotonic() + self._retry_seconds
-            if str(error) != self._problem:
-                self._problem = str(error)
-                self._tell(error)
-            return
+            if str(problem) != self._problem:
+                self._problem = str(problem)
+                self._tell(problem)
+        else:
+            self._put_in_force(config)
+
+    def _put_in_force(self, config: WebConfig) -> None:
         access = _access(config, self._request_seconds)
         if config.users == self._config.users:  # it knows who was right, which is slow to learn
             access = access._replace(accepts=self._access.accepts)

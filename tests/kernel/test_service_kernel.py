@@ -219,7 +219,7 @@ def turn(daemon: Daemon, seconds: float) -> None:
 
 
 def ring_is_stuck(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(daemon, "drain", lambda: 0)
+    monkeypatch.setattr(daemon._pump, "drain", lambda: 0)
     with provoke.run("munmap") as violation:
         violation.communicate()
     assert daemon.ring.used_bytes

@@ -25,7 +25,7 @@ class Gate:
     def __init__(self, name: str) -> None:
         self.name = name
         self.taken: list[bytes] = []
-        self.error: OSError | None = None
+        self.error: BaseException | None = None
         self.open = Event()
         self.open.set()
         self.is_writing = Event()
@@ -221,6 +221,67 @@ def test_a_full_queue_has_room_for_news_of_the_monitor(make: Make) -> None:
     assert (events["denial", "failed"], events["health", "failed"]) == (18, 7)
     assert setting.tally.sink_queue_events == {"hung": 15}
     assert len(setting.told) == 1
+
+
+@pytest.mark.parametrize("kind", [Gate, BatchGate])
+def test_what_no_sink_should_raise_is_an_error_like_any_other(make: Make, kind: type[Gate]) -> None:
+    sink = kind("file")
+    setting = make(sink)
+    sink.error = MemoryError("no room")
+    held_up(sink, setting)
+    setting.send(1, 2)
+    sink.open.set()
+    setting.until(lambda: setting.tally.sink_errors["file"] > 0)
+    sink.error = None
+    setting.send(3)
+    setting.delivery.reopen()
+    assert setting.delivery.wait(10)
+    delivered, failed = setting.results()
+    assert delivered + failed == 4
+    assert sink.taken[-2:] == [b"3", b"reopened"]
+    assert setting.told == [("file", "MemoryError('no room')")]
+
+
+def test_a_batch_that_fails_in_no_way_known_is_written_one_by_one(make: Make) -> None:
+    class Odd(BatchGate):
+        def write_all(self, batch: Sequence[bytes]) -> None:
+            raise KeyError(len(batch))
+
+    sink = Odd("one")
+    setting = make(sink)
+    held_up(sink, setting)
+    setting.send(*range(1, 10))
+    sink.open.set()
+    assert setting.delivery.wait(10)
+    assert sink.taken == numbers(*range(10))
+    assert setting.results() == (10, 0)
+    assert setting.told == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_has_ended_is_replaced(make: Make) -> None:
+    sink = Gate("file")
+    setting = make(sink, limits=LIMITS._replace(quiet_seconds=0.1))
+    sink.error = SystemExit()
+    held_up(sink, setting)
+    setting.send(1, 2)
+    told: list[bool] = []
+    setting.delivery.hand("file", b"x", told.append)
+    threads = active_count()
+    sink.open.set()
+    while active_count() == threads:
+        time.sleep(0.002)
+    setting.send(3)
+    setting.until(lambda: setting.results() == (0, 4))
+    assert told == [False]
+    assert setting.tally.sink_queue_events == {"file": 0}
+    assert setting.told == [("file", "its thread has ended: events that wait: 5 (0 KiB)")]
+    sink.error = None
+    setting.send(4)
+    assert setting.delivery.wait(10)
+    assert sink.taken == numbers(4)
+    assert setting.results() == (1, 4)
+    setting.until(lambda: setting.told[-1] == ("file", None))
 
 
 @pytest.mark.parametrize("way", ["it hung", "it failed"])
@@ -423,6 +484,27 @@ def test_a_pipe_that_nobody_reads_and_then_somebody(make: Make) -> None:
     assert setting.told[1] == ("json", None)
 
 
+@pytest.mark.parametrize("blocking", [True, False])
+def test_the_end_with_a_pipe_that_nobody_reads(blocking: bool) -> None:
+    before = active_count()
+    reader, writer = os.pipe()
+    os.set_blocking(writer, blocking)
+    setting = Setting(json_lines(writer))
+    setting.send(*range(1000), text="x" * 900)
+    began = time.monotonic()
+    setting.delivery.finish(0.2, 1)
+    delivered, failed = setting.results()
+    assert 0 < delivered < 100  # 64 KiB
+    assert delivered + failed == 1000
+    setting.delivery.close()
+    assert time.monotonic() - began < 3
+    assert active_count() == before + 1  # it ends with the process
+    os.close(reader)
+    setting.delivery.close()
+    assert active_count() == before
+    os.close(writer)
+
+
 def test_closed_with_a_sink_that_hangs() -> None:
     before = active_count()
     good, hung, unused = Gate("good"), Gate("hung"), Gate("unused")
@@ -475,6 +557,28 @@ def test_events_keep_half_of_the_room(make: Make) -> None:
     assert setting.delivery.wait(10)
     assert told == [False] * 6 + [True] * 4
     assert setting.results() == (6, 0)
+
+
+def test_a_batch_that_is_given_up_has_failed_and_may_still_be_stored(make: Make) -> None:
+    class Slow(BatchGate):
+        def write_all(self, batch: Sequence[bytes]) -> None:
+            self.open.clear()
+            self.is_writing.set()
+            assert self.open.wait(30)
+            super().write_all(batch)
+
+    sink = Slow("one")
+    setting = make(sink)
+    held_up(sink, setting)
+    setting.send(*range(1, 1 + 2 * BATCH))
+    sink.is_writing.clear()
+    sink.open.set()
+    assert sink.is_writing.wait(10)  # the first batch
+    setting.delivery.finish(0.05)
+    assert setting.results() == (1, 2 * BATCH)
+    sink.open.set()
+    setting.until(lambda: len(sink.taken) == 1 + BATCH)
+    assert setting.results() == (1, 2 * BATCH)
 
 
 def test_what_is_given_up_is_told(make: Make) -> None:

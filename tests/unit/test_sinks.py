@@ -7,6 +7,8 @@ import os
 import re
 import resource
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,16 +81,55 @@ def test_a_closed_reader_is_a_sink_error(pipe: tuple[int, int]) -> None:
             emit(sink, HEALTH)
 
 
-def test_a_half_line_in_a_stream_is_ended(pipe: tuple[int, int]) -> None:
+def test_a_half_line_in_a_stream_is_ended(tmp_path: Path) -> None:
+    path = tmp_path / "stdout"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with path.open("wb") as file:
+        sink = json_lines(file.fileno())
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4, limits[1]))
+        try:
+            with pytest.raises(SinkError, match="File too large; event not written"):
+                emit(sink, {"n": 1})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        emit(sink, {"n": 2})
+        emit(sink, {"n": 3})
+    assert path.read_bytes() == b'{"n"\n{"n":2}\n{"n":3}\n'
+
+
+@pytest.mark.parametrize("length", [100, 5000, 300_000])
+def test_a_full_descriptor_is_waited_for_also_where_it_does_not_block(
+    pipe: tuple[int, int], length: int
+) -> None:
     reader, writer = pipe
     os.set_blocking(writer, False)
     sink = json_lines(writer)
-    with pytest.raises(SinkError, match="temporarily unavailable"):
-        emit(sink, {"summary": "x" * 1_000_000})
-    assert os.read(reader, 1 << 20).startswith(b'{"summary":"xxx')
-    emit(sink, {"n": 2})
-    emit(sink, {"n": 3})
-    assert os.read(reader, 1 << 20) == b'\n{"n":2}\n{"n":3}\n'
+    events = [{"n": number, "text": "x" * length} for number in range(600_000 // length)]
+
+    def write() -> None:
+        for event in events:
+            emit(sink, event)
+        os.close(writer)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    time.sleep(0.2)  # the pipe is full, and nobody reads
+    began = time.process_time()
+    time.sleep(0.3)
+    assert time.process_time() - began < 0.1
+    assert thread.is_alive()
+    with open(reader, closefd=False) as file:
+        assert [json.loads(line) for line in file] == events
+    thread.join()
+
+
+def test_a_reader_that_goes_while_a_full_pipe_is_waited_for(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    os.set_blocking(writer, False)
+    sink = json_lines(writer)
+    threading.Timer(0.1, os.close, (reader,)).start()
+    with pytest.raises(SinkError, match="Broken pipe"):
+        emit(sink, {"text": "x" * 1_000_000})
 
 
 def test_file_mode(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from test_web import TLS, ask, basic, client_context, send
 
-from monitor.web.access import TokenBucket, WebAccess
+from monitor.web.access import TokenBucket, WebAccess, _unsettled_seconds
 from monitor.web.server import Server, WebError, listen
 from monitor.web.web_config import RateLimit
 
@@ -27,6 +28,7 @@ HASH = bcrypt.hashpw(b"correct horse", bcrypt.gensalt(4)).decode()
 RIGHT = basic("prometheus", "correct horse")
 USERS = f"basic_auth_users:\n  prometheus: {HASH}\n"
 VERIFY = "  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: client.pem\n"
+SANS = "  client_allowed_sans: [monitor.example]\n"
 REFUSED = (ssl.SSLError, ConnectionError, http.client.RemoteDisconnected)
 
 
@@ -41,11 +43,11 @@ def folder(certificates: Path, tmp_path: Path) -> Path:
 class Serving:
     """A server with the web configuration `text`, and what was told of its changes."""
 
-    def __init__(self, folder: Path, text: str) -> None:
+    def __init__(self, folder: Path, text: str, settle_seconds: float = 0) -> None:
         self.file = folder / "web.yml"
         self.file.write_text(text)
         self.told: list[str | None] = []
-        access = WebAccess(self.file, self._tell, retry_seconds=0)
+        access = WebAccess(self.file, self._tell, retry_seconds=0, settle_seconds=settle_seconds)
         self.server: Server = listen(("127.0.0.1", 0), CollectorRegistry(), list, access)
         self.server.start()
 
@@ -59,8 +61,8 @@ class Serving:
 
 
 @contextmanager
-def serving(folder: Path, text: str) -> Iterator[Serving]:
-    served = Serving(folder, text)
+def serving(folder: Path, text: str, settle_seconds: float = 0) -> Iterator[Serving]:
+    served = Serving(folder, text, settle_seconds)
     try:
         yield served
     finally:
@@ -312,7 +314,7 @@ def test_a_password_that_was_right_is_not_checked_again_for_another_certificate(
     folder: Path,
 ) -> None:
     (folder / "web.yml").write_text(TLS + USERS)
-    access = WebAccess(folder / "web.yml", lambda _: None)
+    access = WebAccess(folder / "web.yml", lambda _: None, settle_seconds=0)
     before = access()
     new_certificate(folder, "server")
     after = access()
@@ -346,6 +348,11 @@ def test_a_file_with_a_mistake_changes_nothing_and_is_told_once(folder: Path) ->
         (TLS + USERS, "", "TLS can be turned off by a restart alone"),
         (USERS, TLS + USERS, "TLS can be turned on by a restart alone"),
         (TLS + USERS, TLS, "basic auth can be turned off by a restart alone"),
+        (
+            TLS + "  min_version: TLS13\n" + USERS,
+            TLS + USERS,
+            "tls_server_config.min_version can be lowered by a restart alone",
+        ),
     ],
 )
 def test_what_protects_stays_until_a_restart(
@@ -358,11 +365,113 @@ def test_what_protects_stays_until_a_restart(
         assert served.told == [f"{served.file}: {problem}"]
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "what"),
+    [
+        (VERIFY, "", "client_auth_type can be weakened"),
+        (VERIFY, "  client_auth_type: NoClientCert\n", "client_auth_type can be weakened"),
+        (
+            VERIFY,
+            VERIFY.replace("RequireAndVerifyClientCert", "VerifyClientCertIfGiven"),
+            "client_auth_type can be weakened",
+        ),
+        (VERIFY + SANS, VERIFY, "client_allowed_sans can be emptied"),
+        (
+            VERIFY + SANS,
+            VERIFY + "  client_allowed_sans: []\n",
+            "client_allowed_sans can be emptied",
+        ),
+    ],
+)
+def test_clients_are_checked_as_strictly_until_a_restart(
+    folder: Path, before: str, after: str, what: str
+) -> None:
+    new_certificate(folder, "client", "DNS:monitor.example")
+    new_certificate(folder, "other", "DNS:other.example")
+    authority = (folder / "client.pem").read_text() + (folder / "other.pem").read_text()
+    (folder / "client.pem").write_text(authority)
+    with serving(folder, TLS + before) as served:
+        served.file.write_text(TLS + after)
+        assert served.status(with_certificate(folder, "client")) == 200
+        with pytest.raises(REFUSED):
+            served.status(client_context(folder))
+        if "sans" in what:
+            with pytest.raises(REFUSED):
+                served.status(with_certificate(folder, "other"))
+        (problem,) = served.told
+        assert f"tls_server_config.{what}" in str(problem)
+
+
+def test_what_protects_may_become_stricter(folder: Path) -> None:
+    new_certificate(folder, "client", "DNS:monitor.example")
+    tls = client_context(folder)
+    with serving(folder, TLS) as served:
+        assert served.status(tls) == 200
+        for text in (VERIFY, VERIFY + SANS, VERIFY + SANS + "  min_version: TLS13\n" + USERS):
+            served.file.write_text(TLS + text)
+            with pytest.raises(REFUSED):
+                served.status(tls)
+        assert served.status(with_certificate(folder, "client"), RIGHT) == 200
+        assert served.status(with_certificate(folder, "client")) == 401
+        assert served.told == [None, None, None]
+
+
+def test_no_part_of_a_file_that_is_being_written_is_in_force(folder: Path) -> None:
+    """Whatever part a connection meets, the old configuration holds until the new one is whole."""
+    new = USERS.replace("prometheus", "first") + f"  second: {HASH}\n"
+    with serving(folder, USERS, settle_seconds=1.0) as served:
+        for end in range(0, len(new), 9):
+            served.file.write_text(new[:end])
+            assert served.status(headers=RIGHT) == 200
+        served.file.write_text(new)
+        written = time.monotonic()
+        while served.status(headers=RIGHT) == 200:
+            assert time.monotonic() - written < 10
+            time.sleep(0.01)
+        assert time.monotonic() - written >= 0.95
+        for name in ("first", "second"):
+            assert served.status(headers=basic(name, "correct horse")) == 200
+        assert served.told == [None]
+
+
+def test_a_file_that_is_named_for_the_first_time_is_whole_before_it_is_used(folder: Path) -> None:
+    web = folder / "web.yml"
+    web.write_text(TLS)
+    told: list[WebError | None] = []
+    access = WebAccess(web, told.append, retry_seconds=0, settle_seconds=0.5)
+    web.write_text(TLS.replace("server.", "new."))
+    time.sleep(0.6)  # it is whole, and what it names is not there yet
+    before = access()
+    assert [str(problem).startswith("cannot use ") for problem in told] == [True]
+    for end in ("key", "pem"):
+        shutil.copy(folder / f"server.{end}", folder / f"new.{end}")
+        assert access() is before
+    time.sleep(0.6)
+    assert access() is not before
+    assert told[1:] == [None]
+
+
+def test_a_change_that_is_older_holds_at_the_next_connection(folder: Path) -> None:
+    with serving(folder, USERS, settle_seconds=0.2) as served:
+        served.file.write_text(USERS.replace("prometheus", "other"))
+        time.sleep(0.25)
+        assert served.status(headers=RIGHT) == 401
+        assert served.told == [None]
+
+
+def test_a_file_of_a_machine_whose_clock_is_ahead(folder: Path, tmp_path: Path) -> None:
+    now = time.time()
+    assert _unsettled_seconds([tmp_path], 1000) > 990
+    assert _unsettled_seconds([tmp_path], 1000, now=now - 3600) == 0
+    assert _unsettled_seconds([tmp_path], 1000, now=now + 3600) == 0
+    assert _unsettled_seconds([tmp_path / "missing"], 1000) == 0
+
+
 def test_a_mistake_is_looked_at_again_after_a_while(folder: Path) -> None:
     file = folder / "web.yml"
     file.write_text(USERS)
     told: list[WebError | None] = []
-    access = WebAccess(file, told.append, retry_seconds=3600)
+    access = WebAccess(file, told.append, retry_seconds=3600, settle_seconds=0)
     file.write_text("nonsense")
     before = access()
     file.write_text(USERS.replace("prometheus", "other"))
