@@ -29,13 +29,13 @@ BATCH = 64  # events that a sink may take at once
 class Limits(NamedTuple):
     """What a sink is given before it counts as failing.
 
-    The rate limit lets 1,000 events pass at once and 1,000 a second after: the queue holds what a
-    storm makes in its first second. An event is 1 to 2 KiB, and what a stuck sink costs in memory
-    is told by the bytes.
+    The rate limit lets 1,000 events of a kind pass at once and 1,000 a second after: the queue
+    holds what a storm of two kinds makes in its first second. An event is 1 to 2 KiB, and what a
+    stuck sink costs in memory is told by the bytes.
     """
 
     events: int = 2048
-    bytes: int = 2 << 20
+    bytes: int = 4 << 20
     health: int = 64  # more, for what tells that others are refused
     stall_seconds: float = 10.0  # without taking one of the events that wait
     quiet_seconds: float = 2.0  # without an error, before it has recovered
