@@ -39,6 +39,7 @@ from monitor.execute.command import (
 )
 from monitor.execute.files import Nearby
 from monitor.execute.names import Names
+from monitor.execute.remains import new_prefix, remove_directories
 from monitor.execute.sink import CommandSink, Event
 from monitor.execute.summary import Result, document, live, summary, violations
 from monitor.host import facts as host
@@ -352,10 +353,11 @@ def _end_in_order() -> None:
 @contextlib.contextmanager
 def _directory() -> Iterator[Path]:
     """A temporary one. No signal ends us between its making and the promise to remove it."""
+    remove_directories(Path(tempfile.gettempdir()))
     with contextlib.ExitStack() as cleanup:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
         try:
-            folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="seal-monitor-exec-"))
+            folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix=new_prefix()))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         yield Path(folder)

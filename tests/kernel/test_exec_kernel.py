@@ -24,6 +24,7 @@ from conftest import ATTACH_MODES
 from harness import cgroup_root, started
 
 from monitor.execute.cgroup import CommandCgroup
+from monitor.execute.remains import new_prefix
 
 pytestmark = pytest.mark.usefixtures("require_bpf", "nothing_left")
 
@@ -358,6 +359,26 @@ def test_an_end_before_the_command_has_started() -> None:
     assert (process.returncode, output) == (128 + signal.SIGTERM, b"")
 
 
+def test_what_sigkill_leaves_is_removed_by_the_next(run: Run) -> None:
+    before = _left()
+    command = ("sh", "-c", "echo $$; exec sleep 1000")
+    with subprocess.Popen([*EXEC, "--", *command], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        pid = int(process.stdout.readline())
+        process.kill()
+    assert len(_left()) == len(before) + 2  # a cgroup and a directory
+    try:
+        run("true")
+        (cgroup,) = set(_left()) - set(before)  # as long as a process lives in it
+        assert cgroup.is_relative_to(cgroup_root() or "?")
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    while Path(f"/proc/{pid}").exists():
+        time.sleep(0.01)
+    run("true")
+    assert _left() == before
+
+
 def test_a_terminal_interrupts_the_command() -> None:
     pid, terminal = pty.fork()
     if not pid:
@@ -398,7 +419,7 @@ def test_cgroup(tmp_path: Path, is_mounted: bool) -> None:
     with started([["cat"]]) as (process,):
         os.write(cgroup.entry, str(process.pid).encode())
         path = Path(f"/proc/{process.pid}/cgroup").read_text()
-        assert f"/seal-monitor-exec-{os.getpid()}-" in path
+        assert f"/{new_prefix()}" in path
         cgroup.close()
         assert "seal-monitor" not in Path(f"/proc/{process.pid}/cgroup").read_text()
         assert process.poll() is None
