@@ -17,7 +17,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
@@ -336,18 +336,26 @@ def _settings(config: Config) -> Config:
     )
 
 
-def _end_in_order() -> None:
+def _end_in_order() -> Callable[[], None]:
     """What would end this process at once raises SystemExit, so that nothing is left behind.
 
-    Once the command runs it is the command's. What the caller has ignored stays so.
+    Once the command runs it is the command's. What the caller has ignored stays so. What comes back
+    raises it once more, if it was raised: Python ignores it in what a fork calls.
     """
+    codes: list[int] = []
 
     def end(number: int, _: object) -> None:
-        sys.exit(128 + number)
+        codes.append(128 + number)
+        sys.exit(codes[0])
+
+    def end_if_asked() -> None:
+        if codes:
+            sys.exit(codes[0])
 
     for number in FORWARDED:
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, end)
+    return end_if_asked
 
 
 @contextlib.contextmanager
@@ -364,9 +372,16 @@ def _directory() -> Iterator[Path]:
 
 
 def _watched(
-    config: Config, options: Options, user: User | None, directory: Path, terminal: _Terminal
+    config: Config,
+    options: Options,
+    user: User | None,
+    directory: Path,
+    terminal: _Terminal,
+    *,
+    end_if_asked: Callable[[], None],
 ) -> Result:
     with _Watch(_settings(config), directory, terminal) as watch:
+        end_if_asked()  # from here on signals are the command's
         began = time.monotonic()
         status = watch.run(options.words, user)
         seconds = time.monotonic() - began
@@ -392,7 +407,7 @@ def run(config: Config, options: Options) -> int:
 
     Raises what starting the daemon raises, and ExecError, UserError, CannotStart, CgroupError.
     """
-    _end_in_order()
+    end_if_asked = _end_in_order()
     user = _user(options.user)
     with contextlib.ExitStack() as cleanup:
         as_json, as_page = (
@@ -402,7 +417,7 @@ def run(config: Config, options: Options) -> int:
         host.require()
         terminal = _Terminal(sys.stderr)
         directory = cleanup.enter_context(_directory())
-        result = _watched(config, options, user, directory, terminal)
+        result = _watched(config, options, user, directory, terminal, end_if_asked=end_if_asked)
         terminal.write(summary(result, colours=terminal.colours))
         if as_json:
             as_json.write(_json(result))
