@@ -14,6 +14,7 @@ import os
 import select
 import shutil
 import signal
+import stat
 import sys
 import tempfile
 import time
@@ -90,16 +91,27 @@ class Options:
 # ---- Where results go ----------------------------------------------------------------------------
 
 
-class _Output:
-    """Standard output for "-", else a file of the user that the command runs as. A context manager.
+def _may_write(directory: os.stat_result, user: User) -> bool:
+    if directory.st_uid == user.uid:
+        return bool(directory.st_mode & stat.S_IWUSR)
+    own = stat.S_IWGRP if directory.st_gid in user.groups else stat.S_IWOTH
+    return bool(directory.st_mode & own)
 
+
+class _Output:
+    """Standard output for "-", else a file. A context manager.
+
+    It belongs to the user that the command runs as where that user could have made it, else to the
+    caller: the directory may be a link that an earlier command has left.
     Nothing of a file is touched before there is something to write: the command may not start.
     """
 
     def __init__(self, name: str, user: User | None) -> None:
         """Raises OSError, ExecError: before the command runs, not after."""
-        self._owner = (user.uid, user.gid) if user else None
+        self._owner: tuple[int, int] | None = None
         self._file = None if name == "-" else PrivateFile(Path(name))
+        if self._file and user and _may_write(self._file.directory(), user):
+            self._owner = user.uid, user.gid
         if self._file is None and sys.stdout is None:
             raise ExecError("standard output is closed; name a file instead of -")
 

@@ -87,6 +87,10 @@ class PrivateFile:
                 raise self._failure(error) from error
             raise
 
+    def directory(self) -> os.stat_result:
+        """Of the directory that it is made in."""
+        return os.fstat(self._directory)
+
     def close(self) -> None:
         os.close(self._directory)
 

@@ -196,20 +196,25 @@ def test_exit_codes(run: Run, command: Sequence[str], code: int, message: str) -
 # ---- Results -------------------------------------------------------------------------------------
 
 
-def test_results_are_for_the_user_that_it_ran_as_alone(
-    run: Run, compiled: Compile, tmp_path: Path
+@pytest.mark.parametrize(("mode", "owner"), [(0o755, 0), (0o1777, 65534)])
+def test_results_are_for_one_user_alone(
+    run: Run, compiled: Compile, tmp_path: Path, mode: int, owner: int
 ) -> None:
+    """The command's, where that user could have made them."""
     json_file, page = tmp_path / "found.json", tmp_path / "found.html"
-    flags = ["--report", str(page), "--user", "nobody"]
+    tmp_path.chmod(mode)
     old = os.umask(0)
     try:
-        run(compiled("command"), "unmap", 3, flags=flags)
+        run(
+            *(compiled("command"), "unmap", 3),
+            flags=["--report", str(page), "--user", "nobody"],
+        )
     finally:
         os.umask(old)
     assert b"munmap of sealed memory refused" in page.read_bytes()
     for file in (json_file, page):
         status = file.stat()
-        assert (status.st_uid, status.st_gid) == (65534, 65534)
+        assert (status.st_uid, status.st_gid) == (owner, owner)
         assert stat.S_IMODE(status.st_mode) == 0o600
     assert sorted(tmp_path.iterdir()) == [page, json_file]
 
