@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from operator import attrgetter
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from monitor.configuration import config
 from monitor.version import version
@@ -20,9 +20,16 @@ __all__ = ["main"]
 
 
 class Parser(argparse.ArgumentParser):
-    """`wrong_usage` is the exit code for a mistake on the command line."""
+    """`wrong_usage` is the exit code for a mistake on the command line.
+
+    What it parsed has it as `parser`: a mistake found later shows the usage of that very command.
+    """
 
     wrong_usage = 2
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.set_defaults(parser=self)
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
@@ -46,6 +53,8 @@ Watches every attempt to change memory that mseal(2) has sealed, and every fault
 a protection: counts them in the kernel, proves what they were, and tells who made them.
 """
 _EPILOG = """\
+'seal-monitor COMMAND --help' tells the flags of a command.
+
 examples:
   seal-monitor demo                   see what the monitor says of real violations
   seal-monitor doctor                 see what it can do on this host
@@ -69,42 +78,28 @@ SEAL_MONITOR_DEBUG=1 in the environment shows where an error was raised.
 """
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """argparse counts two columns too few for the names of commands, and breaks lines."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._action_max_length = 18
+
+
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         print(f"seal-monitor {version()}")
         parser.exit()
 
 
-def _flags() -> Parser:
-    """The flags that run, demo and doctor have in common; what is not given is not set."""
-    parser = Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    group = parser.add_argument_group(
-        "flags of run, demo and doctor; they override the file",
-        "demo and doctor use --config and --attach alone",
-    )
-    group.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help=f"configuration (default: {config.DEFAULT_PATH}, if it is there)",
-    )
-    for key in config.KEYS:
-        if key.flag:
-            text = key.description + (f" Default: {key.default}" if key.default else "")
-            group.add_argument(key.flag, dest=key.name, metavar=_VALUES[key.name], help=text)
-    return parser
-
-
 def _parser() -> Parser:
-    flags = _flags()
     parser = Parser(
         prog="seal-monitor",
         usage="seal-monitor COMMAND [FLAGS]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        parents=[flags],
         allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
     )
     parser.add_argument(
         "--version", action=_Version, nargs=0, help="show the version of the program and exit"
@@ -113,22 +108,24 @@ def _parser() -> Parser:
         title="commands", metavar="COMMAND", prog="seal-monitor", required=True
     )
 
-    def add(name: str, does: Command, text: str, *parents: Parser) -> Parser:
+    def add(name: str, does: Command, text: str) -> Parser:
         command = commands.add_parser(
-            name,
-            help=text,
-            description=f"{text[0].upper()}{text[1:]}.",
-            parents=parents,
-            allow_abbrev=False,
+            name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
         )
-        command.set_defaults(does=does, takes_flags=bool(parents), takes_config=bool(parents))
-        command.set_defaults(failure=None)
+        command.set_defaults(does=does, failure=None)
         return command
 
-    add("run", _run, "watch in the foreground until SIGTERM or SIGINT", flags)
-    add("demo", _demo, "provoke one of each violation and show what is said of it", flags)
+    run = add("run", _run, "watch in the foreground until SIGTERM or SIGINT")
+    demo = add("demo", _demo, "provoke one of each violation and show what is said of it")
     _add_exec(add("exec", _exec, "run a command and tell the violations of it and its children"))
-    doctor = add("doctor", _doctor, "show what this host can and can't do, and the remedy", flags)
+    doctor = add("doctor", _doctor, "show what this host can and can't do, and the remedy")
+    for command, keys in (
+        (run, [key.name for key in config.KEYS if key.flag]),
+        (demo, ["attach"]),
+        (doctor, ["attach"]),
+    ):
+        _add_config(command, f"configuration (default: {config.DEFAULT_PATH}, if it is there)")
+        _add_keys(command, keys)
     doctor.add_argument("--json", action="store_true", help="print a JSON object")
     check = add("check-config", _check_config, "tell every mistake in a configuration file")
     check.add_argument("file", metavar="FILE", type=Path, help="the file to check")
@@ -151,6 +148,24 @@ def _parser() -> Parser:
     return parser
 
 
+def _add_config(parser: Parser, text: str) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE", help=text)
+
+
+def _add_keys(parser: Parser, names: Sequence[str]) -> None:
+    """Flags for these keys of the configuration; what is not given is not set."""
+    for key in config.KEYS:
+        if key.flag and key.name in names:
+            text = key.description + (f" Default: {key.default}" if key.default else "")
+            parser.add_argument(
+                key.flag,
+                dest=key.name,
+                metavar=_VALUES[key.name],
+                default=argparse.SUPPRESS,
+                help=text,
+            )
+
+
 def _add_posture(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     shown = parser.add_mutually_exclusive_group()
@@ -168,7 +183,7 @@ def _add_posture(parser: Parser) -> None:
 
 def _add_exec(parser: Parser) -> None:
     parser.wrong_usage = EXEC_FAILED
-    parser.set_defaults(failure=EXEC_FAILED, takes_flags=True)
+    parser.set_defaults(failure=EXEC_FAILED)
     parser.usage = "seal-monitor exec [FLAGS] -- COMMAND [ARGUMENT...]"
     parser.description = (
         "Run a command and tell the violations of it and its children, and of nobody else, on "
@@ -183,20 +198,19 @@ def _add_exec(parser: Parser) -> None:
         help="exit code 4 if there was one of these: denial, fault, bypass; several: denial,fault",
     )
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write all that was found to FILE, as JSON"
+        "--json",
+        metavar="FILE",
+        help="write all that was found to FILE, as JSON; - for standard output",
     )
     parser.add_argument(
-        "--report", type=Path, metavar="FILE", help="write it to FILE as a page of HTML"
+        "--report",
+        metavar="FILE",
+        help="write it to FILE as a page of HTML, if there is anything; - for standard output",
     )
     parser.add_argument(
         "--user", metavar="NAME", help="run the command as NAME (default: $SUDO_USER, if it is set)"
     )
-    parser.add_argument(
-        "--attach",
-        metavar="MODE",
-        default=argparse.SUPPRESS,
-        help="auto, fexit, tracepoint or raw_tracepoint (default: auto)",
-    )
+    _add_keys(parser, ["attach"])
     parser.add_argument("words", metavar="COMMAND", nargs=argparse.REMAINDER)
 
 
@@ -211,15 +225,8 @@ def _kinds(text: str) -> tuple[str, ...]:
 
 
 def _add_incidents(parser: Parser) -> None:
-    parser.set_defaults(takes_config=True)
     common = Parser(add_help=False, allow_abbrev=False)
-    common.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        default=argparse.SUPPRESS,
-        help="the daemon's configuration, which may name a state directory",
-    )
+    _add_config(common, "the daemon's configuration, which may name a state directory")
     common.add_argument(
         "--database", type=Path, metavar="FILE", help="another database, as of another host"
     )
@@ -310,7 +317,7 @@ def _overrides(arguments: argparse.Namespace) -> dict[str, object]:
 
 
 def _load(arguments: argparse.Namespace) -> config.Config:
-    return config.load(getattr(arguments, "config", None), _overrides(arguments))
+    return config.load(arguments.config, _overrides(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -335,9 +342,11 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _exec(arguments: argparse.Namespace) -> int:
+    if arguments.json is not None and arguments.json == arguments.report:
+        arguments.parser.error("--json and --report go to the same place")
     words = arguments.words[arguments.words[:1] == ["--"] :]
     if not words:
-        raise config.ConfigError("no command: seal-monitor exec [FLAGS] -- COMMAND [ARGUMENT...]")
+        arguments.parser.error("no command")
     # No file: what a command is told does not depend on the host that it runs on.
     settings = config.load(Path(os.devnull), _overrides(arguments))
     from monitor.execute import command as execute_command  # noqa: PLC0415
@@ -431,10 +440,11 @@ def _differences(settings: config.Config) -> list[str]:
 
 def _report(error: Exception) -> int:
     """Tell the error on standard error; the exit code."""
-    from monitor.attach import calibrate  # noqa: PLC0415 - the command had its turn
-    from monitor.host import facts as host  # noqa: PLC0415 - the command had its turn
-    from monitor.kernel import loader  # noqa: PLC0415 - the command had its turn
-    from monitor.web import server as web  # noqa: PLC0415 - the command had its turn
+    # Only now: help, and commands that need none of it, load nothing heavy.
+    from monitor.attach import calibrate  # noqa: PLC0415
+    from monitor.host import facts as host  # noqa: PLC0415
+    from monitor.kernel import loader  # noqa: PLC0415
+    from monitor.web import server as web  # noqa: PLC0415
 
     match error:
         case host.HostError():
@@ -462,19 +472,22 @@ def _report(error: Exception) -> int:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:  # without "[Errno 2]"
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(text.split())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv`; the exit code. Raises SystemExit for wrong usage and --help."""
     parser = _parser()
-    arguments, unknown = parser.parse_known_args(argv)
-    parser.wrong_usage = arguments.failure or WRONG_USAGE
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words and words[0].startswith("-") and words[0] not in ("-h", "--help", "--version"):
+        # Else its value would be taken for the command.
+        parser.error(f"{words[0]} stands before the command; flags come after it")
+    arguments, unknown = parser.parse_known_args(words)
     if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    is_misplaced = _overrides(arguments) and not arguments.takes_flags
-    if is_misplaced or ("config" in arguments and not arguments.takes_config):
-        parser.error("only run, demo and doctor take these flags")
+        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         code = arguments.does(arguments)
         if sys.stdout is not None:  # it may have been closed before we were started
@@ -482,7 +495,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # Whoever read standard output has gone; the interpreter must not try to flush at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return FAILED
+        return arguments.failure or FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:

@@ -114,7 +114,7 @@ def open_sinks(config: Config) -> list[sinks.Sink]:
         if config.output.events_file is not None:
             opened.append(sinks.json_file(config.output.events_file))
     except OSError as error:
-        raise ConfigError(f"output.events_file: {error}") from error
+        raise ConfigError(str(error)) from error
     try:
         if config.output.journal or to_journal:
             opened.append(journal.JournalSink())

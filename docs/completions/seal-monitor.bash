@@ -1,15 +1,14 @@
 # Completion of seal-monitor's command line for bash; for zsh after "autoload -U bashcompinit;
 # bashcompinit". A test compares it with what the program takes.
 
-_seal_monitor_common="--attach --config --events-file --output --web.config.file --web.listen-address"
 _seal_monitor_filters="--executable --kind --likely --limit --operation --since --until --verdict --workload"
 
 # Command, or command and verb -> its flags.
 declare -gA _seal_monitor_flags=(
-    [run]="$_seal_monitor_common"
-    [demo]="$_seal_monitor_common"
+    [run]="--attach --config --events-file --output --web.config.file --web.listen-address"
+    [demo]="--attach --config"
     [exec]="--attach --fail-on --json --report --user"
-    [doctor]="$_seal_monitor_common --json"
+    [doctor]="--attach --config --json"
     [check-config]=""
     [schema]=""
     [symbolize]="--search --verbose"

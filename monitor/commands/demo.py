@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 import time
-import urllib.request
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from monitor.configuration.config import Config, Watch, Web, parse
 from monitor.daemon import Daemon
+from monitor.kernel.abi import Cause, Counters, Method, Verdict
 from monitor.kernel.probes import AT_SEAL
 from monitor.provoke import table as provoke
 from monitor.provoke.provocation import Provocation
 from monitor.provoke.refusal import as_seen
 from monitor.sinks import outputs as sinks
 
-__all__ = ["run"]
+__all__ = ["counted", "not_shown", "run"]
 
+WIDTHS = (60, 120)  # of what is printed, at a terminal that is narrower or wider
 READY_SECONDS = 10.0
 EVENT_SECONDS = 2.0
+_UNBROKEN = "\N{NO-BREAK SPACE}"  # textwrap takes it for a letter
 _TITLES = {
     "denial": "Refused by a seal",
     "fault": "Stopped by a guard page, a seal or a protection",
@@ -97,6 +102,10 @@ def _show(text: str = "") -> None:
     print(text, flush=True)
 
 
+def _item(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, initial_indent="* ", subsequent_indent="  ")
+
+
 def _due(daemon: Daemon, facts: dict[str, Any]) -> dict[str, Any]:
     """The facts as they are to be told with the hooks that are attached."""
     probes = daemon.loaded.probes
@@ -152,7 +161,8 @@ def run(config: Config) -> int:
         watch=Watch(compat=True, io_uring=True),
         web=Web(listen_address=("127.0.0.1", 0), config_file=None),  # it reads them itself
     )
-    colours = sys.stdout.isatty()
+    narrowest, widest = WIDTHS
+    width = max(narrowest, min(shutil.get_terminal_size((100, 24)).columns, widest))
     collected = _Collected()
     with Daemon(config, [collected]) as daemon:
         deadline = time.monotonic() + READY_SECONDS
@@ -162,22 +172,22 @@ def run(config: Config) -> int:
             _show("the monitor did not become ready: " + "; ".join(problems))
             return 1
         _show(f"seal-monitor is ready after {time.monotonic() - began:.2f} s.")
-        _show("Each violation below is real, in a process of its own; then what the monitor says.")
+        text = "Each violation below is real, in a process of its own; then what the monitor says."
+        _show(textwrap.fill(text, width))
         collected.events.clear()
-        view = sinks.pretty(colours=colours)
-        wrong, skipped, made = _show_all(daemon, collected, view)
-        _show_metrics(daemon)
+        view = sinks.pretty(colours=sys.stdout.isatty(), width=width)
+        wrong, skipped, made = _show_all(daemon, collected, view, width)
+        verdict = "all told right" if not wrong else f"told wrong: {', '.join(wrong)}"
+        _show(f"\n{made} violations in {time.monotonic() - began:.1f} s, {verdict}.")
+        counters = daemon.state.counters()
         daemon.stop()
-    _show()
-    for provocation, reason in skipped:
-        _show(f"not possible on this host: {provocation.description} ({reason})")
-    verdict = "all told right" if not wrong else f"told wrong: {', '.join(wrong)}"
-    _show(f"{made} violations in {time.monotonic() - began:.1f} s, {verdict}.")
+    for lines in filter(None, (not_shown(skipped, width), counted(counters, width))):
+        _show("\n".join(["", *lines]))
     return 1 if wrong else 0
 
 
 def _show_all(
-    daemon: Daemon, collected: _Collected, view: sinks.Sink
+    daemon: Daemon, collected: _Collected, view: sinks.Sink, width: int
 ) -> tuple[list[str], list[tuple[Provocation, str]], int]:
     wrong: list[str] = []
     skipped: list[tuple[Provocation, str]] = []
@@ -193,7 +203,8 @@ def _show_all(
             kind = provocation.kind
             _show(f"\n== {_TITLES[kind]} ==")
         made += 1
-        _show(f"\n* {provocation.description}")
+        _show()
+        _show("\n".join(_item(provocation.description, width)))
         for event in events:
             view.write(view.render(event))
         if not _is_as_expected(facts, events):
@@ -204,10 +215,51 @@ def _show_all(
     return wrong, skipped, made
 
 
-def _show_metrics(daemon: Daemon) -> None:
-    with urllib.request.urlopen(daemon.metrics_url, timeout=5) as answer:
-        lines = answer.read().decode().splitlines()
-    _show("\n== Metrics (those that are not 0) ==\n")
-    for line in lines:
-        if line.startswith("seal_monitor_") and not line.endswith(" 0.0") and "_bucket" not in line:
-            _show(line)
+# ---- After the last one --------------------------------------------------------------------------
+
+
+def not_shown(skipped: Sequence[tuple[Provocation, str]], width: int) -> list[str]:
+    """What could not be shown on this host, by reason; lines of `width` at most."""
+    by_reason: dict[str, list[str]] = {}
+    for provocation, reason in skipped:
+        by_reason.setdefault(reason, []).append(provocation.description)
+    lines = [f"{len(skipped)} more cannot be shown on this host:"] if skipped else []
+    for reason, descriptions in by_reason.items():
+        lines += textwrap.wrap(reason, width, initial_indent="  ", subsequent_indent="  ")
+        for text in descriptions:
+            lines += [f"    {line}" for line in _item(text, width - 4)]
+    return lines
+
+
+def _moved(counters: Counters) -> dict[str, dict[str, int]]:
+    """By metric, then by its label that tells most."""
+    verdicts = zip(*counters.denials, strict=True)  # of all operations
+    return {
+        "seal_monitor_denials_total": {
+            verdict.label: sum(row) for verdict, row in zip(Verdict, verdicts, strict=True)
+        },
+        "seal_monitor_faults_total": {cause.label: sum(counters.faults[cause]) for cause in Cause},
+        "seal_monitor_bypasses_total": {
+            method.label: counters.bypasses[method] for method in Method
+        },
+        "seal_monitor_seals_total": {"": counters.seals},
+    }
+
+
+def counted(counters: Counters, width: int) -> list[str]:
+    """What the kernel counted meanwhile, without zeros; lines of `width` at most."""
+    moved = _moved(counters)
+    indent = 2 + max(map(len, moved)) + 2
+    lines = ["The kernel counted meanwhile, on the whole host:"]
+    for metric, values in moved.items():
+        numbers = (f"{n}{_UNBROKEN}{label}".rstrip() for label, n in values.items() if n)
+        told = textwrap.wrap(
+            ", ".join(numbers) or "0",
+            width,
+            initial_indent=f"  {metric}".ljust(indent),
+            subsequent_indent=" " * indent,
+        )
+        lines += [line.replace(_UNBROKEN, " ") for line in told]
+    address, port = parse("", "").web.listen_address
+    lines.append(f"All metrics: http://{address}:{port}/metrics while 'seal-monitor run' runs.")
+    return lines

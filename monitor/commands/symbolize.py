@@ -23,7 +23,11 @@ def run(file: Path | None, search: Sequence[Path], verbose: bool) -> int:
     """
     if file is None:
         return _copy(sys.stdin.buffer, search, verbose)
-    with open(file, "rb") as lines:
+    try:
+        lines = open(file, "rb")  # noqa: SIM115 - what reading raises is no matter of the name
+    except OSError as error:
+        raise OSError(f"cannot read {file}: {error.strerror}") from error
+    with lines:
         return _copy(lines, search, verbose)
 
 

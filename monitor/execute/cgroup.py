@@ -7,17 +7,17 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from monitor.evidence.cgroups import cgroup_mount, unified_path
+from monitor.execute.remains import new_prefix, remove_cgroups
 from monitor.kernel.syscalls import call
 from monitor.untrusted.printable import printable
 
 __all__ = ["CgroupError", "CommandCgroup", "Member"]
 
-NAME = "seal-monitor-exec"
 REMOVE_SECONDS = 5.0  # a process that has just ended still holds it
 _FSCONFIG_CMD_CREATE = 6  # include/uapi/linux/mount.h
 _CLOEXEC = 1  # FSOPEN_CLOEXEC and FSMOUNT_CLOEXEC
@@ -72,24 +72,29 @@ class CommandCgroup:
         self._proc = proc
         self._mount = -1
         root = root or cgroup_mount(proc)
-        try:
-            if root is None:
-                self._mount = _mount()
-                root = Path(f"/proc/self/fd/{self._mount}")
-            self._parent = root / _own_path(proc)
-            self._path = self._parent / f"{NAME}-{os.getpid()}-{secrets.token_hex(4)}"
-            self._path.mkdir()
-            self.descriptor = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            # Whoever writes "0" to it is in the cgroup from then on.
-            self.entry = os.open(self._path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
-        except OSError as error:
-            self._close_mount()
-            if isinstance(error, CgroupError):
+        with ExitStack() as undo:
+            undo.callback(self._close_mount)
+            try:
+                if root is None:
+                    self._mount = _mount()
+                    root = Path(f"/proc/self/fd/{self._mount}")
+                self._parent = root / _own_path(proc)
+                remove_cgroups(self._parent)
+                self._path = self._parent / f"{new_prefix()}{secrets.token_hex(4)}"
+                self._path.mkdir()
+                undo.callback(self._path.rmdir)
+                self.descriptor = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                undo.callback(os.close, self.descriptor)
+                # Whoever writes "0" to it is in the cgroup from then on.
+                self.entry = os.open(self._path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+            except CgroupError:
                 raise
-            raise CgroupError(
-                f"cannot make a cgroup for the command: {error}; it needs root and a cgroup2 "
-                "hierarchy that it may write to"
-            ) from error
+            except OSError as error:
+                raise CgroupError(
+                    f"cannot make a cgroup for the command: {error}; it needs root and a cgroup2 "
+                    "hierarchy that it may write to"
+                ) from error
+            undo.pop_all()
 
     def members(self) -> list[Member]:
         """The processes that are alive in it and below."""

@@ -8,15 +8,17 @@ are the command's. One thread does everything but writing to sinks.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import select
 import shutil
 import signal
+import stat
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
@@ -38,6 +40,7 @@ from monitor.execute.command import (
 )
 from monitor.execute.files import Nearby
 from monitor.execute.names import Names
+from monitor.execute.remains import new_prefix, remove_directories
 from monitor.execute.sink import CommandSink, Event
 from monitor.execute.summary import Result, document, live, summary, violations
 from monitor.host import facts as host
@@ -46,6 +49,7 @@ from monitor.incidents.store import FILE, IncidentStore, Retention
 from monitor.kernel.probes import OPTIONAL
 from monitor.life.losses import Losses
 from monitor.pipeline import Pipeline, clock_offset
+from monitor.report.private_file import PrivateFile
 from monitor.sinks.delivery import Delivery
 from monitor.symbols.resolver import Resolver
 from monitor.tally import Tally
@@ -80,19 +84,65 @@ class Options:
     words: Sequence[str]
     user: str | None
     fail_on: Sequence[str]
-    json: Path | None
-    report: Path | None
+    json: str | None
+    report: str | None
 
 
-# ---- The report ----------------------------------------------------------------------------------
+# ---- Where results go ----------------------------------------------------------------------------
 
 
-def _write_report(database: Path, out: Path) -> None:
+def _may_write(directory: os.stat_result, user: User) -> bool:
+    if directory.st_uid == user.uid:
+        return bool(directory.st_mode & stat.S_IWUSR)
+    own = stat.S_IWGRP if directory.st_gid in user.groups else stat.S_IWOTH
+    return bool(directory.st_mode & own)
+
+
+class _Output:
+    """Standard output for "-", else a file. A context manager.
+
+    It belongs to the user that the command runs as where that user could have made it, else to the
+    caller: the directory may be a link that an earlier command has left.
+    Nothing of a file is touched before there is something to write: the command may not start.
+    """
+
+    def __init__(self, name: str, user: User | None) -> None:
+        """Raises OSError, ExecError: before the command runs, not after."""
+        self._owner: tuple[int, int] | None = None
+        self._file = None if name == "-" else PrivateFile(Path(name))
+        if self._file and user and _may_write(self._file.directory(), user):
+            self._owner = user.uid, user.gid
+        if self._file is None and sys.stdout is None:
+            raise ExecError("standard output is closed; name a file instead of -")
+
+    def write(self, data: bytes) -> None:
+        if self._file is not None:
+            self._file.write(data, self._owner)
+        else:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+
+    def __enter__(self) -> _Output:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _page(database: Path) -> bytes:
     """Every incident of the database as an HTML page."""
     from monitor.report import page as report  # noqa: PLC0415 - Jinja2, for who wants a page
 
-    with Incidents(database) as incidents, out.open("wb") as page:
+    page = io.BytesIO()
+    with Incidents(database) as incidents:
         report.write(incidents, incidents.search(Filter(), INCIDENTS_MOST), page)
+    return page.getvalue()
+
+
+def _json(result: Result) -> bytes:
+    text = json.dumps(document(result), indent=2, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
 # ---- The life of the command ---------------------------------------------------------------------
@@ -285,23 +335,10 @@ def _found(database: Path) -> list[tuple[Incident, list[Event]]]:
         return [(each, incidents.events(each)) for each in reversed(found)]
 
 
-def _write_json(path: Path, result: Result) -> None:
-    text = json.dumps(document(result), indent=2, ensure_ascii=False)
-    path.write_bytes(text.encode("utf-8", "backslashreplace") + b"\n")
-
-
 def _user(name: str | None) -> User | None:
     """Whom to run the command as; None: as the caller."""
     name = name or (os.environ.get("SUDO_USER") if os.geteuid() == 0 else None)
     return user_named(name) if name else None
-
-
-def _require_writable(path: Path) -> None:
-    """Before the command runs, not after. Raises ExecError."""
-    try:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644))
-    except OSError as error:
-        raise ExecError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _settings(config: Config) -> Config:
@@ -311,30 +348,70 @@ def _settings(config: Config) -> Config:
     )
 
 
-def _end_in_order() -> None:
+def _end_in_order() -> Callable[[], None]:
     """What would end this process at once raises SystemExit, so that nothing is left behind.
 
-    Once the command runs it is the command's. What the caller has ignored stays so.
+    Once the command runs it is the command's. What the caller has ignored stays so. What comes back
+    raises it once more, if it was raised: Python ignores it in what a fork calls.
     """
+    codes: list[int] = []
 
     def end(number: int, _: object) -> None:
-        sys.exit(128 + number)
+        codes.append(128 + number)
+        sys.exit(codes[0])
+
+    def end_if_asked() -> None:
+        if codes:
+            sys.exit(codes[0])
 
     for number in FORWARDED:
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, end)
+    return end_if_asked
 
 
 @contextlib.contextmanager
 def _directory() -> Iterator[Path]:
     """A temporary one. No signal ends us between its making and the promise to remove it."""
+    remove_directories(Path(tempfile.gettempdir()))
     with contextlib.ExitStack() as cleanup:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
         try:
-            folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="seal-monitor-exec-"))
+            folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix=new_prefix()))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         yield Path(folder)
+
+
+def _watched(
+    config: Config,
+    options: Options,
+    user: User | None,
+    directory: Path,
+    terminal: _Terminal,
+    *,
+    end_if_asked: Callable[[], None],
+) -> Result:
+    with _Watch(_settings(config), directory, terminal) as watch:
+        end_if_asked()  # from here on signals are the command's
+        began = time.monotonic()
+        status = watch.run(options.words, user)
+        seconds = time.monotonic() - began
+        watch.finish()
+        counters = watch.state.counters()
+    made = violations(counters)
+    failed_on = [kind for kind in options.fail_on if made[kind]]
+    return Result(
+        words=options.words,
+        status=status,
+        code=FAILED_ON if failed_on else status if status >= 0 else 128 - status,
+        failed_on=failed_on,
+        seconds=seconds,
+        counters=counters,
+        incidents=_found(directory / FILE),
+        left=watch.left,
+        notes=watch.notes,
+    )
 
 
 def run(config: Config, options: Options) -> int:
@@ -342,39 +419,22 @@ def run(config: Config, options: Options) -> int:
 
     Raises what starting the daemon raises, and ExecError, UserError, CannotStart, CgroupError.
     """
-    _end_in_order()
+    end_if_asked = _end_in_order()
     user = _user(options.user)
-    for path in filter(None, (options.json, options.report)):
-        _require_writable(path)
-    host.require()
-    terminal = _Terminal(sys.stderr)
-    with _directory() as directory:
-        with _Watch(_settings(config), directory, terminal) as watch:
-            began = time.monotonic()
-            status = watch.run(options.words, user)
-            seconds = time.monotonic() - began
-            watch.finish()
-            counters = watch.state.counters()
-        made = violations(counters)
-        failed_on = [kind for kind in options.fail_on if made[kind]]
-        code = FAILED_ON if failed_on else status if status >= 0 else 128 - status
-        result = Result(
-            words=options.words,
-            status=status,
-            code=code,
-            failed_on=failed_on,
-            seconds=seconds,
-            counters=counters,
-            incidents=_found(directory / FILE),
-            left=watch.left,
-            notes=watch.notes,
+    with contextlib.ExitStack() as cleanup:
+        as_json, as_page = (
+            cleanup.enter_context(_Output(name, user)) if name is not None else None
+            for name in (options.json, options.report)
         )
+        host.require()
+        terminal = _Terminal(sys.stderr)
+        directory = cleanup.enter_context(_directory())
+        result = _watched(config, options, user, directory, terminal, end_if_asked=end_if_asked)
         terminal.write(summary(result, colours=terminal.colours))
-        if options.json:
-            _write_json(options.json, result)
-        if options.report and result.incidents:
-            _write_report(directory / FILE, options.report)
-        elif options.report:
-            options.report.unlink()
+        if as_json:
+            as_json.write(_json(result))
+        if as_page and result.incidents:
+            as_page.write(_page(directory / FILE))
+        elif as_page:
             terminal.write("seal-monitor: no report: there is nothing to tell\n")
-    return code
+    return result.code

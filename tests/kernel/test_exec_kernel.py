@@ -8,8 +8,10 @@ import json
 import os
 import pty
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -22,10 +24,12 @@ from conftest import ATTACH_MODES
 from harness import cgroup_root, started
 
 from monitor.execute.cgroup import CommandCgroup
+from monitor.execute.remains import new_prefix
 
 pytestmark = pytest.mark.usefixtures("require_bpf", "nothing_left")
 
 Compile = Callable[[str], Path]
+ROOT = Path(__file__).parents[2]
 EXEC = (sys.executable, "-m", "monitor", "exec")
 LIMIT = 300.0
 CHILDREN = 1000
@@ -68,8 +72,9 @@ def run(tmp_path: Path) -> Run:
             timeout=LIMIT,
             **popen,
         )
-        text = file.read_text()
-        return Ran(done.returncode, done.stdout, done.stderr, json.loads(text) if text else None)
+        # There is none where the command could not be started.
+        found = json.loads(file.read_bytes()) if file.exists() else None
+        return Ran(done.returncode, done.stdout, done.stderr, found)
 
     return run
 
@@ -188,6 +193,100 @@ def test_exit_codes(run: Run, command: Sequence[str], code: int, message: str) -
     assert ran.errors.count("\n") == 1
 
 
+# ---- Results -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("mode", "owner"), [(0o755, 0), (0o1777, 65534)])
+def test_results_are_for_one_user_alone(
+    run: Run, compiled: Compile, tmp_path: Path, mode: int, owner: int
+) -> None:
+    """The command's, where that user could have made them."""
+    json_file, page = tmp_path / "found.json", tmp_path / "found.html"
+    tmp_path.chmod(mode)
+    old = os.umask(0)
+    try:
+        run(
+            *(compiled("command"), "unmap", 3),
+            flags=["--report", str(page), "--user", "nobody"],
+        )
+    finally:
+        os.umask(old)
+    assert b"munmap of sealed memory refused" in page.read_bytes()
+    for file in (json_file, page):
+        status = file.stat()
+        assert (status.st_uid, status.st_gid) == (owner, owner)
+        assert stat.S_IMODE(status.st_mode) == 0o600
+    assert sorted(tmp_path.iterdir()) == [page, json_file]
+
+
+def test_what_is_there_stays_where_there_is_nothing_to_tell(run: Run, tmp_path: Path) -> None:
+    json_file, page = tmp_path / "found.json", tmp_path / "found.html"
+    json_file.write_text('"old"')
+    page.write_text("old")
+    missing = run("/nonexistent", flags=["--report", str(page)])
+    assert (missing.code, missing.found, page.read_text()) == (127, "old", "old")
+    quiet = run("true", flags=["--report", str(page)])
+    assert quiet.found["violations"] == {"denial": 0, "fault": 0, "bypass": 0}
+    assert quiet.errors.endswith("no report: there is nothing to tell\n")
+    assert page.read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "made"),
+    [
+        ('ln -s "$1/roots.json" found.json', 125, None),
+        ('mv "$PWD" "$1/moved"; ln -s "$1/roots" "$1/place"', 0, "moved/found.json"),
+    ],
+)
+def test_the_command_cannot_lead_results_elsewhere(script: str, code: int, made: str) -> None:
+    """It may write to the directory that they go to, and to no file of root's."""
+    with tempfile.TemporaryDirectory() as name:
+        top = Path(name)
+        top.chmod(0o777)
+        (top / "roots.json").write_text("root's")
+        (top / "roots").mkdir()
+        (top / "place").mkdir()
+        (top / "place").chmod(0o777)
+        done = subprocess.run(
+            [
+                *EXEC,
+                "--user",
+                "nobody",
+                "--json",
+                "found.json",
+                "--",
+                "sh",
+                "-c",
+                script,
+                "sh",
+                top,
+            ],
+            check=False,
+            cwd=top / "place",
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+        )
+        assert done.returncode == code, done.stderr
+        assert (top / "roots.json").read_text() == "root's"
+        assert list((top / "roots").iterdir()) == []
+        if made:
+            assert json.loads((top / made).read_bytes())["exit_code"] == 0
+        else:
+            assert "found.json: not a regular file; name another" in done.stderr
+
+
+def test_standard_output(run: Run, compiled: Compile) -> None:
+    ran = run("echo", "from the command", flags=["--json", "-"])
+    first, _, document = ran.output.partition("\n")
+    assert first == "from the command"
+    assert json.loads(document)["command"] == ["echo", "from the command"]
+    ran = run(compiled("command"), "unmap", 1, flags=["--report", "-"])
+    assert ran.output.startswith("<!DOCTYPE html>")
+    assert not Path("-").exists()
+
+
 # ---- The command's surroundings ------------------------------------------------------------------
 
 
@@ -265,6 +364,26 @@ def test_an_end_before_the_command_has_started() -> None:
     assert (process.returncode, output) == (128 + signal.SIGTERM, b"")
 
 
+def test_what_sigkill_leaves_is_removed_by_the_next(run: Run) -> None:
+    before = _left()
+    command = ("sh", "-c", "echo $$; exec sleep 1000")
+    with subprocess.Popen([*EXEC, "--", *command], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        pid = int(process.stdout.readline())
+        process.kill()
+    assert len(_left()) == len(before) + 2  # a cgroup and a directory
+    try:
+        run("true")
+        (cgroup,) = set(_left()) - set(before)  # as long as a process lives in it
+        assert cgroup.is_relative_to(cgroup_root() or "?")
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    while Path(f"/proc/{pid}").exists():
+        time.sleep(0.01)
+    run("true")
+    assert _left() == before
+
+
 def test_a_terminal_interrupts_the_command() -> None:
     pid, terminal = pty.fork()
     if not pid:
@@ -305,7 +424,7 @@ def test_cgroup(tmp_path: Path, is_mounted: bool) -> None:
     with started([["cat"]]) as (process,):
         os.write(cgroup.entry, str(process.pid).encode())
         path = Path(f"/proc/{process.pid}/cgroup").read_text()
-        assert f"/seal-monitor-exec-{os.getpid()}-" in path
+        assert f"/{new_prefix()}" in path
         cgroup.close()
         assert "seal-monitor" not in Path(f"/proc/{process.pid}/cgroup").read_text()
         assert process.poll() is None

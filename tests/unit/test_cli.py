@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from monitor import cli
+from monitor import cli, daemon
 from monitor.attach import calibrate
+from monitor.configuration import config
 from monitor.evidence import events
 from monitor.host import facts as host
 from monitor.kernel import loader
@@ -102,16 +103,30 @@ def test_help_and_schema_load_nothing_heavy() -> None:
             "'demo', 'exec', 'doctor', 'check-config', 'schema', 'symbolize', 'incidents', "
             "'posture')",
         ),
-        (("run", "--atach", "auto"), "seal-monitor: error: unrecognized arguments: --atach auto"),
-        (("doctor", "--conf", "x"), "seal-monitor: error: unrecognized arguments: --conf x"),
-        (("run", "--json"), "seal-monitor: error: unrecognized arguments: --json"),
+        *(
+            (words, f"seal-monitor {words[0]}: error: unrecognized arguments: {unknown}")
+            for *words, unknown in (
+                ("run", "--atach", "auto", "--atach auto"),
+                ("run", "--json", "--json"),
+                ("doctor", "--conf", "x", "--conf x"),
+                ("doctor", "--output", "json", "--output json"),
+                ("demo", "--events-file", "x", "--events-file x"),
+                ("demo", "--web.listen-address=:1", "--web.listen-address=:1"),
+                ("demo", "extra", "extra"),
+                ("schema", "--json", "--json"),
+                ("schema", "--attach", "auto", "--attach auto"),
+            )
+        ),
         (
             ("check-config",),
             "seal-monitor check-config: error: the following arguments are required: FILE",
         ),
-        (
-            ("--attach", "auto", "schema"),
-            "seal-monitor: error: only run, demo and doctor take these flags",
+        *(
+            (
+                (flag, "run"),
+                f"seal-monitor: error: {flag} stands before the command; flags come after it",
+            )
+            for flag in ("--attach", "--output=json", "-x", "--json")
         ),
         (
             ("run", "--config"),
@@ -123,12 +138,12 @@ def test_help_and_schema_load_nothing_heavy() -> None:
             "tracepoint or raw_tracepoint",
         ),
         (
-            ("--output", "xml", "demo"),
+            ("run", "--output", "xml"),
             "seal-monitor: command line: --output: 'xml' is not valid; choose auto, pretty, json "
             "or none",
         ),
         (
-            ("doctor", "--web.listen-address", "localhost"),
+            ("run", "--web.listen-address", "localhost"),
             "seal-monitor: command line: --web.listen-address: 'localhost' has no port from 0 to "
             "65535; write ADDR:PORT, as in 127.0.0.1:10462, [::1]:10462 or 0.0.0.0:10462",
         ),
@@ -149,6 +164,35 @@ def test_wrong_usage(arguments: tuple[str, ...], message: str) -> None:
     assert shown.stdout == ""
     assert shown.stderr.splitlines()[-1] == message
     assert shown.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "usage"),
+    [
+        ((), "seal-monitor COMMAND [FLAGS]"),
+        (("--output", "json", "run"), "seal-monitor COMMAND [FLAGS]"),
+        (("demo", "extra"), "seal-monitor demo [-h] [--config FILE] [--attach MODE]"),
+        (("schema", "--json"), "seal-monitor schema [-h]"),
+        (("incidents", "show", "--since", "7d", "x"), "seal-monitor incidents show [-h] [--json] "),
+        *(
+            (("exec", *words), "seal-monitor exec [FLAGS] -- COMMAND [ARGUMENT...]")
+            for words in (
+                ("--output", "json", "--", "true"),
+                ("--fail-on", "x", "--", "true"),
+                ("--json", "x", "--report", "x", "--", "true"),
+                (),
+            )
+        ),
+    ],
+)
+def test_the_usage_is_that_of_the_command(arguments: tuple[str, ...], usage: str) -> None:
+    assert seal_monitor(*arguments).stderr.startswith(f"usage: {usage}")
+
+
+def test_an_events_file_that_cannot_be_opened() -> None:
+    message = "events file /nonexistent/x: cannot open it: No such file or directory"
+    with pytest.raises(config.ConfigError, match=f"^{message}$"):
+        daemon.open_sinks(config.load(None, {"output.events_file": "/nonexistent/x"}))
 
 
 @pytest.mark.parametrize(
@@ -301,7 +345,9 @@ def test_a_reader_that_leaves_early_is_no_traceback() -> None:
             ["cannot calibrate: nothing seen; see what 'seal-monitor doctor' says"],
             1,
         ),
-        (OSError(28, "No space left on device"), ["[Errno 28] No space left on device"], 1),
+        (OSError(28, "No space left on device"), ["No space left on device"], 1),
+        (OSError(13, "Permission denied", "/a"), ["/a: Permission denied"], 1),
+        (OSError("cannot read /a"), ["cannot read /a"], 1),
         (ValueError("odd"), ["ValueError: odd (SEAL_MONITOR_DEBUG=1 tells where)"], 1),
         (KeyboardInterrupt(), [], 130),
     ],
@@ -340,8 +386,8 @@ def test_debugging_shows_where(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "no command: seal-monitor exec [FLAGS] -- COMMAND [ARGUMENT...]"),
-        (("--",), "no command: seal-monitor exec [FLAGS] -- COMMAND [ARGUMENT...]"),
+        ((), "seal-monitor exec: error: no command"),
+        (("--",), "seal-monitor exec: error: no command"),
         (
             ("--fail-on", "denial,wrong", "--", "true"),
             "exec: error: argument --fail-on: 'wrong' is none of denial, fault and bypass; "
@@ -357,6 +403,14 @@ def test_debugging_shows_where(
         (
             ("--json", "/nonexistent/found.json", "--", "true"),
             "cannot write /nonexistent/found.json: No such file or directory",
+        ),
+        (
+            ("--report", "/dev/null", "--", "true"),
+            "/dev/null: not a regular file; name another, or - for standard output",
+        ),
+        (
+            ("--json", "-", "--report", "-", "--", "true"),
+            "exec: error: --json and --report go to the same place",
         ),
     ],
 )

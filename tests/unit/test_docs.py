@@ -118,7 +118,15 @@ def test_commands_and_flags() -> None:
     assert own | {"incidents", "posture"} == commands
     shown = [row[0].split()[1] for row in table(README, "| Command |")]
     assert set(shown) == commands
-    asked = ((), ("exec",), ("doctor",), ("symbolize",), ("incidents", "list"), ("posture",))
+    asked = (
+        (),
+        ("run",),
+        ("exec",),
+        ("doctor",),
+        ("symbolize",),
+        ("incidents", "list"),
+        ("posture",),
+    )
     pages = "".join(help_of(*command) for command in asked)
     flags = set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", pages))
     for page, text in PAGES.items():

@@ -248,11 +248,8 @@ def test_wrong_usage(database: Path, arguments: tuple[str, ...], message: str) -
 def test_where_the_configuration_says(database: Path, tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text(f'[state]\ndirectory = "{database.parent}"\n')
-    for arguments in (
-        ("incidents", "list", "--config", file),
-        ("--config", file, "incidents", "list"),
-    ):
-        assert seal_monitor(*arguments).stdout == command(database, "list")
+    shown = seal_monitor("incidents", "list", "--config", file)
+    assert shown.stdout == command(database, "list")
     file.write_text(f'[state]\ndirectory = "{tmp_path}"\n')
     shown = seal_monitor("incidents", "list", "--config", file)
     assert shown.returncode == 1

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from monitor.report.private_file import write_private
+from monitor.report.private_file import PrivateFile, write_private
+
+ROOT_ALONE = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 
 
 def test_whole_and_private(tmp_path: Path) -> None:
@@ -37,18 +39,70 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
 
 def test_a_directory_or_a_pipe_stays(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path, tmp_path / "pipe", Path("/dev/null")):
+    for path in (tmp_path, tmp_path / "pipe", Path("/dev/null"), Path("/"), Path()):
         with pytest.raises(OSError, match="not a regular file"):
             write_private(path, b"x")
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
 def test_nothing_is_left_when_it_fails(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        write_private(tmp_path / "none" / "page.html", b"x")
+    missing = tmp_path / "none" / "page.html"
+    with pytest.raises(OSError, match=f"^cannot write {missing}: No such file or directory$"):
+        write_private(missing, b"x")
     with pytest.raises(TypeError):
         write_private(tmp_path / "page.html", None)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
     name = "n" * 255
     write_private(tmp_path / name, b"x")
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_file_that_could_not_be_made_is_told_before(tmp_path: Path) -> None:
+    descriptors = os.listdir("/proc/self/fd")
+    for path in (Path("/sys/page.html"), tmp_path / ("n" * 256), Path("/dev/null/page.html")):
+        with pytest.raises(OSError, match="cannot write "):
+            PrivateFile(path)
+    assert os.listdir("/proc/self/fd") == descriptors
+
+
+def test_what_is_there_stays_until_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_bytes(b"old")
+    with PrivateFile(path):
+        pass
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_that_comes_later_is_not_followed(tmp_path: Path) -> None:
+    target, path = tmp_path / "target", tmp_path / "page.html"
+    target.write_bytes(b"mine")
+    with PrivateFile(path) as file:
+        path.symlink_to(target)
+        with pytest.raises(OSError, match="not a regular file"):
+            file.write(b"yours")
+        path.unlink()
+        path.hardlink_to(target)
+        file.write(b"yours")
+    assert (target.read_bytes(), path.read_bytes()) == (b"mine", b"yours")
+
+
+def test_a_link_in_place_of_the_directory_is_not_followed(tmp_path: Path) -> None:
+    named, moved, other = tmp_path / "named", tmp_path / "moved", tmp_path / "other"
+    named.mkdir()
+    other.mkdir()
+    with PrivateFile(named / "page.html") as file:
+        named.rename(moved)
+        named.symlink_to(other)
+        file.write(b"x")
+    assert (moved / "page.html").read_bytes() == b"x"
+    assert list(other.iterdir()) == []
+
+
+@ROOT_ALONE
+def test_whose_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    with PrivateFile(path) as file:
+        file.write(b"x", (65534, 65533))
+    found = path.stat()
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (65534, 65533, 0o600)

@@ -708,5 +708,5 @@ def denial() -> dict[str, Any]:
 
 def test_the_command_without_its_file() -> None:
     shown = command("/nowhere", text="")
-    assert shown.stderr.endswith("No such file or directory: '/nowhere'\n")
+    assert shown.stderr == "seal-monitor: cannot read /nowhere: No such file or directory\n"
     assert (shown.stdout, shown.returncode) == ("", 1)

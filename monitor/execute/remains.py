@@ -1,0 +1,69 @@
+"""What an exec made and, ended by SIGKILL, could not remove: the next one finds it by its name."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+__all__ = ["new_prefix", "remove_cgroups", "remove_directories"]
+
+NAME = "seal-monitor-exec"
+
+
+def _prefix(proc: Path) -> str:
+    """Of one boot and pid namespace: elsewhere its pids are others'."""
+    boot = (proc / "sys/kernel/random/boot_id").read_text("ascii")[:8]
+    return f"{NAME}-{boot}-{(proc / 'self/ns/pid').stat().st_ino}-"
+
+
+def new_prefix(proc: Path = Path("/proc")) -> str:
+    """Of the name of whatever this process is to remove in the end. Raises OSError."""
+    return f"{_prefix(proc)}{os.getpid()}-"
+
+
+def _left(folder: Path, proc: Path) -> Iterator[Path]:
+    """What is in `folder` and was made by processes that are gone."""
+    pattern = re.compile(re.escape(_prefix(proc)) + r"([1-9]\d{0,8})-\w+", re.ASCII)
+    for path in folder.iterdir():
+        if (found := pattern.fullmatch(path.name)) and not _is_alive(int(found[1])):
+            yield path
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def remove_cgroups(parent: Path, proc: Path = Path("/proc")) -> None:
+    """Those in which no process is left; what cannot be removed stays."""
+    with suppress(OSError):
+        for path in _left(parent, proc):
+            with suppress(OSError):
+                if "populated 0" in (path / "cgroup.events").read_text("ascii"):
+                    for directory, _, _ in os.walk(path, topdown=False):
+                        os.rmdir(directory)
+
+
+def remove_directories(folder: Path, proc: Path = Path("/proc")) -> None:
+    """Temporary ones of the caller; what cannot be removed stays."""
+    with suppress(OSError):
+        for path in _left(folder, proc):
+            with suppress(OSError):
+                found = path.lstat()
+                # As tempfile makes them: nobody else can have put one of these here, even where
+                # everybody may write.
+                if (stat.S_IFMT(found.st_mode), stat.S_IMODE(found.st_mode), found.st_uid) == (
+                    *(stat.S_IFDIR, 0o700),
+                    os.geteuid(),
+                ):
+                    shutil.rmtree(path)
