@@ -31,6 +31,7 @@ from monitor.incidents.search import (
     Incidents,
     Process,
     Snapshot,
+    as_object,
 )
 from monitor.incidents.snapshot_text import summarized
 from monitor.incidents.store import nanoseconds
@@ -39,7 +40,7 @@ from monitor.report.private_file import write_private
 from monitor.symbols.resolver import Resolver
 from monitor.untrusted.printable import printable
 
-__all__ = ["as_object", "listed", "moment", "run", "shown", "told"]
+__all__ = ["listed", "moment", "run", "shown", "told"]
 
 _TEXT_LIMIT = 1000
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}  # seconds
@@ -238,32 +239,6 @@ def told(pid: int, process: Process, timeline: Sequence[tuple[Event, str]]) -> l
         lines.append(f"{when}  {event['kind']:<11}  {number}  {_visible(event['summary'])}")
     lines += ["", "of each incident the last events are kept; 'incidents show ID' has its counts"]
     return lines
-
-
-# ---- As JSON -------------------------------------------------------------------------------------
-
-
-def as_object(incident: Incident) -> dict[str, object]:
-    """Ready for JSON. `facets` count the events told one by one."""
-    return {
-        "id": incident.id,
-        "kind": incident.kind,
-        "operation": incident.what if incident.kind == "denial" else None,
-        "cause": incident.what if incident.kind == "fault" else None,
-        "method": incident.what if incident.kind == "bypass" else None,
-        "title": incident.title,
-        "severity": incident.severity,
-        "summary": incident.summary,
-        "first_seen": timestamp(incident.first_ns, 0),
-        "last_seen": timestamp(incident.last_ns, 0),
-        "count": incident.count,
-        "told": incident.events,
-        "suppressed": incident.suppressed,
-        "program": incident.executable,
-        "caller": incident.caller,
-        "mapping": incident.mapping,
-        "facets": {name: dict(values) for name, values in incident.facets.items()},
-    }
 
 
 # ---- The commands --------------------------------------------------------------------------------

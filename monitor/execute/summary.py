@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from monitor.commands.incidents import as_object
 from monitor.evidence.assessment import REASONING
 from monitor.execute.cgroup import Member
 from monitor.incidents.fingerprint import UNKNOWN
-from monitor.incidents.search import Incident
+from monitor.incidents.search import Incident, as_object
 from monitor.kernel.abi import Cause, Counters, Disposition, Method, Verdict
 from monitor.kernel.operations import OPERATIONS
 from monitor.sinks.console import COLOURS, DIM, RESET

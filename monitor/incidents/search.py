@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from monitor.evidence.events import timestamp
 from monitor.incidents.store import READABLE, VERSION
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Incidents",
     "Process",
     "Snapshot",
+    "as_object",
 ]
 
 VIOLATIONS = ("denial", "fault", "bypass")
@@ -80,6 +82,29 @@ class Incident:
     @property
     def count(self) -> int:
         return self.events + self.suppressed
+
+
+def as_object(incident: Incident) -> dict[str, object]:
+    """Ready for JSON. `facets` count the events told one by one."""
+    return {
+        "id": incident.id,
+        "kind": incident.kind,
+        "operation": incident.what if incident.kind == "denial" else None,
+        "cause": incident.what if incident.kind == "fault" else None,
+        "method": incident.what if incident.kind == "bypass" else None,
+        "title": incident.title,
+        "severity": incident.severity,
+        "summary": incident.summary,
+        "first_seen": timestamp(incident.first_ns, 0),
+        "last_seen": timestamp(incident.last_ns, 0),
+        "count": incident.count,
+        "told": incident.events,
+        "suppressed": incident.suppressed,
+        "program": incident.executable,
+        "caller": incident.caller,
+        "mapping": incident.mapping,
+        "facets": {name: dict(values) for name, values in incident.facets.items()},
+    }
 
 
 class Process(NamedTuple):
