@@ -21,6 +21,7 @@ from typing import Any
 from monitor.configuration.config import ConfigError
 from monitor.evidence.assessment import REASONING
 from monitor.evidence.events import timestamp
+from monitor.evidence.stacks import place
 from monitor.incidents.search import (
     SAME_PROCESS_NS,
     VIOLATIONS,
@@ -38,11 +39,12 @@ from monitor.incidents.store import nanoseconds
 from monitor.report.cases import gather
 from monitor.report.private_file import write_private
 from monitor.symbols.resolver import Resolver
+from monitor.untrusted import terminal
 from monitor.untrusted.printable import printable
+from monitor.untrusted.terminal import Column, table, visible
 
 __all__ = ["listed", "moment", "run", "shown", "told"]
 
-_TEXT_LIMIT = 1000
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}  # seconds
 _SECOND_NS = 1_000_000_000
 _KINDS = {
@@ -89,24 +91,15 @@ def _milliseconds(time: str) -> str:
     return time[:23].replace("T", " ")
 
 
-def _visible(text: object) -> str:
-    return printable(str(text), _TEXT_LIMIT)
-
-
 def _most(values: Mapping[str, int]) -> str:
     """The value that most have, and how many others there are."""
     first, *others = values or {"": 0}
     return f"{first} +{len(others)}" if others else first
 
 
-def _shortened(text: str, width: int) -> str:
-    """Without its beginning when it is too long: the end of a path tells more."""
-    return text if len(text) <= width else f"\N{HORIZONTAL ELLIPSIS}{text[1 - width :]}"
-
-
 # ---- As text -------------------------------------------------------------------------------------
 
-# Title, whether numbers are aligned to the right, width, the cell.
+# Title, whether it is a number, how wide at most, the cell.
 _COLUMNS: Sequence[tuple[str, bool, int, Callable[[Incident], str]]] = (
     ("ID", False, 12, lambda incident: incident.id),
     ("LAST SEEN (UTC)", False, 19, lambda incident: _clock(incident.last_ns)),
@@ -123,33 +116,24 @@ def listed(incidents: Sequence[Incident], more: bool) -> list[str]:
     """A table, a line each; `more`: there are others."""
     if not incidents:
         return ["no incident matches"]
-    rows = [[title for title, *_ in _COLUMNS]]
-    rows += [
-        [_shortened(_visible(cell(incident)), width) for _, _, width, cell in _COLUMNS]
-        for incident in incidents
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if is_number else cell.ljust(width)
-            for cell, width, (_, is_number, *_) in zip(row, widths, _COLUMNS, strict=True)
-        ).rstrip()
-        for row in rows
-    ]
+    lines = table(
+        [
+            Column(title, [visible(cell(incident)) for incident in incidents], is_number, most)
+            for title, is_number, most, cell in _COLUMNS
+        ]
+    )
     if more:
         lines.append(f"the last {len(incidents)}; --limit shows more")
     return lines
 
 
 def _counted(values: Mapping[str, int]) -> str:
-    return ", ".join(f"{_visible(value)} {count:,}" for value, count in values.items())
+    return ", ".join(f"{visible(value)} {count:,}" for value, count in values.items())
 
 
 def _frame(frame: Mapping[str, Any]) -> str:
-    place = frame["address"]
-    if frame["module"] and frame["offset"] is not None:
-        place = f"{frame['module']}+0x{frame['offset']:x}"
-    return _visible(f"{frame['symbol']} ({place})" if frame["symbol"] else place)
+    where = place(frame)
+    return visible(f"{frame['symbol']} ({where})" if frame["symbol"] else where)
 
 
 def _stack(event: Event) -> list[str]:
@@ -163,7 +147,7 @@ def _stack(event: Event) -> list[str]:
 def _short(event: Event) -> str:
     process = event["process"] or {}
     who = f"pid {process['pid']}  " if process else ""
-    return f"{_milliseconds(event['time'])}  {who}{_visible(event['summary'])}"
+    return f"{_milliseconds(event['time'])}  {who}{visible(event['summary'])}"
 
 
 def _reasoning(event: Event) -> str | None:
@@ -191,16 +175,16 @@ def shown(
         ("workloads", _counted(facets["workload"])),
         ("hosts", _counted(facets["host"])),
         ("users", _counted(facets["user"])),
-        ("program", _visible(incident.executable)),
-        ("caller", _visible(incident.caller)),
-        ("mapping", _visible(incident.mapping)),
+        ("program", visible(incident.executable)),
+        ("caller", visible(incident.caller)),
+        ("mapping", visible(incident.mapping)),
     )
     lines = [
-        f"incident {incident.id}: {_visible(incident.title)}",
+        f"incident {incident.id}: {visible(incident.title)}",
         *(f"  {name:<12}  {value}" for name, value in rows if value),
         "",
         "the last event",
-        f"  {_visible(incident.summary)}",
+        f"  {visible(incident.summary)}",
     ]
     whole = [event for event in events if event["kind"] != "suppression"]
     if whole and (why := _reasoning(whole[-1])):
@@ -229,14 +213,14 @@ def told(pid: int, process: Process, timeline: Sequence[tuple[Event, str]]) -> l
         ("host", last["host"]["name"]),
     )
     lines = [
-        f"process {pid}, {_visible(who.get('name', ''))}",
-        *(f"  {name:<12}  {_visible(value)}" for name, value in facts if value),
+        f"process {pid}, {visible(who.get('name', ''))}",
+        *(f"  {name:<12}  {visible(value)}" for name, value in facts if value),
         "",
     ]
     for event, number in timeline:
         after = (nanoseconds(event["time"]) - process.start_ns) / _SECOND_NS
         when = f"{_milliseconds(event['time'])}  {f'+{after:.3f} s':>14}"
-        lines.append(f"{when}  {event['kind']:<11}  {number}  {_visible(event['summary'])}")
+        lines.append(f"{when}  {event['kind']:<11}  {number}  {visible(event['summary'])}")
     lines += ["", "of each incident the last events are kept; 'incidents show ID' has its counts"]
     return lines
 
@@ -245,7 +229,7 @@ def told(pid: int, process: Process, timeline: Sequence[tuple[Event, str]]) -> l
 
 
 def _print(lines: Sequence[str], document: object, as_json: bool) -> int:
-    print(json.dumps(document, indent=2) if as_json else "\n".join(lines))
+    print(json.dumps(document, indent=2) if as_json else terminal.text(lines))
     return 0
 
 
