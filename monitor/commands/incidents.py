@@ -1,6 +1,7 @@
 """`seal-monitor incidents`: what the store holds, as text for a person or JSON for a program.
 
-Text is made by pure functions. All that an event holds passes `printable` on its way to a terminal.
+Text is made by pure functions. The database may be a stranger's: all that it holds passes
+`printable` on its way to a terminal, a finished line once more.
 """
 
 from __future__ import annotations
@@ -97,6 +98,23 @@ def _most(values: Mapping[str, int]) -> str:
     return f"{first} +{len(others)}" if others else first
 
 
+@contextlib.contextmanager
+def _as_written(what: str) -> Iterator[None]:
+    """Text is made of it as seal-monitor writes it. Raises IncidentError where it is another's."""
+    try:
+        yield
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
+        why = printable(f"{type(error).__name__}: {error}")
+        raise IncidentError(f"{what} is not one of seal-monitor's ({why})") from error
+
+
 # ---- As text -------------------------------------------------------------------------------------
 
 # Title, whether it is a number, how wide at most, the cell.
@@ -186,23 +204,47 @@ def shown(
         "the last event",
         f"  {visible(incident.summary)}",
     ]
-    whole = [event for event in events if event["kind"] != "suppression"]
-    if whole and (why := _reasoning(whole[-1])):
-        lines += textwrap.wrap(why, 98, initial_indent="  ", subsequent_indent="  ")
-    if whole and (stack := _stack(whole[-1])):
-        lines += ["", "its stack, the innermost frame first", *stack]
+    kept = []
+    for number, event in enumerate(events, 1):
+        with _as_written(f"event {number} of incident {incident.id}"):
+            kept.append(f"  {_short(event)}")
+    if whole := [event for event in events if event.get("kind") != "suppression"]:
+        with _as_written(f"the last event of incident {incident.id}"):
+            lines += _explained(whole[-1])
     if snapshots:
-        lines += ["", *summarized(snapshots, events)]
+        with _as_written(f"a snapshot of incident {incident.id}"):
+            lines += ["", *summarized(snapshots, events)]
     if events:
-        lines += ["", f"events that are kept: {len(events)}"]
-        lines += [f"  {_short(event)}" for event in reversed(events)]
+        lines += ["", f"events that are kept: {len(events)}", *reversed(kept)]
+    return lines
+
+
+def _explained(event: Event) -> list[str]:
+    lines = []
+    if why := _reasoning(event):
+        lines += textwrap.wrap(why, 98, initial_indent="  ", subsequent_indent="  ")
+    if stack := _stack(event):
+        lines += ["", "its stack, the innermost frame first", *stack]
     return lines
 
 
 def told(pid: int, process: Process, timeline: Sequence[tuple[Event, str]]) -> list[str]:
     """What a process did, in order: seconds since its start, what, in which incident."""
+    steps = []
+    for number, (event, incident) in enumerate(timeline, 1):
+        with _as_written(f"event {number} of process {pid}"):
+            after = (nanoseconds(event["time"]) - process.start_ns) / _SECOND_NS
+            when = f"{_milliseconds(event['time'])}  {f'+{after:.3f} s':>14}"
+            steps.append(f"{when}  {event['kind']:<11}  {incident}  {visible(event['summary'])}")
     whole = [event for event, _ in timeline if event["kind"] != "suppression"]
     last = whole[-1] if whole else timeline[-1][0]
+    with _as_written(f"the last event of process {pid}"):
+        head = _heading(pid, process, last)
+    after_all = "of each incident the last events are kept; 'incidents show ID' has its counts"
+    return [*head, "", *steps, "", after_all]
+
+
+def _heading(pid: int, process: Process, last: Event) -> list[str]:
     who, workload = last["process"] or {}, last["workload"] or {}
     facts = (
         ("started", f"{_milliseconds(timestamp(process.start_ns, 0))} UTC"),
@@ -212,17 +254,10 @@ def told(pid: int, process: Process, timeline: Sequence[tuple[Event, str]]) -> l
         ("workload", workload.get("unit") or workload.get("cgroup")),
         ("host", last["host"]["name"]),
     )
-    lines = [
+    return [
         f"process {pid}, {visible(who.get('name', ''))}",
         *(f"  {name:<12}  {visible(value)}" for name, value in facts if value),
-        "",
     ]
-    for event, number in timeline:
-        after = (nanoseconds(event["time"]) - process.start_ns) / _SECOND_NS
-        when = f"{_milliseconds(event['time'])}  {f'+{after:.3f} s':>14}"
-        lines.append(f"{when}  {event['kind']:<11}  {number}  {visible(event['summary'])}")
-    lines += ["", "of each incident the last events are kept; 'incidents show ID' has its counts"]
-    return lines
 
 
 # ---- The commands --------------------------------------------------------------------------------
@@ -231,6 +266,11 @@ def told(pid: int, process: Process, timeline: Sequence[tuple[Event, str]]) -> l
 def _print(lines: Sequence[str], document: object, as_json: bool) -> int:
     print(json.dumps(document, indent=2) if as_json else terminal.text(lines))
     return 0
+
+
+def _opened(arguments: Namespace, database: Path) -> Incidents:
+    """Raises IncidentError."""
+    return Incidents(database, own=arguments.database is None)
 
 
 _FILTERS = ("since", "until", "operation", "executable", "workload", "verdict", "likely")
@@ -252,7 +292,7 @@ def _wanted(arguments: Namespace) -> Filter:
 
 def _list(arguments: Namespace, database: Path) -> int:
     wanted = _wanted(arguments)
-    with Incidents(database) as incidents:
+    with _opened(arguments, database) as incidents:
         found = incidents.search(wanted, arguments.limit + 1)
     kept = found[: arguments.limit]
     return _print(
@@ -274,11 +314,11 @@ def _one(incidents: Incidents, given: str) -> Incident:
 
 
 def _show(arguments: Namespace, database: Path) -> int:
-    with Incidents(database) as incidents:
+    with _opened(arguments, database) as incidents:
         found = _one(incidents, arguments.id)
         kept = incidents.events(found)
         snapshots = incidents.snapshots(found)
-    with Resolver(os.environ) as resolver:
+    with Resolver(os.environ) as resolver, _as_written(f"an event of incident {found.id}"):
         events = [resolver.resolve(event) for event in kept]
     document = as_object(found) | {"events": events, "snapshots": snapshots}
     return _print(shown(found, events, snapshots), document, arguments.json)
@@ -287,7 +327,7 @@ def _show(arguments: Namespace, database: Path) -> int:
 def _timeline(arguments: Namespace, database: Path) -> int:
     start_ns = moment("START", arguments.start, time.time_ns())
     pid = arguments.pid
-    with Incidents(database) as incidents:
+    with _opened(arguments, database) as incidents:
         processes = [
             process
             for process in incidents.processes(pid)
@@ -350,7 +390,11 @@ def _report(arguments: Namespace, database: Path) -> int:
     given = [flag for flag in _FILTERS if getattr(arguments, flag) is not None]
     if arguments.id is not None and given:
         raise ConfigError(f"command line: --{given[0]} chooses incidents; leave it or the ID out")
-    with _as_owner(database), Incidents(database) as incidents, Resolver(os.environ) as resolver:
+    with (
+        _as_owner(database),
+        _opened(arguments, database) as incidents,
+        Resolver(os.environ) as resolver,
+    ):
         if arguments.id is None:
             found = incidents.search(_wanted(arguments), arguments.limit + 1)
         else:
@@ -363,11 +407,22 @@ def _report(arguments: Namespace, database: Path) -> int:
 def _export(arguments: Namespace, database: Path) -> int:
     from monitor.report import export  # noqa: PLC0415
 
-    with _as_owner(database), Incidents(database) as incidents, Resolver(os.environ) as resolver:
+    with (
+        _as_owner(database),
+        _opened(arguments, database) as incidents,
+        Resolver(os.environ) as resolver,
+    ):
         found = _one(incidents, arguments.id)
         (case,) = gather(incidents, [found], resolver)
         copied = export.database_of(incidents, found)
     _output(arguments.output_file, export.archive(case, as_object(found), copied))
+    return 0
+
+
+def _backup(arguments: Namespace, database: Path) -> int:
+    with _as_owner(database), _opened(arguments, database) as incidents:
+        copied = incidents.copy()
+    _output(arguments.output_file, copied)
     return 0
 
 
@@ -382,6 +437,7 @@ def _output(file: str, data: bytes) -> None:
 _FILES: Mapping[str, Callable[[Namespace, Path], int]] = {
     "report": _report,
     "export": _export,
+    "backup": _backup,
 }
 
 

@@ -784,18 +784,18 @@ def test_another_user_may_only_read(tmp_path: Path) -> None:
 def test_nothing_to_read(make: Make, tmp_path: Path) -> None:
     store = make()
     with pytest.raises(IncidentError, match=r"there are no incidents: no /.*'seal-monitor run'"):
-        store.read()
+        Incidents(store.path, own=True)
     store.path.touch()
-    with pytest.raises(IncidentError, match=r"there are no incidents in /.* yet"):
-        store.read()
+    with pytest.raises(IncidentError, match=r"there are no incidents in /.* yet$"):
+        Incidents(store.path, own=True)
     with contextlib.closing(sqlite3.connect(store.path)) as database:
         database.execute("PRAGMA journal_mode = WAL")  # what the daemon does before the tables
     assert store.path.stat().st_size
-    with pytest.raises(IncidentError, match=r"there are no incidents in /.* yet"):
-        store.read()
+    with pytest.raises(IncidentError, match=r"there are no incidents in /.* yet$"):
+        Incidents(store.path, own=True)
     garbage(store.path)
     with pytest.raises(IncidentError, match="file is not a database; the daemon sets a broken"):
-        store.read()
+        Incidents(store.path, own=True)
 
 
 @pytest.mark.parametrize(
