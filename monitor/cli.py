@@ -261,7 +261,8 @@ def _add_incidents(parser: Parser) -> None:
     )
     export = add("export", "pack all about one incident, for somebody else")
     export.add_argument("id", metavar="ID", help="its id, or the beginning of it")
-    for verb, file in ((report, "FILE.html"), (export, "FILE.tar.gz")):
+    backup = add("backup", "copy the whole database, while a daemon writes to it, too")
+    for verb, file in ((report, "FILE.html"), (export, "FILE.tar.gz"), (backup, "FILE.db")):
         verb.add_argument(
             *("-o", "--output-file"),
             metavar=file,

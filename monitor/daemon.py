@@ -51,7 +51,7 @@ from monitor.version import revision, version
 from monitor.web import server as web
 
 if TYPE_CHECKING:
-    from monitor.incidents.snapshots import Snapshots
+    from monitor.incidents.snapshot_thread import Snapshots
     from monitor.incidents.store import IncidentStore
 
 __all__ = ["Daemon", "run"]
@@ -265,7 +265,7 @@ class Daemon:
         if self._database is None:
             return None
         from monitor.incidents import snapshot  # noqa: PLC0415 - where there is no store, nor is SQLite
-        from monitor.incidents.snapshots import Snapshots  # noqa: PLC0415
+        from monitor.incidents.snapshot_thread import Snapshots  # noqa: PLC0415
         from monitor.symbols.modules import BuildIds  # noqa: PLC0415
 
         kept = self._config.incidents

@@ -17,6 +17,7 @@ declare -gA _seal_monitor_flags=(
     [incidents timeline]="--config --database --json"
     [incidents report]="--config --database --output-file $_seal_monitor_filters"
     [incidents export]="--config --database --output-file"
+    [incidents backup]="--config --database --output-file"
     [posture]="--all --by --json --pid"
 )
 
@@ -74,7 +75,7 @@ _seal_monitor() {
     elif [[ -z $command ]]; then
         word="run demo exec doctor check-config schema symbolize incidents posture"
     elif [[ $command == incidents && -z $verb ]]; then
-        word="list show timeline report export"
+        word="list show timeline report export backup"
     elif [[ $current == -* ]]; then
         word="--help ${_seal_monitor_flags[$command${verb:+ $verb}]-}"
     else

@@ -1,6 +1,7 @@
 """`seal-monitor incidents`: what the store holds, as text for a person or JSON for a program.
 
-Text is made by pure functions. All that an event holds passes `printable` on its way to a terminal.
+Text is made by pure functions. The database may be a stranger's: all that it holds passes
+`printable` on its way to a terminal, a finished line once more.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 from monitor.configuration.config import ConfigError
 from monitor.evidence.assessment import REASONING
 from monitor.evidence.events import timestamp
+from monitor.evidence.stacks import place
 from monitor.incidents.search import (
     SAME_PROCESS_NS,
     VIOLATIONS,
@@ -31,17 +33,19 @@ from monitor.incidents.search import (
     Incidents,
     Process,
     Snapshot,
+    as_object,
 )
 from monitor.incidents.snapshot_text import summarized
 from monitor.incidents.store import nanoseconds
 from monitor.report.cases import gather
 from monitor.report.private_file import write_private
 from monitor.symbols.resolver import Resolver
+from monitor.untrusted import terminal
 from monitor.untrusted.printable import printable
+from monitor.untrusted.terminal import Column, table, visible
 
-__all__ = ["as_object", "listed", "moment", "run", "shown", "told"]
+__all__ = ["listed", "moment", "run", "shown", "told"]
 
-_TEXT_LIMIT = 1000
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}  # seconds
 _SECOND_NS = 1_000_000_000
 _KINDS = {
@@ -88,24 +92,32 @@ def _milliseconds(time: str) -> str:
     return time[:23].replace("T", " ")
 
 
-def _visible(text: object) -> str:
-    return printable(str(text), _TEXT_LIMIT)
-
-
 def _most(values: Mapping[str, int]) -> str:
     """The value that most have, and how many others there are."""
     first, *others = values or {"": 0}
     return f"{first} +{len(others)}" if others else first
 
 
-def _shortened(text: str, width: int) -> str:
-    """Without its beginning when it is too long: the end of a path tells more."""
-    return text if len(text) <= width else f"\N{HORIZONTAL ELLIPSIS}{text[1 - width :]}"
+@contextlib.contextmanager
+def _as_written(what: str) -> Iterator[None]:
+    """Text is made of it as seal-monitor writes it. Raises IncidentError where it is another's."""
+    try:
+        yield
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
+        why = printable(f"{type(error).__name__}: {error}")
+        raise IncidentError(f"{what} is not one of seal-monitor's ({why})") from error
 
 
 # ---- As text -------------------------------------------------------------------------------------
 
-# Title, whether numbers are aligned to the right, width, the cell.
+# Title, whether it is a number, how wide at most, the cell.
 _COLUMNS: Sequence[tuple[str, bool, int, Callable[[Incident], str]]] = (
     ("ID", False, 12, lambda incident: incident.id),
     ("LAST SEEN (UTC)", False, 19, lambda incident: _clock(incident.last_ns)),
@@ -122,33 +134,24 @@ def listed(incidents: Sequence[Incident], more: bool) -> list[str]:
     """A table, a line each; `more`: there are others."""
     if not incidents:
         return ["no incident matches"]
-    rows = [[title for title, *_ in _COLUMNS]]
-    rows += [
-        [_shortened(_visible(cell(incident)), width) for _, _, width, cell in _COLUMNS]
-        for incident in incidents
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if is_number else cell.ljust(width)
-            for cell, width, (_, is_number, *_) in zip(row, widths, _COLUMNS, strict=True)
-        ).rstrip()
-        for row in rows
-    ]
+    lines = table(
+        [
+            Column(title, [visible(cell(incident)) for incident in incidents], is_number, most)
+            for title, is_number, most, cell in _COLUMNS
+        ]
+    )
     if more:
         lines.append(f"the last {len(incidents)}; --limit shows more")
     return lines
 
 
 def _counted(values: Mapping[str, int]) -> str:
-    return ", ".join(f"{_visible(value)} {count:,}" for value, count in values.items())
+    return ", ".join(f"{visible(value)} {count:,}" for value, count in values.items())
 
 
 def _frame(frame: Mapping[str, Any]) -> str:
-    place = frame["address"]
-    if frame["module"] and frame["offset"] is not None:
-        place = f"{frame['module']}+0x{frame['offset']:x}"
-    return _visible(f"{frame['symbol']} ({place})" if frame["symbol"] else place)
+    where = place(frame)
+    return visible(f"{frame['symbol']} ({where})" if frame["symbol"] else where)
 
 
 def _stack(event: Event) -> list[str]:
@@ -162,7 +165,7 @@ def _stack(event: Event) -> list[str]:
 def _short(event: Event) -> str:
     process = event["process"] or {}
     who = f"pid {process['pid']}  " if process else ""
-    return f"{_milliseconds(event['time'])}  {who}{_visible(event['summary'])}"
+    return f"{_milliseconds(event['time'])}  {who}{visible(event['summary'])}"
 
 
 def _reasoning(event: Event) -> str | None:
@@ -190,34 +193,58 @@ def shown(
         ("workloads", _counted(facets["workload"])),
         ("hosts", _counted(facets["host"])),
         ("users", _counted(facets["user"])),
-        ("program", _visible(incident.executable)),
-        ("caller", _visible(incident.caller)),
-        ("mapping", _visible(incident.mapping)),
+        ("program", visible(incident.executable)),
+        ("caller", visible(incident.caller)),
+        ("mapping", visible(incident.mapping)),
     )
     lines = [
-        f"incident {incident.id}: {_visible(incident.title)}",
+        f"incident {incident.id}: {visible(incident.title)}",
         *(f"  {name:<12}  {value}" for name, value in rows if value),
         "",
         "the last event",
-        f"  {_visible(incident.summary)}",
+        f"  {visible(incident.summary)}",
     ]
-    whole = [event for event in events if event["kind"] != "suppression"]
-    if whole and (why := _reasoning(whole[-1])):
-        lines += textwrap.wrap(why, 98, initial_indent="  ", subsequent_indent="  ")
-    if whole and (stack := _stack(whole[-1])):
-        lines += ["", "its stack, the innermost frame first", *stack]
+    kept = []
+    for number, event in enumerate(events, 1):
+        with _as_written(f"event {number} of incident {incident.id}"):
+            kept.append(f"  {_short(event)}")
+    if whole := [event for event in events if event.get("kind") != "suppression"]:
+        with _as_written(f"the last event of incident {incident.id}"):
+            lines += _explained(whole[-1])
     if snapshots:
-        lines += ["", *summarized(snapshots, events)]
+        with _as_written(f"a snapshot of incident {incident.id}"):
+            lines += ["", *summarized(snapshots, events)]
     if events:
-        lines += ["", f"events that are kept: {len(events)}"]
-        lines += [f"  {_short(event)}" for event in reversed(events)]
+        lines += ["", f"events that are kept: {len(events)}", *reversed(kept)]
+    return lines
+
+
+def _explained(event: Event) -> list[str]:
+    lines = []
+    if why := _reasoning(event):
+        lines += textwrap.wrap(why, 98, initial_indent="  ", subsequent_indent="  ")
+    if stack := _stack(event):
+        lines += ["", "its stack, the innermost frame first", *stack]
     return lines
 
 
 def told(pid: int, process: Process, timeline: Sequence[tuple[Event, str]]) -> list[str]:
     """What a process did, in order: seconds since its start, what, in which incident."""
+    steps = []
+    for number, (event, incident) in enumerate(timeline, 1):
+        with _as_written(f"event {number} of process {pid}"):
+            after = (nanoseconds(event["time"]) - process.start_ns) / _SECOND_NS
+            when = f"{_milliseconds(event['time'])}  {f'+{after:.3f} s':>14}"
+            steps.append(f"{when}  {event['kind']:<11}  {incident}  {visible(event['summary'])}")
     whole = [event for event, _ in timeline if event["kind"] != "suppression"]
     last = whole[-1] if whole else timeline[-1][0]
+    with _as_written(f"the last event of process {pid}"):
+        head = _heading(pid, process, last)
+    after_all = "of each incident the last events are kept; 'incidents show ID' has its counts"
+    return [*head, "", *steps, "", after_all]
+
+
+def _heading(pid: int, process: Process, last: Event) -> list[str]:
     who, workload = last["process"] or {}, last["workload"] or {}
     facts = (
         ("started", f"{_milliseconds(timestamp(process.start_ns, 0))} UTC"),
@@ -227,51 +254,23 @@ def told(pid: int, process: Process, timeline: Sequence[tuple[Event, str]]) -> l
         ("workload", workload.get("unit") or workload.get("cgroup")),
         ("host", last["host"]["name"]),
     )
-    lines = [
-        f"process {pid}, {_visible(who.get('name', ''))}",
-        *(f"  {name:<12}  {_visible(value)}" for name, value in facts if value),
-        "",
+    return [
+        f"process {pid}, {visible(who.get('name', ''))}",
+        *(f"  {name:<12}  {visible(value)}" for name, value in facts if value),
     ]
-    for event, number in timeline:
-        after = (nanoseconds(event["time"]) - process.start_ns) / _SECOND_NS
-        when = f"{_milliseconds(event['time'])}  {f'+{after:.3f} s':>14}"
-        lines.append(f"{when}  {event['kind']:<11}  {number}  {_visible(event['summary'])}")
-    lines += ["", "of each incident the last events are kept; 'incidents show ID' has its counts"]
-    return lines
-
-
-# ---- As JSON -------------------------------------------------------------------------------------
-
-
-def as_object(incident: Incident) -> dict[str, object]:
-    """Ready for JSON. `facets` count the events told one by one."""
-    return {
-        "id": incident.id,
-        "kind": incident.kind,
-        "operation": incident.what if incident.kind == "denial" else None,
-        "cause": incident.what if incident.kind == "fault" else None,
-        "method": incident.what if incident.kind == "bypass" else None,
-        "title": incident.title,
-        "severity": incident.severity,
-        "summary": incident.summary,
-        "first_seen": timestamp(incident.first_ns, 0),
-        "last_seen": timestamp(incident.last_ns, 0),
-        "count": incident.count,
-        "told": incident.events,
-        "suppressed": incident.suppressed,
-        "program": incident.executable,
-        "caller": incident.caller,
-        "mapping": incident.mapping,
-        "facets": {name: dict(values) for name, values in incident.facets.items()},
-    }
 
 
 # ---- The commands --------------------------------------------------------------------------------
 
 
 def _print(lines: Sequence[str], document: object, as_json: bool) -> int:
-    print(json.dumps(document, indent=2) if as_json else "\n".join(lines))
+    print(json.dumps(document, indent=2) if as_json else terminal.text(lines))
     return 0
+
+
+def _opened(arguments: Namespace, database: Path) -> Incidents:
+    """Raises IncidentError."""
+    return Incidents(database, own=arguments.database is None)
 
 
 _FILTERS = ("since", "until", "operation", "executable", "workload", "verdict", "likely")
@@ -293,7 +292,7 @@ def _wanted(arguments: Namespace) -> Filter:
 
 def _list(arguments: Namespace, database: Path) -> int:
     wanted = _wanted(arguments)
-    with Incidents(database) as incidents:
+    with _opened(arguments, database) as incidents:
         found = incidents.search(wanted, arguments.limit + 1)
     kept = found[: arguments.limit]
     return _print(
@@ -315,11 +314,11 @@ def _one(incidents: Incidents, given: str) -> Incident:
 
 
 def _show(arguments: Namespace, database: Path) -> int:
-    with Incidents(database) as incidents:
+    with _opened(arguments, database) as incidents:
         found = _one(incidents, arguments.id)
         kept = incidents.events(found)
         snapshots = incidents.snapshots(found)
-    with Resolver(os.environ) as resolver:
+    with Resolver(os.environ) as resolver, _as_written(f"an event of incident {found.id}"):
         events = [resolver.resolve(event) for event in kept]
     document = as_object(found) | {"events": events, "snapshots": snapshots}
     return _print(shown(found, events, snapshots), document, arguments.json)
@@ -328,7 +327,7 @@ def _show(arguments: Namespace, database: Path) -> int:
 def _timeline(arguments: Namespace, database: Path) -> int:
     start_ns = moment("START", arguments.start, time.time_ns())
     pid = arguments.pid
-    with Incidents(database) as incidents:
+    with _opened(arguments, database) as incidents:
         processes = [
             process
             for process in incidents.processes(pid)
@@ -391,7 +390,11 @@ def _report(arguments: Namespace, database: Path) -> int:
     given = [flag for flag in _FILTERS if getattr(arguments, flag) is not None]
     if arguments.id is not None and given:
         raise ConfigError(f"command line: --{given[0]} chooses incidents; leave it or the ID out")
-    with _as_owner(database), Incidents(database) as incidents, Resolver(os.environ) as resolver:
+    with (
+        _as_owner(database),
+        _opened(arguments, database) as incidents,
+        Resolver(os.environ) as resolver,
+    ):
         if arguments.id is None:
             found = incidents.search(_wanted(arguments), arguments.limit + 1)
         else:
@@ -404,11 +407,22 @@ def _report(arguments: Namespace, database: Path) -> int:
 def _export(arguments: Namespace, database: Path) -> int:
     from monitor.report import export  # noqa: PLC0415
 
-    with _as_owner(database), Incidents(database) as incidents, Resolver(os.environ) as resolver:
+    with (
+        _as_owner(database),
+        _opened(arguments, database) as incidents,
+        Resolver(os.environ) as resolver,
+    ):
         found = _one(incidents, arguments.id)
         (case,) = gather(incidents, [found], resolver)
         copied = export.database_of(incidents, found)
     _output(arguments.output_file, export.archive(case, as_object(found), copied))
+    return 0
+
+
+def _backup(arguments: Namespace, database: Path) -> int:
+    with _as_owner(database), _opened(arguments, database) as incidents:
+        copied = incidents.copy()
+    _output(arguments.output_file, copied)
     return 0
 
 
@@ -423,6 +437,7 @@ def _output(file: str, data: bytes) -> None:
 _FILES: Mapping[str, Callable[[Namespace, Path], int]] = {
     "report": _report,
     "export": _export,
+    "backup": _backup,
 }
 
 

@@ -21,6 +21,7 @@ from monitor.posture.scan import (
     grouped,
 )
 from monitor.untrusted.printable import printable
+from monitor.untrusted.terminal import Column, counted, table, text
 
 __all__ = ["as_document", "listed", "run", "told"]
 
@@ -58,15 +59,6 @@ def _share(part: int, whole: int) -> str:
     return "<1%" if 0 < part * 100 < whole else f"{part * 100 // whole}%"
 
 
-def _shortened(text: str, width: int) -> str:
-    """Without its beginning when it is too long: the end of a path tells more."""
-    return text if len(text) <= width else f"\N{HORIZONTAL ELLIPSIS}{text[1 - width :]}"
-
-
-def _plural(count: int, word: str) -> str:
-    return f"{count:,} {word}{'' if count == 1 else 'es' if word.endswith('s') else 's'}"
-
-
 def _whole(processes: Sequence[Process]) -> Group:
     """All of them together."""
     empty = Group("", dict.fromkeys(STATES, 0), Memory())
@@ -75,11 +67,8 @@ def _whole(processes: Sequence[Process]) -> Group:
 
 # ---- As text -------------------------------------------------------------------------------------
 
-# Title, whether it is a name (aligned to the left, shortened when there is no room), cells.
-_Column = tuple[str, bool, list[str]]
 
-
-def _numbers(groups: Sequence[Group]) -> list[_Column]:
+def _numbers(groups: Sequence[Group]) -> list[Column]:
     def cells(show: Callable[[Memory], str]) -> list[str]:
         return [show(group.memory) if _is_read(group) else "" for group in groups]
 
@@ -94,10 +83,10 @@ def _numbers(groups: Sequence[Group]) -> list[_Column]:
     code = cells(lambda memory: _share(memory.executable_sealed_bytes, memory.executable_bytes))
     relro = cells(lambda memory: _share(memory.relro_sealed_bytes, memory.relro_bytes))
     return [
-        ("RANGES", False, cells(lambda memory: f"{memory.sealed_ranges:,}")),
-        ("SEALED", False, sealed),
-        ("CODE", False, code),
-        ("RELRO", False, relro),
+        Column("RANGES", cells(lambda memory: f"{memory.sealed_ranges:,}"), is_number=True),
+        Column("SEALED", sealed, is_number=True),
+        Column("CODE", code, is_number=True),
+        Column("RELRO", relro, is_number=True),
     ]
 
 
@@ -106,32 +95,13 @@ def _is_read(group: Group) -> bool:
     return group.states["sealing"] + group.states["not_sealing"] > 0
 
 
-def _table(columns: Sequence[_Column], width: int) -> list[str]:
-    """No line is longer than `width`, as far as numbers and titles let."""
-    widths = [max(map(len, (title, *cells))) for title, _, cells in columns]
-    names = [index for index, (_, is_name, _) in enumerate(columns) if is_name]
-    over = sum(widths) + 2 * (len(columns) - 1) - width
-    while over > 0 and max(widths[index] for index in names) > 12:
-        widest = max(names, key=lambda index: widths[index])
-        widths[widest] -= 1
-        over -= 1
-    lines = []
-    for row in zip(*((title, *cells) for title, _, cells in columns), strict=True):
-        shown = [
-            _shortened(cell, room).ljust(room) if is_name else cell.rjust(room)
-            for cell, room, (_, is_name, _) in zip(row, widths, columns, strict=True)
-        ]
-        lines.append("  ".join(shown).rstrip())
-    return lines
-
-
 def _summary(processes: Sequence[Process], whole: Group) -> list[str]:
     memory, states = whole.memory, whole.states
     lines = [
-        f"{states['sealing']:,} of {_plural(len(processes), 'process')} "
+        f"{states['sealing']:,} of {counted(len(processes), 'process')} "
         f"{'has' if states['sealing'] == 1 else 'have'} sealed memory"
         + (
-            f": {_plural(memory.sealed_ranges, 'range')}, {_size(memory.sealed_bytes)}"
+            f": {counted(memory.sealed_ranges, 'range')}, {_size(memory.sealed_bytes)}"
             if memory[0]
             else ""
         )
@@ -144,10 +114,10 @@ def _summary(processes: Sequence[Process], whole: Group) -> list[str]:
         )
     if count := states["unreadable"]:
         hint = "" if os.geteuid() == 0 else "; root may read more"
-        lines.append(f"{_plural(count, 'process')} could not be read{hint}")
+        lines.append(f"{counted(count, 'process')} could not be read{hint}")
     if count := states["too_large"]:
         lines.append(
-            f"{_plural(count, 'process')} with more than {_size(PAGE_TABLES_LIMIT)} of page tables "
+            f"{counted(count, 'process')} with more than {_size(PAGE_TABLES_LIMIT)} of page tables "
             f"{'was' if count == 1 else 'were'} left alone; --pid reads one all the same"
         )
     return lines
@@ -167,25 +137,28 @@ def listed(processes: Sequence[Process], by: str, everything: bool, width: int) 
     """A table, those with the most sealed memory first, and a summary; a line each."""
     if by == "process":
         shown = sorted((p for p in processes if everything or p.state == "sealing"), key=_order)
-        columns: list[_Column] = [
-            ("PID", False, [str(process.pid) for process in shown]),
-            (
+        columns = [
+            Column("PID", [str(process.pid) for process in shown], is_number=True),
+            Column(
                 "EXECUTABLE",
-                True,
                 [process.executable or f"[{process.name or _UNKNOWN}]" for process in shown],
             ),
             *_numbers([_whole([process]) for process in shown]),
-            ("WORKLOAD", True, [process.workload for process in shown]),
+            Column("WORKLOAD", [process.workload for process in shown]),
         ]
     else:
         groups = _shown(processes, by, everything)
         columns = [
-            (by.upper(), True, [group.name for group in groups]),
-            ("PROCESSES", False, [f"{sum(group.states.values()):,}" for group in groups]),
-            ("SEALING", False, [f"{group.states['sealing']:,}" for group in groups]),
+            Column(by.upper(), [group.name for group in groups]),
+            Column(
+                "PROCESSES",
+                [f"{sum(group.states.values()):,}" for group in groups],
+                is_number=True,
+            ),
+            Column("SEALING", [f"{group.states['sealing']:,}" for group in groups], is_number=True),
             *_numbers(groups),
         ]
-    lines = [*_table(columns, width), ""] if columns[0][2] else []
+    lines = [*table(columns, width), ""] if columns[0].cells else []
     return [*lines, *_summary(processes, _whole(processes))]
 
 
@@ -207,7 +180,7 @@ def told(process: Process, width: int) -> list[str]:
         ("executable", process.executable or _UNKNOWN),
         ("build id", process.build_id or "none that could be read"),
         ("workload", process.workload),
-        ("sealed", f"{_plural(memory.sealed_ranges, 'range')}, {_size(memory.sealed_bytes)}"),
+        ("sealed", f"{counted(memory.sealed_ranges, 'range')}, {_size(memory.sealed_bytes)}"),
         *(
             (name, f"{_share(part, whole)} sealed: {_size(part)} of {_size(whole)}")
             for name, part, whole in parts
@@ -216,13 +189,13 @@ def told(process: Process, width: int) -> list[str]:
     ]
     lines += [f"  {name:<10}  {value}" for name, value in facts]
     if process.sealed:
-        columns: list[_Column] = [
-            ("SEALED", True, [f"0x{m.start:x}-0x{m.end:x}" for m in process.sealed]),
-            ("PERM", True, [m.permissions for m in process.sealed]),
-            ("SIZE", False, [_size(m.size) for m in process.sealed]),
-            ("WHAT", True, [_what(m) for m in process.sealed]),
+        columns = [
+            Column("SEALED", [f"0x{m.start:x}-0x{m.end:x}" for m in process.sealed]),
+            Column("PERM", [m.permissions for m in process.sealed]),
+            Column("SIZE", [_size(m.size) for m in process.sealed], is_number=True),
+            Column("WHAT", [_what(m) for m in process.sealed]),
         ]
-        lines += ["", *_table(columns, width)]
+        lines += ["", *table(columns, width)]
     if len(process.sealed) == MAPPINGS_SHOWN:
         lines.append(f"no more than {MAPPINGS_SHOWN:,} mappings are shown")
     return lines
@@ -303,5 +276,5 @@ def run(arguments: Namespace, proc: Path = Path("/proc")) -> int:
         processes = list(Reader(proc).processes())
         lines = listed(processes, arguments.by, arguments.all, width)
         document = as_document(processes, arguments.by, arguments.all)
-    print(json.dumps(document, indent=2) if arguments.json else "\n".join(lines))
+    print(json.dumps(document, indent=2) if arguments.json else text(lines))
     return 0

@@ -5,11 +5,14 @@ Addresses and build ids are what the process showed, the file of a module is the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from monitor.evidence.events import Frame
 from monitor.kernel import abi
 from monitor.untrusted.printable import printable
 
-__all__ = ["frames"]
+__all__ = ["frames", "place"]
 
 
 def frames(stack: abi.Stack) -> tuple[Frame, ...]:
@@ -36,3 +39,10 @@ def _frame(address: int, index: int, modules: list[abi.Module]) -> Frame:
         offset=(address - module.base) & 2**64 - 1,
         symbol=None,
     )
+
+
+def place(frame: Mapping[str, Any]) -> str:
+    """Where the code of an event's frame lies: in its file, else in memory."""
+    if frame["module"] and frame["offset"] is not None:
+        return f"{frame['module']}+0x{frame['offset']:x}"
+    return str(frame["address"])

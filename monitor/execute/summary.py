@@ -1,6 +1,6 @@
 """What is said of a watched command: an incident as it happens, a table at its end, JSON.
 
-Pure functions. What an event holds passes `printable` on its way to the terminal.
+Pure functions. What an event holds passes `visible` on its way to the terminal.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from monitor.commands.incidents import as_object
 from monitor.evidence.assessment import REASONING
+from monitor.evidence.stacks import place
 from monitor.execute.cgroup import Member
 from monitor.incidents.fingerprint import UNKNOWN
-from monitor.incidents.search import Incident
+from monitor.incidents.search import Incident, as_object
 from monitor.kernel.abi import Cause, Counters, Disposition, Method, Verdict
 from monitor.kernel.operations import OPERATIONS
 from monitor.sinks.console import COLOURS, DIM, RESET
-from monitor.untrusted.printable import printable
+from monitor.untrusted.terminal import Column, counted, plural, table, visible
 
 __all__ = ["Result", "counts", "document", "live", "summary", "violations"]
 
@@ -27,9 +27,6 @@ FRAMES_SHOWN = 8
 ROWS_SHOWN = 40
 PREFIX = "seal-monitor:"
 SCHEMA = 1
-_TEXT_LIMIT = 1000
-
-_PLURALS = {"denial": "denials", "fault": "faults", "bypass": "bypasses"}
 
 Event = Mapping[str, Any]
 
@@ -101,20 +98,10 @@ def _paint(text: str, colour: str, colours: bool) -> str:
     return f"{colour}{text}{RESET}" if colours and text else text
 
 
-def _visible(text: object, width: int = _TEXT_LIMIT) -> str:
-    return printable(str(text), width)
-
-
-def _place(frame: Event) -> str:
-    if frame["module"] and frame["offset"] is not None:
-        return f"{frame['module']}+0x{frame['offset']:x}"
-    return str(frame["address"])
-
-
 def live(event: Event, *, colours: bool, width: int = 100) -> str:
     """An incident at its first event: what happened, and the innermost frames."""
     rank = f"{event['severity']}: "
-    text = f"{rank}{_visible(event['summary'])}"
+    text = f"{rank}{visible(event['summary'])}"
     lines = textwrap.wrap(
         text,
         max(width - len(PREFIX) - 1, 40),
@@ -125,16 +112,12 @@ def live(event: Event, *, colours: bool, width: int = 100) -> str:
     lines[0] = lines[0].replace(rank, _paint(rank, COLOURS[event["severity"]], colours), 1)
     shown = [f"{_paint(PREFIX, DIM, colours)} {line}" for line in lines]
     stack = event["stack"][:FRAMES_SHOWN]
-    names = [_visible(frame["symbol"] or "?", 60) for frame in stack]
+    names = [visible(frame["symbol"] or "?", 60) for frame in stack]
     wide = max(map(len, names), default=0)
     for number, (name, frame) in enumerate(zip(names, stack, strict=True)):
-        place = _paint(_visible(_place(frame), 80), DIM, colours)
-        shown.append(f"{_paint(PREFIX, DIM, colours)}   #{number:<2} {name:<{wide}}  {place}")
+        where = _paint(visible(place(frame), 80), DIM, colours)
+        shown.append(f"{_paint(PREFIX, DIM, colours)}   #{number:<2} {name:<{wide}}  {where}")
     return "\n".join(shown) + "\n"
-
-
-def _number(number: int, word: str, plural: str = "") -> str:
-    return f"{number:,} {word if number == 1 else plural or word + 's'}"
 
 
 def _frame_in_question(incident: Incident, event: Event) -> Event | None:
@@ -149,7 +132,7 @@ def _row(incident: Incident, events: Sequence[Event]) -> list[str]:
     if frame is None:
         where = ["-", "-" if incident.executable == UNKNOWN else incident.executable]
     else:
-        where = [frame["symbol"] or "?", _place(frame)]
+        where = [frame["symbol"] or "?", place(frame)]
     return [f"{incident.count:,}", incident.severity, incident.title, *where]
 
 
@@ -167,7 +150,7 @@ def _table(result: Result, colours: bool) -> list[str]:
         [
             f"{number:,}",
             "-",
-            f"{what} {_PLURALS.get(kind, kind + 's')} that were counted and not told",
+            f"{what} {plural(kind)} that were counted and not told",
             "-",
             "-",
         ]
@@ -177,26 +160,17 @@ def _table(result: Result, colours: bool) -> list[str]:
         others = incidents[ROWS_SHOWN:]
         number = sum(incident.count for incident, _ in others)
         rows.append([f"{number:,}", "-", f"others, in {len(others):,} places", "-", "-"])
-    cells = [
-        [_visible(cell, most) for cell, (_, most) in zip(row, _COLUMNS, strict=True)]
-        for row in rows
+    columns = [
+        Column(title, [visible(row[index]) for row in rows], is_number=not index, most=most)
+        for index, (title, most) in enumerate(_COLUMNS)
     ]
-    heads = [title for title, _ in _COLUMNS]
-    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
-    lines = [_paint(_line(heads, widths), DIM, colours)]
-    for row in cells:
-        rank = row[1]
-        text = _line(row, widths)
+    heads, *lines = table(columns)
+    shown = [_paint(f"  {heads}", DIM, colours)]
+    for (_, rank, *_), line in zip(rows, lines, strict=True):
         colour = COLOURS.get(rank, "")
-        lines.append(text.replace(rank, _paint(rank, colour, colours and bool(colour)), 1))
-    return lines
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    first, *others = zip(cells, widths, strict=True)
-    return "  ".join(
-        ["  " + first[0].rjust(first[1]), *(cell.ljust(width) for cell, width in others)]
-    ).rstrip()
+        painted = line.replace(rank, _paint(rank, colour, colours and bool(colour)), 1)
+        shown.append(f"  {painted}")
+    return shown
 
 
 def _meanings(result: Result) -> list[str]:
@@ -219,10 +193,10 @@ def _meanings(result: Result) -> list[str]:
 def _ended(result: Result) -> str:
     words = {kind: number for kind, number in violations(result.counters).items() if number}
     if words:
-        *others, last = (_number(n, kind, _PLURALS[kind]) for kind, n in words.items())
+        *others, last = (counted(n, kind) for kind, n in words.items())
         return f"{', '.join(others)} and {last}" if others else last
     seals = result.counters.seals
-    return f"no violations, {_number(seals, 'mseal call')}"
+    return f"no violations, {counted(seals, 'mseal call')}"
 
 
 def summary(result: Result, *, colours: bool) -> str:
@@ -236,7 +210,7 @@ def summary(result: Result, *, colours: bool) -> str:
     if result.left:
         some = ", ".join(f"{member.name} ({member.pid})" for member in result.left[:5])
         more = f" and {len(result.left) - 5} more" if len(result.left) > 5 else ""
-        number = _number(len(result.left), "process", "processes")
+        number = counted(len(result.left), "process")
         after.append(
             told(f"{number} of the command still running, no longer watched: {some}{more}")
         )
@@ -263,7 +237,7 @@ def document(result: Result) -> dict[str, object]:
     counters, status = result.counters, result.status
     return {
         "schema": SCHEMA,
-        "command": [printable(word, _TEXT_LIMIT) for word in result.words],
+        "command": [visible(word) for word in result.words],
         "exit_code": status if status >= 0 else None,
         "signal": _signal_name(-status) if status < 0 else None,
         "seconds": round(result.seconds, 3),

@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from monitor.untrusted.printable import one_line
+
 __all__ = ["STATUSES", "Row", "table", "verdict"]
 
 STATUSES = ("ok", "degraded", "failed", "blind")
@@ -37,13 +39,6 @@ def _summary(found: Sequence[Row]) -> str:
     return f"This host can be monitored, {how}; {count['blind']} blind spots."
 
 
-def _printable(text: str) -> str:
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
-        for c in text
-    )
-
-
 def table(found: Sequence[Row], width: int, colours: bool) -> str:
     """The rows for a person, by section; no line is longer than `width`."""
     checks = max(len(row.check) for row in found)
@@ -62,7 +57,7 @@ def table(found: Sequence[Row], width: int, colours: bool) -> str:
         wrapped = [
             line
             for text in texts
-            for line in textwrap.wrap(_printable(text), width - len(indent), break_on_hyphens=False)
+            for line in textwrap.wrap(one_line(text), width - len(indent), break_on_hyphens=False)
         ]
         lines.append(f"  {status}  {row.check.ljust(checks)}  {wrapped[0]}")
         lines += [indent + line for line in wrapped[1:]]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sqlite3
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,9 @@ from types import TracebackType
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from monitor.evidence.events import timestamp
 from monitor.incidents.store import READABLE, VERSION
+from monitor.untrusted.printable import printable
 
 __all__ = [
     "SAME_PROCESS_NS",
@@ -24,6 +28,7 @@ __all__ = [
     "Incidents",
     "Process",
     "Snapshot",
+    "as_object",
 ]
 
 VIOLATIONS = ("denial", "fault", "bypass")
@@ -33,6 +38,7 @@ _COLUMNS = (
     *("number", "id", "kind", "what", "executable", "caller", "mapping", "title", "severity"),
     *("summary", "first_ns", "last_ns", "events", "suppressed"),
 )
+_TEXTS = _COLUMNS.index("first_ns")  # numbers are behind them
 _FACETS = ("verdict", "disposition", "likely", "executable", "workload", "host", "user")
 
 
@@ -82,6 +88,29 @@ class Incident:
         return self.events + self.suppressed
 
 
+def as_object(incident: Incident) -> dict[str, object]:
+    """Ready for JSON. `facets` count the events told one by one."""
+    return {
+        "id": incident.id,
+        "kind": incident.kind,
+        "operation": incident.what if incident.kind == "denial" else None,
+        "cause": incident.what if incident.kind == "fault" else None,
+        "method": incident.what if incident.kind == "bypass" else None,
+        "title": incident.title,
+        "severity": incident.severity,
+        "summary": incident.summary,
+        "first_seen": timestamp(incident.first_ns, 0),
+        "last_seen": timestamp(incident.last_ns, 0),
+        "count": incident.count,
+        "told": incident.events,
+        "suppressed": incident.suppressed,
+        "program": incident.executable,
+        "caller": incident.caller,
+        "mapping": incident.mapping,
+        "facets": {name: dict(values) for name, values in incident.facets.items()},
+    }
+
+
 class Process(NamedTuple):
     """A process with stored events."""
 
@@ -93,58 +122,84 @@ Event = dict[str, Any]
 Snapshot = dict[str, Any]
 
 
+# ---- The file ------------------------------------------------------------------------------------
+
+
+class _NoIncidents(Exception):
+    """A database of something else."""
+
+
+class _NothingYet(Exception):
+    """A database without a table."""
+
+
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
     database = sqlite3.connect(
         f"file:{quote(str(path))}?{mode}", timeout=5.0, uri=True, isolation_level=None
     )
     try:
-        database.execute("PRAGMA trusted_schema = OFF")
-        database.execute("PRAGMA cell_size_check = ON")
-        database.execute("BEGIN")  # all answers are of one moment
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        has_tables = database.execute("SELECT 1 FROM sqlite_schema").fetchone() is not None
-    except sqlite3.Error:
+        _begin(path, database)
+    except BaseException:
         database.close()
         raise
+    return database
+
+
+def _begin(path: Path, database: sqlite3.Connection) -> None:
+    database.execute("PRAGMA trusted_schema = OFF")
+    database.execute("PRAGMA cell_size_check = ON")
+    database.execute("BEGIN")  # all answers are of one moment
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    tables = [name for (name,) in database.execute("SELECT name FROM sqlite_schema")]
+    if not tables and version not in READABLE:  # the daemon is about to make them
+        raise _NothingYet
+    if "incidents" not in tables:
+        raise _NoIncidents("its tables are others")
     if version not in READABLE:
-        database.close()
-        if not has_tables:  # the daemon is about to make them
-            raise _nothing_yet(path)
         raise IncidentError(
             f"{path}: its schema is of version {version}, not {VERSION}; "
             "use the version of seal-monitor that wrote it"
         )
-    return database
 
 
-def _nothing_yet(path: Path) -> IncidentError:
-    return IncidentError(f"there are no incidents in {path} yet")
-
-
-def _open(path: Path) -> sqlite3.Connection:
+def _open(path: Path, own: bool) -> sqlite3.Connection:
     """Raises IncidentError."""
     try:
         status = path.stat()
     except FileNotFoundError:
+        if not own:
+            raise IncidentError(f"there is no {path}") from None
         raise IncidentError(
             f"there are no incidents: no {path}; 'seal-monitor run' makes it if that directory is "
             "there: see state.directory and incidents.enabled"
         ) from None
     except OSError as error:
         raise IncidentError(f"cannot read {path}: {error.strerror}; run as root") from error
-    if not status.st_size:
-        raise _nothing_yet(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise IncidentError(f"{path} is not an incidents database: not a regular file")
     try:
-        try:
-            return _connect(path, "mode=ro")
-        except sqlite3.OperationalError as error:
-            # Who may not make the files that a reader needs beside a database that nobody has
-            # open reads the database alone.
-            if not _is_whole(path) or error.sqlite_errorcode & 0xFF not in _NOT_PERMITTED:
-                raise
-            return _connect(path, "mode=ro&immutable=1")
-    except sqlite3.Error as error:
-        raise _unreadable(path, error) from error
+        return _connect_somehow(path, status.st_size)
+    except _NothingYet:
+        # What is new lies in the log beside a database until there is enough of it.
+        copied = f"; if it is a copy, copy {path.name}-wal, too, or use 'incidents backup'"
+        raise IncidentError(
+            f"there are no incidents in {path} yet{'' if own else copied}"
+        ) from None
+    except (sqlite3.Error, _NoIncidents) as error:
+        raise _unreadable(path, own, error) from error
+
+
+def _connect_somehow(path: Path, size: int) -> sqlite3.Connection:
+    if not size:
+        raise _NothingYet
+    try:
+        return _connect(path, "mode=ro")
+    except sqlite3.OperationalError as error:
+        # Who may not make the files that a reader needs beside a database that nobody has
+        # open reads the database alone.
+        if not _is_whole(path) or error.sqlite_errorcode & 0xFF not in _NOT_PERMITTED:
+            raise
+        return _connect(path, "mode=ro&immutable=1")
 
 
 def _is_whole(path: Path) -> bool:
@@ -155,22 +210,36 @@ def _is_whole(path: Path) -> bool:
         return True
 
 
-def _unreadable(path: Path, error: sqlite3.Error) -> IncidentError:
+def _unreadable(path: Path, own: bool, error: sqlite3.Error | _NoIncidents) -> IncidentError:
+    """Nobody is told to remove a file that may be something else."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    why = printable(str(error))  # it may tell of what the database holds
     if code in _NOT_PERMITTED:
-        return IncidentError(f"cannot read {path}: {error}; run as root")
-    return IncidentError(
-        f"cannot read {path}: {error}; the daemon sets a broken database aside when it meets the "
-        "damage, or remove it"
-    )
+        return IncidentError(f"cannot read {path}: {why}; run as root")
+    if own:
+        return IncidentError(
+            f"cannot read {path}: {why}; the daemon sets a broken database aside when it meets the "
+            "damage, or remove it"
+        )
+    if code == sqlite3.SQLITE_NOTADB or isinstance(error, _NoIncidents):
+        return IncidentError(f"{path} is not an incidents database: {why}")
+    return IncidentError(f"cannot read {path}: {why}; if it is a copy, copy it anew")
+
+
+# ---- What it holds -------------------------------------------------------------------------------
 
 
 class Incidents:
-    """The database, read-only. Raises IncidentError, here and everywhere."""
+    """The database, read-only. Raises IncidentError, here and everywhere.
 
-    def __init__(self, path: Path) -> None:
+    It may be a stranger's: what comes out of it has the types that the schema says.
+    """
+
+    def __init__(self, path: Path, own: bool = False) -> None:
+        """`own`: it is the daemon's, and may be removed."""
         self._path = path
-        self._database = _open(path)
+        self._own = own
+        self._database = _open(path, own)
 
     def __enter__(self) -> Incidents:
         return self
@@ -185,7 +254,7 @@ class Incidents:
         try:
             yield
         except sqlite3.Error as error:
-            raise _unreadable(self._path, error) from error
+            raise _unreadable(self._path, self._own, error) from error
 
     def _rows(self, query: str, values: Sequence[object] = ()) -> list[Any]:
         with self._told():
@@ -213,11 +282,11 @@ class Incidents:
     def events(self, incident: Incident) -> list[Event]:
         """What is kept of them, in the order in which they came."""
         rows = self._rows(
-            "SELECT event FROM events WHERE incident = "
+            "SELECT seq, event FROM events WHERE incident = "
             "(SELECT number FROM incidents WHERE id = ?) ORDER BY seq",
             (incident.id,),
         )
-        return [json.loads(text) for (text,) in rows]
+        return [self._object("event", *row) for row in rows]
 
     def snapshots(self, incident: Incident) -> list[Snapshot]:
         """Those that are kept, in the order in which they were taken.
@@ -227,11 +296,11 @@ class Incidents:
         if self._rows("PRAGMA user_version") != [(VERSION,)]:
             return []
         rows = self._rows(
-            "SELECT snapshot FROM snapshots WHERE incident = "
+            "SELECT seq, snapshot FROM snapshots WHERE incident = "
             "(SELECT number FROM incidents WHERE id = ?) ORDER BY seq",
             (incident.id,),
         )
-        return [json.loads(text) for (text,) in rows]
+        return [self._object("snapshot", *row) for row in rows]
 
     def processes(self, pid: int) -> list[Process]:
         """That have had this pid, in the order in which they started."""
@@ -242,6 +311,8 @@ class Incidents:
         )
         found: list[Process] = []
         for boot_id, start_ns in rows:
+            if not isinstance(boot_id, str) or not isinstance(start_ns, int):
+                raise self._strange(f"an event of pid {pid}")
             last = found[-1] if found else None
             if not (last and last.boot_id == boot_id and _is_near(last.start_ns, start_ns)):
                 found.append(Process(boot_id, start_ns))
@@ -250,11 +321,28 @@ class Incidents:
     def timeline(self, pid: int, process: Process) -> list[tuple[Event, str]]:
         """Its events that are kept, in order, each with the id of its incident."""
         rows = self._rows(
-            "SELECT event, id FROM events JOIN incidents ON number = incident "
+            "SELECT seq, event, id FROM events JOIN incidents ON number = incident "
             "WHERE pid = ? AND boot_id = ? AND start_ns BETWEEN ? AND ? ORDER BY time_ns, seq",
             (pid, process.boot_id, process.start_ns, process.start_ns + SAME_PROCESS_NS),
         )
-        return [(json.loads(text), number) for text, number in rows]
+        return [(self._object("event", seq, text), str(number)) for seq, text, number in rows]
+
+    def copy(self) -> bytes:
+        """The whole database as it is now, with what is still in its log: a file's bytes."""
+        with self._told():
+            return self._database.serialize()
+
+    def _object(self, what: str, seq: object, text: object) -> dict[str, Any]:
+        found = None
+        if isinstance(text, str):
+            with contextlib.suppress(ValueError, RecursionError):
+                found = json.loads(text)
+        if not isinstance(found, dict):
+            raise self._strange(f"{what} {printable(str(seq))}")
+        return found
+
+    def _strange(self, what: str) -> IncidentError:
+        return IncidentError(f"{self._path}: {what} is not one of seal-monitor's")
 
     def stored(self, table: str, incident: Incident) -> list[tuple[Any, ...]]:
         """Its rows in a table of the schema; none where an older database has no such table."""
@@ -306,8 +394,18 @@ class Incidents:
             (row[0],),
         ):
             if name in facets:
+                if not isinstance(value, str) or not isinstance(count, int):
+                    raise self._strange(f"a facet of incident {printable(str(row[0]))}")
                 facets[name][value] = count
-        return Incident(**dict(zip(_COLUMNS[1:], row[1:], strict=True)), facets=facets)
+        found = Incident(**dict(zip(_COLUMNS[1:], row[1:], strict=True)), facets=facets)
+        texts, numbers = row[1:_TEXTS], row[_TEXTS:]
+        if (
+            not all(isinstance(text, str) for text in texts)
+            or not all(isinstance(number, int) for number in numbers)
+            or not re.fullmatch("[0-9a-f]{12}", found.id)
+        ):
+            raise self._strange(f"incident {printable(str(row[0]))}")
+        return found
 
 
 def _is_near(one_ns: int, other_ns: int) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from monitor.incidents.store import nanoseconds
-from monitor.untrusted.printable import printable
+from monitor.untrusted.terminal import visible
 
 __all__ = ["summarized"]
 
@@ -33,18 +33,14 @@ def summarized(snapshots: Sequence[Snapshot], events: Sequence[Event]) -> list[s
     ]
     for name, part in _PARTS.items():
         lines += [
-            f"  {name if not index else '':<10}  {_visible(text)}"
+            f"  {name if not index else '':<10}  {visible(text, TEXT_LIMIT)}"
             for index, text in enumerate(part(snapshot, event))
         ]
     lines += [
-        f"  {'missing':<10}  {_visible(f'{name}: {why}')}"
+        f"  {'missing':<10}  {visible(f'{name}: {why}', TEXT_LIMIT)}"
         for name, why in snapshot["missing"].items()
     ]
     return lines
-
-
-def _visible(text: str) -> str:
-    return printable(text, TEXT_LIMIT)
 
 
 def _touched(event: Event | None) -> int | None:

@@ -114,6 +114,11 @@ _ONLY_THE_LAST = """
 DELETE FROM events WHERE incident = :incident AND seq <= (
     SELECT seq FROM events WHERE incident = :incident ORDER BY seq DESC LIMIT 1 OFFSET :kept)
 """
+_AS_OLD_AS_THE_LAST_EVENT = """
+UPDATE incidents SET last_ns = coalesce(
+    (SELECT time_ns FROM events WHERE incident = number ORDER BY seq DESC LIMIT 1), 0)
+WHERE last_ns > :future
+"""
 _SNAPSHOT = """
 INSERT INTO snapshots (incident, time_ns, snapshot)
 SELECT number, :time_ns, :snapshot FROM incidents WHERE id = :incident RETURNING incident
@@ -128,7 +133,8 @@ _CALLERS = 512  # whose suppressions find their incident: a storm's, between two
 _LOOK_EVENTS, _LOOK_SECONDS = 64, 60.0  # retention is looked at after so many, or so long
 _FULL, _ROOM = 0.9, 0.8  # of the size: from the one on the oldest incidents go, down to the other
 _AT_ONCE = 500  # incidents that one transaction removes
-_DAY_NS = 86_400 * 1_000_000_000
+_HOUR_NS = 3600 * 1_000_000_000
+_DAY_NS = 24 * _HOUR_NS
 
 
 class Retention(NamedTuple):
@@ -236,6 +242,29 @@ def _incident(place: Fingerprint, event: Event) -> dict[str, object]:
     }
 
 
+# ---- Whether the clock is to be believed ---------------------------------------------------------
+
+
+class _Clock:
+    """The real-time clock, which somebody may set: a year ahead, all that is kept is too old.
+
+    It is settled when it has told about this time for a day, as far as this process has seen.
+    """
+
+    def __init__(self, real_ns: Callable[[], int], boot_ns: Callable[[], int]) -> None:
+        self._real_ns = real_ns
+        self._boot_ns = boot_ns
+        self._offset = real_ns() - boot_ns()
+        self._since = boot_ns()
+
+    def now(self) -> tuple[int, bool]:
+        """Unix time in ns, and whether it is settled."""
+        real, boot = self._real_ns(), self._boot_ns()
+        if abs(real - boot - self._offset) > _HOUR_NS:
+            self._offset, self._since = real - boot, boot
+        return real, boot - self._since >= _DAY_NS
+
+
 # ---- The database --------------------------------------------------------------------------------
 
 
@@ -259,7 +288,9 @@ class IncidentStore:
         retention: Retention,
         tell: Callable[[str], None],
         clock_ns: Callable[[], int] = time.time_ns,
+        *,
         callers: int = _CALLERS,
+        boot_ns: Callable[[], int] = lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME),
     ) -> None:
         """`tell` hears of a database that was set aside, in the writer's thread. `callers`: of so
         many, the last ones with an event, a suppression finds its incident.
@@ -269,7 +300,7 @@ class IncidentStore:
         self.path = directory / FILE
         self._retention = retention
         self._tell = tell
-        self._clock_ns = clock_ns
+        self._clock = _Clock(clock_ns, boot_ns)
         self._database: sqlite3.Connection | None = None
         self._identity = (-1, -1)
         self._callers: Recent[_Caller, _Seen] = Recent(callers)
@@ -404,21 +435,46 @@ class IncidentStore:
         if self._until_look > 0 and now - self._looked_at < _LOOK_SECONDS:
             return
         self._until_look, self._looked_at = _LOOK_EVENTS, now
-        oldest = self._clock_ns() - self._retention.age * _DAY_NS
-        self._remove_before(oldest)
+        now, is_settled = self._clock.now()
+        if is_settled or self._is_witnessed(now):
+            self._remove_old(now)
         if self._used_bytes() > _FULL * self._retention.size:
             self._make_room()
 
-    def _remove_before(self, oldest_ns: int) -> None:
+    def _is_witnessed(self, now_ns: int) -> bool:
+        """Whether an event says that the clock was about here more than a day ago.
+
+        One from long before would be no witness against a jump.
+        """
+        longest = max(2 * _DAY_NS, self._retention.age * _DAY_NS // 4)
+        query = "SELECT 1 FROM events WHERE time_ns BETWEEN ? AND ? LIMIT 1"
+        found = self._open().execute(query, (now_ns - longest, now_ns - _DAY_NS)).fetchone()
+        return found is not None
+
+    def _remove_old(self, now_ns: int) -> None:
+        """What is older than it may be.
+
+        What came before that is older still, though a clock that was ahead has put it into the
+        future; and an incident is as old as its last event.
+        """
         database = self._open()
+        times = {"oldest": now_ns - self._retention.age * _DAY_NS, "future": now_ns + _HOUR_NS}
         for table in ("events", "snapshots"):
-            old = f"FROM {table} WHERE time_ns < ?"
-            if database.execute(f"SELECT 1 {old}", (oldest_ns,)).fetchone():
+            query = f"SELECT max(seq) FROM {table} WHERE time_ns < :oldest"
+            (last,) = database.execute(query, times).fetchone()
+            if last is not None:
                 with _transaction(database):
-                    database.execute(f"DELETE {old}", (oldest_ns,))
+                    database.execute(
+                        f"DELETE FROM {table} WHERE time_ns < :oldest "
+                        "OR time_ns > :future AND seq < :last",
+                        times | {"last": last},
+                    )
+        if database.execute("SELECT 1 FROM incidents WHERE last_ns > :future", times).fetchone():
+            with _transaction(database):
+                database.execute(_AS_OLD_AS_THE_LAST_EVENT, times)
         while self._remove(
             "SELECT number FROM incidents WHERE last_ns < ? ORDER BY last_ns LIMIT ?",
-            (oldest_ns, _AT_ONCE),
+            (times["oldest"], _AT_ONCE),
         ):
             pass
 

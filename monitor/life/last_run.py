@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from monitor.life import state_file
+from monitor.untrusted import state_file
 from monitor.untrusted.printable import printable
 
 __all__ = [

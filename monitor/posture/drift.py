@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from monitor.evidence.events import timestamp
-from monitor.life import state_file
 from monitor.posture.scan import Process
+from monitor.untrusted import state_file
 from monitor.untrusted.printable import printable
 
 __all__ = [

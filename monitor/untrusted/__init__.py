@@ -1,1 +1,1 @@
-"""What a monitored process chose, made safe to show, to open and to keep."""
+"""What a monitored process or a stranger chose, made safe to show, to open and to keep."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["NAME_LIMIT", "printable"]
+__all__ = ["LINE_LIMIT", "NAME_LIMIT", "one_line", "printable"]
 
 NAME_LIMIT = 256
+LINE_LIMIT = 1 << 16
 
 
 def printable(raw: bytes | str, limit: int = NAME_LIMIT) -> str:
@@ -28,6 +29,13 @@ def printable(raw: bytes | str, limit: int = NAME_LIMIT) -> str:
         length += len(pieces[kept])
         kept += 1
     return "".join(pieces[:kept]) + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def one_line(text: str) -> str:
+    """A finished line, bounded, that a terminal shows and does not obey; quotes may be ours."""
+    if text.isprintable() and len(text) <= LINE_LIMIT:
+        return text
+    return "".join(c if c.isprintable() else _escaped(c) for c in text[:LINE_LIMIT])
 
 
 def _escaped(character: str) -> str:

@@ -20,7 +20,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
 COMMANDS = (
     *("run", "demo", "exec", "doctor", "check-config", "schema", "symbolize", "posture"),
     *("incidents list", "incidents show", "incidents timeline"),
-    *("incidents report", "incidents export"),
+    *("incidents report", "incidents export", "incidents backup"),
 )
 
 

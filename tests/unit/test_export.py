@@ -20,8 +20,7 @@ from test_fingerprint import EVENTS
 from test_incidents import Store
 from test_report import HOSTILE, Text, cases_with, refused
 
-from monitor.commands.incidents import as_object
-from monitor.incidents.search import IncidentError, Incidents
+from monitor.incidents.search import IncidentError, Incidents, as_object
 from monitor.report import export
 from monitor.version import version
 

@@ -26,7 +26,7 @@ from monitor.evidence.cgroups import Cgroups
 from monitor.evidence.identity import Identities
 from monitor.evidence.suppression import Gap
 from monitor.incidents.snapshot import Request, Taken, take
-from monitor.incidents.snapshots import Snapshots
+from monitor.incidents.snapshot_thread import Snapshots
 from monitor.kernel import abi
 from monitor.kernel.abi import Bucket, BucketKey, Kind, Record
 from monitor.kernel.operations import OPERATIONS

@@ -92,9 +92,17 @@ class Store:
         self.folder, self.path = folder, folder / FILE
         self.told: list[str] = []
         self.now = now
+        self.boot = 100.0
         self.sink = IncidentStore(
-            folder, retention, self.told.append, lambda: round(self.now * 1e9)
+            *(folder, retention, self.told.append, lambda: round(self.now * 1e9)),
+            boot_ns=lambda: round(self.boot * 1e9),
         )
+
+    def wait(self, seconds: float) -> None:
+        """Both clocks go on, and the next event looks at what is too old."""
+        self.now += seconds
+        self.boot += seconds
+        self.sink.reopen()
 
     def take(self, *events: Event) -> None:
         self.sink.write_all([self.sink.render(event) for event in events])
@@ -291,8 +299,7 @@ def test_when_their_incident_was_removed_meanwhile(make: Make) -> None:
     store = make(Retention(age=1, size=MIB, events=20))
     event = denial()
     store.take(event)
-    store.now += 2 * DAY
-    store.sink.reopen()
+    store.wait(2 * DAY)
     store.take(suppression(50, event, store.now))
     (found,) = store.read()
     assert (found.id, found.count) == (unattributed("denial", "munmap").id, 50)
@@ -360,8 +367,7 @@ def test_by_age(make: Make) -> None:
     store.take(*(denial(WEEK_START + day * DAY, caller=day) for day in range(7)))
     still = denial(WEEK_START, caller=100)
     store.take(still, denial(WEEK_START + 6 * DAY, caller=100))
-    store.now = WEEK_START + 9.5 * DAY
-    store.sink.reopen()
+    store.wait(9.5 * DAY)
     store.take(EVENTS["health"] | {"time": at(store.now)})
     found = store.read(Filter())
     days = sorted((incident.last_ns // 10**9 - WEEK_START) // DAY for incident in found)
@@ -370,6 +376,66 @@ def test_by_age(make: Make) -> None:
     # The count stays; the event of more than seven days ago does not.
     assert recurring.events == 2
     assert [event["time"] for event in store.events(recurring)] == [at(WEEK_START + 6 * DAY)]
+
+
+def days(store: Store) -> list[int]:
+    """When the incidents were seen last, in days."""
+    return sorted((each.last_ns // 10**9 - WEEK_START) // DAY for each in store.read(Filter()))
+
+
+def test_a_clock_that_is_ahead_for_a_while_removes_nothing(make: Make) -> None:
+    store = make()
+    store.take(*(denial(WEEK_START + n, caller=n) for n in range(3)))
+    for year, restarts in ((365, False), (365, True), (0, True), (0, False)):
+        store.now = WEEK_START + year * DAY
+        if restarts:
+            store.sink.close()
+            store = make(now=store.now)
+        for hour in (0, 6, 12):
+            store.wait(hour * 3600)
+            store.take(denial(store.now, caller=100 + hour))
+        assert days(store)[:3] == [0, 0, 0]
+
+
+def test_a_clock_that_was_set_is_believed_after_a_day(make: Make) -> None:
+    store = make()
+    store.take(*(denial(WEEK_START + n, caller=n) for n in range(3)))
+    store.now += 365 * DAY
+    store.take(denial(store.now, caller=3))
+    assert days(store) == [0, 0, 0, 365]
+    store.wait(23 * 3600)
+    store.take(denial(store.now, caller=3))
+    assert days(store) == [0, 0, 0, 365]
+    store.wait(2 * 3600)
+    store.take(denial(store.now, caller=3))
+    assert days(store) == [366]
+
+
+def test_by_age_where_no_run_takes_a_day(make: Make) -> None:
+    """An event of a few days ago tells that the clock is right."""
+    for day in range(0, 60, 3):
+        store = make(now=WEEK_START + day * DAY)
+        store.take(denial(store.now, caller=day))
+        store.sink.close()
+    assert days(store) == list(range(27, 60, 3))
+
+
+def test_what_a_clock_that_was_ahead_has_left_goes_with_what_came_next(make: Make) -> None:
+    store = make()
+    store.take(denial(WEEK_START, caller=1))
+    ahead = WEEK_START + 3650 * DAY
+    store.take(denial(ahead, caller=1), denial(ahead, caller=2))
+    store.take_snapshot(denial(ahead, caller=2), 1, ahead)
+    for _ in range(6):
+        store.wait(10 * DAY)
+        store.take(denial(store.now, caller=1))
+    # Nothing behind it in the order of arrival is 30 days old before that.
+    (found,) = store.read()
+    assert (found.last_ns // 10**9 - WEEK_START) // DAY == 60
+    assert [event["time"] for event in store.events(found)] == [
+        at(WEEK_START + day * DAY) for day in (30, 40, 50, 60)
+    ]
+    assert rows(store.path, "snapshots") == 0
 
 
 def test_by_size(make: Make) -> None:
@@ -448,8 +514,7 @@ def test_snapshots_go_with_age(make: Make) -> None:
     store.take_snapshot(event, 1, WEEK_START)
     store.take(denial(WEEK_START + 6 * DAY))
     store.take_snapshot(event, 2, WEEK_START + 6 * DAY)
-    store.now += 8 * DAY
-    store.sink.reopen()
+    store.wait(8 * DAY)
     store.take(denial(store.now))
     (found,) = store.read()
     assert (found.count, store.snapshots(found)) == (3, [2])
@@ -460,8 +525,7 @@ def test_snapshots_go_with_their_incident(make: Make) -> None:
     event = denial()
     store.take(event)
     store.take_snapshot(event, 1, WEEK_START + 30 * DAY)
-    store.now += 10 * DAY
-    store.sink.reopen()
+    store.wait(10 * DAY)
     store.take(denial(store.now, caller=2))
     assert [store.snapshots(found) for found in store.read()] == [[]]
     assert rows(store.path, "snapshots") == 0
@@ -784,18 +848,18 @@ def test_another_user_may_only_read(tmp_path: Path) -> None:
 def test_nothing_to_read(make: Make, tmp_path: Path) -> None:
     store = make()
     with pytest.raises(IncidentError, match=r"there are no incidents: no /.*'seal-monitor run'"):
-        store.read()
+        Incidents(store.path, own=True)
     store.path.touch()
-    with pytest.raises(IncidentError, match=r"there are no incidents in /.* yet"):
-        store.read()
+    with pytest.raises(IncidentError, match=r"there are no incidents in /.* yet$"):
+        Incidents(store.path, own=True)
     with contextlib.closing(sqlite3.connect(store.path)) as database:
         database.execute("PRAGMA journal_mode = WAL")  # what the daemon does before the tables
     assert store.path.stat().st_size
-    with pytest.raises(IncidentError, match=r"there are no incidents in /.* yet"):
-        store.read()
+    with pytest.raises(IncidentError, match=r"there are no incidents in /.* yet$"):
+        Incidents(store.path, own=True)
     garbage(store.path)
     with pytest.raises(IncidentError, match="file is not a database; the daemon sets a broken"):
-        store.read()
+        Incidents(store.path, own=True)
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
 import re
 import shutil
+import sqlite3
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_cli import seal_monitor
@@ -272,12 +275,150 @@ def test_root_reads_as_the_owner(database: Path) -> None:
         assert shown.returncode == 1
 
 
+# ---- A stranger's database -----------------------------------------------------------------------
+
+HOSTILE = "\x1b[2J\x1b]0;x\x07\u202e\n"
+SHOWN = r"\x1b[2J\x1b]0;x\x07\u202e\x0a"
+
+
+@pytest.fixture
+def stranger(database: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(database, tmp_path / "stranger.db"))
+
+
+def change(database: Path, statement: str, *values: object) -> None:
+    with contextlib.closing(sqlite3.connect(database)) as changed, changed:
+        changed.execute(statement, values)
+
+
+def id_of(database: Path, what: str) -> str:
+    with contextlib.closing(sqlite3.connect(database)) as read:
+        ((found,),) = read.execute("SELECT id FROM incidents WHERE what = ?", (what,)).fetchall()
+    return str(found)
+
+
 def test_nothing_that_a_terminal_obeys() -> None:
-    hostile = "\x1b[2J\x1b]0;x\x07\u202e"
-    facets = {name: {hostile: 1} for name in ("likely", "executable", "workload")}
-    texts = (hostile,) * 9
+    facets = {name: {HOSTILE: 1} for name in ("likely", "executable", "workload")}
+    texts = (HOSTILE,) * 9
     incident = Incident(*texts, 0, 0, 1, 0, facets)
     assert "".join(listed([incident], more=False)).isprintable()
+
+
+@pytest.mark.parametrize(
+    "path", ["kind", "time", "summary", "process.pid", "process.name", "stack.0.address"]
+)
+def test_no_text_of_an_event_reaches_the_terminal_raw(stranger: Path, path: str) -> None:
+    event = copy.deepcopy(EVENTS["denial"])
+    *way, last = (int(name) if name.isdigit() else name for name in path.split("."))
+    part: Any = event
+    for name in way:
+        part = part[name]
+    part[last] = event["time"] + HOSTILE if path == "time" else HOSTILE
+    if path.startswith("stack"):
+        part["module"] = None
+    change(stranger, "UPDATE events SET event = ? WHERE pid = 20721", json.dumps(event))
+    change(stranger, "UPDATE incidents SET severity = ?, title = ?", HOSTILE, HOSTILE)
+    found = id_of(stranger, "mprotect")
+    told = [command(stranger, "list"), command(stranger, "show", found)]
+    told.append(command(stranger, "timeline", "20721"))
+    assert all(line.isprintable() for text in told for line in text.splitlines())
+    assert SHOWN in told[1]
+
+
+@pytest.mark.parametrize(
+    ("event", "why"),
+    [
+        ("no JSON", ""),
+        ("[" * 100_000, ""),
+        ("[]", ""),
+        (b"{}", ""),
+        ("{}", " (KeyError: \\x27process\\x27)"),
+        ({"summary": None, "time": 7}, " (TypeError: "),
+        ({"process": "x"}, " (TypeError: "),
+    ],
+)
+@pytest.mark.parametrize("verb", ["show", "timeline"])
+def test_an_event_of_another_shape(
+    stranger: Path, verb: str, event: str | bytes | Event, why: str
+) -> None:
+    text = json.dumps(EVENTS["denial"] | event) if isinstance(event, dict) else event
+    change(stranger, "UPDATE events SET event = ?", text)
+    chosen = id_of(stranger, "mprotect") if verb == "show" else "20721"
+    shown = seal_monitor("incidents", verb, chosen, "--database", stranger)
+    assert (shown.returncode, shown.stdout) == (1, "")
+    assert re.search(r"\bevent (\d+|of)\b.* is not one of seal-monitor's", shown.stderr)
+    if verb == "show":
+        assert why in shown.stderr
+    assert len(shown.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("snapshot", ["{", "[]", "{}", '{"memory_map": 7}'])
+def test_a_snapshot_of_another_shape(stranger: Path, snapshot: str) -> None:
+    change(stranger, "UPDATE snapshots SET snapshot = ?", snapshot)
+    found = id_of(stranger, "mprotect")
+    shown = seal_monitor("incidents", "show", found, "--database", stranger)
+    assert shown.returncode == 1
+    assert re.search(r"snapshot.* is not one of seal-monitor's", shown.stderr)
+
+
+@pytest.mark.parametrize(
+    ("statement", "values", "what"),
+    [
+        ("UPDATE incidents SET severity = ?", [b"\x1b"], "incident 4"),
+        ("UPDATE incidents SET first_ns = ?", ["then"], "incident 4"),
+        ("UPDATE incidents SET id = number || ?", ["/../../etc"], "incident 4"),
+        ("UPDATE facets SET count = ?", [HOSTILE], "a facet of incident 4"),
+    ],
+)
+def test_an_incident_of_another_shape(
+    stranger: Path, statement: str, values: list[object], what: str
+) -> None:
+    change(stranger, statement, *values)
+    shown = seal_monitor("incidents", "list", "--database", stranger)
+    assert shown.stderr == f"seal-monitor: {stranger}: {what} is not one of seal-monitor's\n"
+    assert (shown.returncode, shown.stdout) == (1, "")
+
+
+def test_no_advice_to_remove_what_is_not_ours(tmp_path: Path, stranger: Path) -> None:
+    def why(path: Path) -> str:
+        shown = seal_monitor("incidents", "show", "abc", "--database", path)
+        assert (shown.returncode, shown.stdout) == (1, "")
+        return shown.stderr.removeprefix("seal-monitor: ").rstrip("\n")
+
+    text = tmp_path / "passwd"
+    text.write_text("root:x:0:0:root:/root:/bin/bash\n" * 100)
+    assert why(text) == f"{text} is not an incidents database: file is not a database"
+    assert why(tmp_path) == f"{tmp_path} is not an incidents database: not a regular file"
+    assert why(tmp_path / "none") == f"there is no {tmp_path / 'none'}"
+    others = tmp_path / "others.db"
+    for version in (0, 2, 70):
+        change(others, "CREATE TABLE IF NOT EXISTS bookmarks (url)")
+        change(others, f"PRAGMA user_version = {version}")
+        assert why(others) == f"{others} is not an incidents database: its tables are others"
+    with stranger.open("r+b") as file:
+        file.truncate(stranger.stat().st_size // 2)
+    assert why(stranger).startswith(f"cannot read {stranger}: database disk image is malformed; if")
+
+
+# ---- A copy --------------------------------------------------------------------------------------
+
+
+def test_a_copy_of_a_database_that_is_written_to(tmp_path: Path) -> None:
+    store = Store(tmp_path, KEPT, WEEK_START)
+    store.take(denial(), denial(caller=7))
+    alone = Path(shutil.copy(store.path, tmp_path / "alone.db"))
+    shown = seal_monitor("incidents", "list", "--database", alone)
+    assert shown.stderr == (
+        f"seal-monitor: there are no incidents in {alone} yet; if it is a copy, copy "
+        "alone.db-wal, too, or use 'incidents backup'\n"
+    )
+    copied = tmp_path / "copied.db"
+    assert command(store.path, "backup", "-o", str(copied)) == ""
+    assert copied.stat().st_mode & 0o777 == 0o600
+    store.take(denial(caller=8))
+    assert len(json.loads(command(copied, "list", "--json"))) == 2
+    assert len(json.loads(command(store.path, "list", "--json"))) == 3
+    store.sink.close()
 
 
 @pytest.mark.parametrize(

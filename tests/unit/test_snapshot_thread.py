@@ -15,7 +15,7 @@ from test_fingerprint import EVENTS
 
 from monitor.incidents.fingerprint import fingerprint
 from monitor.incidents.snapshot import Request, Taken
-from monitor.incidents.snapshots import CPU_SECONDS, WAITING, Snapshots
+from monitor.incidents.snapshot_thread import CPU_SECONDS, WAITING, Snapshots
 from monitor.incidents.store import snapshot_data
 from monitor.kernel.abi import Kind, Record
 from monitor.sinks.delivery import Delivery
@@ -154,12 +154,18 @@ def test_every_result_is_counted(setting: Setting, result: Any, stored: int) -> 
 
 def test_what_cannot_be_read_has_failed(setting: Setting) -> None:
     def fail(asked: Request) -> Taken:
-        raise (OSError(24, "Too many open files"), ValueError("x"))[asked.pid % 2]
+        raise (OSError(24, "Too many open files"), ValueError("x"), KeyError("x"), MemoryError)[
+            asked.pid
+        ]
 
     setting.result = fail
-    setting.ask(pid=2)
-    setting.ask(pid=3)
-    assert setting.results() == {"failed": 2}
+    for pid in range(4):
+        setting.ask(caller=pid, pid=pid)
+    assert setting.results() == {"failed": 4}
+    assert setting.snapshots.waiting == 0
+    setting.result = lambda asked: Taken("taken", 7, b"{}")
+    setting.ask(caller=4, pid=4)
+    assert setting.results() == {"failed": 4, "taken": 1}
 
 
 def test_what_the_store_refuses_has_failed(setting: Setting) -> None:
