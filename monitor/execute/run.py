@@ -48,7 +48,8 @@ from monitor.incidents.search import Filter, Incident, Incidents
 from monitor.incidents.store import FILE, IncidentStore, Retention
 from monitor.kernel.probes import OPTIONAL
 from monitor.life.losses import Losses
-from monitor.pipeline import Pipeline, clock_offset
+from monitor.pipeline import Pipeline
+from monitor.pump import SWEEP_SECONDS, Pump
 from monitor.report.private_file import PrivateFile
 from monitor.sinks.delivery import Delivery
 from monitor.symbols.resolver import Resolver
@@ -58,8 +59,6 @@ __all__ = ["ExecError", "Options", "run"]
 
 FAILED_ON = 4  # exit code
 
-SWEEP_SECONDS = 1.0
-TURN_SECONDS = 0.5  # what a storm leaves in the ring after so long waits for the next turn
 BACKLOG_SECONDS = 0.5  # for what waits for the sink, between two parts of the ring
 ENDING_SECONDS = 0.2  # processes that end so soon after the command are no news
 DRAIN_SECONDS = 10.0
@@ -135,7 +134,7 @@ def _page(database: Path) -> bytes:
     from monitor.report import page as report  # noqa: PLC0415 - Jinja2, for who wants a page
 
     page = io.BytesIO()
-    with Incidents(database) as incidents:
+    with Incidents(database, own=True) as incidents:
         report.write(incidents, incidents.search(Filter(), INCIDENTS_MOST), page)
     return page.getvalue()
 
@@ -190,7 +189,7 @@ class _Watch:
                 self._on_sink,
             )
             cleanup.callback(self._delivery.close)
-            self._pipeline = Pipeline(
+            pipeline = Pipeline(
                 host.host_facts(),
                 self.state.config.sealed_mask,
                 identities=Identities(command_line=config.events.command_line),
@@ -199,9 +198,15 @@ class _Watch:
                 tally=tally,
             )
             self._tally = tally
-            self._suppressions = Suppressions(self.state, IDLE_NS)
-            self._losses = Losses(self.loaded, self.state, self._note_loss)
-            self._sweep_at = 0.0
+            self._pump = Pump(
+                self._ring,
+                pipeline,
+                Suppressions(self.state, IDLE_NS),
+                Losses(self.loaded, self.state, self._note_loss),
+                corrupt=tally.decode_error,
+                trouble=self._note,
+                has_room=self._is_taken,
+            )
             for probe in self.loaded.probes:
                 if not (probe.attached or probe.probe in OPTIONAL):
                     self.notes.append(f"probe {probe.probe} is not attached: {probe.error}")
@@ -260,52 +265,18 @@ class _Watch:
         self.left = members
 
     def _turn(self) -> None:
-        self._drain()
+        self._pump.drain()
         self._delivery.collect()
-        now = time.monotonic()
-        if now >= self._sweep_at:
-            self._sweep_at = now + SWEEP_SECONDS
-            self._sweep()
-
-    def _drain(self) -> int:
-        """Take the records that are in the ring, for half a second at most; how many."""
-        taken = 0
-        deadline = time.monotonic() + TURN_SECONDS
-        while self._is_taken() and time.monotonic() < deadline:
-            self._pipeline.offset = clock_offset()
-            drained = self._ring.drain()
-            for record in drained.records:
-                self._pipeline.take(record)
-            for _ in range(drained.corrupt):
-                self._tally.decode_error()
-            taken += len(drained.records)
-            if not drained.records and not drained.corrupt:
-                break
-        return taken
+        self._pump.sweep_when_due(time.monotonic())
 
     def _is_taken(self) -> bool:
         """Whether the sink has nothing left to do: the ring has more room than its queue."""
         return self._delivery.wait(BACKLOG_SECONDS)
 
-    def _sweep(self, final: bool = False) -> None:
-        try:
-            now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-            for gap in self._suppressions.sweep(now, final):
-                self._pipeline.suppression(gap)
-        except OSError as error:
-            self._note(f"cannot read what was suppressed: {error}")
-
     def finish(self) -> None:
         """Detach; the counters are final and all events with the store after that."""
         self.loaded.detach()
-        deadline = time.monotonic() + DRAIN_SECONDS
-        while self._drain() or (self._ring.used_bytes and time.monotonic() < deadline):
-            time.sleep(0.001)
-        try:
-            self._losses.look()
-        except OSError as error:
-            self._note(f"cannot read the runs that probes missed: {error}")
-        self._sweep(final=True)
+        self._pump.finish(DRAIN_SECONDS)
         self._delivery.finish(FLUSH_SECONDS)
         if self._tally.decode_errors:
             self._note(f"{self._tally.decode_errors} records could not be read")
@@ -330,7 +301,7 @@ def _found(database: Path) -> list[tuple[Incident, list[Event]]]:
     """Every incident with the events that are kept of it, the one that began first at the front."""
     if not database.exists():  # no event has opened it
         return []
-    with Incidents(database) as incidents:
+    with Incidents(database, own=True) as incidents:
         found = incidents.search(Filter(), INCIDENTS_MOST)
         return [(each, incidents.events(each)) for each in reversed(found)]
 
