@@ -117,7 +117,7 @@ def _parser() -> Parser:
 
     run = add("run", _run, "watch in the foreground until SIGTERM or SIGINT")
     demo = add("demo", _demo, "provoke one of each violation and show what is said of it")
-    _add_exec(add("exec", _exec, "run a command and tell the violations of it and its children"))
+    _add_exec(add("exec", _exec, "run a command and report the violations of it and its children"))
     doctor = add("doctor", _doctor, "show what this host can and can't do, and the remedy")
     for command, keys in (
         (run, [key.name for key in config.KEYS if key.flag]),
@@ -127,7 +127,7 @@ def _parser() -> Parser:
         _add_config(command, f"configuration (default: {config.DEFAULT_PATH}, if it is there)")
         _add_keys(command, keys)
     doctor.add_argument("--json", action="store_true", help="print a JSON object")
-    check = add("check-config", _check_config, "tell every mistake in a configuration file")
+    check = add("check-config", _check_config, "list every mistake in a configuration file")
     check.add_argument("file", metavar="FILE", type=Path, help="the file to check")
     add("schema", _schema, "print the JSON Schema of the events")
     symbolize = add("symbolize", _symbolize, "name the functions in the stacks of events")
@@ -142,7 +142,7 @@ def _parser() -> Parser:
         default=[],
         help="a directory to look for programs in, too; may be given again",
     )
-    symbolize.add_argument("--verbose", action="store_true", help="tell why a name is missing")
+    symbolize.add_argument("--verbose", action="store_true", help="say why a name is missing")
     _add_incidents(add("incidents", _incidents, "show what was kept of violations, grouped"))
     _add_posture(add("posture", _posture, "show which processes have sealed memory, and how much"))
     return parser
@@ -186,7 +186,7 @@ def _add_exec(parser: Parser) -> None:
     parser.set_defaults(failure=EXEC_FAILED)
     parser.usage = "seal-monitor exec [FLAGS] -- COMMAND [ARGUMENT...]"
     parser.description = (
-        "Run a command and tell the violations of it and its children, and of nobody else, on "
+        "Run a command and report the violations of it and its children, and of nobody else, on "
         "standard error: each place as it is met, with its stack, and all in a table at the end. "
         "The exit code is that of the command."
     )
@@ -245,7 +245,7 @@ def _add_incidents(parser: Parser) -> None:
     printed.add_argument("--json", action="store_true", help="print JSON")
     filters = _incident_filters()
     add("list", "list incidents, those last seen first", filters, printed)
-    show = add("show", "tell the story of one incident", printed)
+    show = add("show", "print the story of one incident", printed)
     show.add_argument("id", metavar="ID", help="its id, or the beginning of it")
     timeline = add("timeline", "show what one process did, in order", printed)
     timeline.add_argument("pid", metavar="PID", type=_positive)
@@ -464,7 +464,7 @@ def _report(error: Exception) -> int:
             lines, code = [_one_line(error)], FAILED
         case _:
             lines = [
-                f"{type(error).__name__}: {_one_line(error)} (SEAL_MONITOR_DEBUG=1 tells where)"
+                f"{type(error).__name__}: {_one_line(error)} (SEAL_MONITOR_DEBUG=1 shows where)"
             ]
             code = FAILED
     for line in lines:

@@ -177,7 +177,7 @@ def run(config: Config) -> int:
         collected.events.clear()
         view = sinks.pretty(colours=sys.stdout.isatty(), width=width)
         wrong, skipped, made = _show_all(daemon, collected, view, width)
-        verdict = "all told right" if not wrong else f"told wrong: {', '.join(wrong)}"
+        verdict = "all reported correctly" if not wrong else f"reported wrongly: {', '.join(wrong)}"
         _show(f"\n{made} violations in {time.monotonic() - began:.1f} s, {verdict}.")
         counters = daemon.state.counters()
         daemon.stop()

@@ -180,7 +180,7 @@ def shown(
     facets = incident.facets
     count = f"{incident.count:,}"
     if incident.suppressed:
-        count += f" ({incident.events:,} told one by one, {incident.suppressed:,} suppressed)"
+        count += f" ({incident.events:,} reported singly, {incident.suppressed:,} suppressed)"
     rows = (
         ("count", count),
         ("first seen", f"{_clock(incident.first_ns)} UTC"),
@@ -308,7 +308,7 @@ def _one(incidents: Incidents, given: str) -> Incident:
         what = "more than one incident has" if found else "no incident has"
         raise IncidentError(
             f"{what} an id that begins with {printable(prefix)}; "
-            "'seal-monitor incidents list' tells the ids"
+            "'seal-monitor incidents list' shows the ids"
         )
     return found[0]
 

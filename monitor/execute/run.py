@@ -407,5 +407,5 @@ def run(config: Config, options: Options) -> int:
         if as_page and result.incidents:
             as_page.write(_page(directory / FILE))
         elif as_page:
-            terminal.write("seal-monitor: no report: there is nothing to tell\n")
+            terminal.write("seal-monitor: no report: there was no violation\n")
     return result.code

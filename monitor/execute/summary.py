@@ -150,7 +150,7 @@ def _table(result: Result, colours: bool) -> list[str]:
         [
             f"{number:,}",
             "-",
-            f"{what} {plural(kind)} that were counted and not told",
+            f"{what} {plural(kind)} that were only counted",
             "-",
             "-",
         ]

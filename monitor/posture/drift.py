@@ -195,7 +195,7 @@ def load(path: Path) -> tuple[dict[Program, Known], str | None]:
         return ({} if data is None else _parse(data)), None
     except (OSError, ValueError) as error:
         os.rename(FILE, _BAD, src_dir_fd=directory, dst_dir_fd=directory)
-        return {}, f"{path / FILE} does not tell what used to seal: {error}; set aside as {_BAD}"
+        return {}, f"{path / FILE} does not say what used to seal: {error}; set aside as {_BAD}"
     finally:
         os.close(directory)
 

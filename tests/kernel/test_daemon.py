@@ -402,7 +402,7 @@ def test_demo_tells_every_violation_right(require_bpf: None) -> None:
     )
     assert demo.returncode == 0, demo.stdout
     cases, verdict, rest = re.split(r"^(\d+ violations in .*)\n", demo.stdout, flags=re.MULTILINE)
-    assert verdict.endswith(" s, all told right.")
+    assert verdict.endswith(" s, all reported correctly.")
     assert "WRONG" not in cases
     assert cases.count("\n* ") == int(verdict.split()[0]) > 60
     assert re.search(r"^  seal_monitor_denials_total +\d+ sealed, ", rest, re.MULTILINE)

@@ -227,7 +227,7 @@ def test_what_is_there_stays_where_there_is_nothing_to_tell(run: Run, tmp_path: 
     assert (missing.code, missing.found, page.read_text()) == (127, "old", "old")
     quiet = run("true", flags=["--report", str(page)])
     assert quiet.found["violations"] == {"denial": 0, "fault": 0, "bypass": 0}
-    assert quiet.errors.endswith("no report: there is nothing to tell\n")
+    assert quiet.errors.endswith("no report: there was no violation\n")
     assert page.read_text() == "old"
 
 

@@ -56,7 +56,7 @@ def run_in_a_namespace(*arguments: str) -> str:
 
 def test_the_demo_in_a_pid_namespace_of_its_own() -> None:
     """Its canary has another pid there than outside."""
-    assert ", all told right.\n" in run_in_a_namespace("-m", "monitor", "demo")
+    assert ", all reported correctly.\n" in run_in_a_namespace("-m", "monitor", "demo")
 
 
 def test_a_violation_in_a_namespace_below_the_monitors() -> None:

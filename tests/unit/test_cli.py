@@ -348,7 +348,7 @@ def test_a_reader_that_leaves_early_is_no_traceback() -> None:
         (OSError(28, "No space left on device"), ["No space left on device"], 1),
         (OSError(13, "Permission denied", "/a"), ["/a: Permission denied"], 1),
         (OSError("cannot read /a"), ["cannot read /a"], 1),
-        (ValueError("odd"), ["ValueError: odd (SEAL_MONITOR_DEBUG=1 tells where)"], 1),
+        (ValueError("odd"), ["ValueError: odd (SEAL_MONITOR_DEBUG=1 shows where)"], 1),
         (KeyboardInterrupt(), [], 130),
     ],
 )

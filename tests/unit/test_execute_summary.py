@@ -173,10 +173,10 @@ def test_no_violations() -> None:
 
 def test_what_is_in_no_incident_has_a_row() -> None:
     text = summary(result(counters=counters(5000, 2)), colours=False)
-    assert "\n    904  -         munmap denials that were counted and not told  -" in text
+    assert "\n    904  -         munmap denials that were only counted  -" in text
     text = summary(result(incidents=[], counters=counters(1, 0)), colours=False)
     assert "seal-monitor: 1 denial, in 3.2 s\n" in text
-    assert "      1  -         munmap denials that were counted and not told  -" in text
+    assert "      1  -         munmap denials that were only counted  -" in text
 
 
 def test_what_nobody_knows_the_operation_of_is_counted_once() -> None:
@@ -186,7 +186,7 @@ def test_what_nobody_knows_the_operation_of_is_counted_once() -> None:
         colours=False,
     )
     assert "unknown callers" not in text
-    assert "\n    904  -         munmap denials that were counted and not told  -" in text
+    assert "\n    904  -         munmap denials that were only counted  -" in text
 
 
 def test_many_places() -> None:

@@ -145,7 +145,7 @@ def test_show(database: Path) -> None:
     story = command(database, "show", found["id"][:6].upper())
     for line in (
         f"incident {found['id']}: mprotect of sealed memory refused",
-        "  count         3,997 (1 told one by one, 3,996 suppressed)",
+        "  count         3,997 (1 reported singly, 3,996 suppressed)",
         "  first seen    2026-11-21 17:07:52 UTC",
         "  last seen     2026-11-21 17:08:03 UTC",
         "  likely        attack 1",

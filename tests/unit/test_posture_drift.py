@@ -217,7 +217,7 @@ def test_a_file_that_is_wrong_is_set_aside(tmp_path: Path, content: bytes, reaso
     known, problem = load(tmp_path)
     assert known == {}
     assert problem is not None
-    assert problem.startswith(f"{tmp_path / FILE} does not tell what used to seal: {reason}")
+    assert problem.startswith(f"{tmp_path / FILE} does not say what used to seal: {reason}")
     assert problem.endswith("; set aside as posture.json.bad")
     assert (tmp_path / "posture.json.bad").read_bytes() == content
     assert load(tmp_path) == ({}, None)
