@@ -12,7 +12,7 @@ from monitor.host.checklist import Row
 from monitor.kernel import abi
 from monitor.kernel.loader import AttachedProbe
 from monitor.kernel.operations import OPERATIONS
-from monitor.kernel.system_calls import Effect, calls, unreviewed
+from monitor.kernel.reviewed_calls import Effect, calls, unreviewed
 from monitor.provoke.provocation import lay
 
 __all__ = ["blind_rows", "bypass_rows", "filter_rows", "memory_file_overrides", "review_row"]

@@ -12,8 +12,8 @@ import pytest
 
 from monitor.host import facts as host
 from monitor.kernel.operations import OPERATIONS
+from monitor.kernel.reviewed_calls import REVIEWED, Effect, calls, unreviewed
 from monitor.kernel.syscalls import call
-from monitor.kernel.system_calls import REVIEWED, Effect, calls, unreviewed
 from monitor.provoke import table as provoke
 
 pytestmark = pytest.mark.skipif(

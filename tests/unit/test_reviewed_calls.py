@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 
-from monitor.kernel import system_calls
+from monitor.kernel import reviewed_calls
 from monitor.kernel.operations import OPERATIONS
-from monitor.kernel.system_calls import REVIEWED, Effect, calls, unreviewed
+from monitor.kernel.reviewed_calls import REVIEWED, Effect, calls, unreviewed
 
 
 def test_the_watched_calls_are_those_of_the_operations() -> None:
@@ -15,7 +15,7 @@ def test_the_watched_calls_are_those_of_the_operations() -> None:
 
 
 def test_a_call_is_reviewed_once() -> None:
-    counted = Counter(name for _, _, names in system_calls._GROUPS for name in names.split())
+    counted = Counter(name for _, _, names in reviewed_calls._GROUPS for name in names.split())
     assert [name for name, number in counted.items() if number > 1] == []
 
 
