@@ -114,7 +114,7 @@ TAKEN = (
         "ProcSubset=",
         "ProcSubset=pid",
         status="1",
-        said="No such file or directory: '/proc/sys/kernel/random/boot_id'",
+        said="/proc/sys/kernel/random/boot_id: No such file or directory",
         counted=["ProcSubset"],
     ),
     Row(

@@ -114,6 +114,7 @@ def test_another_prefix(tmp_path: Path) -> None:
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
     files = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_symlink()]
     ours = [path for path in files if "site-packages" not in path.parts and path.name != "activate"]
+    ours = [path for path in ours if path.suffix != ".md"]  # pages speak of both places
     assert len(ours) > 8
     assert [path for path in ours if b"/usr/local" in path.read_bytes()] == []
     assert not (tmp_path / "usr/local").exists()
