@@ -200,17 +200,17 @@ def _jobs(found: Sequence[Kernel]) -> list[Job]:
 def _run(job: Job, initramfs: Path, logs: Path, attempts: int) -> list[Row]:
     """The rows of the last attempt."""
     at_first: list[str] = []
-    for left in reversed(range(attempts)):
-        rows = _attempt(job, initramfs, logs)
+    for attempt in range(1, attempts + 1):
+        rows = _attempt(job, initramfs, logs / f"{job.kernel.release}-{job.name}-{attempt}.txt")
         problems = [problem for row in rows for problem in row.problems]
         rows[0].remarks += [f"at first, {problem}" for problem in at_first]
-        if not problems or not left:
+        if not problems or attempt == attempts:
             break
         at_first += problems
     return rows
 
 
-def _attempt(job: Job, initramfs: Path, logs: Path) -> list[Row]:
+def _attempt(job: Job, initramfs: Path, log: Path) -> list[Row]:
     began = time.monotonic()
     try:
         result = boot(
@@ -223,7 +223,6 @@ def _attempt(job: Job, initramfs: Path, logs: Path) -> list[Row]:
     except GuestError as error:
         rows = [Row(job.kernel.release, job.name, failed=1, problems=[str(error)])]
     else:
-        log = logs / f"{job.kernel.release}-{job.name}.txt"
         log.write_text(f"{result.output}\n---- console:\n{result.console}", "utf-8")
         rows = job.rows(job.kernel, result)
         rows[0].problems += _warnings(result)
