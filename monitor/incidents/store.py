@@ -22,6 +22,7 @@ from monitor.incidents.fingerprint import Event, Fingerprint, fingerprint, unatt
 from monitor.sinks.outputs import SinkError, encode
 from monitor.untrusted.printable import printable
 from monitor.untrusted.recent import Recent
+from monitor.untrusted.terminal import plural
 
 __all__ = [
     "FILE",
@@ -188,8 +189,7 @@ def _title(event: Event) -> str:
     """What happened in a few words, without what differs from one event to the next."""
     if event["kind"] == "suppression":
         what = what_of(event) or ""
-        kind = event["of"]
-        return f"{what} {kind}{'es' if kind == 'bypass' else 's'} of unknown callers".strip()
+        return f"{what} {plural(event['of'])} of unknown callers".strip()
     if event["kind"] == "seal":
         return "mseal"
     return str(event["summary"]).partition(" at 0x" if event["kind"] == "fault" else ": ")[0]
@@ -460,7 +460,8 @@ class IncidentStore:
         database = self._open()
         times = {"oldest": now_ns - self._retention.age * _DAY_NS, "future": now_ns + _HOUR_NS}
         for table in ("events", "snapshots"):
-            query = f"SELECT max(seq) FROM {table} WHERE time_ns < :oldest"
+            # max(seq) alone reads the table from its end until there is one, most often all of it.
+            query = f"SELECT max(+seq) FROM {table} WHERE time_ns < :oldest"
             (last,) = database.execute(query, times).fetchone()
             if last is not None:
                 with _transaction(database):
