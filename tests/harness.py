@@ -372,18 +372,12 @@ class Harness:
         """The kernel's configuration with some values changed; limits begin with a full burst."""
         for name, value in values.items():
             setattr(self.config, name, value)
-        self._reset_buckets()
+        self.state.reset_limits()
         try:
             yield
         finally:
             self.emit_all()
-            self._reset_buckets()
-
-    def _reset_buckets(self) -> None:
-        shared = self.state._shared
-        shared[:] = bytes(len(shared))
-        for key, _ in list(self.state.buckets.items()):
-            self.state.buckets.remove(key)
+            self.state.reset_limits()
 
     def drain(self) -> list[Record]:
         """All records of violations and seals; waits for those whose program still runs."""

@@ -9,6 +9,7 @@ from monitor.kernel import abi
 from monitor.kernel.abi import Access, Cause, Disposition, Kind, Method, Reason, Role, Verdict
 from monitor.kernel.operations import Decoded, Operation
 from monitor.untrusted.printable import printable
+from monitor.untrusted.terminal import plural
 
 __all__ = ["bypass", "denial", "fault", "is_own", "seal", "suppression"]
 
@@ -191,9 +192,9 @@ def suppression(key: abi.BucketKey, bucket: abi.Bucket, kind: Kind, what: str) -
     who = (
         f" of {printable(bucket.task_name, SUMMARY_NAME_LIMIT)} (pid {key.pid})" if key.pid else ""
     )
-    plural = "" if bucket.suppressed == 1 else "es" if kind is Kind.BYPASS else "s"
+    kinds = kind.label if bucket.suppressed == 1 else plural(kind.label)
     seconds = (bucket.last_suppressed_ns - bucket.first_suppressed_ns) / 1e9
     return (
-        f"{bucket.suppressed} more {what}{' ' if what else ''}{kind.label}{plural}{who} "
+        f"{bucket.suppressed} more {what}{' ' if what else ''}{kinds}{who} "
         f"in {seconds:.1f} s, counted but not reported singly"
     )

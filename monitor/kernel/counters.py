@@ -130,6 +130,10 @@ class KernelState:
         if call("membarrier", _MEMBARRIER_CMD_GLOBAL) < 0:  # a kernel with nohz_full CPUs
             time.sleep(_RUN_SECONDS)
         self._counters[:] = bytes(len(self._counters))
+        self.reset_limits()
+
+    def reset_limits(self) -> None:
+        """Nothing was suppressed, and every limit begins with a full burst."""
         self._shared[:] = bytes(len(self._shared))
         for bucket, _ in list(self.buckets.items()):
             self.buckets.remove(bucket)
