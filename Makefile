@@ -1,7 +1,7 @@
 # GNU make. `make` alone lists the targets.
 
-RUN_PACKAGES := python3-bpfcc libbpf1 python3-venv
-PACKAGES := $(RUN_PACKAGES) gcc libc6-dev clang-format openssl util-linux logrotate systemd systemd-container
+RUN_PACKAGES := libbpf1 python3-venv
+PACKAGES := $(RUN_PACKAGES) python3-bpfcc gcc libc6-dev clang-format openssl util-linux logrotate systemd systemd-container
 KERNEL_PACKAGES := qemu-system-x86 iproute2 debian-archive-keyring
 TEST_PACKAGES := chromium-headless-shell
 MONITORING_PACKAGES := prometheus prometheus-alertmanager
@@ -13,6 +13,7 @@ PYTHON := .venv/bin/python
 MINUTES := 60
 C_SOURCES := $(sort $(shell find bpf tests/assets -name '*.[ch]'))
 READY := .venv/.ready
+OBJECT := bpf/seal_monitor.object
 PROMETHEUS := $(addprefix .venv/bin/,prometheus prometheus-alertmanager promtool)
 
 SHELL := /bin/bash
@@ -42,8 +43,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
-setup: $(READY) ## install what is missing (Debian packages as root, .venv); does nothing twice
-	@true
+setup: $(READY) ## install what is missing (Debian packages as root, .venv, compiled programs); does nothing twice
+	@$(compile)
 
 demo: setup ## show every violation that this host can make, and what the monitor says of it
 	@.venv/bin/seal-monitor demo $(ARGS)
@@ -133,7 +134,7 @@ test-deb: setup ## install, start, upgrade and remove the package in real trees 
 	$(PYTHON) -m pytest tests/package $(ARGS)
 
 clean: ## remove everything that make has made
-	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build $(OBJECT) *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # Where systemd runs: users and directories, when installing, and the units read anew.
@@ -143,6 +144,12 @@ if [[ -d /run/systemd/system ]]; then \
     journalctl --update-catalog; \
     systemctl daemon-reload; \
 fi
+endef
+
+# The BPF programs for every kernel, and for readers the C that is generated. By Debian's Python, which has bcc.
+define compile
+/usr/bin/python3 -m monitor.kernel.compiler object $(OBJECT) || (( EUID )) || exit 1; \
+mkdir -p build; /usr/bin/python3 -m monitor.kernel.compiler definitions >build/definitions.h
 endef
 
 # Debian packages, where they are missing.
@@ -168,9 +175,10 @@ endef
 $(READY): pyproject.toml
 	@$(call install,$(PACKAGES))
 	@echo "making .venv"
-	@/usr/bin/python3 -m venv --system-site-packages .venv
-	@$(PYTHON) -m pip install --quiet --quiet --disable-pip-version-check --no-input --editable '.[dev]'
-	@touch $@
+	@{ $(compile); } & \
+	/usr/bin/python3 -m venv --system-site-packages .venv; \
+	$(PYTHON) -m pip install --quiet --quiet --disable-pip-version-check --no-input --editable '.[dev]'; \
+	wait $$!; touch $@
 
 # From the packages, without installing them: installed, they would start servers.
 $(PROMETHEUS) &: | $(READY)

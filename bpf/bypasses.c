@@ -11,28 +11,27 @@ static __always_inline u64 owner_of(struct task_struct *task, u64 mm)
 
     if (mm == (u64)TASK_FIELD(void *, task, mm))
         return (u64)TASK_FIELD(void *, task, group_leader);
-#ifdef HAS_mm_struct__owner
-    owner = KERNEL_WORD(mm, mm_struct__owner);
-    if (owner)
-        owner = KERNEL_WORD(owner, task_struct__group_leader);
-#endif
+    if (HAS(mm_struct__owner)) {
+        owner = KERNEL_WORD(mm, mm_struct__owner);
+        if (owner)
+            owner = KERNEL_WORD(owner, task_struct__group_leader);
+    }
     return owner;
 }
 
-#if defined(WITH_REMOTE) && defined(HAS_FUNCTION_access_remote_vm)
 #define FOLL_WRITE 1 /* include/linux/mm_types.h */
 
 /* What /proc/PID/mem and ptrace write by, whoever asks them, be it io_uring or sendfile. */
 int fexit_access_remote_vm(u64 *ctx)
 {
-    struct change change = {METHOD_PROC_MEM_WRITE, ctx[ARG_access_remote_vm__mm]};
-    s32 written = ctx[RETURN_access_remote_vm];
+    struct change change = {METHOD_PROC_MEM_WRITE, ARGUMENT(ctx, access_remote_vm, mm)};
+    s32 written = RESULT(ctx, access_remote_vm);
     struct config *config;
     struct task_struct *task;
     struct scratch *scratch;
     struct pt_regs *regs;
 
-    if (written <= 0 || !(ctx[ARG_access_remote_vm__gup_flags] & FOLL_WRITE))
+    if (written <= 0 || !(ARGUMENT(ctx, access_remote_vm, gup_flags) & FOLL_WRITE))
         return 0;
     config = configuration();
     if (!config || !config->sealed_mask)
@@ -48,12 +47,10 @@ int fexit_access_remote_vm(u64 *ctx)
             change.method = METHOD_PTRACE_POKE;
     }
     change.leader = owner_of(task, change.mm);
-    set_written(&scratch->search, ctx[ARG_access_remote_vm__addr], written);
+    set_written(&scratch->search, ARGUMENT(ctx, access_remote_vm, addr), written);
     return find_and_tell(scratch, task, config, &change);
 }
-#endif
 
-#ifdef HAS_userfaultfd_ctx__mm
 /*
  * A userfaultfd has put pages where none were, in memory that need not be the caller's. `start` and
  * `end` are what it did, by the kernel's own count.
@@ -78,21 +75,17 @@ static __always_inline int filled(u32 owner, u64 context, u64 start, s64 bytes)
     return find_and_tell(scratch, task, config, &change);
 }
 
-#if defined(WITH_USERFAULTFD) && defined(HAS_FUNCTION_mfill_atomic_copy)
 int fexit_mfill_atomic_copy(u64 *ctx)
 {
-    return filled(SCRATCH_COPIED, ctx[ARG_mfill_atomic_copy__ctx],
-                  ctx[ARG_mfill_atomic_copy__dst_start], ctx[RETURN_mfill_atomic_copy]);
+    return filled(SCRATCH_COPIED, ARGUMENT(ctx, mfill_atomic_copy, ctx),
+                  ARGUMENT(ctx, mfill_atomic_copy, dst_start), RESULT(ctx, mfill_atomic_copy));
 }
-#endif
 
-#if defined(WITH_USERFAULTFD) && defined(HAS_FUNCTION_mfill_atomic_zeropage)
 int fexit_mfill_atomic_zeropage(u64 *ctx)
 {
-    return filled(SCRATCH_ZEROED, ctx[ARG_mfill_atomic_zeropage__ctx],
-                  ctx[ARG_mfill_atomic_zeropage__start], ctx[RETURN_mfill_atomic_zeropage]);
+    return filled(SCRATCH_ZEROED, ARGUMENT(ctx, mfill_atomic_zeropage, ctx),
+                  ARGUMENT(ctx, mfill_atomic_zeropage, start), RESULT(ctx, mfill_atomic_zeropage));
 }
-#endif
 
 /* Pages were moved out of a sealed mapping or into one: what mremap is refused. Both are writable.
  */
@@ -121,15 +114,12 @@ static __always_inline int moved(u64 context, u64 destination, u64 source, s64 b
     return find_and_tell(scratch, task, config, &change);
 }
 
-#if defined(WITH_MOVE_PAGES) && defined(HAS_FUNCTION_move_pages)
 int fexit_move_pages(u64 *ctx)
 {
-    return moved(ctx[ARG_move_pages__ctx], ctx[ARG_move_pages__dst_start],
-                 ctx[ARG_move_pages__src_start], ctx[RETURN_move_pages]);
+    return moved(ARGUMENT(ctx, move_pages, ctx), ARGUMENT(ctx, move_pages, dst_start),
+                 ARGUMENT(ctx, move_pages, src_start), RESULT(ctx, move_pages));
 }
-#endif
 
-#if defined(WITH_USERFAULTFD_IOCTL) && defined(HAS_FUNCTION_userfaultfd_ioctl)
 #define UFFDIO_MOVE 0xc028aa05
 
 /* include/uapi/linux/userfaultfd.h */
@@ -143,11 +133,9 @@ int fexit_userfaultfd_ioctl(u64 *ctx)
 {
     struct uffdio_move asked;
 
-    if ((u32)ctx[ARG_userfaultfd_ioctl__cmd] != UFFDIO_MOVE ||
-        bpf_probe_read_user(&asked, sizeof(asked), (void *)ctx[ARG_userfaultfd_ioctl__arg]))
+    if ((u32)ARGUMENT(ctx, userfaultfd_ioctl, cmd) != UFFDIO_MOVE ||
+        bpf_probe_read_user(&asked, sizeof(asked), (void *)ARGUMENT(ctx, userfaultfd_ioctl, arg)))
         return 0;
-    return moved(KERNEL_WORD(ctx[ARG_userfaultfd_ioctl__file], file__private_data), asked.dst,
+    return moved(KERNEL_WORD(ARGUMENT(ctx, userfaultfd_ioctl, file), file__private_data), asked.dst,
                  asked.src, asked.move);
 }
-#endif
-#endif

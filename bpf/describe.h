@@ -83,7 +83,7 @@ static __always_inline void read_file_identity(u64 *inode_number, u32 *device, u
 
 static __always_inline void fill_mapping(struct mapping *mapping, struct vma *vma)
 {
-    u64 file = 0;
+    u64 file = 0, name = 0;
 
     READ_KERNEL(mapping->page_offset, vma->address, vm_area_struct__vm_pgoff);
     READ_KERNEL(file, vma->address, vm_area_struct__vm_file);
@@ -91,14 +91,11 @@ static __always_inline void fill_mapping(struct mapping *mapping, struct vma *vm
         read_file_identity(&mapping->inode, &mapping->device, file);
         read_file_name(mapping->file, sizeof(mapping->file), file);
     }
-#ifdef HAS_vm_area_struct__anon_name
-    u64 name = 0;
-
-    READ_KERNEL(name, vma->address, vm_area_struct__anon_name);
+    if (HAS(vm_area_struct__anon_name) && HAS(anon_vma_name__name))
+        READ_KERNEL(name, vma->address, vm_area_struct__anon_name);
     if (name)
         bpf_probe_read_kernel_str(mapping->name, sizeof(mapping->name),
                                   (void *)(name + OFF_anon_vma_name__name));
-#endif
     if (!is_still(vma)) /* what was read may be another's */
         __builtin_memset(mapping, 0, sizeof(*mapping));
     mapping->start = vma->start;

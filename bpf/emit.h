@@ -7,7 +7,7 @@
 #ifndef SEAL_MONITOR_EMIT_H
 #define SEAL_MONITOR_EMIT_H
 
-BPF_RINGBUF_OUTPUT(ring, RING_PAGES);
+BPF_RINGBUF_OUTPUT(ring, 1);
 
 /*
  * Preallocated, so that a storm allocates nothing, and never LRU, which would forget the storm

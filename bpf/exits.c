@@ -78,8 +78,8 @@ int changed(struct sys_exit *ctx)
     return 0;
 }
 
-/* The operation is a constant here, so only brk, madvise, process_madvise and shmdt keep more than
- * a comparison. */
+/* The operation is a constant for the verifier, so only brk, madvise, process_madvise and shmdt
+ * keep more than a comparison. */
 static __always_inline int on_exit(struct sys_exit *ctx, u32 operation)
 {
     struct pt_regs *regs = NULL;
@@ -93,22 +93,11 @@ static __always_inline int on_exit(struct sys_exit *ctx, u32 operation)
     return 0;
 }
 
-#define EXIT_PROGRAM(name, operation)                                                              \
-    int exit_##name(struct sys_exit *ctx)                                                          \
-    {                                                                                              \
-        return on_exit(ctx, operation);                                                            \
-    }
-EXIT_PROGRAM(mprotect, OP_MPROTECT)
-EXIT_PROGRAM(pkey_mprotect, OP_PKEY_MPROTECT)
-EXIT_PROGRAM(munmap, OP_MUNMAP)
-EXIT_PROGRAM(mremap, OP_MREMAP)
-EXIT_PROGRAM(mmap, OP_MMAP)
-EXIT_PROGRAM(madvise, OP_MADVISE)
-EXIT_PROGRAM(process_madvise, OP_PROCESS_MADVISE)
-EXIT_PROGRAM(shmat, OP_SHMAT)
-EXIT_PROGRAM(shmdt, OP_SHMDT)
-EXIT_PROGRAM(brk, OP_BRK)
-EXIT_PROGRAM(remap_file_pages, OP_REMAP_FILE_PAGES)
+/* The same for every call, to whose tracepoint it is attached: see OPERATION. */
+int exit_call(struct sys_exit *ctx)
+{
+    return on_exit(ctx, OPERATION);
+}
 
 int exit_ptrace(struct sys_exit *ctx)
 {

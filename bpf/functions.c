@@ -120,7 +120,6 @@ static __always_inline bool find_refusing_vma(struct scratch *scratch, struct ta
     return true;
 }
 
-#ifdef HAS_FUNCTION_vms_gather_munmap_vmas
 int fexit_vms_gather_munmap_vmas(u64 *ctx)
 {
     struct task_struct *task;
@@ -128,7 +127,7 @@ int fexit_vms_gather_munmap_vmas(u64 *ctx)
     struct config *config;
     struct pt_regs *regs;
 
-    if ((s32)ctx[RETURN_vms_gather_munmap_vmas] != -EPERM)
+    if ((s32)RESULT(ctx, vms_gather_munmap_vmas) != -EPERM)
         return 0;
     config = configuration();
     task = (struct task_struct *)bpf_get_current_task_btf();
@@ -136,7 +135,7 @@ int fexit_vms_gather_munmap_vmas(u64 *ctx)
     scratch = refused_call(SCRATCH_UNMAPPING, task, regs, config);
     if (!scratch)
         return 0;
-    if (!find_refusing_vma(scratch, task, config, ctx[ARG_vms_gather_munmap_vmas__vms]))
+    if (!find_refusing_vma(scratch, task, config, ARGUMENT(ctx, vms_gather_munmap_vmas, vms)))
         return 0;
     if (scratch->search.outcome == LOOKUP_FOUND) {
         prove(scratch, config);
@@ -146,9 +145,7 @@ int fexit_vms_gather_munmap_vmas(u64 *ctx)
     }
     return tell(scratch, task, regs, config);
 }
-#endif
 
-#ifdef HAS_FUNCTION_mprotect_fixup
 int fexit_mprotect_fixup(u64 *ctx)
 {
     struct task_struct *task;
@@ -157,7 +154,7 @@ int fexit_mprotect_fixup(u64 *ctx)
     struct search *search;
     struct pt_regs *regs;
 
-    if ((s32)ctx[RETURN_mprotect_fixup] != -EPERM)
+    if ((s32)RESULT(ctx, mprotect_fixup) != -EPERM)
         return 0;
     config = configuration();
     task = (struct task_struct *)bpf_get_current_task_btf();
@@ -166,7 +163,7 @@ int fexit_mprotect_fixup(u64 *ctx)
     if (!scratch)
         return 0;
     search = &scratch->search;
-    read_vma(&search->vma, ctx[ARG_mprotect_fixup__vma]);
+    read_vma(&search->vma, ARGUMENT(ctx, mprotect_fixup, vma));
     set_range(scratch, task);
     /* It came here mapping by mapping: what lies before this one was mapped, and is changed. */
     if (config->partial_mprotect && search->start < search->vma.start) {
@@ -176,9 +173,7 @@ int fexit_mprotect_fixup(u64 *ctx)
     prove(scratch, config);
     return tell(scratch, task, regs, config);
 }
-#endif
 
-#ifdef HAS_FUNCTION_check_prep_vma
 int fexit_check_prep_vma(u64 *ctx)
 {
     struct task_struct *task;
@@ -187,7 +182,7 @@ int fexit_check_prep_vma(u64 *ctx)
     struct search *search;
     struct pt_regs *regs;
 
-    if ((s32)ctx[RETURN_check_prep_vma] != -EPERM)
+    if ((s32)RESULT(ctx, check_prep_vma) != -EPERM)
         return 0;
     config = configuration();
     task = (struct task_struct *)bpf_get_current_task_btf();
@@ -196,7 +191,7 @@ int fexit_check_prep_vma(u64 *ctx)
     if (!scratch)
         return 0;
     search = &scratch->search;
-    read_vma(&search->vma, KERNEL_WORD(ctx[ARG_check_prep_vma__vrm], vma_remap_struct__vma));
+    read_vma(&search->vma, KERNEL_WORD(ARGUMENT(ctx, check_prep_vma, vrm), vma_remap_struct__vma));
     search->role = ROLE_SOURCE;
     set_range(scratch, task);
     /* A fixed move of several mappings: those before this one have moved. */
@@ -208,7 +203,6 @@ int fexit_check_prep_vma(u64 *ctx)
     prove(scratch, config);
     return tell(scratch, task, regs, config);
 }
-#endif
 
 /*
  * The range of the vector that the mapping lies in: what process_madvise had come to. The ranges
@@ -328,17 +322,16 @@ static __always_inline int advice_taken(u32 advice, u64 address, u64 start, u64 
                        (u64)TASK_FIELD(void *, task, group_leader));
 }
 
-#ifdef HAS_FUNCTION_can_modify_vma_madv
 /* What it permits is done, but for mappings of kinds that are refused next. */
 #define VM_KEPT (VM_LOCKED | VM_PFNMAP | VM_HUGETLB)
 
 int fexit_can_modify_vma_madv(u64 *ctx)
 {
-    u64 vma = ctx[ARG_can_modify_vma_madv__vma];
-    u32 advice = ctx[ARG_can_modify_vma_madv__behavior];
+    u64 vma = ARGUMENT(ctx, can_modify_vma_madv, vma);
+    u32 advice = ARGUMENT(ctx, can_modify_vma_madv, behavior);
 
     /* A bool: one byte, the rest of the register is anything. */
-    if (!(u8)ctx[RETURN_can_modify_vma_madv])
+    if (!(u8)RESULT(ctx, can_modify_vma_madv))
         return advice_refused(vma, true);
     if (!is_discarding(advice) || KERNEL_WORD(vma, vm_area_struct__vm_flags) &
                                       (advice == MADV_DONTNEED_LOCKED ? VM_PFNMAP : VM_KEPT))
@@ -351,43 +344,36 @@ int fexit_can_modify_vma_madv(u64 *ctx)
     }
     return advice_taken(advice, vma, 0, 0);
 }
-#endif
 
-#ifdef HAS_FUNCTION_madvise_vma_behavior
 int fexit_madvise_vma_behavior(u64 *ctx)
 {
-    u64 behavior = ctx[ARG_madvise_vma_behavior__madv_behavior];
+    u64 behavior = ARGUMENT(ctx, madvise_vma_behavior, madv_behavior);
     u32 advice = KERNEL_WORD(behavior, madvise_behavior__behavior);
-    s32 result = ctx[RETURN_madvise_vma_behavior];
+    s32 result = RESULT(ctx, madvise_vma_behavior);
+    u64 start = 0, end = 0;
 
     if (result == -EPERM)
         return advice_refused(KERNEL_WORD(behavior, madvise_behavior__vma), false);
     if (result || !is_discarding(advice))
         return 0;
-#ifdef HAS_madvise_behavior__range_start
-    return advice_taken(advice, KERNEL_WORD(behavior, madvise_behavior__vma),
-                        KERNEL_WORD(behavior, madvise_behavior__range_start),
-                        KERNEL_WORD(behavior, madvise_behavior__range_end));
-#else
-    return advice_taken(advice, KERNEL_WORD(behavior, madvise_behavior__vma), 0, 0);
-#endif
+    if (HAS(madvise_behavior__range_start) && HAS(madvise_behavior__range_end)) {
+        start = KERNEL_WORD(behavior, madvise_behavior__range_start);
+        end = KERNEL_WORD(behavior, madvise_behavior__range_end);
+    }
+    return advice_taken(advice, KERNEL_WORD(behavior, madvise_behavior__vma), start, end);
 }
-#endif
 
-#ifdef HAS_FUNCTION_io_madvise
 int fexit_io_madvise(u64 *ctx)
 {
     s32 result = 0;
 
-    READ_KERNEL(result, ctx[ARG_io_madvise__req], io_kiocb__cqe_res);
-    return on_completion(ctx[ARG_io_madvise__req], result);
+    READ_KERNEL(result, ARGUMENT(ctx, io_madvise, req), io_kiocb__cqe_res);
+    return on_completion(ARGUMENT(ctx, io_madvise, req), result);
 }
-#endif
 
-#ifdef HAS_FUNCTION___x64_sys_mseal
 int fexit___x64_sys_mseal(u64 *ctx)
 {
-    s64 result = ctx[RETURN___x64_sys_mseal];
+    s64 result = RESULT(ctx, __x64_sys_mseal);
     struct task_struct *task;
 
     if (result != 0 && result != -EINVAL)
@@ -395,4 +381,3 @@ int fexit___x64_sys_mseal(u64 *ctx)
     task = (struct task_struct *)bpf_get_current_task_btf();
     return sealed(SCRATCH_SEALED, task, saved_registers(task), result);
 }
-#endif

@@ -40,7 +40,6 @@ static __always_inline int on_completion(u64 request, s32 result)
     return report(scratch, task, saved_registers(task));
 }
 
-#ifdef WITH_IO_URING
 /*
  * Raw tracepoint io_uring_complete(ctx, req, user_data, res, cflags, extra1, extra2); newer kernels
  * have (ctx, req, cqe). Attaching the longer one fails where the arguments are fewer.
@@ -57,4 +56,3 @@ int io_uring_complete_cqe(struct bpf_raw_tracepoint_args *ctx)
     READ_KERNEL(result, ctx->args[2], io_uring_cqe__res);
     return on_completion(ctx->args[1], result);
 }
-#endif

@@ -188,7 +188,7 @@ static __always_inline u64 descend(struct search *search)
      * that follow the fewer pivots of an arange node.
      */
     page = search->index >> PAGE_SHIFT;
-    pivots = kernel_words(node + OFF_maple_range_64__pivot);
+    pivots = kernel_words(node + FIRST_PIVOT);
     slot = 0;
     below = 1;
 #pragma unroll
@@ -199,7 +199,7 @@ static __always_inline u64 descend(struct search *search)
         slot += below;
     }
     /* The slot's last index is its pivot, if it has one, or that of the slot above this node. */
-    difference = *kernel_words(node + OFF_maple_range_64__pivot + slot * 8) - 1;
+    difference = *kernel_words(node + FIRST_PIVOT + slot * 8) - 1;
     difference = (difference & INDEX_MAX) - search->before_last;
     OPAQUE(difference);
     search->before_last += difference & -(difference >> 63);

@@ -1,9 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * One translation unit: each compilation by bcc costs 0.2 s before it comes to our code. What only
- * some hosts attach is compiled only there (monitor/probes.py names the feature of each hook).
- * monitor/loader.py puts in front what it learns from the running kernel: offsets, system-call
- * numbers, sizes of maps.
+ * All programs, for every kernel and every way to attach, as one translation unit: bcc compiles it
+ * once, when the project is built, and the loader takes from it what the running kernel can attach.
+ *
+ * Names that no file here defines are generated from the tables in monitor/kernel/. `make setup`
+ * writes them to build/definitions.h, for a reader and for an editor:
+ *
+ *     OP_x, OPERATIONS, NR_x   the watched calls and their numbers         operations.py
+ *     MARK_x                   a name's place in the table of marks        layouts.py
+ *     OFF_struct__member       offset of a member, in bytes                a mark, see kernel.h
+ *     SIZE_struct, TYPE_struct size in bytes, BTF id                       marks
+ *     KFUNC_x                  the mark of a kfunc, for CALL_KFUNC         a mark
+ *     OPERATION                the call that a program is loaded for       a mark
+ *     HAS(struct__member)      whether the running kernel has the member   a mark, see kernel.h
+ *     ARGUMENT, RESULT         what a fexit program is given               marks, see kernel.h
+ *     x_MAX, PAGE_SIZE         sizes                                       compiler.py
+ *
+ * BPF_TABLE, BPF_F_TABLE, .lookup() and their kin are bcc's.
  */
 #include "abi.h"
 #include "kernel.h"
@@ -19,17 +32,9 @@
 #include "bypasses.h"
 #include "seals.c"
 #include "faults.c"
-#ifdef WITH_EXITS
 #include "exits.c"
-#endif
-#ifdef WITH_RAW_EXITS
 #include "raw_exits.c"
-#endif
-#if defined(WITH_IO_URING) || defined(WITH_FUNCTIONS)
 #include "io_uring.c"
-#endif
-#ifdef WITH_FUNCTIONS
 #include "functions.c"
-#endif
 #include "calls.c"
 #include "bypasses.c"

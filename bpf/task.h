@@ -22,13 +22,12 @@
 /* arch/x86: with linear address masking the kernel drops the tag bits of a pointer. */
 static __always_inline u64 user_address(u64 mm, u64 address)
 {
-#ifdef HAS_mm_struct__context_untag_mask
     u64 mask = 0;
 
-    READ_KERNEL(mask, mm, mm_struct__context_untag_mask);
+    if (HAS(mm_struct__context_untag_mask))
+        READ_KERNEL(mask, mm, mm_struct__context_untag_mask);
     if (mask)
         address &= mask;
-#endif
     return address;
 }
 
@@ -90,14 +89,13 @@ static __always_inline bool is_write_sealed(u64 file)
     READ_KERNEL(inode, file, file__f_inode);
     READ_KERNEL(super_block, inode, inode__i_sb);
     READ_KERNEL(magic, super_block, super_block__s_magic);
-    if (magic == TMPFS_MAGIC)
+    if (magic == TMPFS_MAGIC && HAS(shmem_inode_info__seals) && HAS(shmem_inode_info__vfs_inode))
         seals =
             *kernel_words(inode - OFF_shmem_inode_info__vfs_inode + OFF_shmem_inode_info__seals);
-#ifdef HAS_hugetlbfs_inode_info__seals
-    if (magic == HUGETLBFS_MAGIC)
+    if (magic == HUGETLBFS_MAGIC && HAS(hugetlbfs_inode_info__seals) &&
+        HAS(hugetlbfs_inode_info__vfs_inode))
         seals = *kernel_words(inode - OFF_hugetlbfs_inode_info__vfs_inode +
                               OFF_hugetlbfs_inode_info__seals);
-#endif
     return seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE);
 }
 
@@ -138,20 +136,16 @@ static __always_inline bool seccomp_excluded(struct task_struct *task, u32 numbe
     if (!filter ||
         number >= X32_SYSCALL_BIT) /* filters tell x32 apart, the bitmap has no place for it */
         return false;
-#ifdef HAS_seccomp_filter__cache_allow_native
+    if (!HAS(seccomp_filter__cache_allow_native))
+        return false;
     bitmap = filter + OFF_seccomp_filter__cache_allow_native;
     if (compat) {
-#ifdef HAS_seccomp_filter__cache_allow_compat
+        if (!HAS(seccomp_filter__cache_allow_compat))
+            return false;
         bitmap = filter + OFF_seccomp_filter__cache_allow_compat;
-#else
-        return false;
-#endif
     }
     word = *kernel_words(bitmap + (number / 64) * 8);
     return word >> (number & 63) & 1;
-#else
-    return false;
-#endif
 }
 
 /* lib/xarray.c, xa_load(): five levels of 64 slots hold every index an IPC id can have. */
@@ -181,6 +175,8 @@ static __always_inline u64 segment_size(struct task_struct *task, s32 id)
     u64 proxy = (u64)TASK_FIELD(void *, task, nsproxy), namespace = 0, head = 0, segment, size = 0;
     s32 found = -1;
 
+    if (!HAS(shmid_kernel__shm_perm_id) || !HAS(shmid_kernel__shm_segsz))
+        return 0;
     READ_KERNEL(namespace, proxy, nsproxy__ipc_ns);
     head = *kernel_words(namespace + OFF_ipc_namespace__ids + IPC_SHM_IDS * SIZE_ipc_ids +
                          OFF_ipc_ids__ipcs_idr_idr_rt_xa_head);

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from monitor.kernel import abi, loader
+import dataclasses
+import tempfile
+from pathlib import Path
+
+from monitor.kernel import abi, compiler, loader, object
 from monitor.kernel.abi import Cause, Verdict
-from monitor.kernel.probes import PROBES
 
 __all__ = ["CALLS", "CannotAttach", "attach_empty", "limit", "require_mode"]
 
@@ -20,24 +23,18 @@ CALLS = {
 }
 
 
+_RETURN_ZERO = bytes.fromhex("b700000000000000 9500000000000000")  # r0 = 0; exit
+
+
 class CannotAttach(Exception):
     """This kernel does not allow it, and why."""
 
 
-def _empty_programs(*_: object) -> str:
-    """For every program that the tables name one that does nothing, and the maps beside them."""
-    hooks = [hook for probe in PROBES for hook in probe.hooks]
-    tails = loader._TAILS.values()
-    programs = {part.program for hook in hooks for part in (hook, *hook.also)}
-    programs |= {program for _, targets, _ in tails for program in targets}
-    return "\n".join(
-        (
-            "#include <linux/types.h>",
-            *(f"BPF_ARRAY({name}, u64, 1);" for name in loader._MAPS),
-            *(f"BPF_PROG_ARRAY({name}, {len(targets)});" for name, targets, _ in tails),
-            *(f"int {name}(void *context) {{ return 0; }}" for name in sorted(programs)),
-        )
-    )
+def _empty_object() -> object.Object:
+    """The maps, and programs of the same names that do nothing."""
+    made = object.read(compiler.OBJECT, compiler.digests())
+    empty = {name: object.Program(name, _RETURN_ZERO, b"") for name in made.programs}
+    return dataclasses.replace(made, programs=empty)
 
 
 def require_mode(loaded: loader.Loaded, mode: str) -> None:
@@ -51,12 +48,10 @@ def require_mode(loaded: loader.Loaded, mode: str) -> None:
 
 def attach_empty(mode: str) -> loader.Loaded:
     """Programs that do nothing at the hooks of this mode. Raises CannotAttach, LoadError."""
-    real = loader._program_text
-    loader._program_text = _empty_programs  # type: ignore[assignment]
-    try:
-        loaded = loader.load(loader.LoadRequest(attach=mode))
-    finally:
-        loader._program_text = real
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(object.serialize(_empty_object()))
+        file.flush()
+        loaded = loader.load(loader.LoadRequest(attach=mode, path=Path(file.name)))
     try:
         require_mode(loaded, mode)
     except CannotAttach:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import importlib.util
 import json
 import os
 import re
@@ -40,12 +39,12 @@ from monitor.kernel.abi import (
     RecordFlag,
     Verdict,
 )
+from monitor.kernel.btf import Btf
 from monitor.kernel.counters import missed_runs
-from monitor.kernel.layouts import Btf
+from monitor.kernel.loader import why_fexit_refused
 from monitor.kernel.operations import OPERATIONS
 from monitor.kernel.probes import AT_SEAL, PROBES
 from monitor.kernel.syscalls import call
-from monitor.kernel.trampolines import why_refused
 from monitor.provoke import table as provoke
 from monitor.provoke.refusal import as_seen
 
@@ -85,8 +84,6 @@ def why_no_bpf() -> str:
         return "not root"
     if not Path("/sys/kernel/btf/vmlinux").exists():
         return "this kernel has no BTF"
-    if importlib.util.find_spec("bcc") is None:
-        return "bcc is not installed"
     if call("mseal", 0, 0, 0) == -errno.ENOSYS:
         return "this kernel has no mseal"
     return ""
@@ -95,7 +92,7 @@ def why_no_bpf() -> str:
 def why_no_fexit() -> str:
     """Why fexit programs can't be loaded; empty when they can."""
     with Btf() as btf:
-        return why_refused(btf)
+        return why_fexit_refused(btf)
 
 
 def counts(counters: Counters) -> Counter[Cell]:

@@ -37,6 +37,7 @@ __all__ = [
     "preemption_row",
     "privilege_rows",
     "probe_rows",
+    "program_rows",
     "rows",
     "run",
 ]
@@ -61,7 +62,7 @@ def _requirements() -> list[Row]:
         ("mseal", host.require_mseal, "the kernel has mseal(2)"),
         ("BTF", host.require_btf, "the kernel describes its structures"),
         ("lockdown", host.require_no_lockdown, locked),
-        ("bcc", host.require_bcc, "installed"),
+        ("libbpf", host.require_libbpf, "installed"),
         ("privileges", host.require_privileges, "enough to load and attach BPF programs"),
     )
     return [_requirement(*row) for row in table]
@@ -84,6 +85,22 @@ def preemption_row(found: host.Preemption, attach: str) -> Row:
         f"{named}: {why}are a lower bound while seal_monitor_probe_missed_runs_total rises",
         remedy,
     )
+
+
+def program_rows(made: loader.Made) -> list[Row]:
+    """Which compiled programs run, and what they find missing on this kernel."""
+    if made.path:
+        built = datetime.fromtimestamp(made.built, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        finding = f"{made.path}, digest {made.digest[:12]}, built {built} by {made.compiler}"
+        found = [Row("Host", "programs", "ok", finding)]
+    else:
+        finding = f"no object: compiled at every start, by {made.compiler}"
+        remedy = "run: make setup, in a checkout, or install the package"
+        found = [Row("Host", "programs", "degraded", finding, remedy)]
+    if made.absent:
+        finding = f"this kernel has no {', '.join(made.absent)}: what reads them is left out"
+        found.append(Row("Host", "structures", "ok", finding))
+    return found
 
 
 def _tracefs_row(notes: Sequence[str], sys_root: Path = host.SYS) -> Row:
@@ -172,7 +189,11 @@ def _try_probes(config: Config) -> tuple[list[Row], list[loader.AttachedProbe]]:
         return [Row("Probes", "attach", "failed", str(error))], []
     with attached:
         probes = list(attached.loaded.probes)
-        found = [_tracefs_row(attached.loaded.notes), *probe_rows(probes, config.attach)]
+        found = [
+            *program_rows(attached.loaded.made),
+            _tracefs_row(attached.loaded.notes),
+            *probe_rows(probes, config.attach),
+        ]
         try:
             findings = attached.calibrate()
         except (calibrate.CalibrationError, loader.LoadError) as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import gzip
-import importlib.util
 import os
 import platform
 import re
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from monitor.evidence.events import Host
+from monitor.kernel import bpf
 from monitor.kernel.syscalls import LIBC, NUMBERS, call
 
 __all__ = [
@@ -27,8 +27,8 @@ __all__ = [
     "preemption",
     "require",
     "require_architecture",
-    "require_bcc",
     "require_btf",
+    "require_libbpf",
     "require_mseal",
     "require_no_lockdown",
     "require_privileges",
@@ -135,18 +135,13 @@ def require_privileges(proc: Path = PROC) -> None:
         )
 
 
-def _has_bcc() -> bool:
-    return importlib.util.find_spec("bcc") is not None  # importing it would map LLVM
-
-
-def require_bcc(is_there: Callable[[], bool] = _has_bcc) -> None:
-    """Raises HostError where Python finds no bcc."""
-    if not is_there():
-        raise HostError(
-            "bcc, which compiles the BPF programs, is missing",
-            "run: apt-get install python3-bpfcc (a virtual environment must be made with "
-            "--system-site-packages)",
-        )
+def require_libbpf(load: Callable[[], object] = bpf.libbpf) -> None:
+    """Raises HostError without libbpf, which loads the BPF programs."""
+    try:
+        load()
+    except bpf.LibraryError as error:
+        why, _, remedy = str(error).partition("; ")
+        raise HostError(why, remedy) from error
 
 
 def lockdown(sys: Path = SYS) -> str | None:
@@ -170,7 +165,7 @@ def require(proc: Path = PROC, sys: Path = SYS) -> None:
     require_mseal(proc=proc)
     require_btf(sys)
     require_no_lockdown(sys)
-    require_bcc()
+    require_libbpf()
     require_privileges(proc)
 
 

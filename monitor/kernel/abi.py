@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 from ctypes import c_char, c_int32, c_int64, c_uint8, c_uint16, c_uint32, c_uint64
 from enum import IntEnum, IntFlag
 
@@ -31,6 +32,7 @@ __all__ = [
     "Stack",
     "Verdict",
     "Workload",
+    "description",
 ]
 
 ABI_VERSION = 1
@@ -288,3 +290,17 @@ class Config(ctypes.Structure):
         ("one_cgroup", c_uint32),
         ("reserved", c_uint32),
     ]
+
+
+def description() -> Iterator[str]:
+    """Every structure with its members, and every enumeration: what an object must agree with."""
+    for name, kind in sorted(globals().items()):
+        if isinstance(kind, type) and issubclass(kind, ctypes.Structure):
+            members = [
+                f"{each} {field.offset} {field.size}"
+                for each, *_ in kind._fields_
+                for field in (getattr(kind, each),)
+            ]
+            yield f"{name} {ctypes.sizeof(kind)}: {', '.join(members)}"
+        elif isinstance(kind, type) and issubclass(kind, IntEnum | IntFlag):
+            yield f"{name}: {', '.join(f'{each.name} {each.value}' for each in kind)}"

@@ -1,25 +1,19 @@
-"""Offsets in the running kernel's structures, from its BTF, as C definitions.
+"""What differs between kernels and the BPF programs must know: the table of marks.
 
-This takes the place of kernel headers. A member that a kernel does not have is no version check
-but a missing definition: `HAS_<struct>__<member>` in C, or an error here where nothing can be
-done without it.
+The programs are compiled once, with a mark in place of each value (bpf/kernel.h); `values()` reads
+the values of the running kernel from its BTF. A member that a kernel does not have is no version
+check but a missing value: `HAS(<struct>__<member>)` in C, or a program that is not loaded.
 """
 
 from __future__ import annotations
 
-import ctypes
-import ctypes.util
 from collections.abc import Iterator
-from ctypes import POINTER, c_char_p, c_int, c_int64, c_uint32, c_void_p
 from typing import NamedTuple
 
+from monitor.kernel.btf import KIND_FUNC, KIND_STRUCT, Btf, LayoutError
 from monitor.kernel.operations import OPERATIONS
 
-__all__ = ["Btf", "LayoutError", "c_definitions", "functions"]
-
-KIND_STRUCT, KIND_UNION, KIND_FUNC = 4, 5, 12
-# const, volatile, restrict, typedef, type tag: a reference that leads to the type itself.
-_REFERENCES = frozenset((8, 9, 10, 11, 18))
+__all__ = ["MARKS", "OPERATION", "c_definitions", "describe", "functions", "values"]
 
 
 class Member(NamedTuple):
@@ -132,137 +126,48 @@ KFUNCS = (
 )
 
 
-class LayoutError(Exception):
-    """The kernel's BTF is missing or lacks what the BPF programs need."""
-
-
-class _Type(ctypes.Structure):
-    _fields_ = [("name_off", c_uint32), ("info", c_uint32), ("size_or_type", c_uint32)]
-
-
-class _BtfMember(ctypes.Structure):
-    _fields_ = [("name_off", c_uint32), ("type", c_uint32), ("offset", c_uint32)]
-
-
-class _BtfParameter(ctypes.Structure):
-    _fields_ = [("name_off", c_uint32), ("type", c_uint32)]
-
-
-def _library() -> ctypes.CDLL:
-    try:
-        library = ctypes.CDLL("libbpf.so.1", use_errno=True)
-    except OSError as error:
-        raise LayoutError(f"libbpf is missing ({error}); run: apt-get install libbpf1") from error
-    library.btf__load_vmlinux_btf.restype = c_void_p
-    library.btf__find_by_name_kind.argtypes = [c_void_p, c_char_p, c_uint32]
-    library.btf__find_by_name_kind.restype = c_int
-    library.btf__type_by_id.argtypes = [c_void_p, c_uint32]
-    library.btf__type_by_id.restype = POINTER(_Type)
-    library.btf__name_by_offset.argtypes = [c_void_p, c_uint32]
-    library.btf__name_by_offset.restype = c_char_p
-    library.btf__resolve_size.argtypes = [c_void_p, c_uint32]
-    library.btf__resolve_size.restype = c_int64
-    library.btf__free.argtypes = [c_void_p]
-    library.libbpf_set_print.argtypes = [c_void_p]
-    library.libbpf_set_print(None)  # errors are ours to tell
-    return library
-
-
-class Btf:
-    """The running kernel's BTF, through libbpf. Close it: it holds some 10 MiB."""
-
-    def __init__(self) -> None:
-        self._lib = _library()
-        self._btf = self._lib.btf__load_vmlinux_btf()
-        if not self._btf:
-            raise LayoutError(
-                "this kernel offers no BTF at /sys/kernel/btf/vmlinux; "
-                "use a kernel built with CONFIG_DEBUG_INFO_BTF=y"
-            )
-
-    def close(self) -> None:
-        if self._btf:
-            self._lib.btf__free(self._btf)
-            self._btf = None
-
-    def __enter__(self) -> Btf:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def find(self, name: str, kind: int) -> int | None:
-        """The id of a named type, or None."""
-        found: int = self._lib.btf__find_by_name_kind(self._btf, name.encode(), kind)
-        return found if found > 0 else None
-
-    def size(self, type_id: int) -> int:
-        """Size in bytes."""
-        size: int = self._lib.btf__resolve_size(self._btf, type_id)
-        return size
-
-    def member(self, type_id: int, path: str) -> tuple[int, int] | None:
-        """(byte offset, type id) of a dotted member path, through anonymous members, or None."""
-        bits = 0
-        for name in path.split("."):
-            found = self._member(type_id, name.encode())
-            if found is None:
-                return None
-            bits += found[0]
-            type_id = found[1]
-        return bits // 8, type_id
-
-    def parameters(self, function: int) -> dict[str, int]:
-        """Words that come before each parameter of a function, and before its result (""), in the
-        context of a fexit program.
-        """
-        declared = self._lib.btf__type_by_id(self._btf, function).contents.size_or_type
-        pointer = self._lib.btf__type_by_id(self._btf, declared)
-        first = ctypes.addressof(pointer.contents) + ctypes.sizeof(_Type)
-        count = pointer.contents.info & 0xFFFF
-        found, words = {}, 0
-        for parameter in ctypes.cast(first, POINTER(_BtfParameter * count)).contents:
-            text = self._lib.btf__name_by_offset(self._btf, parameter.name_off) or b""
-            found[text.decode()] = words
-            words += -(-self.size(parameter.type) // 8)
-        return found | {"": words}
-
-    def _strip(self, type_id: int) -> tuple[int, ctypes._Pointer[_Type]]:
-        while True:
-            pointer = self._lib.btf__type_by_id(self._btf, type_id)
-            kind = pointer.contents.info >> 24 & 31
-            if kind not in _REFERENCES:
-                return kind, pointer
-            type_id = pointer.contents.size_or_type
-
-    def _fields(self, type_id: int) -> Iterator[tuple[bytes, int, int]]:
-        kind, pointer = self._strip(type_id)
-        if kind not in (KIND_STRUCT, KIND_UNION):
-            return
-        count = pointer.contents.info & 0xFFFF
-        is_bitfield_encoded = pointer.contents.info >> 31
-        first = ctypes.addressof(pointer.contents) + ctypes.sizeof(_Type)
-        for member in ctypes.cast(first, POINTER(_BtfMember * count)).contents:
-            offset = member.offset & 0xFFFFFF if is_bitfield_encoded else member.offset
-            name = self._lib.btf__name_by_offset(self._btf, member.name_off) or b""
-            yield name, offset, member.type
-
-    def _member(self, type_id: int, name: bytes) -> tuple[int, int] | None:
-        nested = []
-        for field, offset, field_type in self._fields(type_id):
-            if field == name:
-                return offset, field_type
-            if not field:
-                nested.append((offset, field_type))
-        for offset, field_type in nested:
-            found = self._member(field_type, name)
-            if found is not None:
-                return offset + found[0], found[1]
-        return None
-
-
 def _constant(member: Member) -> str:
     return f"{member.struct}__{member.path.replace('.', '_')}"
+
+
+_MEMBERS = {_constant(member): member for member in MEMBERS}
+OPERATION = "OPERATION"  # no value of the kernel's: which call a program is loaded for
+_TYPED = "maple_range_64"  # what kernel_words() in bpf/kernel.h reads as, from this member on
+_FIRST_PIVOT = 8
+# The name of every mark; its place here is the number that the mark has in the programs.
+MARKS: tuple[str, ...] = (
+    *_MEMBERS,
+    *(f"SIZE_{name}" for name in SIZES),
+    f"TYPE_{_TYPED}",
+    *(f"KFUNC_{name}" for name in KFUNCS),
+    *(f"RETURN_{function}" for function in FUNCTIONS),
+    *(f"ARG_{function}__{name}" for function, names in FUNCTIONS.items() for name in names),
+    OPERATION,
+)
+
+
+def describe(mark: str) -> str:
+    """What a mark stands for, as a person knows it: `mm_struct.owner`, `io_madvise()`, its name."""
+    if mark in _MEMBERS:
+        return f"{_MEMBERS[mark].struct}.{_MEMBERS[mark].path}"
+    for function, parameters in FUNCTIONS.items():
+        if mark in (f"RETURN_{function}", *(f"ARG_{function}__{name}" for name in parameters)):
+            return f"{function}()"
+    return mark
+
+
+def c_definitions() -> str:
+    """The `#define`s of all marks: the same on every kernel."""
+    lines = []
+    for number, name in enumerate(MARKS):
+        lines.append(f"#define MARK_{name} {number}")
+        if name in _MEMBERS:
+            lines.append(f"#define OFF_{name} MARKED_VALUE(MARK_{name})")
+        elif name.startswith("KFUNC_"):
+            lines.append(f"#define {name} MARK_{name}")
+        elif name.startswith(("SIZE_", "TYPE_")):
+            lines.append(f"#define {name} MARKED_VALUE(MARK_{name})")
+    return "\n".join(lines) + "\n"
 
 
 def functions(btf: Btf) -> dict[str, int]:
@@ -275,40 +180,55 @@ def functions(btf: Btf) -> dict[str, int]:
     return found
 
 
-def _function_lines(btf: Btf) -> Iterator[str]:
-    """Where fexit programs find what they read."""
-    for name, function in functions(btf).items():
-        words = btf.parameters(function)
-        yield f"#define HAS_FUNCTION_{name} 1"
-        yield f"#define RETURN_{name} {words['']}"
-        for parameter in FUNCTIONS[name]:
-            yield f"#define ARG_{name}__{parameter} {words[parameter]}"
-
-
-def c_definitions(btf: Btf) -> str:
-    """`#define`s of every offset, size, function and kfunc id that bpf/ uses.
-
-    Raises LayoutError naming what this kernel lacks.
-    """
-    lines = []
-    for member in MEMBERS:
+def _offsets(btf: Btf) -> Iterator[tuple[str, int]]:
+    for name, member in _MEMBERS.items():
         struct = btf.find(member.struct, KIND_STRUCT)
         found = btf.member(struct, member.path) if struct is not None else None
         if found is not None:
-            lines.append(f"#define OFF_{_constant(member)} {found[0]}")
-            lines.append(f"#define HAS_{_constant(member)} 1")
+            yield name, found[0]
         elif member.required:
-            raise LayoutError(f"this kernel's BTF has no {member.struct}.{member.path}")
-    for name in SIZES:
-        struct = btf.find(name, KIND_STRUCT)
-        if struct is None:
-            raise LayoutError(f"this kernel's BTF has no struct {name}")
-        lines.append(f"#define SIZE_{name} {btf.size(struct)}")
-    for name in KFUNCS:
-        function = btf.find(name, KIND_FUNC)
-        if function is None:
-            raise LayoutError(f"this kernel has no {name}; Linux 6.4 or later has")
-        lines.append(f"#define KFUNC_{name} {function}")
-    lines += _function_lines(btf)
-    lines.append(f"#define TYPE_maple_range_64 {btf.find('maple_range_64', KIND_STRUCT)}")
-    return "\n".join(lines) + "\n"
+            raise LayoutError(f"this kernel's BTF has no {describe(name)}")
+
+
+def _words(btf: Btf) -> Iterator[tuple[str, int]]:
+    """Where fexit programs find what they read, in bytes."""
+    for name, function in functions(btf).items():
+        words = btf.parameters(function)
+        yield f"RETURN_{name}", words[""] * 8
+        for parameter in FUNCTIONS[name]:
+            yield f"ARG_{name}__{parameter}", words[parameter] * 8
+
+
+def _struct(btf: Btf, name: str) -> int:
+    struct = btf.find(name, KIND_STRUCT)
+    if struct is None:
+        raise LayoutError(f"this kernel's BTF has no struct {name}")
+    return struct
+
+
+def _kfunc(btf: Btf, name: str) -> int:
+    function = btf.find(name, KIND_FUNC)
+    if function is None:
+        raise LayoutError(f"this kernel has no {name}; Linux 6.4 or later has")
+    return function
+
+
+def values(btf: Btf) -> list[int | None]:
+    """For each of MARKS the running kernel's value, None where it has none.
+
+    Offsets and sizes are in bytes, of types and kfuncs it is the BTF id. Raises LayoutError naming
+    what this kernel lacks that nothing works without.
+    """
+    offsets = dict(_offsets(btf))
+    if offsets[f"{_TYPED}__pivot"] != _FIRST_PIVOT:
+        raise LayoutError(
+            f"this kernel's {_TYPED}.pivot is at {offsets[f'{_TYPED}__pivot']}, not {_FIRST_PIVOT}"
+        )
+    found = {
+        **offsets,
+        **{f"SIZE_{name}": btf.size(_struct(btf, name)) for name in SIZES},
+        f"TYPE_{_TYPED}": _struct(btf, _TYPED),
+        **{f"KFUNC_{name}": _kfunc(btf, name) for name in KFUNCS},
+        **dict(_words(btf)),
+    }
+    return [found.get(mark) for mark in MARKS]

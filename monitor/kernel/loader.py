@@ -1,8 +1,8 @@
-"""Loads the BPF programs in a child that compiles, attaches, hands the descriptors over and exits.
+"""Loads the BPF programs in a child that verifies, attaches, hands the descriptors over and exits.
 
-bcc brings LLVM: 125 MB that the daemon never maps. A descriptor keeps its program attached after
-the child is gone; the daemon's exit, however it comes, detaches everything. Only this module
-imports bcc.
+The programs come compiled, as an object (object.py); only where there is none the child compiles
+it, with bcc. What the child needs the daemon never holds. A descriptor keeps its program attached
+after the child is gone; the daemon's exit, however it comes, detaches everything.
 """
 
 from __future__ import annotations
@@ -14,13 +14,18 @@ import re
 import signal
 import socket
 import tempfile
+import threading
+import time
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from monitor.kernel import layouts, operations, privileges, trampolines
+from monitor.kernel import bpf, compiler, layouts, object, privileges
+from monitor.kernel.abi import Bank
+from monitor.kernel.btf import KIND_FUNC, Btf, LayoutError
+from monitor.kernel.operations import OPERATIONS
 from monitor.kernel.probes import OPTIONAL, PROBES, Hook, Probe, candidates
 
 __all__ = [
@@ -29,16 +34,12 @@ __all__ = [
     "LoadRequest",
     "Loaded",
     "LoaderDied",
+    "Made",
     "load",
     "possible_cpus",
+    "why_fexit_refused",
 ]
 
-# A wheel carries the sources as monitor/bpf, a checkout beside the package.
-_SOURCES = next(
-    path
-    for path in (Path(__file__).parents[1] / "bpf", Path(__file__).parents[2] / "bpf")
-    if path.is_dir() or path.parent.name != "monitor"
-)
 _MAPS = (
     "ring",
     "counters",
@@ -48,21 +49,25 @@ _MAPS = (
     "shared_buckets",
     "watched_cgroup",
 )
-# By feature: array, programs in the order of enum tail, and their mode. A program array forgets its
-# programs when its last descriptor is closed.
+# By program array: its programs in the order of enum tail. An array forgets its programs when its
+# last descriptor is closed.
 _TAILS = {
-    "WITH_EXITS": ("tracepoint_tails", ("denied", "changed"), "tracepoint"),
-    "WITH_RAW_EXITS": ("raw_tails", ("raw_denied", "raw_changed"), "raw_tracepoint"),
+    "tracepoint_tails": (bpf.TRACEPOINT, ("denied", "changed")),
+    "raw_tails": (bpf.RAW_TRACEPOINT, ("raw_denied", "raw_changed")),
+}
+_TYPES = {
+    "fexit": bpf.TRACING,
+    "tracepoint": bpf.TRACEPOINT,
+    "raw_tracepoint": bpf.RAW_TRACEPOINT,
 }
 _TRACING = Path("/sys/kernel/tracing")
 _MESSAGE_SIZE = 1 << 16
 _DESCRIPTORS_MAX = 200
 _CLONE_NEWNS = 0x00020000
 _MS_REC, _MS_PRIVATE = 0x4000, 1 << 18
-BUCKETS_MAX = 4096
+_FEXIT_TRIAL = "__x64_sys_mseal"
+_RETURN_ZERO = bytes.fromhex("b700000000000000 9500000000000000")  # r0 = 0; exit
 LOAD_SECONDS = 300  # far beyond the slowest machine, an emulated one: a hang
-HANDLED_FAULTS_MAX = 1024
-SEALERS_MAX = 4096
 
 
 class LoadError(Exception):
@@ -80,6 +85,8 @@ class LoadRequest:
     without: frozenset[str] = frozenset()  # targets not to attach to
     ring_size: int = 1 << 21
     workloads_max: int = 1024
+    buckets_max: int = 4096
+    path: Path = compiler.OBJECT  # of the object
 
 
 class AttachedProbe(NamedTuple):
@@ -111,6 +118,23 @@ class AttachedProbe(NamedTuple):
         return bool(self.error) and self.probe not in OPTIONAL
 
 
+class Made(NamedTuple):
+    """Where the programs came from.
+
+    `path`: of the object, empty when they were compiled for this start. `built`: when it was
+    written, seconds since the epoch. `absent`: what this kernel lacks of what a mark stands for.
+    """
+
+    path: str
+    digest: str
+    built: float
+    compiler: str
+    absent: tuple[str, ...]
+
+
+_NOTHING = Made("", "", 0.0, "", ())
+
+
 @dataclass
 class Loaded:
     """Descriptors of the maps and of what keeps the programs attached."""
@@ -119,6 +143,7 @@ class Loaded:
     probes: list[AttachedProbe]
     links: list[int]
     notes: list[str] = field(default_factory=list)
+    made: Made = _NOTHING
 
     def detach(self) -> None:
         """Nothing runs any more when this returns; the maps stay readable."""
@@ -142,9 +167,9 @@ def possible_cpus() -> int:
 
 
 def load(request: LoadRequest) -> Loaded:
-    """Compile and attach. Call before the process starts any thread: it forks.
+    """Verify and attach. Call before the process starts any thread: it forks.
 
-    Raises LoadError when nothing can be attached; single probes that could not be are told in
+    Raises LoadError when nothing can be attached; single probes that could not be are named in
     `Loaded.probes`.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -161,7 +186,7 @@ def load(request: LoadRequest) -> Loaded:
         except TimeoutError:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            raise LoaderDied(f"compiling and attaching took longer than {LOAD_SECONDS} s") from None
+            raise LoaderDied(f"loading and attaching took longer than {LOAD_SECONDS} s") from None
         for descriptor in descriptors:  # recv_fds has no say in it: it drops its flags
             os.set_inheritable(descriptor, False)
         _, status = os.waitpid(child, 0)
@@ -187,8 +212,14 @@ def load(request: LoadRequest) -> Loaded:
             for probe, mode, target, error, index, fallback, also in answer["probes"]
         ],
         links=[descriptors[index] for index in answer["links"]],
+        made=_made_of(answer["made"]),
         notes=answer["notes"],
     )
+
+
+def _made_of(row: list[Any]) -> Made:
+    path, digest, built, made_by, absent = row
+    return Made(path, digest, built, made_by, tuple(absent))
 
 
 def _child(request: LoadRequest, parent: socket.socket, diagnostics: int) -> None:
@@ -200,9 +231,9 @@ def _child(request: LoadRequest, parent: socket.socket, diagnostics: int) -> Non
         answer, descriptors = _load_and_attach(request, diagnostics)
         socket.send_fds(parent, [json.dumps(answer).encode()], descriptors)
         status = 0
-    except (LoadError, layouts.LayoutError) as error:
+    except (LoadError, LayoutError, object.ObjectError, bpf.LibraryError) as error:
         parent.send(json.dumps({"error": str(error)}).encode())
-    except BaseException:  # whatever it is, the parent tells it
+    except BaseException:  # whatever it is, the parent reports it
         os.write(diagnostics, traceback.format_exc().encode(errors="replace"))
     finally:
         os._exit(status)
@@ -210,63 +241,126 @@ def _child(request: LoadRequest, parent: socket.socket, diagnostics: int) -> Non
 
 def _load_and_attach(request: LoadRequest, diagnostics: int) -> tuple[dict[str, Any], list[int]]:
     tracefs = _ensure_tracefs()
-    privileges.keep(privileges.for_loading())  # before LLVM and what it reads
+    privileges.keep(privileges.for_loading())  # before anything that was not written here is read
     wanted = [(probe, candidates(probe, request.attach, request.switches)) for probe in PROBES]
+    compiled, path = _object(request.path, diagnostics)
     kernel = _look_at_kernel()
-    impossible = _impossible(request, wanted, kernel)
-    features = _first_features(wanted, impossible)
-    while True:
-        if "WITH_EXITS" in features and tracefs.problem:
-            raise LoadError(tracefs.problem)
-        loader = _Loader(request, kernel, features, impossible, diagnostics)
-        loader.attach_all(wanted)
-        if loader.lacking <= features:
-            return loader.answer([tracefs.note] if "WITH_EXITS" in features else [])
-        # A hook was refused, and the program of the next one to try was not compiled.
-        loader.discard()
-        features |= loader.lacking
+    impossible = _impossible(request, wanted, kernel, compiled)
+    programs = _Programs(request, compiled, kernel)
+    attacher = _Attacher(request, programs, tracefs, impossible)
+    programs.load_all(attacher.first_choices(wanted))
+    attacher.attach_all(wanted)
+    return attacher.answer(_made(compiled, path, kernel))
+
+
+def _object(path: Path, diagnostics: int) -> tuple[object.Object, Path | None]:
+    """The programs, and the file that they come from."""
+    try:
+        return object.read(path, compiler.digests()), path
+    except FileNotFoundError:
+        pass
+    try:
+        return compiler.compile_object(), None
+    except compiler.CompileError as error:
+        size = os.fstat(diagnostics).st_size
+        output = os.pread(diagnostics, size, 0).decode(errors="replace")
+        lines = [line for line in output.splitlines() if line.strip()]
+        said = f" ({lines[-1].strip()})" if lines else ""
+        problem = f"there are no compiled programs at {path}, and {error}{said}"
+        raise LoadError(_with_remedy(problem)) from error
+
+
+def _made(compiled: object.Object, path: Path | None, kernel: _Kernel) -> Made:
+    marks = zip(layouts.MARKS, kernel.values, strict=True)
+    absent = dict.fromkeys(
+        layouts.describe(mark)
+        for mark, value in marks
+        if value is None and mark != layouts.OPERATION
+    )
+    built = path.stat().st_mtime if path else time.time()
+    where = str(path) if path else ""
+    return Made(where, compiled.digest, built, compiled.compiler, tuple(absent))
 
 
 class _Kernel(NamedTuple):
     """What must be known of the running kernel. `fexit_refused`: why it takes no such programs."""
 
-    offsets: str
+    values: list[int | None]  # of the marks
     functions: dict[str, int]  # BTF ids
     fexit_refused: str
 
 
 def _look_at_kernel() -> _Kernel:
-    with layouts.Btf() as btf:
-        refused = trampolines.why_refused(btf)
-        return _Kernel(layouts.c_definitions(btf), layouts.functions(btf), refused)
+    with Btf() as btf:
+        refused = why_fexit_refused(btf)
+        return _Kernel(layouts.values(btf), layouts.functions(btf), refused)
+
+
+def why_fexit_refused(btf: Btf) -> str:
+    """Why fexit programs cannot be loaded; empty when they can.
+
+    Learnt by loading one: what lists features gets it wrong, as a kernel may have all that they
+    need and still refuse them.
+    """
+    function = btf.find(_FEXIT_TRIAL, KIND_FUNC)
+    if function is None:
+        return f"this kernel's BTF has no function {_FEXIT_TRIAL}"
+    try:
+        os.close(bpf.load_program(bpf.TRACING, "fexit_trial", _RETURN_ZERO, function))
+    except OSError as error:
+        return f"fexit programs are refused ({error.strerror})"
+    return ""
+
+
+def _parts(hook: Hook) -> tuple[Hook, ...]:
+    """What must be attached for a hook, in this order."""
+    return (*hook.also, hook)
 
 
 def _impossible(
     request: LoadRequest,
     wanted: Iterable[tuple[Probe, tuple[Hook, ...]]],
     kernel: _Kernel,
+    compiled: object.Object,
 ) -> dict[Hook, str]:
-    """Hooks that need not be tried, and why: known before anything is compiled."""
+    """Hooks that need not be tried, and why: known before anything is loaded."""
     found = {}
     for hook in {hook for _, hooks in wanted for hook in hooks}:
-        parts = (hook, *hook.also)
-        absent = [part.target for part in parts if part.target not in kernel.functions]
+        parts = _parts(hook)
+        functions = [part.target for part in parts if part.target not in kernel.functions]
         silent = [part.target for part in parts if part.target in request.without]
+        missing = {number for part in parts for number in _missing(part, compiled, kernel)}
         if hook.mode == "fexit" and kernel.fexit_refused:
             found[hook] = kernel.fexit_refused
-        elif hook.mode == "fexit" and absent:
-            found[hook] = f"this kernel's BTF has no function {absent[0]} of the form that is known"
+        elif hook.mode == "fexit" and functions:
+            found[hook] = (
+                f"this kernel's BTF has no function {functions[-1]} of the form that is known"
+            )
         elif silent:
-            found[hook] = f"a refusal made to try {silent[0]} was not seen there"
+            found[hook] = f"a refusal made to try {silent[-1]} was not seen there"
+        elif missing:
+            names = sorted(layouts.describe(layouts.MARKS[number]) for number in missing)
+            found[hook] = f"this kernel's BTF has no {', '.join(names)}"
     return found
 
 
-def _first_features(
-    wanted: Iterable[tuple[Probe, tuple[Hook, ...]]], impossible: Mapping[Hook, str]
-) -> set[str]:
-    """What to compile when the first possible hook of every probe is accepted."""
-    possible = ([hook for hook in hooks if hook not in impossible] for _, hooks in wanted)
-    return {hooks[0].feature for hooks in possible if hooks} - {""}
+def _missing(hook: Hook, compiled: object.Object, kernel: _Kernel) -> set[int]:
+    """Marks of the hook's programs that this kernel has no value for."""
+    program = compiled.programs[hook.template or hook.program]
+    tails = [
+        compiled.programs[tail]
+        for number in program.maps()
+        for tail in _TAILS.get(compiled.maps[number].name, (0, ()))[1]
+    ]
+    values = _with_operation(kernel.values, 0)
+    return {number for each in (program, *tails) for number in each.missing(values)}
+
+
+def _with_operation(values: Sequence[int | None], operation: int) -> list[int | None]:
+    """The marks' values in a program that is loaded for this operation."""
+    found = list(values)
+    found[layouts.MARKS.index(layouts.OPERATION)] = operation
+    return found
 
 
 class _Tracefs(NamedTuple):
@@ -277,7 +371,7 @@ class _Tracefs(NamedTuple):
 
 
 def _ensure_tracefs() -> _Tracefs:
-    """Tracepoints are attached by numbers that tracefs tells: mount it where nobody else sees.
+    """Tracepoints are attached by numbers that tracefs lists: mount it where nobody else sees.
 
     That needs CAP_SYS_ADMIN.
     """
@@ -307,37 +401,6 @@ def _mount_tracefs() -> _Tracefs:
     return _Tracefs(note="tracefs was not mounted: used a private mount while loading")
 
 
-def _flatten(path: Path) -> str:
-    """One text from a file and its local includes: bcc rewrites map accesses in no other."""
-
-    def replace(match: re.Match[str]) -> str:
-        return _flatten(path.parent / match[1])
-
-    return re.sub(r'^#include "(.+)"$', replace, path.read_text("utf-8"), flags=re.MULTILINE)
-
-
-def _program_text(request: LoadRequest, offsets: str, features: Iterable[str]) -> str:
-    numbers = {
-        "PAGE_SIZE": os.sysconf("SC_PAGE_SIZE"),
-        "POSSIBLE_CPUS": possible_cpus(),
-        "RING_PAGES": request.ring_size // os.sysconf("SC_PAGE_SIZE"),
-        "WORKLOADS_MAX": request.workloads_max,
-        "BUCKETS_MAX": BUCKETS_MAX,
-        "HANDLED_FAULTS_MAX": HANDLED_FAULTS_MAX,
-        "SEALERS_MAX": SEALERS_MAX,
-        **dict.fromkeys(features, 1),
-    }
-    return "\n".join(
-        (
-            "#include <linux/types.h>",
-            *(f"#define {name} {value}" for name, value in numbers.items()),
-            operations.c_definitions(),
-            offsets,
-            _flatten(_SOURCES / "seal_monitor.bpf.c"),
-        )
-    )
-
-
 _REMEDY = "; run as root, or with CAP_BPF, CAP_PERFMON and CAP_DAC_READ_SEARCH"
 
 
@@ -346,66 +409,126 @@ def _with_remedy(problem: str) -> str:
     return problem + _REMEDY if is_denied and not problem.endswith(_REMEDY) else problem
 
 
-# bpf as target makes inline assembly compile; v3 has compare-and-exchange. Where clang protects the
-# control flow by default, as Debian 13's does, it refuses a target that has nothing of the kind.
-_COMPILER_FLAGS = (
-    *("--target=bpf", "-mcpu=v3", "-fcf-protection=none"),
-    *("-D__x86_64__", "-g0", "-Wno-unused"),
-)
+class _Programs:
+    """Maps of the sizes asked for, and the programs of an object, loaded as they are needed."""
+
+    def __init__(self, request: LoadRequest, compiled: object.Object, kernel: _Kernel) -> None:
+        self._compiled = compiled
+        self._kernel = kernel
+        self._loaded: dict[str, int | OSError] = {}
+        entries = {
+            "ring": request.ring_size,
+            "counters": possible_cpus() * len(Bank),
+            "workloads": request.workloads_max,
+            "buckets": request.buckets_max,
+        }
+        self.maps: dict[str, int] = {}
+        for each in compiled.maps:
+            count = entries.get(each.name, each.entries)
+            try:
+                self.maps[each.name] = bpf.create_map(
+                    each.kind,
+                    each.name,
+                    key=each.key_size,
+                    value=each.value_size,
+                    entries=count,
+                    flags=each.flags,
+                )
+            except OSError as error:
+                problem = f"cannot create the BPF map {each.name}: {error.strerror}"
+                raise LoadError(_with_remedy(problem)) from error
+        self._descriptors = list(self.maps.values())
+
+    def load_all(self, hooks: Iterable[Hook]) -> None:
+        """Verify what is likely to be attached, on all CPUs at once. Errors come from load()."""
+        jobs = {job[1]: job for hook in hooks for job in self._jobs(hook)}
+        waiting = sorted(jobs.values(), key=lambda job: len(job[2].instructions))
+
+        def work() -> None:
+            while waiting:
+                try:
+                    job = waiting.pop()  # the longest of those that are left
+                except IndexError:  # another thread was faster
+                    return
+                self._load(*job)
+
+        threads = [threading.Thread(target=work) for _ in range(len(os.sched_getaffinity(0)))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def load(self, hook: Hook) -> int:
+        """Descriptor of the hook's program. Raises OSError with what the verifier said."""
+        descriptor = -1
+        for job in self._jobs(hook):
+            self._load(*job)
+            found = self._loaded[job[1]]
+            if isinstance(found, OSError):
+                raise found
+            descriptor = found
+        return descriptor
+
+    def arrays(self) -> dict[str, int]:
+        """The program arrays that a loaded program may call into."""
+        return {
+            name: self.maps[name]
+            for name, (_, tails) in _TAILS.items()
+            if any(isinstance(self._loaded.get(tail), int) for tail in tails)
+        }
+
+    def _jobs(self, hook: Hook) -> Iterator[tuple[int, str, object.Program, int, int]]:
+        """Arguments of _load() for what the hook's program calls, then for itself."""
+        program = self._compiled.programs[hook.template or hook.program]
+        for number in sorted(program.maps()):
+            kind, tails = _TAILS.get(self._compiled.maps[number].name, (0, ()))
+            for tail in tails:
+                yield kind, tail, self._compiled.programs[tail], 0, -1
+        function = self._kernel.functions[hook.target] if hook.mode == "fexit" else 0
+        yield _TYPES[hook.mode], hook.program, program, function, hook.operation
+
+    def _load(
+        self, kind: int, name: str, program: object.Program, function: int, operation: int
+    ) -> None:
+        if name in self._loaded:
+            return
+        values = _with_operation(self._kernel.values, operation)
+        try:
+            instructions = program.patched(self._descriptors, values)
+            found = bpf.load_program(kind, name, instructions, function)
+            for array, (_, tails) in _TAILS.items():
+                if name in tails:
+                    bpf.set_element(self.maps[array], tails.index(name), found)
+        except OSError as error:
+            self._loaded[name] = error
+            return
+        self._loaded[name] = found
 
 
-class _Loader:
-    """One compilation and what is attached of it."""
+class _Attacher:
+    """Attaches each probe by the first of its hooks that the kernel takes."""
 
     def __init__(
         self,
         request: LoadRequest,
-        kernel: _Kernel,
-        features: set[str],
+        programs: _Programs,
+        tracefs: _Tracefs,
         impossible: Mapping[Hook, str],
-        diagnostics: int,
     ) -> None:
-        os.environ["BCC_KERNEL_SOURCE"] = str(_SOURCES)
-        try:
-            from bcc import BPF  # noqa: PLC0415 - LLVM, in this process alone
-        except ImportError as error:
-            raise LoadError(
-                f"bcc is missing ({error}); run: apt-get install python3-bpfcc, and use a virtual "
-                "environment made with --system-site-packages"
-            ) from error
         self._request = request
-        self._functions = kernel.functions
-        self._features = features
+        self._source = programs
+        self._tracefs = tracefs
         self._impossible = impossible
-        self._diagnostics = diagnostics
-        self._types = {"tracepoint": BPF.TRACEPOINT, "raw_tracepoint": BPF.RAW_TRACEPOINT}
-        self._links: list[int] = []  # of fexit programs; bcc keeps the others
+        self._links: list[int] = []
         self._programs: dict[Hook, int] = {}
         self._hooks: dict[str, Hook] = {}  # of the attached probes
         self._rows: list[AttachedProbe] = []
-        self.lacking: set[str] = set()
-        try:
-            self._bpf = BPF(
-                text=_program_text(request, kernel.offsets, features),
-                cflags=list(_COMPILER_FLAGS),
-            )
-            for feature in features & _TAILS.keys():
-                self._set_tails(*_TAILS[feature])
-        except Exception as error:  # bcc raises nothing more precise
-            raise LoadError(self._explain("load the BPF programs", error)) from error
 
-    def _set_tails(self, array: str, programs: tuple[str, ...], mode: str) -> None:
-        for index, program in enumerate(programs):
-            function = self._bpf.load_func(program, self._types[mode])
-            self._bpf[array][ctypes.c_int(index)] = ctypes.c_int(function.fd)
-
-    def _explain(self, what: str, error: Exception) -> str:
-        """What went wrong, with the last line that bcc or the kernel wrote about it."""
-        size = os.fstat(self._diagnostics).st_size
-        output = os.pread(self._diagnostics, size, 0).decode(errors="replace")
-        lines = [line for line in output.splitlines() if line.strip()]
-        text = f"cannot {what}: {error}" + (f" ({lines[-1].strip()})" if lines else "")
-        return _with_remedy(text)
+    def first_choices(self, wanted: Iterable[tuple[Probe, tuple[Hook, ...]]]) -> Iterator[Hook]:
+        """What is loaded when the first possible hook of every probe is accepted."""
+        for _, hooks in wanted:
+            possible = [hook for hook in hooks if hook not in self._impossible]
+            yield from _parts(possible[0]) if possible else ()
 
     def attach_all(self, wanted: list[tuple[Probe, tuple[Hook, ...]]]) -> None:
         for probe, hooks in wanted:
@@ -426,7 +549,7 @@ class _Loader:
             if hook in attached:
                 return hook
         if probe.name == "compat":
-            names = [operation.name for operation in operations.OPERATIONS if operation.number]
+            names = [operation.name for operation in OPERATIONS if operation.number]
             hooks = [self._hooks.get(name) for name in names]
             if all(hook and hook.sees_compat for hook in hooks):
                 return hooks[0]
@@ -438,20 +561,19 @@ class _Loader:
             if hook in self._impossible:
                 errors.append(self._impossible[hook])
                 continue
-            if hook.feature and hook.feature not in self._features:
-                self.lacking.add(hook.feature)
-                continue
+            if hook.mode == "tracepoint" and self._tracefs.problem:
+                raise LoadError(self._tracefs.problem)
             try:
                 self._attach(hook)
-            except Exception as error:  # bcc raises nothing more precise
-                errors.append(self._explain(f"attach to {hook.target}", error))
+            except OSError as error:
+                errors.append(_with_remedy(f"cannot attach to {hook.target}: {error.strerror}"))
                 continue
             self._add(probe, hook, *errors[:1])
             return
         switches = {hook.switch for hook in probe.hooks} - {""}
         if switches and not switches & self._request.switches:
             return  # it would have been welcome, nobody asked for it
-        problem = "; ".join(dict.fromkeys(errors)) or f"{probe.name} waits for a second compilation"
+        problem = "; ".join(dict.fromkeys(errors))
         self._rows.append(AttachedProbe(probe.name, hooks[-1].mode, hooks[-1].target, problem, -1))
 
     def _add(self, probe: Probe, hook: Hook, fallback: str = "") -> None:
@@ -461,54 +583,44 @@ class _Loader:
         self._rows.append(row)
 
     def _attach(self, hook: Hook) -> None:
-        for part in (*hook.also, hook):
+        for part in _parts(hook):
             if part not in self._programs:
-                self._programs[part] = self._attach_part(part)
+                program = self._source.load(part)
+                self._links.append(_attach(part, program))
+                self._programs[part] = program
 
-    def _attach_part(self, hook: Hook) -> int:
-        """Descriptor of the program."""
-        if hook.mode == "fexit":
-            instructions = self._bpf.dump_func(hook.program)
-            function = self._functions[hook.target]
-            program = trampolines.load(function, hook.program, instructions)
-            self._links.append(trampolines.attach(program))
-            return program
-        descriptor: int = self._bpf.load_func(hook.program, self._types[hook.mode]).fd
-        if hook.mode == "tracepoint":
-            self._bpf.attach_tracepoint(tp=hook.target, fn_name=hook.program)
-        else:
-            self._bpf.attach_raw_tracepoint(tp=hook.target, fn_name=hook.program)
-        return descriptor
-
-    def discard(self) -> None:
-        for descriptor in self._links:
-            os.close(descriptor)
-        for hook, program in self._programs.items():
-            if hook.mode == "fexit":
-                os.close(program)
-        self._bpf.cleanup()
-
-    def answer(self, notes: list[str]) -> tuple[dict[str, Any], list[int]]:
+    def answer(self, made: Made) -> tuple[dict[str, Any], list[int]]:
         attached = [row for row in self._rows if row.attached]
         if not attached:
             raise LoadError(_with_remedy("; ".join(dict.fromkeys(row.error for row in self._rows))))
-        arrays = [_TAILS[feature][0] for feature in sorted(self._features & _TAILS.keys())]
-        maps = {name: self._bpf[name].map_fd for name in (*_MAPS, *arrays)}
-        links = [
-            *self._links,
-            *self._bpf.tracepoint_fds.values(),
-            *self._bpf.raw_tracepoint_fds.values(),
-        ]
-        descriptors = list(dict.fromkeys([*maps.values(), *links, *self._programs.values()]))
+        maps = {name: self._source.maps[name] for name in _MAPS} | self._source.arrays()
+        descriptors = list(dict.fromkeys([*maps.values(), *self._links, *self._programs.values()]))
         index = {descriptor: position for position, descriptor in enumerate(descriptors)}
         index[-1] = -1
+        is_by_tracepoint = any(hook.mode == "tracepoint" for hook in self._programs)
+        notes = [self._tracefs.note] if is_by_tracepoint and self._tracefs.note else []
+        if not made.path:
+            notes.append(
+                f"no compiled programs at {self._request.path}: compiled them for this start; "
+                "run: make setup, in a checkout"
+            )
         answer = {
             "maps": {name: index[descriptor] for name, descriptor in maps.items()},
-            "links": [index[descriptor] for descriptor in links],
+            "links": [index[descriptor] for descriptor in self._links],
             "probes": [
                 [*row[:4], index[row.program], row.fallback, [index[each] for each in row.also]]
                 for row in self._rows
             ],
-            "notes": [note for note in notes if note],
+            "made": made,
+            "notes": notes,
         }
         return answer, descriptors
+
+
+def _attach(hook: Hook, program: int) -> int:
+    """Descriptor that keeps the program attached."""
+    if hook.mode == "fexit":
+        return bpf.attach_fexit(program)
+    if hook.mode == "tracepoint":
+        return bpf.attach_tracepoint(hook.target, program)
+    return bpf.attach_raw_tracepoint(hook.target, program)

@@ -30,8 +30,9 @@ MODES = ("fexit", "tracepoint", "raw_tracepoint")
 class Hook(NamedTuple):
     """Where a program is attached.
 
-    `feature`: the definition with which bpf/ has the program. `switch`: the configuration key that
-    allows it; empty: always. `also`: what must be attached with it. `at_seal`: it is a function in
+    `template`: the program in bpf/ that is loaded for it, where that is loaded for several, each
+    with its `operation`, an index into OPERATIONS. `switch`: the configuration key that allows it;
+    empty: always. `also`: what must be attached with it. `at_seal`: it is a function in
     which a seal refuses, and reports all that call it. `sees_compat`: it sees 32-bit callers.
     `only`: nothing else does its work, so that it is used in every attach mode.
     """
@@ -39,7 +40,8 @@ class Hook(NamedTuple):
     mode: str
     target: str
     program: str
-    feature: str = ""
+    template: str = ""
+    operation: int = -1
     switch: str = ""
     also: tuple[Hook, ...] = ()
     at_seal: bool = False
@@ -62,13 +64,14 @@ class Probe(NamedTuple):
     optional: bool = False
 
 
+_INDEX = {operation.name: index for index, operation in enumerate(OPERATIONS)}
 # One hook for every call: it is attached once, however many probes come to share it.
-_RAW_EXIT = Hook("raw_tracepoint", "sys_exit", "raw_exit", "WITH_RAW_EXITS", sees_compat=True)
+_RAW_EXIT = Hook("raw_tracepoint", "sys_exit", "raw_exit", sees_compat=True)
 
 
 def _at_seal(function: str, *also: Hook) -> Hook:
     return Hook(
-        *("fexit", function, f"fexit_{function}", "WITH_FUNCTIONS"),
+        *("fexit", function, f"fexit_{function}"),
         also=also,
         at_seal=True,
         sees_compat=True,
@@ -78,7 +81,7 @@ def _at_seal(function: str, *also: Hook) -> Hook:
 def _call(operation: str) -> tuple[Hook, ...]:
     """The functions of one system call, for both kinds of callers, or for those that there are."""
     both, native = (
-        Hook("fexit", function, f"fexit_{function}", f"CALL_{operation}")
+        Hook("fexit", function, f"fexit_{function}", "fexit_call", _INDEX[operation])
         for function in (f"__ia32_sys_{operation}", f"__x64_sys_{operation}")
     )
     return both._replace(also=(native,), sees_compat=True), native
@@ -100,7 +103,10 @@ _AT_SEAL: dict[str, tuple[Hook, ...]] = {
 
 
 def _exit(call: str) -> Hook:
-    return Hook("tracepoint", f"syscalls:sys_exit_{call}", f"exit_{call}", "WITH_EXITS")
+    hook = Hook("tracepoint", f"syscalls:sys_exit_{call}", f"exit_{call}")
+    if call not in _INDEX:
+        return hook
+    return hook._replace(template="exit_call", operation=_INDEX[call])
 
 
 def _hooks(operation: str) -> tuple[Hook, ...]:
@@ -112,22 +118,15 @@ def _hooks(operation: str) -> tuple[Hook, ...]:
     )
 
 
-def _around(function: str, feature: str, *also: Hook) -> Hook:
-    return Hook("fexit", function, f"fexit_{function}", feature, also=also, sees_compat=True)
+def _around(function: str, *also: Hook) -> Hook:
+    return Hook("fexit", function, f"fexit_{function}", also=also, sees_compat=True)
 
 
 # mm/memory.c: what /proc/PID/mem and ptrace write by.
-_REMOTE = _around("access_remote_vm", "WITH_REMOTE")
-_FILLING = _around(
-    "mfill_atomic_copy",
-    "WITH_USERFAULTFD",
-    _around("mfill_atomic_zeropage", "WITH_USERFAULTFD"),
-)
+_REMOTE = _around("access_remote_vm")
+_FILLING = _around("mfill_atomic_copy", _around("mfill_atomic_zeropage"))
 # mm/userfaultfd.c: on some kernels a part of its caller.
-_MOVING = (
-    _around("move_pages", "WITH_MOVE_PAGES"),
-    _around("userfaultfd_ioctl", "WITH_USERFAULTFD_IOCTL"),
-)
+_MOVING = (_around("move_pages"), _around("userfaultfd_ioctl"))
 _IO_URING = ("raw_tracepoint", "io_uring_complete")
 PROBES: tuple[Probe, ...] = (
     *(Probe(op.name, _hooks(op.name)) for op in OPERATIONS if op.number is not None),
@@ -135,7 +134,7 @@ PROBES: tuple[Probe, ...] = (
     Probe(
         "mseal",
         (
-            Hook("fexit", "__x64_sys_mseal", "fexit___x64_sys_mseal", "WITH_FUNCTIONS"),
+            Hook("fexit", "__x64_sys_mseal", "fexit___x64_sys_mseal"),
             _exit("mseal"),
             _RAW_EXIT,
         ),
@@ -147,9 +146,9 @@ PROBES: tuple[Probe, ...] = (
     Probe(
         "io_uring_madvise",
         (
-            Hook("fexit", "io_madvise", "fexit_io_madvise", "WITH_FUNCTIONS"),
+            Hook("fexit", "io_madvise", "fexit_io_madvise"),
             *(
-                Hook(*_IO_URING, program, "WITH_IO_URING", "watch.io_uring", only=True)
+                Hook(*_IO_URING, program, switch="watch.io_uring", only=True)
                 for program in ("io_uring_complete", "io_uring_complete_cqe")
             ),
         ),
@@ -159,7 +158,7 @@ PROBES: tuple[Probe, ...] = (
         (
             Hook(
                 *("raw_tracepoint", "sys_exit", "raw_exit_compat"),
-                *("WITH_RAW_EXITS", "watch.compat"),
+                switch="watch.compat",
                 only=True,
             ),
         ),
@@ -217,12 +216,11 @@ class Reporters(NamedTuple):
 
 def reporters(attached: Iterable[tuple[str, str]]) -> Reporters:
     """For probes attached to targets. No operation has two reporters."""
-    bits = {operation.name: 1 << index for index, operation in enumerate(OPERATIONS)}
     functions = raw = compat = 0
     for probe, target in attached:
-        if probe not in bits:
+        if probe not in _INDEX:
             continue
-        bit, hook = bits[probe], find(probe, target)
+        bit, hook = 1 << _INDEX[probe], find(probe, target)
         functions |= bit if hook.at_seal else 0
         raw |= bit if hook.target == _RAW_EXIT.target else 0
         compat |= bit if hook.target == _RAW_EXIT.target or not hook.sees_compat else 0

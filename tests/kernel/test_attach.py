@@ -151,7 +151,7 @@ def test_a_function_that_sees_no_refusal_is_replaced(
 ) -> None:
     """As if the kernel's check had moved elsewhere: real refusals are made to find that out."""
     name = "io_madvise"
-    silent = Hook("fexit", name, f"fexit_{name}", "WITH_FUNCTIONS", at_seal=True, sees_compat=True)
+    silent = Hook("fexit", name, f"fexit_{name}", at_seal=True, sees_compat=True)
     changed = tuple(
         probe._replace(hooks=(silent, *probe.hooks[1:])) if "mprotect" in probe.name else probe
         for probe in PROBES
@@ -198,8 +198,8 @@ def with_hooks(name: str, *hooks: Hook) -> tuple[Probe, ...]:
 def test_a_refused_probe_falls_back_alone(
     load: LoadFunction, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bogus = Hook("tracepoint", MISSING, "exit_mprotect")
-    raw = Hook("raw_tracepoint", "sys_exit", "raw_exit", "WITH_RAW_EXITS")
+    bogus = Hook("tracepoint", MISSING, "exit_mprotect", "exit_call", 0)
+    raw = Hook("raw_tracepoint", "sys_exit", "raw_exit")
     monkeypatch.setattr(loader, "PROBES", with_hooks("mprotect", bogus, raw))
     loaded = load("auto")
     found = by_probe(loaded)
@@ -213,7 +213,7 @@ def test_a_refused_probe_falls_back_alone(
 def test_a_refused_probe_leaves_the_others(
     load: LoadFunction, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bogus = Hook("tracepoint", MISSING, "exit_mprotect")
+    bogus = Hook("tracepoint", MISSING, "exit_mprotect", "exit_call", 0)
     monkeypatch.setattr(loader, "PROBES", with_hooks("mprotect", bogus))
     loaded = load("tracepoint")
     (refused,) = [probe for probe in loaded.probes if probe.lost]
@@ -237,7 +237,7 @@ def test_a_refused_raw_tracepoint_leaves_the_others(
 
 
 def test_nothing_attached_is_an_error(require_bpf: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    bogus = Hook("tracepoint", MISSING, "exit_mprotect")
+    bogus = Hook("tracepoint", MISSING, "exit_mprotect", "exit_call", 0)
     monkeypatch.setattr(loader, "PROBES", (Probe("mprotect", (bogus,)),))
     before = set(own_programs())
     with pytest.raises(LoadError, match=f"^cannot attach to {MISSING}: "):

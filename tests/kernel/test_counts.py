@@ -21,7 +21,6 @@ from harness import (
     wait_until_reading,
 )
 
-from monitor.kernel import loader
 from monitor.kernel.abi import Kind, Outcome, Record
 from monitor.kernel.counters import missed_runs
 
@@ -236,9 +235,7 @@ RECORD_HEADER = 8  # of the ring buffer
 def small(require_bpf: None) -> Iterator[Harness]:
     """A ring of 64 KiB, and room for four buckets."""
     with new_cgroup("small") as cgroup:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loader, "BUCKETS_MAX", SMALL_BUCKETS)
-            harness = Harness("tracepoint", cgroup, ring_size=SMALL_RING)
+        harness = Harness("tracepoint", cgroup, ring_size=SMALL_RING, buckets_max=SMALL_BUCKETS)
         try:
             yield harness
         finally:

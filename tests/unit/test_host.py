@@ -3,8 +3,6 @@ from __future__ import annotations
 import errno
 import gzip
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 
 from monitor.evidence.events import Host
 from monitor.host import facts as host
+from monitor.kernel import bpf
 
 ALL = "000001ffffffffff"
 BPF_ALONE = f"{1 << 39:016x}"
@@ -115,22 +114,16 @@ def test_root_of_a_user_namespace_is_refused(tmp_path: Path) -> None:
     )
 
 
-def test_missing_bcc_is_refused() -> None:
-    assert refused(lambda: host.require_bcc(lambda: False)) == (
-        "bcc, which compiles the BPF programs, is missing",
-        "run: apt-get install python3-bpfcc (a virtual environment must be made with "
-        "--system-site-packages)",
-    )
+def test_missing_libbpf_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str, **_: object) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
 
-
-def test_looking_for_bcc_does_not_import_it() -> None:
-    program = (
-        "import sys; from monitor.host import facts as host\n"
-        "try: host.require_bcc()\n"
-        "except host.HostError: pass\n"
-        "assert 'bcc' not in sys.modules"
+    monkeypatch.setattr("ctypes.CDLL", missing)
+    bpf.libbpf.cache_clear()
+    assert refused(host.require_libbpf) == (
+        "libbpf is missing (libbpf.so.1: cannot open shared object file)",
+        "run: apt-get install libbpf1",
     )
-    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.parametrize(

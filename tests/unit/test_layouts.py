@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from monitor.kernel import layouts
-from monitor.kernel.layouts import KIND_FUNC, KIND_STRUCT, Btf, LayoutError, Member, c_definitions
+from monitor.kernel import compiler, layouts
+from monitor.kernel.btf import KIND_FUNC, KIND_STRUCT, Btf, LayoutError
+from monitor.kernel.layouts import MARKS, Member, values
 
 pytestmark = pytest.mark.skipif(
     not Path("/sys/kernel/btf/vmlinux").exists(), reason="this kernel has no BTF"
@@ -22,8 +23,8 @@ def btf() -> Iterator[Btf]:
         yield btf
 
 
-def defined(text: str) -> dict[str, int]:
-    return {name: int(value) for name, value in re.findall(r"^#define (\w+) (\d+)$", text, re.M)}
+def by_name(btf: Btf) -> dict[str, int | None]:
+    return dict(zip(MARKS, values(btf), strict=True))
 
 
 # Fixed by the processor, by user space or by the code that reads them.
@@ -47,9 +48,14 @@ def test_known_offset(btf: Btf, where: tuple[str, str], offset: int) -> None:
     assert found[0] == offset
 
 
-def test_known_sizes(btf: Btf) -> None:
-    values = defined(c_definitions(btf))
-    assert (values["SIZE_upid"], values["SIZE_rlimit"]) == (16, 16)
+def test_known_values(btf: Btf) -> None:
+    found = by_name(btf)
+    assert (found["SIZE_upid"], found["SIZE_rlimit"]) == (16, 16)
+    assert found["ARG_mprotect_fixup__vma"] == 16  # the third parameter
+    assert found["RETURN___x64_sys_mseal"] == 8  # after the registers
+    assert found["OPERATION"] is None
+    assert found["TYPE_maple_range_64"] == btf.find("maple_range_64", KIND_STRUCT)
+    assert found["KFUNC_bpf_rdonly_cast"] == btf.find("bpf_rdonly_cast", KIND_FUNC)
 
 
 def test_members_of_a_structure_add_up(btf: Btf) -> None:
@@ -65,19 +71,46 @@ def test_members_of_a_structure_add_up(btf: Btf) -> None:
     assert whole[0] == outer[0] + inner[0]
 
 
-def test_every_definition_is_used_and_every_use_defined(btf: Btf) -> None:
-    sources = "".join(
-        path.read_text("utf-8")
-        for path in (Path(layouts.__file__).parents[2] / "bpf").glob("*.[ch]")
-    )
+def test_every_mark_is_used_and_every_use_is_a_mark() -> None:
+    sources = "".join(path.read_text("utf-8") for path in sorted(compiler.SOURCES.glob("*.[ch]")))
     used = {
         f"task_struct__{name}"
         for name in re.findall(r"TASK_FIELD\([^,]+, (?:task|leader), (\w+)\)", sources)
     }
-    used.remove("task_struct__member")  # the macro's own
     used |= set(re.findall(r"(?:READ_KERNEL|KERNEL_WORD)\([^;]*?, (\w+__\w+)\)", sources))
-    used |= set(re.findall(r"OFF_(\w+__\w+)", sources))
-    assert used == {layouts._constant(member) for member in layouts.MEMBERS}
+    used |= set(re.findall(r"\bOFF_(\w+__\w+)", sources))
+    used |= set(re.findall(r"\bHAS\((\w+__\w+)\)", sources))
+    used |= set(re.findall(r"\b((?:SIZE|TYPE|KFUNC)_[a-z]\w+)", sources))
+    for function, parameter in re.findall(r"\bARGUMENT\(ctx, (\w+), (\w+)\)", sources):
+        used.add(f"ARG_{function}__{parameter}")
+    used |= {f"RETURN_{name}" for name in re.findall(r"\bRESULT\(ctx, (\w+)\)", sources)}
+    # The macros' own, and those of a comment.
+    used -= {"task_struct__member", "ARG_function__parameter", "RETURN_function"}
+    used -= {"struct__member", "SIZE_struct", "TYPE_struct"}
+    used.add(layouts.OPERATION)
+    used.add("maple_range_64__pivot")  # known to the C, as FIRST_PIVOT
+    assert used - set(MARKS) == set()
+    unread = {f"RETURN_{name}" for name in layouts.FUNCTIONS}  # of some only the arguments matter
+    assert set(MARKS) - used - unread == set()
+
+
+def test_marks_are_numbered_in_the_definitions() -> None:
+    numbered = re.findall(r"^#define MARK_(\w+) (\d+)$", layouts.c_definitions(), re.M)
+    assert numbered == [(name, str(number)) for number, name in enumerate(MARKS)]
+
+
+@pytest.mark.parametrize(
+    ("mark", "meaning"),
+    [
+        ("mm_struct__context_untag_mask", "mm_struct.context.untag_mask"),
+        ("ARG_check_prep_vma__vrm", "check_prep_vma()"),
+        ("RETURN_check_prep_vma", "check_prep_vma()"),
+        ("SIZE_upid", "SIZE_upid"),
+    ],
+)
+def test_what_a_mark_stands_for(mark: str, meaning: str) -> None:
+    assert mark in MARKS
+    assert layouts.describe(mark) == meaning
 
 
 def test_unknown_names(btf: Btf) -> None:
@@ -100,30 +133,29 @@ def test_unknown_names(btf: Btf) -> None:
 def test_missing_required_member(
     btf: Btf, monkeypatch: pytest.MonkeyPatch, member: Member, missing: str
 ) -> None:
-    monkeypatch.setattr(layouts, "MEMBERS", (*layouts.MEMBERS, member))
+    monkeypatch.setitem(layouts._MEMBERS, layouts._constant(member), member)
     with pytest.raises(LayoutError, match=rf"^this kernel's BTF has no {re.escape(missing)}$"):
-        c_definitions(btf)
+        values(btf)
 
 
-@pytest.mark.parametrize(
-    "member",
-    [
-        Member("task_struct", "no_such_member", required=False),
-        Member("no_such_struct", "member", required=False),
-    ],
-)
-def test_missing_optional_member_is_not_defined(
-    btf: Btf, monkeypatch: pytest.MonkeyPatch, member: Member
+OPTIONAL = [name for name, member in layouts._MEMBERS.items() if not member.required]
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_missing_optional_member_has_no_value(
+    btf: Btf, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    plain = c_definitions(btf)
-    monkeypatch.setattr(layouts, "MEMBERS", (*layouts.MEMBERS, member))
-    assert c_definitions(btf) == plain
+    before = by_name(btf)
+    gone = Member("no_such_struct", "member", required=False)
+    monkeypatch.setitem(layouts._MEMBERS, name, gone)
+    assert by_name(btf) == before | {name: None}
 
 
-def test_present_member_is_defined_twice(btf: Btf) -> None:
-    values = defined(c_definitions(btf))
-    assert values["HAS_mm_struct__exe_file"] == 1
-    assert values["OFF_mm_struct__exe_file"] > 0
+def test_pivots_elsewhere_are_refused(btf: Btf, monkeypatch: pytest.MonkeyPatch) -> None:
+    slot = Member("maple_range_64", "slot")
+    monkeypatch.setitem(layouts._MEMBERS, "maple_range_64__pivot", slot)
+    with pytest.raises(LayoutError, match=r"^this kernel's maple_range_64.pivot is at 128, not 8$"):
+        values(btf)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +170,7 @@ def test_missing_size_or_kfunc(
 ) -> None:
     monkeypatch.setattr(layouts, table, (name,))
     with pytest.raises(LayoutError, match=f"^{re.escape(message)}$"):
-        c_definitions(btf)
+        values(btf)
 
 
 def test_close_twice(btf: Btf) -> None:

@@ -1,4 +1,4 @@
-"""The loader's parent side, and the text it has compiled. What it attaches: tests/kernel."""
+"""The loader's parent side, and what it refuses. What it attaches: tests/kernel."""
 
 from __future__ import annotations
 
@@ -13,13 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from monitor.kernel import layouts, loader
-from monitor.kernel.loader import AttachedProbe, LoadError, LoadRequest
-from monitor.kernel.operations import MSEAL_NUMBER
-
-needs_btf = pytest.mark.skipif(
-    not Path("/sys/kernel/btf/vmlinux").exists(), reason="this kernel has no BTF"
-)
+from monitor.kernel import compiler, loader
+from monitor.kernel.btf import LayoutError
+from monitor.kernel.loader import AttachedProbe, LoadError, LoadRequest, Made
+from monitor.kernel.object import Object, serialize
 
 
 def refuse(error: Exception) -> Callable[..., object]:
@@ -44,7 +41,7 @@ def _no_child_is_left() -> Iterator[None]:
     assert children() == before
 
 
-@pytest.mark.parametrize("error", [LoadError("no, because; do this"), layouts.LayoutError("no x")])
+@pytest.mark.parametrize("error", [LoadError("no, because; do this"), LayoutError("no x")])
 def test_error_of_the_child_is_told_as_it_is(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -85,6 +82,7 @@ def test_descriptors_come_over_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path
                 ["brk", "tracepoint", "u", "no", -1, "", []],
             ],
             "notes": ["noted"],
+            "made": ["/object", "d1", 7.0, "clang 1.0.0", ["a.b"]],
         }
         return answer, [os.open(tmp_path / name, os.O_RDONLY) for name in names]
 
@@ -100,6 +98,7 @@ def test_descriptors_come_over_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert attached.fallback == "refused"
     assert (attached.attached, refused.attached, refused.error) == (True, False, "no")
     assert loaded.notes == ["noted"]
+    assert loaded.made == Made("/object", "d1", 7.0, "clang 1.0.0", ("a.b",))
     assert not any(os.get_inheritable(fd) for fd in (*loaded.maps.values(), *loaded.links))
 
     loaded.detach()
@@ -115,32 +114,20 @@ def test_probe_without_error_is_attached() -> None:
     assert not AttachedProbe("munmap", "tracepoint", "t", "refused", -1).attached
 
 
-@needs_btf
-def test_text_has_no_local_include_left() -> None:
-    text = loader._program_text(LoadRequest(), "", ())
-    assert not re.search(r'^#include "', text, re.MULTILINE)
-    assert re.findall(r"^#include (.*)$", text, re.MULTILINE) == ["<linux/types.h>"]
-    for path in (Path(loader.__file__).parent.parent / "bpf").glob("*.[ch]"):
-        guard = re.search(r"^#ifndef (SEAL_MONITOR_\w+)$", path.read_text(), re.MULTILINE)
-        if guard:
-            assert text.count(f"#define {guard[1]}\n") == 1
-
-
-@needs_btf
-def test_text_has_the_sizes_asked_for() -> None:
-    request = LoadRequest(ring_size=1 << 18, workloads_max=77)
-    text = loader._program_text(request, "", {"WITH_IO_URING"})
-    for definition in (
-        "PAGE_SIZE 4096",
-        "RING_PAGES 64",
-        "WORKLOADS_MAX 77",
-        "BUCKETS_MAX 4096",
-        "WITH_IO_URING 1",
-        f"POSSIBLE_CPUS {loader.possible_cpus()}",
-        f"NR_MSEAL {MSEAL_NUMBER}",
+def test_an_object_that_may_not_be_loaded_is_refused_in_one_line(tmp_path: Path) -> None:
+    """The path has the way out: nothing is compiled in its place."""
+    path = tmp_path / "object"
+    made = Object("clang 1.0.0", dict.fromkeys(compiler.digests(), "another"), (), {})
+    for data, problem in (
+        (serialize(made), "was made from other sources and marks and records"),
+        (serialize(made)[:-1] + b"x", "is damaged: its digest does not match"),
     ):
-        assert f"#define {definition}\n" in text
-    assert "#define WITH_RAW_EXITS" not in text
+        path.write_bytes(data)
+        with pytest.raises(LoadError) as error:
+            loader.load(LoadRequest(path=path))
+        assert str(error.value) == (
+            f"{path} {problem}; run: make setup, in a checkout, or install the package again"
+        )
 
 
 def test_bcc_is_not_imported_here() -> None:

@@ -39,11 +39,8 @@ def test_every_mode_is_known() -> None:
 def test_every_program_exists() -> None:
     text = "".join(path.read_text("utf-8") for path in BPF.glob("*.c"))
     programs = set(re.findall(r"^int (\w+)\(", text, re.MULTILINE))
-    programs |= {f"exit_{name}" for name in re.findall(r"^EXIT_PROGRAM\((\w+),", text, re.M)}
-    for name in re.findall(r"^CALL_PROGRAMS\((\w+),", text, re.M):
-        programs |= {f"fexit___x64_sys_{name}", f"fexit___ia32_sys_{name}"}
     parts = {part for hook in HOOKS for part in (hook, *hook.also)}
-    assert {part.program for part in parts} <= programs
+    assert {part.template or part.program for part in parts} <= programs
 
 
 def test_every_function_is_known_to_the_layouts() -> None:
@@ -52,21 +49,20 @@ def test_every_function_is_known_to_the_layouts() -> None:
     assert targets == set(FUNCTIONS)
 
 
-def test_exit_programs_are_told_apart() -> None:
-    """Each system call's program is compiled for its own operation."""
-    text = (BPF / "exits.c").read_text("utf-8")
-    rows = dict(re.findall(r"^EXIT_PROGRAM\((\w+), (OP_\w+)\)$", text, re.MULTILINE))
-    assert rows == {op.name: op.constant for op in OPERATIONS if op.number is not None}
-
-
-def test_calls_are_told_apart() -> None:
-    """So is the program of each call's function."""
-    text = (BPF / "calls.c").read_text("utf-8")
-    rows = re.findall(
-        r"^#ifdef CALL_(\w+)\nCALL_PROGRAMS\((\w+), (OP_\w+)\)\n#endif$", text, re.MULTILINE
-    )
-    expected = [(op.name, op.name, op.constant) for op in OPERATIONS if op.number is not None]
-    assert sorted(rows) == sorted(expected)
+def test_programs_of_a_call_are_loaded_for_its_operation() -> None:
+    """One program serves for the exits of all calls, and one for their functions."""
+    for index, operation in enumerate(OPERATIONS):
+        hooks = {hook.program: hook for hook in BY_NAME[operation.name].hooks}
+        parts = hooks | {part.program: part for hook in hooks.values() for part in hook.also}
+        of_templates = {
+            name: (part.template, part.operation) for name, part in parts.items() if part.template
+        }
+        expected = {
+            f"exit_{operation.name}": ("exit_call", index),
+            f"fexit___x64_sys_{operation.name}": ("fexit_call", index),
+            f"fexit___ia32_sys_{operation.name}": ("fexit_call", index),
+        }
+        assert of_templates == (expected if operation.number is not None else {})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,202 @@
+"""Maps and programs of the kernel: bpf(2) and perf_event_open(2), through libbpf.
+
+Every function returns a descriptor or raises OSError.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+from functools import cache
+from pathlib import Path
+
+__all__ = [
+    "RAW_TRACEPOINT",
+    "TRACEPOINT",
+    "TRACING",
+    "LibraryError",
+    "attach_fexit",
+    "attach_raw_tracepoint",
+    "attach_tracepoint",
+    "create_map",
+    "libbpf",
+    "load_program",
+    "set_element",
+]
+
+# include/uapi/linux/bpf.h: enum bpf_prog_type, bpf_attach_type.
+TRACEPOINT, RAW_TRACEPOINT, TRACING = 5, 17, 26
+_TRACE_FEXIT = 25
+_EVENTS = Path("/sys/kernel/tracing/events")
+_PERF_EVENT_OPEN = 298
+_PERF_TYPE_TRACEPOINT, _PERF_FLAG_FD_CLOEXEC = 2, 8
+_PERF_EVENT_IOC_ENABLE, _PERF_EVENT_IOC_SET_BPF = 0x2400, 0x40042408
+_LOG_SIZE = 1 << 16
+_SIZE_T = ctypes.c_size_t
+
+
+class LibraryError(Exception):
+    """libbpf is missing: the way out."""
+
+
+class _MapOptions(ctypes.Structure):
+    """The start of libbpf's struct bpf_map_create_opts, whose first member is its size."""
+
+    _fields_ = [
+        ("sz", _SIZE_T),
+        *((name, ctypes.c_uint32) for name in ("btf_fd", "btf_key", "btf_value", "btf_vmlinux")),
+        ("inner_map_fd", ctypes.c_uint32),
+        ("map_flags", ctypes.c_uint32),
+    ]
+
+
+class _LoadOptions(ctypes.Structure):
+    """The start of libbpf's struct bpf_prog_load_opts, whose first member is its size."""
+
+    _fields_ = [
+        ("sz", _SIZE_T),
+        ("attempts", ctypes.c_int),
+        ("expected_attach_type", ctypes.c_int),
+        ("prog_btf_fd", ctypes.c_uint32),
+        ("prog_flags", ctypes.c_uint32),
+        ("prog_ifindex", ctypes.c_uint32),
+        ("kern_version", ctypes.c_uint32),
+        ("attach_btf_id", ctypes.c_uint32),
+        ("attach_prog_fd", ctypes.c_uint32),
+        ("attach_btf_obj_fd", ctypes.c_uint32),
+        ("fd_array", ctypes.c_void_p),
+        ("func_info", ctypes.c_void_p),
+        ("func_info_cnt", ctypes.c_uint32),
+        ("func_info_rec_size", ctypes.c_uint32),
+        ("line_info", ctypes.c_void_p),
+        ("line_info_cnt", ctypes.c_uint32),
+        ("line_info_rec_size", ctypes.c_uint32),
+        ("log_level", ctypes.c_uint32),
+        ("log_size", ctypes.c_uint32),
+        ("log_buf", ctypes.c_char_p),
+    ]
+
+
+class _PerfEvent(ctypes.Structure):
+    """The first 64 bytes of struct perf_event_attr, which every kernel takes (VER0)."""
+
+    _fields_ = [
+        ("type", ctypes.c_uint32),
+        ("size", ctypes.c_uint32),
+        ("config", ctypes.c_uint64),
+        ("sample_period", ctypes.c_uint64),
+        ("sample_type", ctypes.c_uint64),
+        ("read_format", ctypes.c_uint64),
+        ("flags", ctypes.c_uint64),
+        ("wakeup_events", ctypes.c_uint32),
+        ("breakpoint_type", ctypes.c_uint32),
+        ("config1", ctypes.c_uint64),
+    ]
+
+
+@cache
+def libbpf() -> ctypes.CDLL:
+    """libbpf 1.x, which prints nothing. Raises LibraryError."""
+    try:
+        library = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    except OSError as error:
+        raise LibraryError(f"libbpf is missing ({error}); run: apt-get install libbpf1") from error
+    library.libbpf_set_print.argtypes = [ctypes.c_void_p]
+    library.libbpf_set_print(None)  # errors are ours to report
+    return library
+
+
+def _checked(descriptor: int) -> int:
+    if descriptor < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return descriptor
+
+
+def create_map(kind: int, name: str, *, key: int, value: int, entries: int, flags: int) -> int:
+    """`key` and `value` are sizes in bytes; a ring buffer's `entries` are its bytes."""
+    options = _MapOptions(sz=ctypes.sizeof(_MapOptions), map_flags=flags)
+    return _checked(
+        libbpf().bpf_map_create(
+            kind, name[:15].encode(), key, value, entries, ctypes.byref(options)
+        )
+    )
+
+
+def set_element(descriptor: int, key: int, value: int) -> None:
+    """Of a map with keys and values of 32 bits."""
+    key_, value_ = ctypes.c_uint32(key), ctypes.c_uint32(value)
+    _checked(
+        libbpf().bpf_map_update_elem(
+            descriptor, ctypes.byref(key_), ctypes.byref(value_), ctypes.c_uint64(0)
+        )
+    )
+
+
+def load_program(kind: int, name: str, instructions: bytes, function: int = 0) -> int:
+    """Verify and load. `function`: BTF id of the function at whose return a fexit program runs.
+
+    The error has the verifier's last line. The verifier works outside of Python's lock: several
+    programs can be loaded by as many threads.
+    """
+    log = ctypes.create_string_buffer(_LOG_SIZE)
+    options = _LoadOptions(
+        sz=ctypes.sizeof(_LoadOptions),
+        expected_attach_type=_TRACE_FEXIT if function else 0,
+        attach_btf_id=function,
+        log_size=_LOG_SIZE,
+        log_buf=ctypes.cast(log, ctypes.c_char_p),
+    )
+    descriptor: int = libbpf().bpf_prog_load(
+        kind,
+        name[:15].encode(),
+        b"GPL",
+        instructions,
+        _SIZE_T(len(instructions) // 8),
+        ctypes.byref(options),
+    )
+    if descriptor < 0:
+        number = ctypes.get_errno()
+        lines = [line for line in log.value.decode(errors="replace").splitlines() if line.strip()]
+        # The very last lines are the verifier's statistics.
+        said = next((line for line in reversed(lines) if not line.startswith("processed ")), "")
+        raise OSError(number, os.strerror(number) + (f": {said}" if said else ""))
+    return descriptor
+
+
+def attach_fexit(program: int) -> int:
+    """The descriptor keeps the program attached, as for the other ways to attach."""
+    return _checked(libbpf().bpf_raw_tracepoint_open(None, program))
+
+
+def attach_raw_tracepoint(name: str, program: int) -> int:
+    return _checked(libbpf().bpf_raw_tracepoint_open(name.encode(), program))
+
+
+def attach_tracepoint(name: str, program: int) -> int:
+    """`name` is that of tracefs: `category:name`."""
+    number = int((_EVENTS / name.replace(":", "/") / "id").read_text("ascii"))
+    event = _PerfEvent(
+        type=_PERF_TYPE_TRACEPOINT,
+        size=ctypes.sizeof(_PerfEvent),
+        config=number,
+        sample_period=1,
+        wakeup_events=1,
+    )
+    libc = ctypes.CDLL(None, use_errno=True)
+    any_process, any_cpu, no_group = ctypes.c_long(-1), ctypes.c_long(0), ctypes.c_long(-1)
+    descriptor = _checked(
+        libc.syscall(
+            ctypes.c_long(_PERF_EVENT_OPEN),
+            ctypes.byref(event),
+            *(any_process, any_cpu, no_group),
+            ctypes.c_long(_PERF_FLAG_FD_CLOEXEC),
+        )
+    )
+    try:
+        fcntl.ioctl(descriptor, _PERF_EVENT_IOC_SET_BPF, program)
+        fcntl.ioctl(descriptor, _PERF_EVENT_IOC_ENABLE, 0)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor

@@ -1,0 +1,66 @@
+"""What the compiled object is made from, and when it is stale."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from monitor.kernel import abi, compiler, layouts, operations
+
+
+def test_text_has_no_local_include_left() -> None:
+    text = compiler.program_text()
+    assert not re.search(r'^#include "', text, re.MULTILINE)
+    assert re.findall(r"^#include (.*)$", text, re.MULTILINE) == ["<linux/types.h>"]
+    for path in compiler.SOURCES.glob("*.[ch]"):
+        guard = re.search(r"^#ifndef (SEAL_MONITOR_\w+)$", path.read_text(), re.MULTILINE)
+        if guard:
+            assert text.count(f"#define {guard[1]}\n") == 1
+
+
+def test_definitions_can_be_printed() -> None:
+    command = [sys.executable, "-m", "monitor.kernel.compiler", "definitions"]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert printed == compiler.definitions()
+    for line in (
+        "#define PAGE_SIZE 4096",
+        "#define BUCKETS_MAX 4096",
+        f"#define NR_MSEAL {operations.MSEAL_NUMBER}",
+        "#define MARK_task_struct__mm 0",
+        "#define OFF_task_struct__mm MARKED_VALUE(MARK_task_struct__mm)",
+        "#define KFUNC_bpf_iter_num_new MARK_KFUNC_bpf_iter_num_new",
+    ):
+        assert f"{line}\n" in printed
+
+
+def test_unknown_arguments_are_refused() -> None:
+    command = [sys.executable, "-m", "monitor.kernel.compiler", "objekt"]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "python -m monitor.kernel.compiler definitions" in ended.stderr
+
+
+def test_digests_follow_what_they_are_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = compiler.digests()
+    assert compiler.digests() == before
+    monkeypatch.setattr(layouts, "MARKS", tuple(reversed(layouts.MARKS)))
+    changed = compiler.digests()
+    assert {name for name in before if changed[name] != before[name]} == {"sources", "marks"}
+    monkeypatch.undo()
+    monkeypatch.setattr(compiler, "_FLAGS", (*compiler._FLAGS, "-O1"))
+    changed = compiler.digests()
+    assert {name for name in before if changed[name] != before[name]} == {"sources"}
+    monkeypatch.undo()
+    monkeypatch.setattr(abi, "description", lambda: ["other"])
+    changed = compiler.digests()
+    assert {name for name in before if changed[name] != before[name]} == {"records"}
+
+
+def test_neither_bcc_nor_openssl_is_imported_with_it() -> None:
+    code = (
+        "import sys, monitor.kernel.loader; sys.exit(bool({'bcc', 'hashlib'} & sys.modules.keys()))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
