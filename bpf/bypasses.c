@@ -134,7 +134,7 @@ int fexit_userfaultfd_ioctl(u64 *ctx)
     struct uffdio_move asked;
 
     if ((u32)ARGUMENT(ctx, userfaultfd_ioctl, cmd) != UFFDIO_MOVE ||
-        bpf_probe_read_user(&asked, sizeof(asked), (void *)ARGUMENT(ctx, userfaultfd_ioctl, arg)))
+        read_user(&asked, sizeof(asked), (void *)ARGUMENT(ctx, userfaultfd_ioctl, arg)))
         return 0;
     return moved(KERNEL_WORD(ARGUMENT(ctx, userfaultfd_ioctl, file), file__private_data), asked.dst,
                  asked.src, asked.move);

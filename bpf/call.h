@@ -63,7 +63,7 @@ static __always_inline void read_old_mmap(struct call *call)
 {
     u32 words[6] = {};
 
-    bpf_probe_read_user(words, sizeof(words), (void *)call->arguments[0]);
+    read_user(words, sizeof(words), (void *)call->arguments[0]);
 #pragma unroll
     for (int i = 0; i < 6; i++)
         call->arguments[i] = words[i];

@@ -68,7 +68,7 @@ static __always_inline void read_file_name(char *name, u32 size, u64 file)
 
     READ_KERNEL(dentry, file, file__f_path_dentry);
     READ_KERNEL(text, dentry, dentry__d_name_name);
-    bpf_probe_read_kernel_str(name, size, (void *)text);
+    read_kernel_string(name, size, (void *)text);
 }
 
 static __always_inline void read_file_identity(u64 *inode_number, u32 *device, u64 file)
@@ -94,8 +94,8 @@ static __always_inline void fill_mapping(struct mapping *mapping, struct vma *vm
     if (HAS(vm_area_struct__anon_name) && HAS(anon_vma_name__name))
         READ_KERNEL(name, vma->address, vm_area_struct__anon_name);
     if (name)
-        bpf_probe_read_kernel_str(mapping->name, sizeof(mapping->name),
-                                  (void *)(name + OFF_anon_vma_name__name));
+        read_kernel_string(mapping->name, sizeof(mapping->name),
+                           (void *)(name + OFF_anon_vma_name__name));
     if (!is_still(vma)) /* what was read may be another's */
         __builtin_memset(mapping, 0, sizeof(*mapping));
     mapping->start = vma->start;
@@ -137,8 +137,8 @@ static __always_inline void fill_owner(struct bypass *bypass, struct config *con
         return;
     bypass->pid = pid_at(leader, monitor_level(config, leader));
     bypass->start_boot_ns = KERNEL_WORD(leader, task_struct__start_boottime);
-    bpf_probe_read_kernel_str(bypass->task_name, sizeof(bypass->task_name),
-                              (void *)(leader + OFF_task_struct__comm));
+    read_kernel_string(bypass->task_name, sizeof(bypass->task_name),
+                       (void *)(leader + OFF_task_struct__comm));
     mm = KERNEL_WORD(leader, task_struct__mm);
     file = KERNEL_WORD(mm, mm_struct__exe_file);
     if (file)

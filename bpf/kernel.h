@@ -147,6 +147,15 @@ static __always_inline u64 *kernel_words(u64 address)
 #define READ_KERNEL(destination, pointer, member)                                                  \
     ((destination) = (__typeof__(destination))KERNEL_WORD(pointer, member))
 
+/*
+ * bpf_probe_read_user() and bpf_probe_read_kernel_str(), by their numbers in
+ * include/uapi/linux/bpf.h: bcc replaces their names by what it finds in /proc/kallsyms where it
+ * compiles. The first is not 0 where nothing can be read; the second ends the text with a 0.
+ */
+static long (*const read_user)(void *destination, u32 size, const void *source) = (void *)112;
+static long (*const read_kernel_string)(char *destination, u32 size,
+                                        const void *source) = (void *)115;
+
 /* Keeps clang from turning arithmetic back into branches, which the verifier would follow one by
  * one. */
 #define OPAQUE(value) asm volatile("" : "+r"(value))

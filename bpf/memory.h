@@ -128,14 +128,14 @@ static __always_inline bool read_range(u64 *vector, bool compat, u64 *base, u64 
     u32 range_32[2];
 
     if (compat) {
-        if (bpf_probe_read_user(range_32, sizeof(range_32), (void *)*vector))
+        if (read_user(range_32, sizeof(range_32), (void *)*vector))
             return false;
         *base = range_32[0];
         *length = range_32[1];
         *vector += sizeof(range_32);
         return true;
     }
-    if (bpf_probe_read_user(range, sizeof(range), (void *)*vector))
+    if (read_user(range, sizeof(range), (void *)*vector))
         return false;
     *base = range[0];
     *length = range[1];

@@ -56,7 +56,7 @@ static __always_inline bool follows_call(u64 address)
 {
     u8 code[7] = {}; /* the bytes before the address */
 
-    if (bpf_probe_read_user(code, sizeof(code), (void *)(address - sizeof(code))))
+    if (read_user(code, sizeof(code), (void *)(address - sizeof(code))))
         return false;
     if (code[2] == 0xe8) /* call rel32 */
         return true;
@@ -80,7 +80,7 @@ static __always_inline u64 caller_of(u64 ip, u64 sp, bool compat)
 {
     u64 word = 0;
 
-    if (compat || bpf_probe_read_user(&word, sizeof(word), (void *)sp) || !follows_call(word))
+    if (compat || read_user(&word, sizeof(word), (void *)sp) || !follows_call(word))
         return ip;
     return word;
 }
@@ -120,8 +120,7 @@ static __always_inline void walk_frames(struct stack *stack, struct unwinder *un
         }
         depth = stack->depth;
         if (unwinder->frame < unwinder->lowest || unwinder->frame & 7 ||
-            bpf_probe_read_user(words, sizeof(words), (void *)unwinder->frame) ||
-            !follows_call(words[1]))
+            read_user(words, sizeof(words), (void *)unwinder->frame) || !follows_call(words[1]))
             break;
         /* A wrapper that does keep a frame: its return address is there already. */
         if (unwinder->lowest != regs->sp || words[1] != caller) {
@@ -276,7 +275,7 @@ static __always_inline bool read_header(struct module *module, struct unwinder *
     if (!mapped->header)
         return true;
     if (!unwinder->program_header) {
-        if (bpf_probe_read_user(words, ELF_HEADER_WORDS * sizeof(u64), (void *)mapped->header) ||
+        if (read_user(words, ELF_HEADER_WORDS * sizeof(u64), (void *)mapped->header) ||
             (u32)words[0] != ELF_MAGIC || (words[0] >> 32 & 0xff) != ELF_CLASS_64)
             return true;
         unwinder->table = mapped->header + words[4];
@@ -287,21 +286,21 @@ static __always_inline bool read_header(struct module *module, struct unwinder *
         return false;
     }
     if (unwinder->program_header > unwinder->headers ||
-        bpf_probe_read_user(words, PROGRAM_HEADER_WORDS * sizeof(u64), (void *)unwinder->table))
+        read_user(words, PROGRAM_HEADER_WORDS * sizeof(u64), (void *)unwinder->table))
         return true;
     unwinder->table += PROGRAM_HEADER_WORDS * sizeof(u64);
     unwinder->program_header++;
     if ((u32)words[0] != PT_NOTE)
         return false;
     notes = mapped->header + words[1];
-    if (bpf_probe_read_user(unwinder->notes, sizeof(unwinder->notes), (void *)notes))
+    if (read_user(unwinder->notes, sizeof(unwinder->notes), (void *)notes))
         return false;
     found = find_build_id(unwinder->notes);
     if (!found)
         return false;
     module->build_id_size = unwinder->notes[(found - NOTE_HEADER_WORDS + 1) & (NOTE_WORDS - 1)];
-    if (bpf_probe_read_user(module->build_id, sizeof(module->build_id),
-                            (void *)(notes + found * sizeof(u32))) ||
+    if (read_user(module->build_id, sizeof(module->build_id),
+                  (void *)(notes + found * sizeof(u32))) ||
         module->build_id_size > sizeof(module->build_id))
         module->build_id_size = 0;
     return true;

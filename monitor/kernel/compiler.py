@@ -86,9 +86,11 @@ def _sha256(*texts: str) -> str:
 
 def digests() -> dict[str, str]:
     """Of all that an object depends on: it is stale when one of them differs."""
-    headers = sorted(path for path in (SOURCES / "include").rglob("*.h"))
+    headers = sorted((SOURCES / "include").rglob("*.h"))
+    makers = (Path(__file__), Path(object.__file__))
+    files = [path.read_text("utf-8") for path in (*headers, *makers)]
     return {
-        "sources": _sha256(program_text(), *_FLAGS, *(path.read_text("utf-8") for path in headers)),
+        "sources": _sha256(program_text(), *_FLAGS, *files),
         "marks": _sha256(*layouts.MARKS),
         "records": _sha256(*abi.description()),
     }
@@ -140,9 +142,7 @@ def compile_object() -> object.Object:
     programs = {}
     for index in range(lib.bpf_num_functions(bpf.module)):
         name = lib.bpf_function_name(bpf.module, index).decode()
-        instructions = bpf.dump_func(name)
-        packed = object.pack(object.find_patches(instructions, numbers))
-        programs[name] = object.Program(name, instructions, packed)
+        programs[name] = object.take(name, bpf.dump_func(name), numbers)
     bpf.cleanup()
     version = _version(programs.pop(_VERSION).instructions)
     made = object.Object(version, digests(), tuple(found.values()), programs)

@@ -28,11 +28,11 @@ __all__ = [
     "Patch",
     "Program",
     "find_patches",
-    "pack",
     "parse",
     "read",
     "serialize",
     "sha256",
+    "take",
 ]
 
 _MAGIC = b"seal-monitor object, format 1\n"
@@ -172,8 +172,14 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def pack(patches: Iterator[Patch]) -> bytes:
-    return b"".join(_PATCH.pack(*patch) for patch in patches)
+def take(name: str, instructions: bytes, maps: Mapping[int, int]) -> Program:
+    """A program as it was compiled, where `maps` are its maps' numbers by descriptor."""
+    patches = list(find_patches(instructions, maps))
+    text = bytearray(instructions)
+    for patch in patches:
+        if patch.form == Form.MAP:  # a descriptor of the compiler's
+            text[patch.at + 4 : patch.at + 8] = bytes(4)
+    return Program(name, bytes(text), b"".join(_PATCH.pack(*patch) for patch in patches))
 
 
 def serialize(made: Object) -> bytes:

@@ -20,8 +20,7 @@ def instruction(operation: int, registers: int = 0, offset: int = 0, immediate: 
 
 
 def program(*instructions: bytes, maps: dict[int, int] | None = None) -> Program:
-    text = b"".join(instructions) + EXIT
-    return Program("p", text, objects.pack(objects.find_patches(text, maps or {})))
+    return objects.take("p", b"".join(instructions) + EXIT, maps or {})
 
 
 def fields(text: bytes) -> list[tuple[int, ...]]:
@@ -133,6 +132,7 @@ def test_every_form_is_found_and_put_in() -> None:
         (0x95, 0, 0, 0),
     ]
     assert found.maps() == {0}
+    assert fields(found.instructions)[0] == (0x18, 0x11, 0, 0)  # whatever it was compiled with
 
 
 def test_no_mark_is_seen_in_a_constant_of_64_bits() -> None:

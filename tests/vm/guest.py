@@ -1,8 +1,8 @@
 """A guest made of this machine's own files, and booted under software emulation.
 
-It has no disk and no modules: Python, bcc, the virtual environment, the checkout and some programs
-lie in an initramfs at the paths that they have here. The kernel's messages leave the guest by its
-first serial port, what the command prints by its second.
+It has no disk, no modules and no bcc: Python, the virtual environment, the checkout and some
+programs lie in an initramfs at the paths that they have here. The kernel's messages leave the guest
+by its first serial port, what the command prints by its second.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ BUILT_ASSETS = Path("/usr/lib/seal-monitor-test-assets")
 PYTHON = Path("/usr/bin/python3").resolve()
 STANDARD_LIBRARY = Path("/usr/lib") / PYTHON.name
 PACKAGES = Path("/usr/lib/python3/dist-packages")
-FROM_DEBIAN = ("bcc", "yaml")
+FROM_DEBIAN = ("yaml",)
 LIBRARIES = Path("/usr/lib/x86_64-linux-gnu")
 LOADED_BY_NAME = (
-    *("libbcc.so.0", "libbpf.so.1", "libgcc_s.so.1"),
+    *("libbpf.so.1", "libgcc_s.so.1", "libstdc++.so.6"),
     *("librt.so.1", "libpthread.so.0", "libdl.so.2"),
 )
 PROGRAMS = (
