@@ -1,8 +1,8 @@
 """Names of C++ and Rust functions as their authors wrote them.
 
-The names come from files of monitored processes, and the demangler of libstdc++ (which bcc needs
-anyway) is C code that some names make recurse or take memory without end. So it runs in a child
-with limits: where the child dies, a name stays as it is.
+The names come from files of monitored processes, and the demangler of libstdc++ is C code that some
+names make recurse or take memory without end. So it runs in a child with limits: where the child
+dies, or there is no libstdc++, a name stays as it is.
 """
 
 from __future__ import annotations

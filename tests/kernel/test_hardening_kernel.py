@@ -317,7 +317,7 @@ def test_memory(tmp_path: Path, require_bpf: None) -> None:
     assert said_in(int(mebibytes) << 20, tmp_path / "enough") == "started"
     # That the limit holds: the loader is killed, or reads its libraries again and again.
     (tmp_path / "too little").mkdir()
-    assert said_in(32 << 20, tmp_path / "too little") != "started"
+    assert said_in(12 << 20, tmp_path / "too little") != "started"
 
 
 # ---- Booted --------------------------------------------------------------------------------------
