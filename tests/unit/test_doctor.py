@@ -12,7 +12,7 @@ from monitor.host import blind_spots, doctor
 from monitor.host import facts as host
 from monitor.host.checklist import Row, table, verdict
 from monitor.kernel import abi
-from monitor.kernel.loader import AttachedProbe
+from monitor.kernel.loader import AttachedProbe, Made
 from monitor.kernel.operations import OPERATIONS
 from monitor.kernel.probes import PROBES, candidates
 
@@ -114,6 +114,34 @@ def test_preemption(model: str, skips: bool | None, attach: str, status: str) ->
 
 
 REFUSED = "fexit programs are refused (Operation not permitted)"
+
+
+BUILT = datetime(2030, 1, 2, 3, 4, tzinfo=UTC).timestamp()
+
+
+def test_the_programs_that_run_are_named() -> None:
+    made = Made("/lib/x.object", "0123456789abcdef", BUILT, "clang 14.0.6", ("a.b", "c()"))
+    assert doctor.program_rows(made) == [
+        Row(
+            "Host",
+            "programs",
+            "ok",
+            "/lib/x.object, digest 0123456789ab, built 2030-01-02 03:04 UTC by clang 14.0.6",
+        ),
+        Row("Host", "structures", "ok", "this kernel has no a.b, c(): what reads them is left out"),
+    ]
+
+
+def test_programs_that_were_compiled_for_this_start() -> None:
+    assert doctor.program_rows(Made("", "0123", BUILT, "clang 19.1.7", ())) == [
+        Row(
+            "Host",
+            "programs",
+            "degraded",
+            "no object: compiled at every start, by clang 19.1.7",
+            "run: make setup, in a checkout, or install the package",
+        )
+    ]
 
 
 def test_probes_say_how_they_are_attached() -> None:
