@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,10 +27,8 @@ def refuse(error: Exception) -> Callable[..., object]:
 
 def children() -> set[str]:
     """Of this process; those of tests before may still be there."""
-    listed = ["ps", "-o", "pid=", "--ppid", str(os.getpid())]
-    with subprocess.Popen(listed, stdout=subprocess.PIPE, text=True) as process:
-        output, _ = process.communicate()
-    return set(output.split()) - {str(process.pid)}
+    threads = Path("/proc/self/task").iterdir()
+    return {child for thread in threads for child in (thread / "children").read_text().split()}
 
 
 @pytest.fixture(autouse=True)
