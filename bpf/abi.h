@@ -6,6 +6,8 @@
 #ifndef SEAL_MONITOR_ABI_H
 #define SEAL_MONITOR_ABI_H
 
+#include "definitions.h"
+
 #define ABI_VERSION 1
 
 enum kind { KIND_DENIAL, KIND_FAULT, KIND_SEAL, KIND_BYPASS, KINDS };

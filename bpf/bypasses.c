@@ -4,6 +4,15 @@
  * Those by madvise and, without these, by ptrace are seen where the calls are.
  */
 
+#include "abi.h"
+#include "bypasses.h"
+#include "call.h"
+#include "counters.h"
+#include "kernel.h"
+#include "memory.h"
+#include "proof.h"
+#include "task.h"
+
 /* The process that has the memory, as far as the kernel keeps it (CONFIG_MEMCG), or 0. */
 static __always_inline u64 owner_of(struct task_struct *task, u64 mm)
 {

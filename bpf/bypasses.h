@@ -6,6 +6,18 @@
 #ifndef SEAL_MONITOR_BYPASSES_H
 #define SEAL_MONITOR_BYPASSES_H
 
+#include "abi.h"
+#include "call.h"
+#include "counters.h"
+#include "definitions.h"
+#include "describe.h"
+#include "emit.h"
+#include "kernel.h"
+#include "memory.h"
+#include "proof.h"
+#include "stack.h"
+#include "task.h"
+
 /*
  * Counts a change of the mapping in `search->vma` from `search->start` to `search->end` and, within
  * the limits, tells of it. `leader`: of the process whose memory it is.

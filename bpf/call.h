@@ -3,6 +3,9 @@
 #ifndef SEAL_MONITOR_CALL_H
 #define SEAL_MONITOR_CALL_H
 
+#include "definitions.h"
+#include "kernel.h"
+
 #define TS_COMPAT 0x0002
 #define X32_SYSCALL_BIT 0x40000000
 

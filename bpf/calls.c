@@ -5,6 +5,11 @@
  * the exit tracepoints; other system calls pay nothing.
  */
 
+#include "call.h"
+#include "kernel.h"
+#include "proof.h"
+#include "report.h"
+
 static __always_inline int on_return(s64 result, u32 operation)
 {
     struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();

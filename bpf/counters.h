@@ -7,6 +7,9 @@
 #ifndef SEAL_MONITOR_COUNTERS_H
 #define SEAL_MONITOR_COUNTERS_H
 
+#include "abi.h"
+#include "definitions.h"
+
 BPF_F_TABLE("array", u32, struct counters, counters, BANKS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct config, config, 1, BPF_F_MMAPABLE);
 BPF_TABLE("hash", u64, struct workload, workloads, WORKLOADS_MAX);

@@ -3,6 +3,11 @@
 #ifndef SEAL_MONITOR_DESCRIBE_H
 #define SEAL_MONITOR_DESCRIBE_H
 
+#include "abi.h"
+#include "definitions.h"
+#include "kernel.h"
+#include "memory.h"
+
 static __always_inline u64 process_start(struct task_struct *task)
 {
     struct task_struct *leader = TASK_FIELD(struct task_struct *, task, group_leader);

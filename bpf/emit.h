@@ -7,6 +7,11 @@
 #ifndef SEAL_MONITOR_EMIT_H
 #define SEAL_MONITOR_EMIT_H
 
+#include "abi.h"
+#include "counters.h"
+#include "definitions.h"
+#include "describe.h"
+
 BPF_RINGBUF_OUTPUT(ring, 1);
 
 /*

@@ -7,6 +7,14 @@
  * registers saved at entry, so no entry hook and no state between the two is needed.
  */
 
+#include "bypasses.h"
+#include "call.h"
+#include "definitions.h"
+#include "kernel.h"
+#include "proof.h"
+#include "report.h"
+#include "seals.h"
+
 BPF_PROG_ARRAY(tracepoint_tails, TAILS);
 
 /* Format of the tracepoints syscalls:sys_exit_*: the number is an int. */

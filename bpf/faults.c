@@ -4,6 +4,17 @@
  * mapping and handler are all there, and nothing is attached to the page-fault path.
  */
 
+#include "abi.h"
+#include "call.h"
+#include "counters.h"
+#include "definitions.h"
+#include "describe.h"
+#include "emit.h"
+#include "kernel.h"
+#include "memory.h"
+#include "proof.h"
+#include "stack.h"
+
 #define SIGSEGV 11
 #define SI_KERNEL 0x80
 #define SEGV_MAPERR 1

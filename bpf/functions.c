@@ -10,6 +10,18 @@
  * they saw.
  */
 
+#include "abi.h"
+#include "bypasses.h"
+#include "call.h"
+#include "counters.h"
+#include "definitions.h"
+#include "kernel.h"
+#include "memory.h"
+#include "proof.h"
+#include "report.h"
+#include "seals.h"
+#include "task.h"
+
 /*
  * The call in which a function refused, unless another hook reports that call. io_uring's workers
  * have no call of their own: io_madvise() tells of theirs.
@@ -361,14 +373,6 @@ int fexit_madvise_vma_behavior(u64 *ctx)
         end = KERNEL_WORD(behavior, madvise_behavior__range_end);
     }
     return advice_taken(advice, KERNEL_WORD(behavior, madvise_behavior__vma), start, end);
-}
-
-int fexit_io_madvise(u64 *ctx)
-{
-    s32 result = 0;
-
-    READ_KERNEL(result, ARGUMENT(ctx, io_madvise, req), io_kiocb__cqe_res);
-    return on_completion(ARGUMENT(ctx, io_madvise, req), result);
 }
 
 int fexit___x64_sys_mseal(u64 *ctx)

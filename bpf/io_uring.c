@@ -4,6 +4,15 @@
  * request the range. The kernel runs this request in a worker thread of the caller's own process.
  */
 
+#include "abi.h"
+#include "bypasses.h"
+#include "call.h"
+#include "counters.h"
+#include "definitions.h"
+#include "kernel.h"
+#include "proof.h"
+#include "report.h"
+
 #define IORING_OP_MADVISE 25
 
 static __always_inline int on_completion(u64 request, s32 result)
@@ -55,4 +64,13 @@ int io_uring_complete_cqe(struct bpf_raw_tracepoint_args *ctx)
 
     READ_KERNEL(result, ctx->args[2], io_uring_cqe__res);
     return on_completion(ctx->args[1], result);
+}
+
+/* The kernel's function that does the request, at its return (fexit). */
+int fexit_io_madvise(u64 *ctx)
+{
+    s32 result = 0;
+
+    READ_KERNEL(result, ARGUMENT(ctx, io_madvise, req), io_kiocb__cqe_res);
+    return on_completion(ARGUMENT(ctx, io_madvise, req), result);
 }

@@ -3,6 +3,8 @@
 #ifndef SEAL_MONITOR_KERNEL_H
 #define SEAL_MONITOR_KERNEL_H
 
+#include "definitions.h"
+
 #define EPERM 1
 #define ENOMEM 12
 #define EINVAL 22

@@ -10,6 +10,10 @@
 #ifndef SEAL_MONITOR_MEMORY_H
 #define SEAL_MONITOR_MEMORY_H
 
+#include "abi.h"
+#include "definitions.h"
+#include "kernel.h"
+
 /* VMAs that one look-up reads at most, about 80 ns each. */
 #define LOOKUP_LIMIT 256
 /*

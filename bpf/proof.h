@@ -7,6 +7,14 @@
 #ifndef SEAL_MONITOR_PROOF_H
 #define SEAL_MONITOR_PROOF_H
 
+#include "abi.h"
+#include "call.h"
+#include "definitions.h"
+#include "kernel.h"
+#include "memory.h"
+#include "stack.h"
+#include "task.h"
+
 /* include/uapi/asm-generic/mman-common.h, linux/mman.h, linux/shm.h */
 #define PROT_EXEC 4
 #define PROT_WRITE 2

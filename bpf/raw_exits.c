@@ -5,6 +5,16 @@
  * blind.
  */
 
+#include "abi.h"
+#include "bypasses.h"
+#include "call.h"
+#include "counters.h"
+#include "definitions.h"
+#include "kernel.h"
+#include "proof.h"
+#include "report.h"
+#include "seals.h"
+
 BPF_PROG_ARRAY(raw_tails, TAILS);
 
 static __always_inline struct scratch *raw_call(struct bpf_raw_tracepoint_args *ctx, u32 owner,

@@ -3,6 +3,17 @@
 #ifndef SEAL_MONITOR_REPORT_H
 #define SEAL_MONITOR_REPORT_H
 
+#include "abi.h"
+#include "call.h"
+#include "counters.h"
+#include "definitions.h"
+#include "describe.h"
+#include "emit.h"
+#include "kernel.h"
+#include "memory.h"
+#include "proof.h"
+#include "stack.h"
+
 /* TAIL_NONE has no program: see begin_alone(). */
 enum tail { TAIL_DENIED, TAIL_CHANGED, TAIL_NONE, TAILS };
 

@@ -30,7 +30,7 @@
 #include "proof.h"
 #include "report.h"
 #include "bypasses.h"
-#include "seals.c"
+#include "seals.h"
 #include "faults.c"
 #include "exits.c"
 #include "raw_exits.c"

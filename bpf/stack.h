@@ -10,6 +10,11 @@
 #ifndef SEAL_MONITOR_STACK_H
 #define SEAL_MONITOR_STACK_H
 
+#include "abi.h"
+#include "describe.h"
+#include "kernel.h"
+#include "memory.h"
+
 #define USER_CS 0x33 /* 64-bit user code */
 
 #define ELF_MAGIC 0x464c457f

@@ -3,6 +3,10 @@
 #ifndef SEAL_MONITOR_TASK_H
 #define SEAL_MONITOR_TASK_H
 
+#include "call.h"
+#include "definitions.h"
+#include "kernel.h"
+
 #define RLIMIT_DATA 2
 #define RLIMIT_MEMLOCK 8
 #define MNT_NOEXEC 0x04

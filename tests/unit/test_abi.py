@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from monitor.kernel import abi, operations
+from monitor.kernel import abi, compiler, operations
 
 BPF = Path(__file__).parent.parent.parent / "bpf"
 HEADER = (BPF / "abi.h").read_text("utf-8")
@@ -70,9 +70,7 @@ def ask_c(run_c: RunC) -> Callable[[list[str]], dict[str, int]]:
         )
         program = "\n".join(
             (
-                "#include <linux/types.h>",
-                operations.c_definitions(),
-                HEADER,
+                compiler.flatten("abi.h"),
                 "#define offsetof __builtin_offsetof",
                 "int printf(const char *, ...);",
                 f'int main() {{ char *separator = ""; printf("{{"); {prints} printf("}}"); }}',

@@ -1,5 +1,18 @@
-// SPDX-License-Identifier: GPL-2.0-only
+/* SPDX-License-Identifier: GPL-2.0-only */
 /* mseal(2) itself: how much was sealed, and by whom when that is asked for. */
+#ifndef SEAL_MONITOR_SEALS_H
+#define SEAL_MONITOR_SEALS_H
+
+#include "abi.h"
+#include "counters.h"
+#include "definitions.h"
+#include "describe.h"
+#include "emit.h"
+#include "kernel.h"
+#include "memory.h"
+#include "proof.h"
+#include "stack.h"
+#include "task.h"
 
 /* 200 a second, 100 at once: where every program seals itself, the ring is still for events. */
 #define SEALERS_INTERVAL (5 * 1000 * 1000)
@@ -88,3 +101,5 @@ static __always_inline int sealed(u32 scratch_owner, struct task_struct *task, s
     submit(record);
     return 0;
 }
+
+#endif
