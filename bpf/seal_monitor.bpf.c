@@ -16,25 +16,13 @@
  *     ARGUMENT, RESULT         what a fexit program is given               marks, see kernel.h
  *     x_MAX, PAGE_SIZE         sizes                                       compiler.py
  *
- * BPF_TABLE, BPF_F_TABLE, .lookup() and their kin are bcc's.
+ * BPF_TABLE, BPF_F_TABLE, .lookup() and their kin are bcc's; include/bcc.h declares them for an
+ * editor, compile_flags.txt has the flags (clangd reads it).
  */
-#include "abi.h"
-#include "kernel.h"
-#include "memory.h"
-#include "counters.h"
-#include "describe.h"
-#include "emit.h"
-#include "stack.h"
-#include "call.h"
-#include "task.h"
-#include "proof.h"
-#include "report.h"
-#include "bypasses.h"
-#include "seals.h"
-#include "faults.c"
-#include "exits.c"
-#include "raw_exits.c"
-#include "io_uring.c"
-#include "functions.c"
-#include "calls.c"
 #include "bypasses.c"
+#include "calls.c"
+#include "exits.c"
+#include "faults.c"
+#include "functions.c"
+#include "io_uring.c"
+#include "raw_exits.c"
