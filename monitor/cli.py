@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from operator import attrgetter
@@ -501,6 +500,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except Exception as error:
         if os.environ.get("SEAL_MONITOR_DEBUG") == "1":
+            import traceback  # noqa: PLC0415
+
             traceback.print_exc()
         code = _report(error)
         return code if arguments.failure is None else int(arguments.failure)
