@@ -478,16 +478,21 @@ def _one_line(error: Exception) -> str:
     return " ".join(text.split())
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv`; the exit code. Raises SystemExit for wrong usage and --help."""
+def _parse(words: list[str]) -> argparse.Namespace:
+    """Nothing is left of the parser but the command's own part: half a MiB in a daemon."""
     parser = _parser()
-    words = sys.argv[1:] if argv is None else list(argv)
     if words and words[0].startswith("-") and words[0] not in ("-h", "--help", "--version"):
         # Else its value would be taken for the command.
         parser.error(f"{words[0]} stands before the command; flags come after it")
     arguments, unknown = parser.parse_known_args(words)
     if unknown:
         arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv`; the exit code. Raises SystemExit for wrong usage and --help."""
+    arguments = _parse(sys.argv[1:] if argv is None else list(argv))
     try:
         code = arguments.does(arguments)
         if sys.stdout is not None:  # it may have been closed before we were started
