@@ -18,6 +18,24 @@ from monitor.version import version
 __all__ = ["main"]
 
 
+def _columns() -> int:
+    """As shutil.get_terminal_size() has it, without what shutil imports: libraries for archives."""
+    given = os.environ.get("COLUMNS", "")[:5]
+    if given.isdecimal() and int(given):
+        return int(given)
+    try:
+        return os.get_terminal_size(1).columns or 80
+    except OSError:
+        return 80
+
+
+class _Formatter(argparse.HelpFormatter):
+    """argparse makes one for each flag, and asks shutil how wide the terminal is."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{"width": _columns() - 2} | options)
+
+
 class Parser(argparse.ArgumentParser):
     """`wrong_usage` is the exit code for a mistake on the command line.
 
@@ -27,7 +45,7 @@ class Parser(argparse.ArgumentParser):
     wrong_usage = 2
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+        super().__init__(*arguments, **{"formatter_class": _Formatter} | options)
         self.set_defaults(parser=self)
 
     def error(self, message: str) -> NoReturn:
@@ -77,7 +95,7 @@ SEAL_MONITOR_DEBUG=1 in the environment shows where an error was raised.
 """
 
 
-class _Help(argparse.RawDescriptionHelpFormatter):
+class _Help(_Formatter, argparse.RawDescriptionHelpFormatter):
     """argparse counts two columns too few for the names of commands, and breaks lines."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
