@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-__all__ = ["COMMAND", "HEAVY", "OF_INCIDENTS", "culprits"]
+__all__ = ["COMMAND", "HEAVY", "NOT_COMPILED", "OF_INCIDENTS", "culprits"]
 
 COMMAND = (sys.executable, "-P", __file__)
 
@@ -31,6 +31,16 @@ HEAVY = frozenset(
     )
 )
 OF_INCIDENTS = frozenset(("sqlite3", "monitor.incidents.store", "monitor.incidents.snapshot"))
+
+# A program that prints the modules below a directory that its interpreter would have to compile.
+NOT_COMPILED = """\
+import importlib.util, pathlib, struct, sys
+for source in pathlib.Path(sys.argv[1]).rglob("*.py"):
+    kept, status = pathlib.Path(importlib.util.cache_from_source(source)), source.stat()
+    facts = struct.pack("<III", 0, int(status.st_mtime), status.st_size)
+    if not kept.exists() or kept.read_bytes()[:16] != importlib.util.MAGIC_NUMBER + facts:
+        print(source)
+"""
 
 Importers = Mapping[str, Sequence[str]]
 
