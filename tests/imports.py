@@ -28,6 +28,7 @@ HEAVY = frozenset(
         *("structlog", "prometheus_client", "yaml", "bcrypt", "jinja2", "elftools", "jsonschema"),
         *("bcc", "rich"),
         *("monitor.report", "monitor.symbols.resolver", "monitor.web.access", "monitor.web.tls"),
+        "monitor.provoke.table",
     )
 )
 OF_INCIDENTS = frozenset(("sqlite3", "monitor.incidents.store", "monitor.incidents.snapshot"))
