@@ -97,7 +97,7 @@ install: ## install the service below PREFIX (/usr/local); DESTDIR for a staged 
 	@umask 022; new='$(DESTDIR)$(PROGRAM).new'; made='build/lib build/bdist.*'; rm -rf "$$new" $$made; mkdir -p "$${new%/*}"; \
 	trap 'rm -rf "$$new" $$made *.egg-info' EXIT; \
 	/usr/bin/python3 -m venv --system-site-packages "$$new"; \
-	"$$new/bin/python" -m pip install --quiet --disable-pip-version-check --no-input .; \
+	"$$new/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --compile .; \
 	sed -i "1s|^#!.*|#!$(PROGRAM)/bin/python|" "$$new/bin/seal-monitor"; \
 	rm -rf '$(DESTDIR)$(PROGRAM)'; mv "$$new" '$(DESTDIR)$(PROGRAM)'
 	@umask 022; install -d '$(DESTDIR)$(PREFIX)/bin'; \

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from monitor.attach import calibrate
 from monitor.kernel import abi
 from monitor.kernel.operations import OPERATIONS
-from monitor.provoke import table as provoke
+from monitor.provoke import child as provoke
 from monitor.untrusted.printable import printable
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from operator import attrgetter
@@ -19,6 +18,24 @@ from monitor.version import version
 __all__ = ["main"]
 
 
+def _columns() -> int:
+    """As shutil.get_terminal_size() has it, without what shutil imports: libraries for archives."""
+    given = os.environ.get("COLUMNS", "")[:5]
+    if given.isdecimal() and int(given):
+        return int(given)
+    try:
+        return os.get_terminal_size(1).columns or 80
+    except OSError:
+        return 80
+
+
+class _Formatter(argparse.HelpFormatter):
+    """argparse makes one for each flag, and asks shutil how wide the terminal is."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{"width": _columns() - 2} | options)
+
+
 class Parser(argparse.ArgumentParser):
     """`wrong_usage` is the exit code for a mistake on the command line.
 
@@ -28,7 +45,7 @@ class Parser(argparse.ArgumentParser):
     wrong_usage = 2
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+        super().__init__(*arguments, **{"formatter_class": _Formatter} | options)
         self.set_defaults(parser=self)
 
     def error(self, message: str) -> NoReturn:
@@ -78,7 +95,7 @@ SEAL_MONITOR_DEBUG=1 in the environment shows where an error was raised.
 """
 
 
-class _Help(argparse.RawDescriptionHelpFormatter):
+class _Help(_Formatter, argparse.RawDescriptionHelpFormatter):
     """argparse counts two columns too few for the names of commands, and breaks lines."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -479,16 +496,21 @@ def _one_line(error: Exception) -> str:
     return " ".join(text.split())
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv`; the exit code. Raises SystemExit for wrong usage and --help."""
+def _parse(words: list[str]) -> argparse.Namespace:
+    """Nothing is left of the parser but the command's own part: half a MiB in a daemon."""
     parser = _parser()
-    words = sys.argv[1:] if argv is None else list(argv)
     if words and words[0].startswith("-") and words[0] not in ("-h", "--help", "--version"):
         # Else its value would be taken for the command.
         parser.error(f"{words[0]} stands before the command; flags come after it")
     arguments, unknown = parser.parse_known_args(words)
     if unknown:
         arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv`; the exit code. Raises SystemExit for wrong usage and --help."""
+    arguments = _parse(sys.argv[1:] if argv is None else list(argv))
     try:
         code = arguments.does(arguments)
         if sys.stdout is not None:  # it may have been closed before we were started
@@ -501,6 +523,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except Exception as error:
         if os.environ.get("SEAL_MONITOR_DEBUG") == "1":
+            import traceback  # noqa: PLC0415
+
             traceback.print_exc()
         code = _report(error)
         return code if arguments.failure is None else int(arguments.failure)

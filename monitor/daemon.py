@@ -21,8 +21,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry
-
 from monitor import metrics
 from monitor.attach.attached import Attached, configure, request
 from monitor.canary import Canary, Rounds
@@ -31,6 +29,7 @@ from monitor.evidence.cgroups import Cgroups
 from monitor.evidence.identity import Identities
 from monitor.evidence.suppression import Suppressions
 from monitor.evidence.workloads import Workloads
+from monitor.exposition import CollectorRegistry
 from monitor.host import facts as host
 from monitor.kernel import abi, privileges
 from monitor.life import accounts

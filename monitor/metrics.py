@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Literal, Protocol
 
-from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import (
+from monitor.exposition import (
+    CollectorRegistry,
     CounterMetricFamily,
+    Family,
     GaugeMetricFamily,
     HistogramMetricFamily,
+    ProcessCollector,
 )
-from prometheus_client.core import Metric as Family
-
 from monitor.kernel.abi import Cause, Counters, Disposition, Kind, Method, Outcome, Verdict
 from monitor.kernel.operations import OPERATIONS
 from monitor.posture.scan import STATES

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 from monitor.evidence.suppression import Suppressions
 from monitor.kernel.abi import Record
-from monitor.kernel.ring import Ring
+from monitor.kernel.ring import Drained, Ring
 from monitor.life.losses import Losses
 from monitor.pipeline import Pipeline, clock_offset
 
@@ -54,7 +54,9 @@ class Pump:
         deadline = time.monotonic() + TURN_SECONDS
         while self._has_room():
             self._pipeline.offset = clock_offset()
-            drained = self._ring.drain()
+            drained = Drained([], 0)
+            with self._survived("cannot read the ring"):
+                drained = self._ring.drain()
             for record in drained.records:
                 self._take(record)
             taken += len(drained.records)

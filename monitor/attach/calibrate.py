@@ -116,7 +116,7 @@ def start() -> Popen[str]:
     """Start the process that tries; it waits until calibrate() lets it go."""
     from subprocess import PIPE, Popen  # noqa: PLC0415 - the child needs none of it
 
-    from monitor.provoke.table import environment  # noqa: PLC0415
+    from monitor.provoke.child import environment  # noqa: PLC0415
 
     command = [sys.executable, "-S", "-P", "-m", "monitor.attach.calibrate"]
     # A group of its own: Ctrl-C is for the monitor, which ends it.

@@ -14,7 +14,7 @@ from monitor.attach import calibrate
 from monitor.kernel.abi import Bank
 from monitor.kernel.counters import KernelState
 from monitor.kernel.operations import OPERATIONS
-from monitor.provoke import table as provoke
+from monitor.provoke import child as provoke
 
 __all__ = ["unseen"]
 

@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping as ReadOnlyMapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from importlib import resources
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -319,6 +318,8 @@ def timestamp(boot_ns: int, offset_ns: int) -> str:
 
 def schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) that every emitted event satisfies."""
+    from importlib import resources  # noqa: PLC0415 - a daemon reads no schema
+
     text = resources.files("monitor").joinpath("events.schema.json").read_text("utf-8")
     document: dict[str, Any] = json.loads(text)
     return document

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import gzip
 import os
-import platform
 import re
 import socket
 from collections.abc import Callable
@@ -74,7 +72,7 @@ def _status(proc: Path) -> dict[str, str]:
 
 
 def require_architecture(
-    machine: str = platform.machine(), pointer_size: int = ctypes.sizeof(ctypes.c_void_p)
+    machine: str = os.uname().machine, pointer_size: int = ctypes.sizeof(ctypes.c_void_p)
 ) -> None:
     """Raises HostError unless this is 64-bit Python on x86-64."""
     if machine != "x86_64":
@@ -210,6 +208,8 @@ def kernel_configuration(proc: Path = PROC, boot: Path = BOOT) -> tuple[dict[str
 
     From /proc/config.gz, else /boot/config-RELEASE; empty where neither can be read.
     """
+    import gzip  # noqa: PLC0415 - a daemon looks at none
+
     release = _read(proc / "sys/kernel/osrelease") or ""
     for path in (proc / "config.gz", boot / f"config-{release}"):
         try:

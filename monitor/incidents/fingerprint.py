@@ -7,9 +7,10 @@ it.
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any, NamedTuple
 
 __all__ = ["UNKNOWN", "Fingerprint", "fingerprint", "unattributed", "what_of"]
@@ -19,6 +20,20 @@ _DELETED = " (deleted)"  # what the kernel appends to the path of a file without
 _ID_DIGITS = 12
 
 Event = Mapping[str, Any]
+
+
+def _sha256_function() -> Callable[[bytes], Any]:
+    """hashlib's digest without OpenSSL, 3.6 MiB, which hashlib loads where it can."""
+    for name in ("_sha2", "_sha256"):  # Python 3.12 and later, 3.11
+        with contextlib.suppress(ImportError):
+            function: Callable[[bytes], Any] = import_module(name).sha256
+            return function
+    from hashlib import sha256  # noqa: PLC0415 - an interpreter that is built without
+
+    return sha256
+
+
+_sha256 = _sha256_function()
 
 
 class Fingerprint(NamedTuple):
@@ -40,7 +55,7 @@ class Fingerprint(NamedTuple):
     @property
     def id(self) -> str:
         """The name that a person types: 12 hexadecimal digits."""
-        return hashlib.sha256(self.text.encode()).hexdigest()[:_ID_DIGITS]
+        return str(_sha256(self.text.encode()).hexdigest())[:_ID_DIGITS]
 
 
 def fingerprint(event: Event) -> Fingerprint:

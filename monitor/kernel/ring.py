@@ -1,9 +1,11 @@
 """Reads the BPF ring buffer through mmap, in bulk.
 
 kernel/bpf/ringbuf.c: page 0 holds the consumer's position and is ours to write, page 1 the
-producer's; the data follow, and may be mapped twice in a row, so that no record is cut at the end.
-Mapped once they take half the memory here. Each record has a header of two words, which is never
-cut: length with a busy and a discard bit, and a page offset.
+producer's. The data follow, twice in a row, so that no record is cut at the end. Each record has a
+header of two words: length with a busy and a discard bit, and a page offset.
+
+What is mapped counts as memory of the process, whether it is read or not. So the data are mapped
+while records are copied, and no more of them than that takes.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import NamedTuple
 
 from monitor.kernel.abi import Record
 
-__all__ = ["Ring"]
+__all__ = ["Drained", "Ring"]
 
 _HEADER = 8
 _BUSY, _DISCARDED = 1 << 31, 1 << 30
@@ -43,11 +45,9 @@ class Ring:
         self.size = size
         page = mmap.PAGESIZE
         self._consumer = mmap.mmap(descriptor, page)
-        self._producer = mmap.mmap(descriptor, page + size, prot=mmap.PROT_READ, offset=page)
+        self._producer = mmap.mmap(descriptor, page, prot=mmap.PROT_READ, offset=page)
         self._consumed = memoryview(self._consumer)[:8].cast("Q")
         self._produced = memoryview(self._producer)[:8].cast("Q")
-        self._data = memoryview(self._producer)[page:]
-        self._lengths = self._data.cast("I")
 
     @property
     def used_bytes(self) -> int:
@@ -57,45 +57,57 @@ class Ring:
     def drain(self, most: int = _CHUNK) -> Drained:
         """Copies of the next records, at most `most`, in the order of their reservation.
 
-        Ends early at a record that its program has reserved and not yet submitted.
+        Ends early at a record that its program has reserved and not yet submitted. Raises OSError
+        where the data cannot be mapped, and then takes nothing.
         """
         position, end = self._consumed[0], self._produced[0]
         if not 0 <= end - position <= self.size or (position | end) % 8:
             self._consumed[0] = end  # nothing that a kernel does; what was there is unknown
             return Drained([], 1)
-        limit = min((end - position) // _FRAME, most)
-        # A header is read before its record is copied: once it is ready, so is what follows it.
-        count = 0
-        while count < limit and self._header(position + count * _FRAME) == _RECORD:
-            count += 1
-        copies = (_Framed * count).from_buffer_copy(self._bytes(position, count * _FRAME))
-        position += count * _FRAME
-        corrupt = 0
-        if count < most and position < end:
-            position, corrupt = self._skip_odd(position, end)
-        self._consumed[0] = position
-        return Drained([framed.record for framed in copies], corrupt)
-
-    def _header(self, position: int) -> int:
-        return self._lengths[(position & (self.size - 1)) // 4]
-
-    def _bytes(self, position: int, length: int) -> memoryview | bytes:
+        if position == end:
+            return Drained([], 0)
         start = position & (self.size - 1)
-        beyond = start + length - self.size
-        if beyond <= 0:
-            return self._data[start : start + length]
-        return b"".join((self._data[start:], self._data[:beyond]))
-
-    def _skip_odd(self, position: int, end: int) -> tuple[int, int]:
-        """Past an entry that is no record: busy stays, discarded goes, other is corrupt."""
-        length = self._header(position)
-        if length & _BUSY or (length == _RECORD and end - position >= _FRAME):
-            return position, 0
-        corrupt = 0 if length & _DISCARDED else 1
-        return min(position + _HEADER + ((length & _LENGTH) + 7 & ~7), end), corrupt
+        offset = start % mmap.PAGESIZE  # of the data in what is mapped
+        length = offset + min(end - position, most * _FRAME)
+        place = 2 * mmap.PAGESIZE + start - offset
+        with (
+            mmap.mmap(self.descriptor, length, prot=mmap.PROT_READ, offset=place) as mapped,
+            memoryview(mapped) as data,
+            data.cast("I") as words,
+        ):
+            drained, taken = _copy(data, words, offset, most)
+        self._consumed[0] = position + min(taken, end - position)
+        return drained
 
     def close(self) -> None:
-        for view in (self._consumed, self._produced, self._lengths, self._data):
+        for view in (self._consumed, self._produced):
             view.release()
         self._consumer.close()
         self._producer.close()
+
+
+def _copy(data: memoryview, words: memoryview, start: int, most: int) -> tuple[Drained, int]:
+    """The records from `start` on, and how many bytes they and an odd entry behind them take."""
+    # A header is read before its record is copied: once it is ready, so is what follows it.
+    limit = min((len(data) - start) // _FRAME, most)
+    count = 0
+    while count < limit and words[(start + count * _FRAME) // 4] == _RECORD:
+        count += 1
+    copies = (_Framed * count).from_buffer_copy(data, start)
+    taken = count * _FRAME
+    corrupt = 0
+    if count < most and start + taken < len(data):
+        rest = len(data) - start - taken
+        skipped, corrupt = _odd(words[(start + taken) // 4], rest)
+        taken += skipped
+    return Drained([framed.record for framed in copies], corrupt), taken
+
+
+def _odd(length: int, rest: int) -> tuple[int, int]:
+    """Bytes of an entry that is no record, and 1 if it is corrupt: busy stays, discarded goes.
+
+    `rest` are the bytes up to the end: a record that is whole there has just become ready.
+    """
+    if length & _BUSY or (length == _RECORD and rest >= _FRAME):
+        return 0, 0
+    return _HEADER + ((length & _LENGTH) + 7 & ~7), 0 if length & _DISCARDED else 1

@@ -14,18 +14,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable
 
 from monitor.provoke.bypasses import BYPASSES
+from monitor.provoke.child import command, environment, run
 from monitor.provoke.denials import DENIALS, SEALS
 from monitor.provoke.faults import FAULTS
 from monitor.provoke.indirect import INDIRECT_DENIALS
 from monitor.provoke.others import OTHERS
 from monitor.provoke.provocation import Fault, Provocation, Unsupported
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import subprocess
 
 __all__ = ["PROVOCATIONS", "Provocation", "command", "environment", "main", "run"]
 
@@ -39,41 +35,6 @@ PROVOCATIONS: tuple[Provocation, ...] = (
 )
 
 _BY_NAME = {provocation.name: provocation for provocation in PROVOCATIONS}
-_ROOT = os.path.abspath(f"{__file__}/../../..")
-
-
-def command(names: Iterable[str], wait: bool = False) -> list[str]:
-    """The command line that makes the provocations `names`; to be run with `environment()`.
-
-    Without site and without the current directory on the module path: the child starts in a third
-    of the time, and imports from nowhere else.
-    """
-    options = ["--wait"] if wait else []
-    return [sys.executable, "-S", "-P", "-m", "monitor.provoke.table", *options, *names]
-
-
-def environment() -> dict[str, str]:
-    """This process's environment without Python's own settings, which change signals and paths."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    return kept | {"PYTHONPATH": _ROOT}
-
-
-def run(*names: str, wait: bool = False) -> subprocess.Popen[str]:
-    """Start a child that makes the provocations `names`; its standard output has the lines.
-
-    With `wait` it does nothing until a byte is written to its standard input, or that is closed.
-    """
-    import subprocess  # noqa: PLC0415 - the child needs none of it
-
-    return subprocess.Popen(
-        command(names, wait),
-        env=environment(),
-        stdin=subprocess.PIPE if wait else subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        process_group=0,  # Ctrl-C is for whoever started us
-    )
 
 
 def _tell(provocation: Provocation, **facts: object) -> None:

@@ -1,22 +1,24 @@
 """Where events go: a live view on the terminal, JSON lines on standard output, a JSON lines file.
 
 structlog's processors render. One thread may render and another one write at the same time.
+structlog is imported by what prints with it, and there in parts: the journal needs none of it.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import select
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import structlog
-from structlog.typing import Processor
+from monitor.parts import parts_of
 
-from monitor.sinks.console import PrettyRenderer
+if TYPE_CHECKING:
+    from structlog.typing import Processor
 
 __all__ = [
     "BatchSink",
@@ -73,17 +75,25 @@ def _compact(document: Any, **_: object) -> str:
     return _ENCODER.encode(document)
 
 
-_JSON = structlog.processors.JSONRenderer(serializer=_compact)
+@functools.cache
+def _json() -> Processor:
+    with parts_of("structlog"):
+        from structlog.processors import JSONRenderer  # noqa: PLC0415
+    return JSONRenderer(serializer=_compact)
 
 
 def _render(renderer: Processor, event: dict[str, object]) -> bytes:
-    """The event's text. A lone surrogate, in a JSON string, becomes the escape it is written as."""
-    return str(renderer(None, "", event)).encode("utf-8", "backslashreplace")
+    return _encoded(str(renderer(None, "", event)))
+
+
+def _encoded(text: str) -> bytes:
+    """A lone surrogate, in a JSON string, becomes the escape it is written as."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def encode(event: dict[str, object]) -> bytes:
     """The contract's object, on one line, without its end."""
-    return _render(_JSON, event)
+    return _encoded(_compact(event))
 
 
 # ---- Writers -------------------------------------------------------------------------------------
@@ -237,10 +247,11 @@ class FileSink:
     name = "file"
 
     def __init__(self, path: Path) -> None:
+        self._renderer = _json()
         self._writer = _FileWriter(path)
 
     def render(self, event: dict[str, object]) -> bytes:
-        return encode(event) + b"\n"
+        return _render(self._renderer, event) + b"\n"
 
     def write(self, data: bytes) -> None:
         """Raises SinkError when the line is not in the file."""
@@ -255,12 +266,14 @@ class FileSink:
 
 def pretty(fd: int = 1, *, colours: bool, width: int = 100) -> Sink:
     """A live view for a person; `colours` only where the descriptor is a terminal."""
+    from monitor.sinks.console import PrettyRenderer  # noqa: PLC0415
+
     return StreamSink("pretty", fd, PrettyRenderer(colours=colours, width=width))
 
 
 def json_lines(fd: int = 1) -> Sink:
     """The contract's object on one line each."""
-    return StreamSink("json", fd, _JSON)
+    return StreamSink("json", fd, _json())
 
 
 def json_file(path: Path) -> Sink:

@@ -12,17 +12,18 @@ import contextlib
 import os
 import re
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
+from monitor.exposition import CollectorRegistry, choose_format
+
+if TYPE_CHECKING:
+    import ssl
 
 __all__ = ["Access", "AddressError", "Server", "Tls", "WebError", "listen", "one_line"]
 
@@ -138,8 +139,8 @@ def _metrics(registry: CollectorRegistry, lock: threading.Lock, headers: Headers
     if not lock.acquire(timeout=REQUEST_SECONDS):
         return _answer(HTTPStatus.SERVICE_UNAVAILABLE, "another scrape is still running")
     try:
-        encoder, content_type = choose_encoder(headers.get("accept", ""))
-        return Response(HTTPStatus.OK, encoder(registry), content_type)
+        form = choose_format(headers.get("accept", ""))
+        return Response(HTTPStatus.OK, form.encode(registry), form.content_type)
     finally:
         lock.release()
 
@@ -216,7 +217,7 @@ def _send(connection: socket.socket, data: bytes, deadline: float) -> None:
         rest = rest[connection.send(rest) :]
 
 
-def _finish(connection: socket.socket, deadline: float) -> None:
+def _finish(connection: socket.socket, encrypted: ssl.SSLSocket | None, deadline: float) -> None:
     """Ends the connection after its response was sent.
 
     Closing with input unread (the body of a POST) would reset the connection, and the client
@@ -225,8 +226,8 @@ def _finish(connection: socket.socket, deadline: float) -> None:
     deadline = min(deadline, time.monotonic() + LINGER_SECONDS)
     with contextlib.suppress(OSError):
         _limit(connection, deadline)
-        if isinstance(connection, ssl.SSLSocket):
-            connection.unwrap()
+        if encrypted is not None:
+            encrypted.unwrap()
         connection.shutdown(socket.SHUT_WR)
         while connection.recv(4096):
             _limit(connection, deadline)
@@ -345,8 +346,7 @@ class Server:
             client = self._open[threading.current_thread()]
         try:
             access = self._access()
-            if access.tls is not None:
-                self._encrypt(access.tls, client, deadline)
+            encrypted = self._encrypt(access.tls, client, deadline) if access.tls else None
             head = _read_head(client.connection, deadline)
             if head is None:
                 status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
@@ -357,7 +357,7 @@ class Server:
                 data = self._respond(head, access)
                 client.answering = False
             _send(client.connection, data, deadline)
-            _finish(client.connection, deadline)
+            _finish(client.connection, encrypted, deadline)
         except OSError:  # the client went away, was too slow, gave way, or spoke no TLS
             with self._lock:
                 self.aborted += 1
@@ -367,7 +367,7 @@ class Server:
                 del self._open[threading.current_thread()]
                 self._ended.notify()
 
-    def _encrypt(self, tls: Tls, client: _Client, deadline: float) -> None:
+    def _encrypt(self, tls: Tls, client: _Client, deadline: float) -> ssl.SSLSocket:
         with self._lock:  # the connection's descriptor moves to another object
             encrypted = tls.context.wrap_socket(
                 client.connection, server_side=True, do_handshake_on_connect=False
@@ -377,6 +377,7 @@ class Server:
         encrypted.do_handshake()
         if tls.admits is not None and not tls.admits(encrypted):
             raise ConnectionError("the client's certificate has none of the names that may ask")
+        return encrypted
 
 
 def _shut_down(connection: socket.socket, how: int) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from harness import own_programs
+from imports import NOT_COMPILED
 from machine import Machine, booted
 from test_daemon import READY_SECONDS, Collected, Running
 
@@ -91,6 +92,14 @@ def test_what_is_installed(staged: Path) -> None:
     checkout = str(ROOT).encode()
     for path in (staged / "usr/local/lib/seal-monitor").rglob("*.p*h"):
         assert checkout not in path.read_bytes()  # it stays when the checkout goes
+
+
+def test_its_modules_are_compiled(staged: Path) -> None:
+    """Else each start would compile them again: the service may not write there."""
+    (package,) = staged.glob("usr/local/lib/seal-monitor/lib/python3*/site-packages/monitor")
+    assert len([*package.rglob("*.py")]) == len([*(ROOT / "monitor").rglob("*.py")])
+    command = ["/usr/bin/python3", "-c", NOT_COMPILED, str(package)]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == ""
 
 
 def test_settings_survive_an_upgrade_and_removal(staged: Path) -> None:

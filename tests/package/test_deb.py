@@ -15,6 +15,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from imports import NOT_COMPILED
 from machine import Machine, booted
 from trees import SUITES, tree
 
@@ -147,7 +148,10 @@ def series(machine: Machine) -> str:
 
 def test_installed_it_watches_and_after_an_upgrade_and_not_when_removed(machine: Machine) -> None:
     # Installed: it is enabled, and started, as is the custom of Debian.
-    must(machine, "dpkg", "--install", "/root/old.deb")
+    # Its modules are compiled, whatever the environment says: the service may not write there.
+    must(machine, "env", "PYTHONDONTWRITEBYTECODE=1", "dpkg", "--install", "/root/old.deb")
+    not_compiled = ("python3", "-c", NOT_COMPILED, "/usr/lib/seal-monitor")
+    assert must(machine, *not_compiled) == ""
     assert must(machine, "systemctl", "is-enabled", "seal-monitor.service") == "enabled"
     machine.wait("start", lambda: machine.show("ActiveState") == "active")
     assert machine.health("started") == 1, machine.journal()
@@ -176,6 +180,7 @@ def test_installed_it_watches_and_after_an_upgrade_and_not_when_removed(machine:
     machine.wait("restart", lambda: machine.show("MainPID") not in (pid, "0"))
     machine.wait("restart", lambda: machine.show("ActiveState") == "active")
     assert machine.health("stopped") == 1
+    assert must(machine, *not_compiled) == ""
     assert must(machine, "seal-monitor", "--version") == f"seal-monitor {VERSION}"
     assert f'version="{VERSION}"' in series(machine)
     started = [each for each in machine.events() if each.get("event") == "started"]

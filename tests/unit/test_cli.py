@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,14 @@ def test_help_has_examples_and_exit_codes() -> None:
         "  3  this host cannot be monitored; the message says why and what to do",
     ):
         assert line in shown.splitlines()
+
+
+@pytest.mark.parametrize("columns", ["", "0", "-3", "x", "²", "7", "40", "300"])
+def test_help_is_as_wide_as_argparse_would_make_it(
+    monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert cli._columns() == shutil.get_terminal_size().columns
 
 
 def test_version() -> None:

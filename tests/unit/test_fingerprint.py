@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -153,3 +154,10 @@ def test_code_in_no_file_has_no_address() -> None:
         places.append(fingerprint(event))
     assert places[0] == places[1]
     assert places[0].caller == "anonymous"
+
+
+@pytest.mark.parametrize("name", ["", "bin", "ü", "a" * 5000])
+def test_the_id_is_of_sha256(name: str) -> None:
+    """Of hashlib's, whatever computes it: ids are the same on every host."""
+    found = Fingerprint("denial", "mprotect", name, "unknown", "heap")
+    assert found.id == hashlib.sha256(found.text.encode()).hexdigest()[:12]

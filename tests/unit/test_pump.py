@@ -11,7 +11,7 @@ from threading import Timer
 from typing import Any
 
 import pytest
-from test_ring import BUSY, LENGTH, SIZE, KernelSide
+from test_ring import BUSY, LENGTH, SIZE, KernelSide, no_descriptor_left
 from test_suppression import KEY, Kernel
 
 from monitor import pump
@@ -201,3 +201,13 @@ def test_trouble_is_told_once_until_it_is_over(make: Make) -> None:
     setting.suppress(1)
     setting.pump.finish(0)
     assert setting.trouble == [suppressed, missed, missed, suppressed]
+
+
+def test_a_ring_that_cannot_be_read_keeps_its_records(make: Make) -> None:
+    setting = make()
+    setting.side.record(1)
+    with no_descriptor_left():
+        assert [setting.pump.drain(), setting.pump.drain()] == [0, 0]
+    assert setting.trouble == ["cannot read the ring: [Errno 24] Too many open files"]
+    assert setting.pump.drain() == 1
+    assert setting.pipeline.given == [1]

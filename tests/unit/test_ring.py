@@ -5,8 +5,11 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import resource
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -27,7 +30,7 @@ class KernelSide:
 
     def __init__(self) -> None:
         self.descriptor = os.memfd_create("ring")
-        os.ftruncate(self.descriptor, 2 * PAGE + SIZE)
+        os.ftruncate(self.descriptor, 2 * PAGE + 2 * SIZE)
         self.position = 0
 
     def seek(self, position: int) -> None:
@@ -49,7 +52,8 @@ class KernelSide:
         start = self.position if position is None else position
         for index in range(0, len(data), 8):
             offset = 2 * PAGE + (start + index) % SIZE
-            os.pwrite(self.descriptor, data[index : index + 8], offset)
+            for place in (offset, offset + SIZE):  # the data are there twice in a row
+                os.pwrite(self.descriptor, data[index : index + 8], place)
         if position is None:
             self.position += len(data)
             self._word(PAGE, self.position)
@@ -148,6 +152,39 @@ def test_entry_of_another_length_is_corrupt(kernel: KernelSide, ring: Ring, leng
     assert (first.records, first.corrupt) == ([], 1)
     assert pids(ring) == [9]
     assert ring.used_bytes == 0
+
+
+@contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def mapped_bytes(kernel: KernelSide) -> int:
+    """Of the ring, in this process."""
+    inode = str(os.fstat(kernel.descriptor).st_ino)
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    ends = [line[0].split("-") for line in lines if line[4] == inode and "/memfd:ring" in line]
+    return sum(int(end, 16) - int(start, 16) for start, end in ends)
+
+
+def test_data_are_mapped_while_they_are_read_alone(kernel: KernelSide, ring: Ring) -> None:
+    for pid in range(20):
+        kernel.record(pid)
+    assert pids(ring) == list(range(20))
+    assert mapped_bytes(kernel) == 2 * PAGE
+
+
+def test_where_nothing_can_be_mapped_records_stay(kernel: KernelSide, ring: Ring) -> None:
+    """mmap.mmap() opens the descriptor once more, and there may be none left."""
+    kernel.record(6)
+    with no_descriptor_left(), pytest.raises(OSError, match="Too many open files"):
+        ring.drain()
+    assert pids(ring) == [6]
 
 
 def test_records_outlive_the_ring(kernel: KernelSide, ring: Ring) -> None:
