@@ -76,7 +76,18 @@ LEFT_OUT = shutil.ignore_patterns(
         "_distutils_hack",
         "distutils-precedence.pth",
     ),
-    *("mypy", "mypyc", "mypy-*", "*__mypyc*.so", "librt*", "ast_serialize*", "ruff", "ruff-*"),
+    *(
+        "clang",
+        "libclang*",
+        "mypy",
+        "mypyc",
+        "mypy-*",
+        "*__mypyc*.so",
+        "librt*",
+        "ast_serialize*",
+        "ruff",
+        "ruff-*",
+    ),
     *("*-stubs", "types_*", "_sysconfigdata_*_i386*", "*.opt-?.pyc"),
 )
 MEMORY = "2048"  # MiB
