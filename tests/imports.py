@@ -23,7 +23,7 @@ HEAVY = frozenset(
         *("asyncio", "concurrent.futures", "multiprocessing"),
         *("ssl", "_ssl", "hashlib", "_hashlib", "secrets", "uuid"),
         *("http.client", "http.server", "urllib.request", "email", "socketserver", "wsgiref"),
-        *("gzip", "tarfile", "zipfile", "difflib"),
+        *("bz2", "lzma", "shutil", "tempfile", "gzip", "tarfile", "zipfile", "difflib"),
         *("importlib.metadata", "importlib.resources", "typing_extensions"),
         *("structlog", "prometheus_client", "yaml", "bcrypt", "jinja2", "elftools", "jsonschema"),
         *("bcc", "rich"),
