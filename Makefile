@@ -45,6 +45,7 @@ help: ## list the targets
 
 setup: $(READY) ## install what is missing (Debian packages as root, .venv, compiled programs); does nothing twice
 	@$(compile)
+	@$(PYTHON) -m compileall -q monitor
 
 demo: setup ## show every violation that this host can make, and what the monitor says of it
 	@.venv/bin/seal-monitor demo $(ARGS)

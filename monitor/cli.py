@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -340,9 +341,12 @@ def _load(arguments: argparse.Namespace) -> config.Config:
 
 def _run(arguments: argparse.Namespace) -> int:
     settings = _load(arguments)
-    from monitor import daemon  # noqa: PLC0415 - here and below: only what the command needs
+    from monitor import start  # noqa: PLC0415 - here and below: only what the command needs
 
-    return daemon.run(settings, lambda: _load(arguments))
+    with contextlib.closing(start.begin(settings)) as beginning:
+        from monitor import daemon  # noqa: PLC0415 - while the programs are being loaded
+
+        return daemon.run(settings, lambda: _load(arguments), beginning)
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from monitor import metrics
-from monitor.attach.attached import Attached, configure, request
+from monitor.attach.attached import Attached, Beginning, configure, request
 from monitor.canary import Canary, Rounds
 from monitor.configuration.config import Config, ConfigError
 from monitor.evidence.cgroups import Cgroups
@@ -66,38 +66,33 @@ CANARY_POLL_SECONDS = 0.01
 WEB_LOOK_SECONDS = 1.5  # after a reload: what was written just before it is taken for whole then
 
 
-def run(config: Config, reload: Callable[[], Config] | None = None) -> int:
-    """Run in the foreground until SIGTERM or SIGINT; 0. `reload` reads the configuration anew.
+def run(config: Config, reload: Callable[[], Config], beginning: Beginning) -> int:
+    """Run in the foreground until SIGTERM or SIGINT; 0. `reload` reads the configuration again;
+    `beginning` comes from start.begin().
 
     Raises HostError, LoadError, CalibrationError, ConfigError, WebError.
     """
-    _occupy_standard_descriptors()
     sys.setswitchinterval(SWITCH_SECONDS)
-    # The configuration was read just now. Not SIG_IGN, which children would inherit.
-    signal.signal(signal.SIGHUP, lambda *_: None)
     faulthandler.enable(2)  # where it stood when a watchdog's SIGABRT ended it
-    privileges.disinherit()
     directory = state_directory(config.state.directory)
     last_run = LastRun(directory, host.host_facts().boot_id)
     outputs, incidents = open_sinks(config), open_incidents(config, directory, last_run)
     if incidents:
         outputs.append(incidents)
     database = incidents.path if incidents else None
-    with Daemon(config, outputs, reload, last_run, database=database, restricted=True) as daemon:
+    with Daemon(
+        config,
+        outputs,
+        reload,
+        last_run,
+        beginning,
+        database=database,
+        restricted=True,
+    ) as daemon:
         daemon.watch_signals()
         daemon.loop()
         daemon.stop()
     return 0
-
-
-def _occupy_standard_descriptors() -> None:
-    """Whoever started us may have closed one: nothing else of ours may get its number.
-
-    Writing to it stays the error that it was, and is counted as one of the sink's.
-    """
-    while (descriptor := os.open(os.devnull, os.O_RDONLY)) <= 2:
-        pass
-    os.close(descriptor)
 
 
 def open_sinks(config: Config) -> list[sinks.Sink]:
@@ -158,6 +153,7 @@ class Daemon:
         outputs: list[sinks.Sink],
         reload: Callable[[], Config] | None = None,
         last_run: LastRun | None = None,
+        beginning: Beginning | None = None,
         *,
         database: Path | None = None,
         restricted: bool = False,
@@ -168,6 +164,7 @@ class Daemon:
         self._started = time.monotonic()
         self._config = config
         self._reload = reload
+        self._beginning = beginning
         self._database = database
         self._restricted = restricted
         self._service = Service()
@@ -208,7 +205,7 @@ class Daemon:
 
             self._access = WebAccess(config.web.config_file, self._web_read.append)
         self._has_tls = self._access().tls is not None
-        attached = self._cleanup.enter_context(Attached(request(config)))
+        attached = self._cleanup.enter_context(Attached(request(config), self._beginning))
         self.findings = attached.calibrate()
         self._watching_since = _clocks()
         self.loaded, self.state, self.ring = attached.loaded, attached.state, attached.ring

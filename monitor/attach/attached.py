@@ -14,7 +14,7 @@ from monitor.kernel.counters import KernelState
 from monitor.kernel.probes import AT_SEAL, reporters
 from monitor.kernel.ring import Ring
 
-__all__ = ["Attached", "configure", "request"]
+__all__ = ["Attached", "Beginning", "configure", "request"]
 
 SECOND_NS = 1_000_000_000
 _MIN_ADDRESS = Path("/proc/sys/vm/mmap_min_addr")
@@ -44,26 +44,43 @@ def configure(kernel: abi.Config, config: Config) -> None:
     kernel.emit_seals = config.events.seals
 
 
+class Beginning:
+    """Two children at work: one loads the programs, one gets ready to try them.
+
+    Begin before the process starts any thread: it forks.
+    """
+
+    def __init__(self, wanted: loader.LoadRequest) -> None:
+        self.loading = loader.Loading(wanted)
+        self.trying = calibrate.start()
+
+    def close(self) -> None:
+        self.loading.close()
+        self.trying.kill()
+        with self.trying:  # waits for it
+            pass
+
+
 class Attached:
     """Use as a context manager: leaving it detaches everything. Raises LoadError.
 
     Nothing is reported before calibrate() has found the seal bit.
     """
 
-    def __init__(self, wanted: loader.LoadRequest) -> None:
-        self._load(wanted)
-
-    def _load(self, wanted: loader.LoadRequest) -> None:
+    def __init__(self, wanted: loader.LoadRequest, beginning: Beginning | None = None) -> None:
+        """`beginning`: of what is wanted, where it was begun before."""
         self._wanted = wanted
+        self._finish(beginning or Beginning(wanted))
+
+    def _finish(self, beginning: Beginning) -> None:
         with contextlib.ExitStack() as cleanup:
-            # It starts while the programs compile.
-            self._trying = cleanup.enter_context(calibrate.start())
-            cleanup.callback(self._trying.kill)
-            self.loaded = loader.load(wanted)
+            cleanup.callback(beginning.close)
+            self._trying = beginning.trying
+            self.loaded = beginning.loading.finish()
             cleanup.callback(self.loaded.close)
             self.state = KernelState(self.loaded)
             cleanup.callback(self.state.close)
-            self.ring = Ring(self.loaded.maps["ring"], wanted.ring_size)
+            self.ring = Ring(self.loaded.maps["ring"], self._wanted.ring_size)
             cleanup.callback(self.ring.close)
             kernel = self.state.config
             kernel.mmap_min_addr = int(_MIN_ADDRESS.read_text("ascii"))
@@ -95,7 +112,8 @@ class Attached:
         if not blind:
             return findings
         self._cleanup.close()
-        self._load(replace(self._wanted, without=self._wanted.without | blind))
+        self._wanted = replace(self._wanted, without=self._wanted.without | blind)
+        self._finish(Beginning(self._wanted))
         return self.calibrate()
 
     def _blind_targets(self) -> set[str]:

@@ -7,6 +7,7 @@ after the child is gone; the daemon's exit, however it comes, detaches everythin
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -33,6 +34,7 @@ __all__ = [
     "LoadRequest",
     "Loaded",
     "LoaderDied",
+    "Loading",
     "Made",
     "load",
     "possible_cpus",
@@ -165,40 +167,70 @@ def possible_cpus() -> int:
     return int(re.split("[-,]", text.strip())[-1]) + 1
 
 
-def load(request: LoadRequest) -> Loaded:
-    """Verify and attach. Call before the process starts any thread: it forks.
+class Loading:
+    """A child that loads and attaches. It is ended where nobody waits for what it has done.
 
-    Raises LoadError when nothing can be attached; single probes that could not be are named in
-    `Loaded.probes`.
+    Begin before the process starts any thread: it forks.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs, os.fdopen(os.memfd_create("loader"), "w+b") as diagnostics:
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * _MESSAGE_SIZE)
-        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * _MESSAGE_SIZE)
-        child = os.fork()
-        if not child:
-            _child(request, theirs, diagnostics.fileno())
-        theirs.close()
-        ours.settimeout(LOAD_SECONDS)
+
+    def __init__(self, request: LoadRequest) -> None:
+        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._diagnostics = os.fdopen(os.memfd_create("loader"), "w+b")
+        with theirs:
+            self._ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * _MESSAGE_SIZE)
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * _MESSAGE_SIZE)
+            self._child = os.fork()
+            if not self._child:
+                _child(request, theirs, self._diagnostics.fileno())
+
+    def finish(self) -> Loaded:
+        """What is loaded. Raises LoadError when nothing can be attached; single probes that could
+        not be are named in `Loaded.probes`.
+        """
         try:
-            message, descriptors, _, _ = socket.recv_fds(ours, _MESSAGE_SIZE, _DESCRIPTORS_MAX)
-        except TimeoutError:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            raise LoaderDied(f"loading and attaching took longer than {LOAD_SECONDS} s") from None
-        for descriptor in descriptors:  # recv_fds has no say in it: it drops its flags
-            os.set_inheritable(descriptor, False)
-        _, status = os.waitpid(child, 0)
-        if not message:
-            diagnostics.seek(0)
-            output = diagnostics.read().decode(errors="replace").strip()
-            raise LoaderDied(
-                f"the loader ended with status {os.waitstatus_to_exitcode(status)} "
-                f"and said: {output[-2000:] or 'nothing'}"
+            self._ours.settimeout(LOAD_SECONDS)
+            message, descriptors, _, _ = socket.recv_fds(
+                self._ours, _MESSAGE_SIZE, _DESCRIPTORS_MAX
             )
-    answer = json.loads(message)
-    if "error" in answer:
-        raise LoadError(answer["error"])
+            for descriptor in descriptors:  # recv_fds has no say in it: it drops its flags
+                os.set_inheritable(descriptor, False)
+            if not message:
+                raise LoaderDied(self._last_words())
+        except TimeoutError:
+            raise LoaderDied(f"loading and attaching took longer than {LOAD_SECONDS} s") from None
+        finally:
+            self.close()
+        answer = json.loads(message)
+        if "error" in answer:
+            raise LoadError(answer["error"])
+        return _loaded(answer, descriptors)
+
+    def close(self) -> None:
+        if self._child:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._child, signal.SIGKILL)
+            os.waitpid(self._child, 0)
+            self._child = 0
+        self._ours.close()
+        self._diagnostics.close()
+
+    def _last_words(self) -> str:
+        _, status = os.waitpid(self._child, 0)
+        self._child = 0
+        self._diagnostics.seek(0)
+        output = self._diagnostics.read().decode(errors="replace").strip()
+        return (
+            f"the loader ended with status {os.waitstatus_to_exitcode(status)} "
+            f"and said: {output[-2000:] or 'nothing'}"
+        )
+
+
+def load(request: LoadRequest) -> Loaded:
+    """Verify and attach, as Loading does, and wait for it."""
+    return Loading(request).finish()
+
+
+def _loaded(answer: dict[str, Any], descriptors: list[int]) -> Loaded:
     return Loaded(
         maps={name: descriptors[index] for name, index in answer["maps"].items()},
         probes=[

@@ -143,10 +143,10 @@ def test_nothing_stays_attached(attach: str) -> None:
 
 
 def test_programs_that_cannot_be_loaded_are_a_failed_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_request: loader.LoadRequest) -> loader.Loaded:
+    def refuse(*_: object) -> None:
         raise loader.LoadError("cannot load the BPF programs: no memory")
 
-    monkeypatch.setattr(loader, "load", refuse)
+    monkeypatch.setattr(loader, "_load_and_attach", refuse)
     rows = doctor.rows(config.load(None, {}, default=Path("/nonexistent")))
     failed = [row for row in rows if row.status == "failed"]
     assert [(row.check, row.finding) for row in failed] == [

@@ -76,7 +76,7 @@ def test_only_the_loop_tells_and_counts_what_other_threads_have_read() -> None:
 def test_closed_standard_descriptors_are_nobody_elses(closed: list[int], tmp_path: Path) -> None:
     code = f"""
 import os
-from monitor.daemon import _occupy_standard_descriptors
+from monitor.start import _occupy_standard_descriptors
 for descriptor in {closed}:
     os.close(descriptor)
 _occupy_standard_descriptors()
