@@ -51,6 +51,8 @@ from monitor.provoke.refusal import as_seen
 
 __all__ = [
     "SECOND_NS",
+    "WITHOUT_TRACEFS",
+    "WITH_TRACEFS",
     "Cell",
     "Child",
     "Command",
@@ -72,6 +74,16 @@ PROCESS_LIMIT = 60.0
 SECOND_NS = 10**9
 SWITCHES = frozenset({"watch.io_uring", "watch.compat"})
 _SETTLE_LIMIT = 20.0
+
+# Words before a command, which runs in a mount namespace of its own, with tracefs mounted or not.
+_OWN_MOUNTS = ("unshare", "--mount", "--propagation=private", "sh", "-ec")
+_UNMOUNT = "while umount --lazy /sys/kernel/tracing 2>/dev/null; do :; done; "
+WITHOUT_TRACEFS = (*_OWN_MOUNTS, f'{_UNMOUNT} exec "$@"', "sh")
+WITH_TRACEFS = (
+    *_OWN_MOUNTS,
+    f'{_UNMOUNT} mount -t tracefs none /sys/kernel/tracing; exec "$@"',
+    "sh",
+)
 
 Cell = tuple[str, ...]
 Command = Sequence[object]  # words

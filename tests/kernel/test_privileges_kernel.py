@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from harness import new_cgroup
+from harness import WITH_TRACEFS, WITHOUT_TRACEFS, new_cgroup
 from test_daemon import READY_SECONDS, Running, assert_conserved
 
 from monitor.incidents.search import Filter, Incidents
@@ -31,18 +31,6 @@ NOBODY = 65534
 ALL = LOADING | IDENTITY
 PYTHON = os.path.realpath(sys.executable)  # others may not be allowed to reach the environment's
 UNPRIVILEGED = Path("/proc/sys/kernel/unprivileged_bpf_disabled")
-
-# Runs the rest of its command line in a mount namespace of its own, with tracefs mounted there.
-WITH_TRACEFS = (
-    *("unshare", "--mount", "--propagation=private", "sh", "-c"),
-    '[ -d /sys/kernel/tracing/events ] || mount -t tracefs none /sys/kernel/tracing; exec "$@"',
-    "sh",
-)
-WITHOUT_TRACEFS = (
-    *("unshare", "--mount", "--propagation=private", "sh", "-c"),
-    'while umount /sys/kernel/tracing 2>/dev/null; do :; done; exec "$@"',
-    "sh",
-)
 
 
 def with_only(capabilities: Collection[Capability], user: int = NOBODY) -> Sequence[str]:
@@ -439,6 +427,7 @@ def looked_up(program: Path, capabilities: Collection[Capability]) -> dict[str, 
         env=environment(program),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     ) as process:
         assert process.stdin is not None
@@ -447,7 +436,8 @@ def looked_up(program: Path, capabilities: Collection[Capability]) -> dict[str, 
         while (line := process.stdout.readline()) and line != "walked\n":
             lines.append(line)
         with new_cgroup("young") as cgroup:
-            rest, _ = process.communicate(f"{cgroup.stat().st_ino}\n", timeout=30)
+            rest, errors = process.communicate(f"{cgroup.stat().st_ino}\n", timeout=30)
+    assert (errors, process.returncode) == ("", 0)
     words = (line.rpartition(" ") for line in [*lines, *rest.splitlines()])
     return {what: found.strip() for what, _, found in words}
 
