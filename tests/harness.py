@@ -61,6 +61,7 @@ __all__ = [
     "counts",
     "new_cgroup",
     "own_programs",
+    "program_info",
     "remove_cgroup",
     "started",
     "tally",
@@ -274,7 +275,20 @@ class _ProgramInfo(ctypes.Structure):
         ("nr_map_ids", ctypes.c_uint32),
         ("map_ids", ctypes.c_uint64),
         ("name", ctypes.c_char * 16),
+        ("between", ctypes.c_uint64 * 16),
+        ("recursion_misses", ctypes.c_uint64),
+        ("verified_instructions", ctypes.c_uint32),
     ]
+
+
+def program_info(descriptor: int) -> _ProgramInfo:
+    """What bpf(2) says of a program. Raises OSError."""
+    library = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    information = _ProgramInfo()
+    size = ctypes.c_uint32(ctypes.sizeof(information))
+    if library.bpf_obj_get_info_by_fd(descriptor, ctypes.byref(information), ctypes.byref(size)):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return information
 
 
 def own_programs() -> dict[int, str]:
@@ -292,11 +306,8 @@ def own_programs() -> dict[int, str]:
         descriptor = library.bpf_prog_get_fd_by_id(number)
         if descriptor < 0:
             continue
-        information = _ProgramInfo()
-        size = ctypes.c_uint32(ctypes.sizeof(information))
-        library.bpf_obj_get_info_by_fd(descriptor, ctypes.byref(information), ctypes.byref(size))
+        name = program_info(descriptor).name.decode(errors="replace")
         os.close(descriptor)
-        name = information.name.decode(errors="replace")
         if name in names:
             found[number.value] = name
     return found
