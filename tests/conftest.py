@@ -29,10 +29,24 @@ COMPILER_FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror", "-pthread")
 BUILT_ASSETS = os.environ.get("SEAL_MONITOR_BUILT_ASSETS")
 
 
+# What of the caller's environment the tests and all that they start may see. Not his language, the
+# width of his terminal, his proxies, his debuginfod, Python's settings, nor who he was before sudo.
+ENVIRONMENT = ("PATH", "HOME", "TMPDIR", "SEAL_MONITOR_*", "PYTEST_*")
+
+
 def pytest_configure() -> None:
-    """Signals as for whoever sits at a terminal: in the background, or under nohup, some are
-    ignored, and so they would be in all that the tests start.
+    """The same start whoever it is that starts the tests, and from where.
+
+    Signals as for whoever sits at a terminal: in the background, or under nohup, some are ignored,
+    and so they would be in all that the tests start.
     """
+    for name in list(os.environ):
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ENVIRONMENT):
+            del os.environ[name]
+    os.environ.pop("SEAL_MONITOR_DEBUG", None)
+    os.environ["LANG"] = "C.UTF-8"
+    os.environ["PATH"] += os.pathsep + "/usr/sbin:/sbin"  # not everybody's has these
+    os.umask(0o022)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
