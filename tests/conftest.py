@@ -11,6 +11,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Generator, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,6 +48,11 @@ def pytest_configure() -> None:
     os.environ["LANG"] = "C.UTF-8"
     os.environ["PATH"] += os.pathsep + "/usr/sbin:/sbin"  # not everybody's has these
     os.umask(0o022)
+    if find_spec("hypothesis"):  # not in an emulated machine
+        from hypothesis import settings  # noqa: PLC0415
+
+        settings.register_profile("no deadline", deadline=None)  # a busy machine misses any
+        settings.load_profile("no deadline")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)

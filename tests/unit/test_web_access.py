@@ -426,7 +426,7 @@ def test_no_part_of_a_file_that_is_being_written_is_in_force(folder: Path) -> No
         served.file.write_text(new)
         written = time.monotonic()
         while served.status(headers=RIGHT) == 200:
-            assert time.monotonic() - written < 10
+            assert time.monotonic() < written + 60
             time.sleep(0.01)
         assert time.monotonic() - written >= 0.95
         for name in ("first", "second"):
