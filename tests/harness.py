@@ -1,8 +1,9 @@
 """The loaded programs in the hands of a test: make violations, see what was counted and told.
 
-The counters are the whole host's, and other processes may make violations while tests run. So
-limits are lifted, every violation has its record, and what the host counted is compared with the
-records of all processes; a test then looks at those of its own.
+The programs see the session's own cgroup alone (apart.py), so that sessions can run side by side.
+Within it, too, other processes may make violations while a test runs. So limits are lifted, every
+violation has its record, and what was counted is compared with the records of all processes; a test
+then looks at those of its own.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from apart import cgroup_root, own_cgroup
 from warm import Warm, WarmProcess
 
 from monitor.attach.attached import Attached
@@ -58,7 +60,9 @@ __all__ = [
     "Command",
     "Harness",
     "Made",
+    "cgroup_root",
     "counts",
+    "entered_cgroup",
     "new_cgroup",
     "own_programs",
     "program_info",
@@ -221,15 +225,6 @@ def wait_until_reading(process: Process) -> None:
         time.sleep(0.001)
 
 
-def cgroup_root() -> Path | None:
-    """Where cgroup2 is mounted."""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        before, _, after = line.partition(" - ")
-        if after.startswith("cgroup2 "):
-            return Path(before.split()[4])
-    return None
-
-
 def remove_cgroup(path: Path) -> None:
     """Waits for its last process, which keeps it busy until it is gone."""
     deadline = time.monotonic() + 30
@@ -244,15 +239,35 @@ def remove_cgroup(path: Path) -> None:
 
 @contextmanager
 def new_cgroup(name: str) -> Iterator[Path]:
-    """A cgroup2 directory; its inode is the cgroup's id. Skips where none is mounted."""
-    root = cgroup_root()
-    if root is None:
+    """A cgroup2 directory, below our own; its inode is its id. Skips where none is mounted."""
+    own = own_cgroup()
+    if own is None:
         pytest.skip("cgroup2 is not mounted")
-    path = root / f"seal-monitor-test-{os.getpid()}-{name}"
+    path = own / f"seal-monitor-test-{os.getpid()}-{name}"
     path.mkdir()
     try:
         yield path
     finally:
+        remove_cgroup(path)
+
+
+@contextmanager
+def entered_cgroup(pid: int) -> Iterator[None]:
+    """This process in a cgroup of its own, which is gone with the last process that it has left.
+
+    `pid` names it. Nothing where there is no cgroup2.
+    """
+    root, before = cgroup_root(), own_cgroup()
+    if root is None or before is None:
+        yield
+        return
+    path = root / f"seal-monitor-test-{pid}"
+    path.mkdir()
+    (path / "cgroup.procs").write_text("0")
+    try:
+        yield
+    finally:
+        (before / "cgroup.procs").write_text("0")
         remove_cgroup(path)
 
 
@@ -430,6 +445,16 @@ class Harness:
         gained = _less(before, self._counted)
         self._counted = before
         return records, gained
+
+    def see_own_cgroup(self) -> None:
+        """And nothing else, once a test has watched another one. The counters begin at 0 again."""
+        cgroup = own_cgroup()
+        assert cgroup
+        descriptor = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)
+        self.state.watch_cgroup(descriptor)
+        os.close(descriptor)
+        self.drain()
+        self.forget()
 
     def forget(self) -> None:
         """The counters begin at 0 again."""

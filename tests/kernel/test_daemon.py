@@ -32,13 +32,14 @@ Event = dict[str, Any]
 VALIDATOR = jsonschema.Draft202012Validator(events.schema())
 READY_SECONDS = 60.0
 RUN = ("-m", "monitor", "run")
+RUN_APART = (str(Path(__file__).parents[1] / "apart.py"), "run")
 
 
 class Running:
     """A daemon in a process of its own; its events are read from its standard output.
 
-    `prefix` are words before its command. Standard output goes through a process of the command
-    `through`.
+    It sees the cgroup of the tests alone, unless it is to see the whole host. `prefix` are words
+    before its command. Standard output goes through a process of the command `through`.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Running:
         through: Sequence[str] = (),
         command: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        whole_host: bool = False,
     ) -> None:
         self.configuration = folder / "config.toml"
         self.configuration.write_text(configuration, "utf-8")
@@ -66,7 +68,7 @@ class Running:
             self.process = subprocess.Popen(
                 [
                     *prefix,
-                    *(command or (sys.executable, *RUN)),
+                    *(command or (sys.executable, *(RUN if whole_host else RUN_APART))),
                     *("--config", str(self.configuration), "--output", "json"),
                     *("--web.listen-address", "127.0.0.1:0", *flags),
                 ],
@@ -222,9 +224,10 @@ def test_canary_is_in_no_public_count(start: Start) -> None:
     assert daemon.events("denial") == daemon.events("fault") == daemon.events("seal") == []
 
 
+@pytest.mark.host_wide
 @pytest.mark.parametrize("attach", ["tracepoint", "raw_tracepoint"])
 def test_storm_is_counted_exactly(start: Start, compiled: Compile, attach: str) -> None:
-    daemon = start("", "--attach", attach)
+    daemon = start("", "--attach", attach, whole_host=True)
     done = storm(compiled("storm"), 8, 0, 2, "mixed")
     for operation in ("mprotect", "munmap", "madvise"):
         series = f'seal_monitor_denials_total{{operation="{operation}",verdict="sealed"}}'
@@ -391,6 +394,7 @@ def test_port_taken(start: Start) -> None:
     assert "Traceback" not in second.stderr
 
 
+@pytest.mark.host_wide
 def test_demo_tells_every_violation_right(require_bpf: None) -> None:
     demo = subprocess.run(
         [sys.executable, "-m", "monitor", "demo"],

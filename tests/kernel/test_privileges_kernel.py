@@ -45,6 +45,7 @@ def program(build_directory: Path) -> Path:
     place = Path(tempfile.mkdtemp(prefix="program-", dir=build_directory))
     for source in (ROOT / "monitor", ROOT / "bpf"):
         shutil.copytree(source, place / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "tests/apart.py", place)
     for name in ("prometheus_client", "structlog"):
         spec = find_spec(name)
         assert spec is not None
@@ -73,7 +74,7 @@ def start(build_directory: Path, program: Path, require_bpf: None) -> Iterator[S
             folder,
             configuration,
             *flags,
-            command=[*WITH_TRACEFS, *prefix, PYTHON, "-m", "monitor", "run"],
+            command=[*WITH_TRACEFS, *prefix, PYTHON, str(program / "apart.py"), "run"],
             environment=environment(program),
         )
         running.append(daemon)
@@ -327,12 +328,13 @@ def unprivileged_bpf_disabled() -> Iterator[None]:
 
 # All that the daemon does with its descriptors, as nobody and without any capability.
 WITHOUT_ANY = """
-import json, os
+import apart, json, os
 from monitor.kernel import privileges
 from monitor.provoke import table as provoke
 from monitor.attach.attached import Attached
 from monitor.kernel.counters import missed_runs
 from monitor.kernel.loader import LoadRequest
+apart.see_own_cgroup_alone()
 with Attached(LoadRequest(attach="tracepoint")) as attached:
     attached.calibrate()
     attached.state.config.emit_verdicts = 1 << 0
