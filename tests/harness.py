@@ -60,6 +60,7 @@ __all__ = [
     "Command",
     "Harness",
     "Made",
+    "cgroup_path",
     "cgroup_root",
     "counts",
     "entered_cgroup",
@@ -223,6 +224,11 @@ def wait_until_reading(process: Process) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{process.args!r} does not come to wait for its start")
         time.sleep(0.001)
+
+
+def cgroup_path(directory: Path) -> str:
+    """Of a cgroup, as /proc/PID/cgroup has it."""
+    return f"/{directory.relative_to(cgroup_root() or '/')}"
 
 
 def remove_cgroup(path: Path) -> None:
