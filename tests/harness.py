@@ -65,6 +65,7 @@ __all__ = [
     "counts",
     "entered_cgroup",
     "new_cgroup",
+    "own_cgroup",
     "own_programs",
     "program_info",
     "remove_cgroup",
