@@ -260,15 +260,16 @@ def new_cgroup(name: str) -> Iterator[Path]:
 
 @contextmanager
 def entered_cgroup(pid: int) -> Iterator[None]:
-    """This process in a cgroup of its own, which is gone with the last process that it has left.
+    """This process in a cgroup of its own, below the one it was in; `pid` names it.
 
-    `pid` names it. Nothing where there is no cgroup2.
+    At the end it waits for the last process in there, and raises OSError where one stays. Nothing
+    happens where there is no cgroup2.
     """
-    root, before = cgroup_root(), own_cgroup()
-    if root is None or before is None:
+    before = own_cgroup()
+    if before is None:
         yield
         return
-    path = root / f"seal-monitor-test-{pid}"
+    path = before / f"seal-monitor-test-{pid}"
     path.mkdir()
     (path / "cgroup.procs").write_text("0")
     try:

@@ -85,11 +85,16 @@ def slowest(seconds: dict[str, float]) -> list[str]:
     return [f"{took:7.1f} s  {test}" for test, took in longest]
 
 
+def first_alone(first: Results, again: Results) -> list[str]:
+    """What failed the first time alone: the flaky ones."""
+    return [test for test in first.failed if test not in again.failed]
+
+
 def outcome(first: Results, again: Results | None) -> tuple[list[str], int]:
     """The last lines, and the exit code. `again`: of what failed, run once more."""
     if again is None:
         return [f"failed: {len(first.failed)}", *first.failed], int(not first.well)
-    flaky = [test for test in first.failed if test not in again.failed]
+    flaky = first_alone(first, again)
     lines = [f"failed twice: {len(again.failed)}", *again.failed] if again.failed else []
     # Where no test failed, something else did, such as a process that was left behind.
     well = again.well and bool(first.failed or first.well)
@@ -111,6 +116,9 @@ def main() -> int:
     lines, code = outcome(results, again)
     print(f"\nslowest tests ({'; '.join(took)}):")
     print("\n".join([*slowest(results.seconds), *lines]), flush=True)
+    if again and (log := os.environ.get("SEAL_MONITOR_FLAKY")):  # .ci/run's
+        with open(log, "a", encoding="utf-8") as file:
+            file.writelines(f"{test}\n" for test in first_alone(results, again))
     return code
 
 

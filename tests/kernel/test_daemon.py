@@ -157,6 +157,20 @@ def start(tmp_path: Path, require_bpf: None) -> Iterator[Start]:
                 process.wait()
 
 
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory, require_bpf: None) -> Iterator[Running]:
+    """One for all cases that look at nothing but the events of a process of their own."""
+    running = Running(tmp_path_factory.mktemp("daemon"), "")
+    try:
+        running.health("started", READY_SECONDS)
+        yield running
+        running.stop()
+    finally:
+        if running.process.poll() is None:
+            running.process.kill()
+            running.process.wait()
+
+
 def assert_conserved(stopped: Event) -> None:
     for kind, numbers in stopped["details"].items():
         results = sum(value for name, value in numbers.items() if name != "counted")
@@ -274,10 +288,12 @@ def test_a_thousand_processes_die_at_once(start: Start, compiled: Compile) -> No
         (b"\xff\xfe", "\\xff\\xfe"),
     ],
 )
-def test_hostile_process_names(start: Start, compiled: Compile, name: bytes, shown: str) -> None:
-    daemon = start()
-    assert storm(compiled("names"), name.hex()) == {"errno": errno.EPERM}
-    event = daemon.wait_for(lambda event: event["kind"] == "denial")
+def test_hostile_process_names(daemon: Running, compiled: Compile, name: bytes, shown: str) -> None:
+    with subprocess.Popen([compiled("names"), name.hex()], stdout=subprocess.PIPE) as child:
+        assert json.loads(child.communicate()[0]) == {"errno": errno.EPERM}
+    event = daemon.wait_for(
+        lambda event: event["kind"] == "denial" and event["process"]["pid"] == child.pid
+    )
     assert event["process"]["name"] == shown
 
 
