@@ -58,7 +58,7 @@ doctor: setup ## show what this host can and can't do
 
 test: setup $(PROMETHEUS) ## run the tests; those that need root and BPF are skipped without
 	@$(call install,$(TEST_PACKAGES))
-	$(PYTHON) -m pytest $(ARGS)
+	$(PYTHON) tests/suite.py $(ARGS)
 
 test-kernels: setup ## run the kernel tests on other kernels, in emulated machines
 	@$(call install,$(KERNEL_PACKAGES))

@@ -56,12 +56,15 @@ OTHER_WORKLOADS = "other"
 
 @dataclass(frozen=True, slots=True)
 class ProbeState:
-    """A probe, how it is attached (fexit, tracepoint, raw_tracepoint), and the runs it missed."""
+    """A probe, how it is attached (fexit, tracepoint, raw_tracepoint), and the runs it missed.
+
+    `missed_runs` is None where the kernel does not say.
+    """
 
     probe: str
     mode: str
     attached: bool
-    missed_runs: int
+    missed_runs: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,10 +208,15 @@ def _delays(reading: Reading) -> Iterator[Sample]:
 
 
 def _missed_runs(reading: Reading) -> Mapping[str, int]:
+    """A probe of which it is not known has no series: that is not 0."""
     missed: dict[str, int] = {}
+    unknown: set[str] = set()
     for state in reading.probes:
-        missed[state.probe] = missed.get(state.probe, 0) + state.missed_runs
-    return missed
+        if state.missed_runs is None:
+            unknown.add(state.probe)
+        else:
+            missed[state.probe] = missed.get(state.probe, 0) + state.missed_runs
+    return {probe: runs for probe, runs in missed.items() if probe not in unknown}
 
 
 # The numbers are exact up to 2^53, from where on they are rounded to the nearest double, as

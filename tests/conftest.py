@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,11 +13,21 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from harness import Harness, new_cgroup, own_programs, why_no_bpf, why_no_fexit
+from apart import see_own_cgroup_alone
+from harness import (
+    Harness,
+    entered_cgroup,
+    new_cgroup,
+    own_programs,
+    why_no_bpf,
+    why_no_fexit,
+)
 
 # The modes that this kernel has.
 ATTACH_MODES = (
@@ -29,10 +41,29 @@ COMPILER_FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror", "-pthread")
 BUILT_ASSETS = os.environ.get("SEAL_MONITOR_BUILT_ASSETS")
 
 
+# What of the caller's environment the tests and all that they start may see. Not his language, the
+# width of his terminal, his proxies, his debuginfod, Python's settings, nor who he was before sudo.
+ENVIRONMENT = ("PATH", "HOME", "TMPDIR", "SEAL_MONITOR_*", "PYTEST_*")
+
+
 def pytest_configure() -> None:
-    """Signals as for whoever sits at a terminal: in the background, or under nohup, some are
-    ignored, and so they would be in all that the tests start.
+    """The same start whoever it is that starts the tests, and from where.
+
+    Signals as for whoever sits at a terminal: in the background, or under nohup, some are ignored,
+    and so they would be in all that the tests start.
     """
+    for name in list(os.environ):
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ENVIRONMENT):
+            del os.environ[name]
+    os.environ.pop("SEAL_MONITOR_DEBUG", None)
+    os.environ["LANG"] = "C.UTF-8"
+    os.environ["PATH"] += os.pathsep + "/usr/sbin:/sbin"  # not everybody's has these
+    os.umask(0o022)
+    if find_spec("hypothesis"):  # not in an emulated machine
+        from hypothesis import settings  # noqa: PLC0415
+
+        settings.register_profile("no deadline", deadline=None)  # a busy machine misses any
+        settings.load_profile("no deadline")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
@@ -127,16 +158,23 @@ def _held_by_others() -> set[int]:
     return found
 
 
-def _belongings() -> Belongings:
+def _is_worker(config: pytest.Config) -> bool:
+    """Whether other sessions run beside this one, each for some of the tests."""
+    return hasattr(config, "workeroutput")
+
+
+def _belongings(config: pytest.Config) -> Belongings:
+    """Without the programs in a worker, beside which others have theirs."""
     mounts = {
         " ".join(line.split()[3:5])
         for line in Path("/proc/self/mountinfo").read_text().splitlines()
     }
-    return Belongings(own_programs() if not why_no_bpf() else {}, _children(), mounts)
+    programs = {} if why_no_bpf() or _is_worker(config) else own_programs()
+    return Belongings(programs, _children(), mounts)
 
 
-def _left_behind(before: Belongings) -> list[str]:
-    now = _belongings()
+def _left_behind(config: pytest.Config) -> list[str]:
+    before, now = config.stash[_BEFORE], _belongings(config)
     programs = {
         number: name for number, name in now.programs.items() if number not in before.programs
     }
@@ -152,26 +190,74 @@ def _left_behind(before: Belongings) -> list[str]:
 
 _BEFORE = pytest.StashKey[Belongings]()
 _LEFT = pytest.StashKey[list[str]]()
+_CGROUP = pytest.StashKey[AbstractContextManager[None]]()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    session.config.stash[_BEFORE] = _belongings()
+    """What the tests load sees a cgroup of this session's own, and what they start is in it."""
+    stash = session.config.stash
+    stash[_BEFORE] = _belongings(session.config)
+    stash[_LEFT] = []
+    if not why_no_bpf():
+        stash[_CGROUP] = entered_cgroup(os.getpid())
+        stash[_CGROUP].__enter__()
+        see_own_cgroup_alone()
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
-    yield
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """What a worker has left behind, as it says itself at its end."""
+    node.config.stash[_LEFT] += getattr(node, "workeroutput", {}).get("left", [])
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    config = session.config
     deadline = time.monotonic() + 60  # the kernel frees programs a grace period after their end
-    while (left := _left_behind(session.config.stash[_BEFORE])) and time.monotonic() < deadline:
+    while (left := _left_behind(config)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    session.config.stash[_LEFT] = left
-    if left:
+    if _CGROUP in config.stash:
+        try:
+            config.stash[_CGROUP].__exit__(None, None, None)
+        except OSError as error:
+            left.append(f"processes in a cgroup: {error}")
+    config.stash[_LEFT] += left
+    if _is_worker(config):
+        config.workeroutput["left"] = left  # type: ignore[attr-defined]
+    if config.stash[_LEFT]:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    for what in config.stash.get(_LEFT, []):
+    for what in config.stash[_LEFT]:
         terminalreporter.write_line(f"FAILED: the tests left behind: {what}", red=True)
+
+
+# ---- Side by side --------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests that share programs or a file's fixtures go to the same worker, one after the other."""
+    if config.getoption("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling  # noqa: PLC0415 - it may not be there
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            mode = re.search(rf"\[({'|'.join(ATTACH_MODES)})\b", nodeid)
+            return mode[1] if mode else nodeid.partition("::")[0]
+
+    return Scheduling(config, log)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """A line for suite.py. Workers write none: who started them hears of each test."""
+    results = os.environ.get("SEAL_MONITOR_RESULTS")
+    if results and "PYTEST_XDIST_WORKER" not in os.environ:
+        step = {"test": report.nodeid, "seconds": report.duration, "failed": report.failed}
+        with open(results, "a", encoding="utf-8") as log:
+            log.write(json.dumps(step) + "\n")
 
 
 # ---- Fixtures ------------------------------------------------------------------------------------

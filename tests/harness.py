@@ -1,8 +1,9 @@
 """The loaded programs in the hands of a test: make violations, see what was counted and told.
 
-The counters are the whole host's, and other processes may make violations while tests run. So
-limits are lifted, every violation has its record, and what the host counted is compared with the
-records of all processes; a test then looks at those of its own.
+The programs see the session's own cgroup alone (apart.py), so that sessions can run side by side.
+Within it, too, other processes may make violations while a test runs. So limits are lifted, every
+violation has its record, and what was counted is compared with the records of all processes; a test
+then looks at those of its own.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from apart import cgroup_root, own_cgroup
 from warm import Warm, WarmProcess
 
 from monitor.attach.attached import Attached
@@ -50,14 +52,21 @@ from monitor.provoke.refusal import as_seen
 
 __all__ = [
     "SECOND_NS",
+    "WITHOUT_TRACEFS",
+    "WITH_TRACEFS",
     "Cell",
     "Child",
     "Command",
     "Harness",
     "Made",
+    "cgroup_path",
+    "cgroup_root",
     "counts",
+    "entered_cgroup",
     "new_cgroup",
+    "own_cgroup",
     "own_programs",
+    "program_info",
     "remove_cgroup",
     "started",
     "tally",
@@ -71,6 +80,16 @@ PROCESS_LIMIT = 60.0
 SECOND_NS = 10**9
 SWITCHES = frozenset({"watch.io_uring", "watch.compat"})
 _SETTLE_LIMIT = 20.0
+
+# Words before a command, which runs in a mount namespace of its own, with tracefs mounted or not.
+_OWN_MOUNTS = ("unshare", "--mount", "--propagation=private", "sh", "-ec")
+_UNMOUNT = "while umount --lazy /sys/kernel/tracing 2>/dev/null; do :; done; "
+WITHOUT_TRACEFS = (*_OWN_MOUNTS, f'{_UNMOUNT} exec "$@"', "sh")
+WITH_TRACEFS = (
+    *_OWN_MOUNTS,
+    f'{_UNMOUNT} mount -t tracefs none /sys/kernel/tracing; exec "$@"',
+    "sh",
+)
 
 Cell = tuple[str, ...]
 Command = Sequence[object]  # words
@@ -205,13 +224,9 @@ def wait_until_reading(process: Process) -> None:
         time.sleep(0.001)
 
 
-def cgroup_root() -> Path | None:
-    """Where cgroup2 is mounted."""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        before, _, after = line.partition(" - ")
-        if after.startswith("cgroup2 "):
-            return Path(before.split()[4])
-    return None
+def cgroup_path(directory: Path) -> str:
+    """Of a cgroup, as /proc/PID/cgroup has it."""
+    return f"/{directory.relative_to(cgroup_root() or '/')}"
 
 
 def remove_cgroup(path: Path) -> None:
@@ -228,15 +243,36 @@ def remove_cgroup(path: Path) -> None:
 
 @contextmanager
 def new_cgroup(name: str) -> Iterator[Path]:
-    """A cgroup2 directory; its inode is the cgroup's id. Skips where none is mounted."""
-    root = cgroup_root()
-    if root is None:
+    """A cgroup2 directory, below our own; its inode is its id. Skips where none is mounted."""
+    own = own_cgroup()
+    if own is None:
         pytest.skip("cgroup2 is not mounted")
-    path = root / f"seal-monitor-test-{os.getpid()}-{name}"
+    path = own / f"seal-monitor-test-{os.getpid()}-{name}"
     path.mkdir()
     try:
         yield path
     finally:
+        remove_cgroup(path)
+
+
+@contextmanager
+def entered_cgroup(pid: int) -> Iterator[None]:
+    """This process in a cgroup of its own, below the one it was in; `pid` names it.
+
+    At the end it waits for the last process in there, and raises OSError where one stays. Nothing
+    happens where there is no cgroup2.
+    """
+    before = own_cgroup()
+    if before is None:
+        yield
+        return
+    path = before / f"seal-monitor-test-{pid}"
+    path.mkdir()
+    (path / "cgroup.procs").write_text("0")
+    try:
+        yield
+    finally:
+        (before / "cgroup.procs").write_text("0")
         remove_cgroup(path)
 
 
@@ -259,7 +295,20 @@ class _ProgramInfo(ctypes.Structure):
         ("nr_map_ids", ctypes.c_uint32),
         ("map_ids", ctypes.c_uint64),
         ("name", ctypes.c_char * 16),
+        ("between", ctypes.c_uint64 * 16),
+        ("recursion_misses", ctypes.c_uint64),
+        ("verified_instructions", ctypes.c_uint32),
     ]
+
+
+def program_info(descriptor: int) -> _ProgramInfo:
+    """What bpf(2) says of a program. Raises OSError."""
+    library = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    information = _ProgramInfo()
+    size = ctypes.c_uint32(ctypes.sizeof(information))
+    if library.bpf_obj_get_info_by_fd(descriptor, ctypes.byref(information), ctypes.byref(size)):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return information
 
 
 def own_programs() -> dict[int, str]:
@@ -277,11 +326,8 @@ def own_programs() -> dict[int, str]:
         descriptor = library.bpf_prog_get_fd_by_id(number)
         if descriptor < 0:
             continue
-        information = _ProgramInfo()
-        size = ctypes.c_uint32(ctypes.sizeof(information))
-        library.bpf_obj_get_info_by_fd(descriptor, ctypes.byref(information), ctypes.byref(size))
+        name = program_info(descriptor).name.decode(errors="replace")
         os.close(descriptor)
-        name = information.name.decode(errors="replace")
         if name in names:
             found[number.value] = name
     return found
@@ -404,6 +450,16 @@ class Harness:
         gained = _less(before, self._counted)
         self._counted = before
         return records, gained
+
+    def see_own_cgroup(self) -> None:
+        """And nothing else, once a test has watched another one. The counters begin at 0 again."""
+        cgroup = own_cgroup()
+        assert cgroup
+        descriptor = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)
+        self.state.watch_cgroup(descriptor)
+        os.close(descriptor)
+        self.drain()
+        self.forget()
 
     def forget(self) -> None:
         """The counters begin at 0 again."""

@@ -29,6 +29,7 @@ __all__ = [
     "Record",
     "RecordFlag",
     "Role",
+    "SharedBucket",
     "Stack",
     "Verdict",
     "Workload",
@@ -123,6 +124,15 @@ class Outcome(Label):
 class Bank(Label):
     HOST = 0
     CANARY = 1
+
+
+class SharedBucket(Label):
+    """Places in `shared_buckets`; HOST and OVERFLOW are the first of one for each kind."""
+
+    HOST = 0
+    OVERFLOW = HOST + len(Kind)
+    EMPTY = OVERFLOW + len(Kind)
+    SEALERS = EMPTY + 1
 
 
 class RecordFlag(IntFlag):

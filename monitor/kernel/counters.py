@@ -16,7 +16,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
-from monitor.kernel.abi import Bank, Bucket, BucketKey, Config, Counters, Kind, Workload
+from monitor.kernel.abi import (
+    Bank,
+    Bucket,
+    BucketKey,
+    Config,
+    Counters,
+    Kind,
+    SharedBucket,
+    Workload,
+)
 from monitor.kernel.loader import Loaded, possible_cpus
 from monitor.kernel.syscalls import call
 
@@ -96,7 +105,7 @@ class KernelState:
         self._counters = _mapped(maps["counters"], Counters, self._cpus * len(Bank))
         self._words = memoryview(self._counters).cast("Q")
         self._config = _mapped(maps["config"], Config, 1)
-        self._shared = _mapped(maps["shared_buckets"], Bucket, 2 * len(Kind))
+        self._shared = _mapped(maps["shared_buckets"], Bucket, max(SharedBucket) + 1)
         self.config = Config.from_buffer(self._config)
         self.workloads = HashMap(maps["workloads"], ctypes.c_uint64, Workload)
         self._watched_cgroup = maps["watched_cgroup"]
@@ -140,7 +149,7 @@ class KernelState:
 
     def overflow(self, kind: Kind) -> Bucket:
         """The bucket of those of a kind that found no place of their own."""
-        index, size = len(Kind) + kind, ctypes.sizeof(Bucket)
+        index, size = SharedBucket.OVERFLOW + kind, ctypes.sizeof(Bucket)
         return Bucket.from_buffer_copy(self._shared[index * size : (index + 1) * size])
 
     def close(self) -> None:
@@ -153,10 +162,12 @@ class KernelState:
 def missed_runs(program: int, proc: Path = Path("/proc/self")) -> int:
     """Runs of a program that the kernel skipped (bpf_prog_info.recursion_misses).
 
-    From fdinfo rather than bpf(2), for the reason above.
+    From fdinfo rather than bpf(2), for the reason above. Raises OSError, also where the kernel does
+    not say: that is not 0.
     """
-    for line in (proc / "fdinfo" / str(program)).read_text("ascii").splitlines():
+    path = proc / "fdinfo" / str(program)
+    for line in path.read_text("ascii").splitlines():
         name, _, value = line.partition(":")
         if name == "recursion_misses":
             return int(value)
-    return 0
+    raise OSError(errno.ENODATA, "no recursion_misses of a BPF program", str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 from monitor.kernel.abi import Outcome
@@ -19,23 +20,29 @@ class Tell(Protocol):
 class Losses:
     """One thread."""
 
-    def __init__(self, loaded: Loaded, state: KernelState, tell: Tell) -> None:
+    def __init__(
+        self, loaded: Loaded, state: KernelState, tell: Tell, proc: Path = Path("/proc/self")
+    ) -> None:
         self._loaded = loaded
         self._state = state
         self._tell = tell
+        self._proc = proc
         self._missed: dict[str, int] = {}
         self._dropped = 0
 
     def look(self) -> None:
-        """Tell what has been lost since the last look. Raises OSError."""
+        """Tell what has been lost since the last look. Raises OSError when not all is known."""
         self._look_at_dropped_events()
         self._look_at_missed_runs()
 
     def _look_at_missed_runs(self) -> None:
+        unknown: OSError | None = None
         for probe in self._loaded.probes:
-            if not probe.attached:
+            try:
+                missed = sum(missed_runs(program, self._proc) for program in probe.programs)
+            except OSError as error:
+                unknown = error
                 continue
-            missed = sum(map(missed_runs, probe.programs))
             more = missed - self._missed.get(probe.probe, 0)
             self._missed[probe.probe] = missed
             if more:
@@ -45,6 +52,8 @@ class Losses:
                     "bound",
                     details={"probe": probe.probe, "missed_runs": missed},
                 )
+        if unknown:
+            raise unknown
 
     def _look_at_dropped_events(self) -> None:
         counters = self._state.counters()

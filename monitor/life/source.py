@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from monitor.evidence.workloads import Workloads
@@ -26,12 +26,15 @@ class KernelSource:
         ring: Ring,
         workloads: Workloads,
         incident_store: Path | None,
+        *,
+        proc: Path = Path("/proc/self"),
     ) -> None:
         self._state = state
         self._loaded = loaded
         self._ring = ring
         self._workloads = workloads
         self._incident_store = incident_store
+        self._proc = proc
 
     def counters(self) -> Counters:
         return self._state.counters()
@@ -41,14 +44,15 @@ class KernelSource:
 
     def probes(self) -> list[ProbeState]:
         return [
-            ProbeState(
-                probe.probe,
-                probe.mode,
-                probe.attached,
-                sum(map(missed_runs, probe.programs)),
-            )
+            ProbeState(probe.probe, probe.mode, probe.attached, self._missed(probe.programs))
             for probe in self._loaded.probes
         ]
+
+    def _missed(self, programs: Iterable[int]) -> int | None:
+        try:
+            return sum(missed_runs(program, self._proc) for program in programs)
+        except OSError:  # whoever looks for losses says why
+            return None
 
     def ring_used_bytes(self) -> int:
         return self._ring.used_bytes

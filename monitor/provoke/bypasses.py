@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 from collections.abc import Callable
@@ -11,7 +12,9 @@ from monitor.kernel.syscalls import PAGE, call
 from monitor.provoke.indirect import io_uring_madvise
 from monitor.provoke.provocation import (
     MAP_ANONYMOUS,
+    MAP_FIXED,
     MAP_PRIVATE,
+    PROT_NONE,
     PROT_READ,
     PROT_WRITE,
     Facts,
@@ -47,13 +50,20 @@ def _bypass(method: str, address: int, length: int, sealed: tuple[int, int]) -> 
 
 
 def _relro(pages: int) -> int:
-    """Address of a sealed read-only mapping of a file that was written to before, like RELRO."""
+    """Address of a sealed read-only mapping of a file that was written to before, like RELRO.
+
+    The page before it is not mapped: it was reserved together with the others and given back.
+    """
+    anonymous = MAP_PRIVATE | MAP_ANONYMOUS
+    hole = need("mmap", 0, (1 + pages) * PAGE, PROT_NONE, anonymous, 2**64 - 1, 0)
     file = os.memfd_create("seal-monitor")
     try:
         os.write(file, _IN_FILE * pages * PAGE)
-        start = need("mmap", 0, pages * PAGE, _RW, MAP_PRIVATE, file, 0)
+        flags = MAP_PRIVATE | MAP_FIXED
+        start = need("mmap", hole + PAGE, pages * PAGE, _RW, flags, file, 0)
     finally:
         os.close(file)
+    need("munmap", hole, PAGE)
     ctypes.memset(start, _WRITTEN[0], pages * PAGE)
     need("mprotect", start, pages * PAGE, PROT_READ)
     seal(start, pages * PAGE)
@@ -73,13 +83,9 @@ def _discard(advice: int) -> Facts:
 def _discard_beyond_a_hole() -> Facts:
     """madvise passes over what is not mapped, and says ENOMEM when it is done with the rest."""
     start = _relro(2)
-    need(
-        "munmap",
-        need("mmap", start - PAGE, PAGE, 0, MAP_PRIVATE | MAP_ANONYMOUS, 2**64 - 1, 0),
-        PAGE,
-    )
-    if call("madvise", start - PAGE, 3 * PAGE, MADV_DONTNEED) != -12:
-        raise Unsupported("madvise: the page before is mapped")
+    result = call("madvise", start - PAGE, 3 * PAGE, MADV_DONTNEED)
+    if result != -errno.ENOMEM:
+        raise Unsupported(f"madvise: returned {result}, not that a page is not mapped")
     if ctypes.string_at(start, 1) != _IN_FILE:
         raise RuntimeError("madvise passed over a hole and discarded nothing")
     return _bypass("madvise_discard", start, 2 * PAGE, (start, start + 2 * PAGE))

@@ -18,6 +18,7 @@ from monitor.provoke.provocation import (
     PROT_WRITE,
     Facts,
     Provocation,
+    Unsupported,
     lay,
     need,
 )
@@ -130,6 +131,9 @@ def _below_min_addr() -> Facts:
     flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
     values = (0, PAGE, _RW, flags, _NO_FILE, 0)
     result = _without_capabilities(lambda: call("mmap", *values))
+    if result == 0:
+        call("munmap", 0, PAGE)  # else a null pointer would lead somewhere from here on
+        raise Unsupported("vm.mmap_min_addr is 0: nothing is refused")
     expect_eperm("mmap", result)
     return denial("mmap", values, result, None)
 

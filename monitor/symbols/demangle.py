@@ -20,6 +20,7 @@ __all__ = ["Demangler"]
 NAME_LIMIT = 4096
 SHOWN_LIMIT = 4096
 ANSWER_SECONDS = 2.0
+START_SECONDS = 10.0  # until the first answer, on a host that does much else
 CHILDREN_LIMIT = 4
 _CHILD = Path(__file__).with_name("demangle_child.py")
 
@@ -50,7 +51,9 @@ class Demangler:
         return legacy_name(shown) if rust else shown
 
     def _ask(self, name: str) -> str | None:
+        limit = ANSWER_SECONDS
         if self._child is None:
+            limit = START_SECONDS
             if self._children == CHILDREN_LIMIT:
                 return None
             self._children += 1
@@ -69,7 +72,7 @@ class Demangler:
         try:
             pipes[0].write(name.encode() + b"\n")
             # One pipe buffer at most, written at once (pipe(7), PIPE_BUF).
-            if select.select([pipes[1]], [], [], ANSWER_SECONDS)[0]:
+            if select.select([pipes[1]], [], [], limit)[0]:
                 answer = pipes[1].read(SHOWN_LIMIT + 1) or b""
         except BrokenPipeError:
             pass

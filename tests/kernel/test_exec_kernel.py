@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 from conftest import ATTACH_MODES
-from harness import cgroup_root, started
+from harness import cgroup_root, own_cgroup, started
 
 from monitor.execute.cgroup import CommandCgroup
 from monitor.execute.remains import new_prefix
@@ -48,9 +48,9 @@ Run = Callable[..., Ran]
 
 
 def _left() -> list[Path]:
-    root = cgroup_root()
-    cgroups = root.rglob("seal-monitor-exec-*") if root else ()
-    return [*cgroups, *Path("/tmp").glob("seal-monitor-exec-*")]
+    own = own_cgroup()
+    cgroups = own.rglob("seal-monitor-exec-*") if own else ()
+    return [*cgroups, *Path(tempfile.gettempdir()).glob("seal-monitor-exec-*")]
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def functions(event: Any) -> list[str]:
 # ---- What is told --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ATTACH_MODES)
+@pytest.mark.parametrize("mode", ATTACH_MODES, ids=lambda mode: f"by_{mode}")
 def test_short_lived_children_are_all_counted(run: Run, compiled: Compile, mode: str) -> None:
     program = compiled("command")
     # Each is gone when its functions are to be named: its file is found nearby.

@@ -37,6 +37,8 @@ DROP_INS = "/etc/systemd/system/seal-monitor.service.d"
 ELSEWHERE = "198.51.100.1"  # RFC 5737: nobody's
 EXPOSURE = "2.3"
 
+pytestmark = pytest.mark.host_wide
+
 
 class Sight(NamedTuple):
     """What there is of a running service for its operator."""
@@ -297,7 +299,7 @@ def said_in(limit: int, folder: Path) -> str:
     """What a daemon with so many bytes says once it is ready, or has failed."""
     with memory_cgroup(limit) as cgroup:
         enter = ("sh", "-c", f'echo $$ >{cgroup}/cgroup.procs; exec "$@"', "sh")
-        daemon = Running(folder, "", prefix=enter)
+        daemon = Running(folder, "", prefix=enter, whole_host=True)
         try:
             deadline = time.monotonic() + READY_SECONDS
             while time.monotonic() < deadline and daemon.process.poll() is None:

@@ -14,7 +14,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 import pytest
-from harness import new_cgroup
+from harness import cgroup_path, new_cgroup
 
 from monitor.configuration import config
 from monitor.daemon import Daemon
@@ -184,5 +184,5 @@ def test_a_container_that_is_gone(
             "unit": None,
             "container_id": container,
             "pod_uid": pod,
-            "cgroup": f"/{top.name}/{slice_.name}/{scope.name}",
+            "cgroup": f"{cgroup_path(top)}/{slice_.name}/{scope.name}",
         }

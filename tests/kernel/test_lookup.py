@@ -116,6 +116,7 @@ print(json.dumps(pages.sealed_start))
     )
     records = made.of_kind(Kind.DENIAL)
     assert len(records) == 3000
+    assert any(record.verdict == Verdict.SEALED for record in records)
     for record in records:
         verdict, reason = Verdict(record.verdict), Reason(record.reason)
         if verdict == Verdict.SEALED:

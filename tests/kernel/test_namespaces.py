@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.usefixtures("require_bpf")
+pytestmark = [pytest.mark.host_wide, pytest.mark.usefixtures("require_bpf")]
 
 NEW_NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 

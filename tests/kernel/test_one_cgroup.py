@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from harness import Harness, new_cgroup
 
 from monitor.kernel.abi import Kind
+
+
+@pytest.fixture(autouse=True)
+def own_cgroup_again(harness: Harness) -> Iterator[None]:
+    yield
+    harness.see_own_cgroup()
 
 
 def seen(harness: Harness, watched: Path) -> list[str]:
@@ -32,6 +39,7 @@ def test_those_in_it_and_below_are_seen(harness: Harness, is_above: bool) -> Non
     assert seen(harness, watched) == ["seal", "denial", "fault", "seal", "bypass"]
 
 
+@pytest.mark.host_wide
 def test_others_are_not(harness: Harness) -> None:
     with new_cgroup(f"{harness.attach}-other") as other:
         assert seen(harness, other) == []

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import test_privileges_kernel as privileged
-from harness import new_cgroup
+from harness import cgroup_path, new_cgroup
 from test_daemon import Collected, Running, Start, start
 from test_privileges_kernel import ALL, with_only
 
@@ -236,7 +236,7 @@ def test_a_scrape(start: Start, worker: Worker, tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.mkdir(mode=0o750)
     with new_cgroup("posture") as cgroup:
-        workload = workload_name(f"/{cgroup.name}")
+        workload = workload_name(cgroup_path(cgroup))
         with worker("all") as (first, _), worker("pages") as (second, pages):
             for pid in (first, second):
                 (cgroup / "cgroup.procs").write_text(str(pid))

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from harness import new_cgroup
+from harness import WITH_TRACEFS, WITHOUT_TRACEFS, new_cgroup
 from test_daemon import READY_SECONDS, Running, assert_conserved
 
 from monitor.incidents.search import Filter, Incidents
@@ -32,18 +32,6 @@ ALL = LOADING | IDENTITY
 PYTHON = os.path.realpath(sys.executable)  # others may not be allowed to reach the environment's
 UNPRIVILEGED = Path("/proc/sys/kernel/unprivileged_bpf_disabled")
 
-# Runs the rest of its command line in a mount namespace of its own, with tracefs mounted there.
-WITH_TRACEFS = (
-    *("unshare", "--mount", "--propagation=private", "sh", "-c"),
-    '[ -d /sys/kernel/tracing/events ] || mount -t tracefs none /sys/kernel/tracing; exec "$@"',
-    "sh",
-)
-WITHOUT_TRACEFS = (
-    *("unshare", "--mount", "--propagation=private", "sh", "-c"),
-    'while umount /sys/kernel/tracing 2>/dev/null; do :; done; exec "$@"',
-    "sh",
-)
-
 
 def with_only(capabilities: Collection[Capability], user: int = NOBODY) -> Sequence[str]:
     names = "".join(f",+{each.name.removeprefix('CAP_').lower()}" for each in capabilities)
@@ -57,6 +45,7 @@ def program(build_directory: Path) -> Path:
     place = Path(tempfile.mkdtemp(prefix="program-", dir=build_directory))
     for source in (ROOT / "monitor", ROOT / "bpf"):
         shutil.copytree(source, place / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "tests/apart.py", place)
     for name in ("prometheus_client", "structlog"):
         spec = find_spec(name)
         assert spec is not None
@@ -85,7 +74,7 @@ def start(build_directory: Path, program: Path, require_bpf: None) -> Iterator[S
             folder,
             configuration,
             *flags,
-            command=[*WITH_TRACEFS, *prefix, PYTHON, "-m", "monitor", "run"],
+            command=[*WITH_TRACEFS, *prefix, PYTHON, str(program / "apart.py"), "run"],
             environment=environment(program),
         )
         running.append(daemon)
@@ -339,12 +328,13 @@ def unprivileged_bpf_disabled() -> Iterator[None]:
 
 # All that the daemon does with its descriptors, as nobody and without any capability.
 WITHOUT_ANY = """
-import json, os
+import apart, json, os
 from monitor.kernel import privileges
 from monitor.provoke import table as provoke
 from monitor.attach.attached import Attached
 from monitor.kernel.counters import missed_runs
 from monitor.kernel.loader import LoadRequest
+apart.see_own_cgroup_alone()
 with Attached(LoadRequest(attach="tracepoint")) as attached:
     attached.calibrate()
     attached.state.config.emit_verdicts = 1 << 0
@@ -439,6 +429,7 @@ def looked_up(program: Path, capabilities: Collection[Capability]) -> dict[str, 
         env=environment(program),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     ) as process:
         assert process.stdin is not None
@@ -447,7 +438,8 @@ def looked_up(program: Path, capabilities: Collection[Capability]) -> dict[str, 
         while (line := process.stdout.readline()) and line != "walked\n":
             lines.append(line)
         with new_cgroup("young") as cgroup:
-            rest, _ = process.communicate(f"{cgroup.stat().st_ino}\n", timeout=30)
+            rest, errors = process.communicate(f"{cgroup.stat().st_ino}\n", timeout=30)
+    assert (errors, process.returncode) == ("", 0)
     words = (line.rpartition(" ") for line in [*lines, *rest.splitlines()])
     return {what: found.strip() for what, _, found in words}
 

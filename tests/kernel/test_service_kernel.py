@@ -280,10 +280,12 @@ def machine(staged: Path, build_directory: Path, require_bpf: None) -> Iterator[
 VIOLATE = "/usr/local/lib/seal-monitor/bin/python -m monitor.provoke.table mprotect"
 
 
+@pytest.mark.host_wide
 def test_the_unit_is_right(machine: Machine) -> None:
     assert machine.run("cat", "/verified") == ""
 
 
+@pytest.mark.host_wide
 def test_the_service_boots_watches_reloads_recovers_and_stops(machine: Machine) -> None:
     before = own_programs()
 
@@ -346,6 +348,7 @@ def test_the_service_boots_watches_reloads_recovers_and_stops(machine: Machine) 
     assert own_programs().keys() - before.keys() == set()
 
 
+@pytest.mark.host_wide
 def test_a_wrong_configuration_is_not_tried_again(machine: Machine) -> None:
     wrong = "echo wrong = 1 >/etc/seal-monitor/config.toml"
     machine.run("sh", "-c", wrong)

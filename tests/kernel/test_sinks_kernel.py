@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clocks import at_most
 from journald import journald
 from test_daemon import (  # its fixture, too
     VALIDATOR,
@@ -58,14 +59,13 @@ def of(found: list[Event], kind: str) -> list[str]:
 
 
 def stop_in_time(daemon: Running) -> None:
-    """It ends within seconds, whatever its reader does, which then reads the rest."""
+    """It ends, whatever its reader does, which then reads the rest."""
     assert daemon.reader is not None
-    began = time.monotonic()
     daemon.process.send_signal(signal.SIGTERM)
-    assert daemon.process.wait(10) == 0, daemon.errors.read_text()
-    assert time.monotonic() - began < 8
+    with at_most(60, "nobody reads what it writes"):
+        assert daemon.process.wait() == 0, daemon.errors.read_text()
     daemon.reader.send_signal(signal.SIGCONT)
-    daemon.reader.wait(10)
+    daemon.reader.wait(60)
 
 
 @pytest.mark.parametrize("goes_on", [True, False])
@@ -77,9 +77,8 @@ def test_a_stopped_reader(start: Start, compiled: Compile, tmp_path: Path, goes_
     made = 0
     for _ in range(20):
         made += storm(compiled("storm"), 1, 200, 0, "mprotect")["total"]
-        began = time.monotonic()
-        daemon.metric(QUEUE)
-        assert time.monotonic() - began < 3
+        with at_most(25, "nobody reads what it writes"):
+            daemon.metric(QUEUE)
     assert made == 4000
     daemon.wait_for_metric('seal_monitor_events_total{kind="denial",result="delivered"}', made)
     assert daemon.metric(QUEUE) > 500

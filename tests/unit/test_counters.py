@@ -19,6 +19,7 @@ from monitor.kernel.abi import (
     Counters,
     Disposition,
     Kind,
+    SharedBucket,
     Verdict,
 )
 from monitor.kernel.counters import HashMap, KernelState, missed_runs
@@ -36,7 +37,7 @@ def maps() -> Iterator[dict[str, int]]:
     maps = {
         "counters": file_of(ctypes.sizeof(Counters) * len(Bank) * possible_cpus()),
         "config": file_of(ctypes.sizeof(Config)),
-        "shared_buckets": file_of(ctypes.sizeof(Bucket) * (2 * len(Kind) + 2)),
+        "shared_buckets": file_of(ctypes.sizeof(Bucket) * (max(SharedBucket) + 1)),
         "workloads": file_of(0),
         "buckets": file_of(0),
         "watched_cgroup": file_of(0),
@@ -97,7 +98,7 @@ def test_configuration_is_written_through(maps: dict[str, int], state: KernelSta
 
 
 def test_overflow(maps: dict[str, int], state: KernelState) -> None:
-    place = (len(Kind) + Kind.FAULT) * ctypes.sizeof(Bucket)
+    place = (SharedBucket.OVERFLOW + Kind.FAULT) * ctypes.sizeof(Bucket)
     os.pwrite(maps["shared_buckets"], bytes(Bucket(suppressed=17)), place)
     assert {kind: state.overflow(kind).suppressed for kind in Kind} == {
         Kind.DENIAL: 0,
@@ -105,6 +106,20 @@ def test_overflow(maps: dict[str, int], state: KernelState) -> None:
         Kind.SEAL: 0,
         Kind.BYPASS: 0,
     }
+
+
+class NoBuckets:
+    def items(self) -> tuple[()]:
+        return ()
+
+
+def test_every_limit_begins_again(maps: dict[str, int], state: KernelState) -> None:
+    """Also that of the programs that seal, which is the last one."""
+    size = ctypes.sizeof(Bucket) * (max(SharedBucket) + 1)
+    os.pwrite(maps["shared_buckets"], b"\xff" * size, 0)
+    state.buckets = NoBuckets()  # type: ignore[assignment]
+    state.reset_limits()
+    assert os.pread(maps["shared_buckets"], size, 0) == bytes(size)
 
 
 def test_close_gives_back_the_memory(maps: dict[str, int]) -> None:
@@ -127,14 +142,20 @@ def test_a_map_that_is_none_is_an_error(maps: dict[str, int]) -> None:
     [
         ("pos:\t0\nprog_type:\t5\nrecursion_misses:\t12\nverified_insns:\t3\n", 12),
         ("recursion_misses:\t18446744073709551615\n", 2**64 - 1),
-        ("prog_type:\t5\n", 0),
-        ("", 0),
     ],
 )
 def test_missed_runs(tmp_path: Path, text: str, expected: int) -> None:
     (tmp_path / "fdinfo").mkdir()
     (tmp_path / "fdinfo" / "7").write_text(text)
     assert missed_runs(7, proc=tmp_path) == expected
+
+
+@pytest.mark.parametrize("text", ["prog_type:\t5\n", ""])
+def test_missed_runs_that_the_kernel_does_not_say(tmp_path: Path, text: str) -> None:
+    (tmp_path / "fdinfo").mkdir()
+    (tmp_path / "fdinfo" / "7").write_text(text)
+    with pytest.raises(OSError, match=r"no recursion_misses of a BPF program: .*/fdinfo/7'$"):
+        missed_runs(7, proc=tmp_path)
 
 
 def test_missed_runs_of_no_descriptor(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from threading import Event, Thread, active_count, stack_size
 
 import pytest
+from clocks import at_most
 
 from monitor.sinks.delivery import BATCH, LIMITS, Delivery, Limits
 from monitor.sinks.outputs import Sink, json_lines
@@ -175,7 +176,7 @@ def test_the_delay_ends_where_the_first_sink_has_taken_it(make: Make) -> None:
     setting.until(lambda: setting.tally.events["health", "delivered"] == 1)
     assert setting.results() == (1, 0)
     assert sum(setting.tally.delays) == 1
-    assert 3 <= setting.tally.delay_seconds < 3.5
+    assert 3 <= setting.tally.delay_seconds < 13
     slow.open.set()
     assert setting.delivery.wait(10)
     assert sum(setting.tally.delays) == 1
@@ -185,11 +186,9 @@ def test_a_sink_that_hangs_holds_up_nothing(make: Make) -> None:
     good, hung = Gate("good"), Gate("hung")
     hung.open.clear()
     setting = make(good, hung, limits=LIMITS._replace(events=100))
-    began = time.monotonic()
     for number in range(300):
         setting.send(number)
         setting.until(lambda: setting.tally.sink_queue_events["good"] == 0)
-    assert time.monotonic() - began < 5
     assert good.taken == numbers(*range(300))
     assert setting.results() == (300, 0)
     assert setting.tally.sink_queue_events == {"good": 0, "hung": 100}
@@ -359,10 +358,9 @@ def test_what_is_not_taken_at_the_end_has_failed(make: Make) -> None:
     both = make(good, hung)
     for setting in (alone, both):
         setting.send(1, 2, 3)
-    began = time.monotonic()
-    for setting in (alone, both):
-        setting.delivery.finish(0.2)
-    assert time.monotonic() - began < 1
+    with at_most(30, "a sink that hangs never ends"):
+        for setting in (alone, both):
+            setting.delivery.finish(0.2)
     assert (alone.results(), both.results()) == ((0, 3), (3, 0))
     for setting in (alone, both):
         assert setting.tally.sink_errors["hung"] == 3
@@ -375,16 +373,16 @@ def test_a_slow_sink_gets_its_time_at_the_end(make: Make) -> None:
 
     class Slow(Gate):
         def write(self, data: bytes) -> None:
-            time.sleep(0.1)
+            time.sleep(0.05)
             super().write(data)
 
     patient, impatient = make(Slow("slow")), make(Slow("slow"))
     for setting in (patient, impatient):
         setting.send(*range(10))
-    patient.delivery.finish(0.5, 30)
+    patient.delivery.finish(20, 60)
     assert patient.results() == (10, 0)
     impatient.send(*range(90))
-    impatient.delivery.finish(0.5, 2)
+    impatient.delivery.finish(0.5, 1)
     delivered, failed = impatient.results()
     assert delivered + failed == 100
     assert 0 < delivered < 100
@@ -491,13 +489,12 @@ def test_the_end_with_a_pipe_that_nobody_reads(blocking: bool) -> None:
     os.set_blocking(writer, blocking)
     setting = Setting(json_lines(writer))
     setting.send(*range(1000), text="x" * 900)
-    began = time.monotonic()
-    setting.delivery.finish(0.2, 1)
-    delivered, failed = setting.results()
-    assert 0 < delivered < 100  # 64 KiB
-    assert delivered + failed == 1000
-    setting.delivery.close()
-    assert time.monotonic() - began < 3
+    with at_most(30, "nobody ever reads the pipe"):
+        setting.delivery.finish(0.2, 1)
+        delivered, failed = setting.results()
+        assert 0 < delivered < 100  # 64 KiB
+        assert delivered + failed == 1000
+        setting.delivery.close()
     assert active_count() == before + 1  # it ends with the process
     os.close(reader)
     setting.delivery.close()
@@ -512,10 +509,9 @@ def test_closed_with_a_sink_that_hangs() -> None:
     setting = Setting(good, hung)
     idle = Setting(unused)
     setting.send(1, 2)
-    began = time.monotonic()
-    setting.delivery.close()
-    idle.delivery.close()
-    assert time.monotonic() - began < 2
+    with at_most(30, "a sink that hangs never ends"):
+        setting.delivery.close()
+        idle.delivery.close()
     assert good.taken == numbers(1, 2)
     assert (good.is_closed, hung.is_closed, unused.is_closed) == (True, False, True)
     assert active_count() == before + 1

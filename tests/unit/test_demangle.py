@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from clocks import at_most
 
 from monitor.symbols import demangle
 from monitor.symbols.demangle import Demangler
@@ -69,9 +69,8 @@ def test_a_name_without_end() -> None:
     try:
         assert len(made.demangle(doubling(4))) > 100
         name = doubling(34)
-        started = time.monotonic()
-        assert made.demangle(name) == name
-        assert time.monotonic() - started < 2 * demangle.ANSWER_SECONDS
+        with at_most(10 * demangle.ANSWER_SECONDS, "the name has gigabytes"):
+            assert made.demangle(name) == name
         assert made.demangle("_ZN3foo3barEv") == "foo::bar()"
     finally:
         made.close()

@@ -299,7 +299,7 @@ def test_check_config_tells_what_parse_tells(text: str) -> None:
 
 # ---- The web config file -------------------------------------------------------------------------
 
-HASH = bcrypt.hashpw(b"correct horse", bcrypt.gensalt(4)).decode()
+HASH = bcrypt.hashpw(b"correct horse", b"$2b$04$" + b"." * 22).decode()
 YAML_KEYS = st.sampled_from(
     [
         *("tls_server_config", "basic_auth_users", "cert_file", "key_file", "min_version"),

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clocks import at_most
 from test_fingerprint import EVENTS
 
 from monitor.incidents.fingerprint import fingerprint, unattributed
@@ -965,17 +966,14 @@ def test_a_thousand_events_a_second(make: Make) -> None:
     tally = Tally(["incidents"])
     delivery = Delivery([store.sink], tally)
     events = [denial(WEEK_START + n, caller=n % 1000, pid=n) for n in range(3000)]
-    began = time.monotonic()
-    for start in range(0, 3000, 500):
-        for event in events[start : start + 500]:
-            delivery.send(event)
-        assert delivery.wait(20)
-    rate = 3000 / (time.monotonic() - began)
-    print(f"{rate:.0f} events/s")
+    with at_most(2, "1,500 events take one CPU second", time.process_time):
+        for start in range(0, 3000, 500):
+            for event in events[start : start + 500]:
+                delivery.send(event)
+            assert delivery.wait(60)
     delivery.close()
     assert tally.events["denial", "delivered"] == 3000
     assert sum(incident.count for incident in store.read()) == 3000
-    assert rate > 1500
 
 
 MULTIPLIED = (
@@ -1001,7 +999,7 @@ MULTIPLIED = (
 
 
 def test_a_hundred_thousand_incidents(make: Make) -> None:
-    """Are searched in milliseconds; the bound is for a machine that does much else."""
+    """Are searched in milliseconds; the bound is for a slow machine."""
     store = make(Retention(age=30, size=1 << 30, events=20))
     store.take(denial())
     store.sink.close()
@@ -1009,7 +1007,6 @@ def test_a_hundred_thousand_incidents(make: Make) -> None:
         for statement in MULTIPLIED:
             database.execute(statement, {"number": 100_000})
     database.close()
-    took = {}
     with Incidents(store.path) as incidents:
         for name, wanted, number in (
             ("the last ones", Filter(), 50),
@@ -1021,13 +1018,9 @@ def test_a_hundred_thousand_incidents(make: Make) -> None:
             ("by verdict, all", Filter(verdict="sealed"), 50),
             ("by time", Filter(until_ns=(WEEK_START + 99) * 10**9), 50),
         ):
-            began = time.monotonic()
-            assert len(incidents.search(wanted, 50)) == number
-            took[name] = 1000 * (time.monotonic() - began)
+            with at_most(0.5, f"{name}: as long as reading all of them", time.process_time):
+                assert len(incidents.search(wanted, 50)) == number
         (last,) = incidents.search(Filter(), 1)
-        began = time.monotonic()
-        assert incidents.find(last.id[:8]) == [last]
-        assert len(incidents.events(last)) == 1
-        took["one by its id"] = 1000 * (time.monotonic() - began)
-    print({name: f"{milliseconds:.1f} ms" for name, milliseconds in took.items()})
-    assert max(took.values()) < 500
+        with at_most(0.5, "as long as reading all of them", time.process_time):
+            assert incidents.find(last.id[:8]) == [last]
+            assert len(incidents.events(last)) == 1

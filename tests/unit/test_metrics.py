@@ -121,6 +121,7 @@ def test_the_kernels_counters() -> None:
         states=(
             ProbeState("mprotect", "tracepoint", True, 5),
             ProbeState("madvise", "raw_tracepoint", False, 0),
+            ProbeState("mremap", "fexit", True, None),
         ),
         ring=4096,
         tracked=2,
@@ -149,6 +150,7 @@ def test_the_kernels_counters() -> None:
         'workload_denials_total{verdict="unverified",workload="/a\\"b\\\\"} 3.0',
         'probe_attached{mode="tracepoint",probe="mprotect"} 1.0',
         'probe_attached{mode="raw_tracepoint",probe="madvise"} 0.0',
+        'probe_attached{mode="fexit",probe="mremap"} 1.0',
         'probe_missed_runs_total{probe="mprotect"} 5.0',
         'probe_missed_runs_total{probe="madvise"} 0.0',
         "ring_used_bytes 4096.0",

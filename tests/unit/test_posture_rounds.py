@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from clocks import at_most
 from test_posture import Line, program, record, smaps
 
 from monitor.posture.drift import FILE
@@ -188,9 +189,8 @@ def test_stop_gives_up_a_scan(proc: Path) -> None:
     posture.turn(0.0, 1)
     assert posture.turn(1.0, 1) is None
     assert threading.active_count() == 2
-    begun = time.monotonic()
-    posture.stop()
-    assert time.monotonic() - begun < 1
+    with at_most(30, "the scan takes minutes"):
+        posture.stop()
     assert threading.active_count() == 1
     assert posture.turn(2.0, 1) is None
     assert posture.turn(9.0, 1) is None

@@ -377,6 +377,28 @@ def test_wrong_usage(names: tuple[str, ...], problem: str) -> None:
     assert err.startswith(problem)
 
 
+@pytest.mark.parametrize("layout", ["--addr-compat-layout", "--addr-no-randomize"])
+def test_where_the_kernel_puts_memory_does_not_matter(layout: str) -> None:
+    """In the older layout fresh memory always lies directly above what is already mapped."""
+
+    def unsupported(*prefix: str) -> dict[str, str]:
+        names = [provocation.name for provocation in provoke.PROVOCATIONS]
+        done = subprocess.run(
+            [*prefix, *provoke.command(names)],
+            env=provoke.environment(),
+            capture_output=True,
+            text=True,
+            timeout=PROCESS_LIMIT,
+            check=False,
+        )
+        assert done.stderr == ""
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [line["name"] for line in lines] == names
+        return {line["name"]: line["unsupported"] for line in lines if "unsupported" in line}
+
+    assert unsupported("setarch", layout) == unsupported()
+
+
 def test_unsupported_names_the_call_and_the_error() -> None:
     with pytest.raises(Unsupported, match=r"^mseal: Invalid argument$"):
         need("mseal", 1, 0, 0)

@@ -11,6 +11,7 @@ from threading import Timer
 from typing import Any
 
 import pytest
+from clocks import at_most
 from test_ring import BUSY, LENGTH, SIZE, KernelSide, no_descriptor_left
 from test_suppression import KEY, Kernel
 
@@ -135,8 +136,9 @@ def test_a_storm_leaves_the_rest_to_the_next_turn(
     setting.pipeline.on_take = lambda: setting.side.record(1)  # one more for each
     setting.side.record(1)
     began = time.monotonic()
-    taken = setting.pump.drain()
-    assert 0.1 <= time.monotonic() - began < 5
+    with at_most(30, "every record that is taken brings another"):
+        taken = setting.pump.drain()
+    assert time.monotonic() - began >= 0.1
     assert setting.ring.used_bytes
     assert taken == len(setting.pipeline.given)
 
@@ -169,9 +171,8 @@ def test_the_end_takes_all_and_closes_every_gap(make: Make) -> None:
     setting = make()
     setting.suppress(5)
     setting.side.record(1)
-    began = time.monotonic()
-    setting.pump.finish(5)
-    assert time.monotonic() - began < 2
+    with at_most(30, "nothing is left to wait for"):
+        setting.pump.finish(60)
     assert setting.pipeline.given == [1, "losses", "5 suppressed"]
 
 
@@ -179,8 +180,9 @@ def test_the_end_waits_for_a_late_record_and_not_for_ever(make: Make) -> None:
     setting = make()
     setting.side.record(1, BUSY)
     began = time.monotonic()
-    setting.pump.finish(0.2)
-    assert 0.2 <= time.monotonic() - began < 2
+    with at_most(30, "the record never becomes whole"):
+        setting.pump.finish(0.2)
+    assert time.monotonic() - began >= 0.2
     assert setting.pipeline.given == ["losses"]
     Timer(0.1, lambda: setting.side.put(struct.pack("<II", LENGTH, 0), 0)).start()
     setting.pump.finish(10)

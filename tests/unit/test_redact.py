@@ -3,6 +3,7 @@ from __future__ import annotations
 import time
 
 import pytest
+from clocks import at_most
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -202,10 +203,9 @@ def test_a_password_of_a_user_never_survives(before: str, secret: str, host: str
 
 
 def test_no_command_line_stalls_the_redaction() -> None:
-    start = time.process_time()
     parts = "token|a-|key |://|http://:|http://a|=a:|://a:|a:b@|a/|@|sig=|-p|P|/gateway:,p|pw_"
-    for text in (part * (16384 // len(part)) for part in parts.split("|")):
-        for whole in (text, f"@{text}", f"{text}@", f"{text}@sha256:"):
-            for program in ("curl", "mysql", "zip", "xfreerdp", "login"):
-                redact([program, whole])
-    assert time.process_time() - start < 5.0
+    with at_most(5, "what tries again from each place takes minutes", time.process_time):
+        for text in (part * (16384 // len(part)) for part in parts.split("|")):
+            for whole in (text, f"@{text}", f"{text}@", f"{text}@sha256:"):
+                for program in ("curl", "mysql", "zip", "xfreerdp", "login"):
+                    redact([program, whole])

@@ -11,6 +11,7 @@ from time import monotonic, sleep, thread_time
 from typing import Any
 
 import pytest
+from clocks import at_most
 from test_fingerprint import EVENTS
 
 from monitor.incidents.fingerprint import fingerprint
@@ -229,8 +230,9 @@ def test_the_end_does_not_wait_for_ever(setting: Setting) -> None:
     for n in range(3):
         setting.ask(caller=n)
     began = monotonic()
-    setting.snapshots.finish(0.1)
-    assert 0.05 < monotonic() - began < 5
+    with at_most(30, "the snapshot never ends"):
+        setting.snapshots.finish(0.1)
+    assert monotonic() - began > 0.05
     assert setting.tally.snapshots["dropped"] == 3
     setting.ask(caller=9)
     assert sum(setting.tally.snapshots.values()) == 3

@@ -20,6 +20,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from clocks import at_most
 from hypothesis import given
 from journald import journald
 from test_elf import CHANGES, ENDS, Change, spoilt, symbol_table
@@ -374,9 +375,8 @@ def test_any_file(sound: Program, changes: list[Change], end: int) -> None:
     with tempfile.TemporaryDirectory() as folder, Resolver({}, reasons.append) as resolver:
         path = Path(folder) / "callers"
         path.write_bytes(spoilt(sound.path.read_bytes(), changes, end))
-        started = time.monotonic()
-        names = sound.names(resolver, executable=str(path))
-        assert time.monotonic() - started < 10
+        with at_most(60, "the file may ask for any work, of another process, too"):
+            names = sound.names(resolver, executable=str(path))
     assert list(names) == list(FUNCTIONS)
     assert None not in names.values() or reasons
     for text in (*names.values(), *reasons):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import bcrypt
 import pytest
+from clocks import at_most
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter
@@ -21,8 +22,8 @@ from prometheus_client.core import CounterMetricFamily
 from monitor.web.access import WebAccess
 from monitor.web.server import Access, Server, WebError, listen
 
-HASH = bcrypt.hashpw(b"correct horse", bcrypt.gensalt(4)).decode()
-OTHER_HASH = bcrypt.hashpw(b"a" * 72, bcrypt.gensalt(5)).decode().replace("$2b$", "$2y$")
+HASH = bcrypt.hashpw(b"correct horse", b"$2b$04$" + b"." * 22).decode()
+OTHER_HASH = bcrypt.hashpw(b"a" * 72, b"$2b$05$" + b"." * 22).decode().replace("$2b$", "$2y$")
 
 Start = Callable[..., Server]
 Answer = tuple[int, str, dict[str, str]]
@@ -254,14 +255,14 @@ def test_slow_client_is_cut_off_and_stalls_nobody(start: Start) -> None:
     began = time.monotonic()
     with socket.create_connection(server.address, timeout=10) as slow:
         slow.sendall(b"GET /metrics HTTP/1.1\r\nX: ")
-        while time.monotonic() < began + 5:
+        while time.monotonic() < began + 30:
             try:
                 slow.sendall(b"a")
             except OSError:
                 break
             assert ask(server, "/-/healthy")[0] == 200
             time.sleep(0.05)
-        assert 0.4 < time.monotonic() - began < 2
+        assert time.monotonic() - began > 0.4
     until(lambda: server.aborted == 1)
     assert server.rejected == 0
 
@@ -293,16 +294,15 @@ def test_the_oldest_that_waits_for_its_client_gives_way(start: Start) -> None:
 
 def test_idle_clients_keep_nobody_out(start: Start) -> None:
     before = threading.active_count()
-    server = start()
+    server = start(request_seconds=60)
     held: list[socket.socket] = []
     try:
         for _ in range(200):
             held.append(socket.create_connection(server.address, timeout=10))
             assert threading.active_count() <= before + 17
-        began = time.monotonic()
-        for _ in range(50):
-            assert ask(server, "/metrics")[0] == 200
-        assert time.monotonic() - began < 4  # no place came free by itself: that takes 5 s
+        with at_most(50, "no place comes free by itself in 60 s"):
+            for _ in range(50):
+                assert ask(server, "/metrics")[0] == 200
         assert server.rejected == 0
     finally:
         for connection in held:
@@ -352,13 +352,12 @@ def test_what_is_being_answered_does_not_give_way(
 
 def test_close_ends_threads_and_frees_the_port(start: Start) -> None:
     before = threading.active_count()
-    server = start()
+    server = start(request_seconds=60)
     with socket.create_connection(server.address, timeout=10) as idle:
         idle.sendall(b"GET / HTT")
         until(lambda: threading.active_count() == before + 2)
-        began = time.monotonic()
-        server.close()
-        assert time.monotonic() - began < 1
+        with at_most(30, "the client has 60 s for its request"):
+            server.close()
         assert idle.recv(1) == b""
     assert threading.active_count() == before
     with pytest.raises(ConnectionRefusedError):

@@ -24,7 +24,7 @@ from monitor.web.access import TokenBucket, WebAccess, _unsettled_seconds
 from monitor.web.server import Server, WebError, listen
 from monitor.web.web_config import RateLimit
 
-HASH = bcrypt.hashpw(b"correct horse", bcrypt.gensalt(4)).decode()
+HASH = bcrypt.hashpw(b"correct horse", b"$2b$04$" + b"." * 22).decode()
 RIGHT = basic("prometheus", "correct horse")
 USERS = f"basic_auth_users:\n  prometheus: {HASH}\n"
 VERIFY = "  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: client.pem\n"
@@ -426,7 +426,7 @@ def test_no_part_of_a_file_that_is_being_written_is_in_force(folder: Path) -> No
         served.file.write_text(new)
         written = time.monotonic()
         while served.status(headers=RIGHT) == 200:
-            assert time.monotonic() - written < 10
+            assert time.monotonic() < written + 60
             time.sleep(0.01)
         assert time.monotonic() - written >= 0.95
         for name in ("first", "second"):
