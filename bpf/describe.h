@@ -15,6 +15,8 @@ static __always_inline u64 process_start(struct task_struct *task)
     return TASK_FIELD(u64, leader, start_boottime);
 }
 
+/* include/linux/proc_ns.h, PROC_PID_INIT_INO: the inode number of the initial pid namespace. */
+#define INITIAL_PID_NAMESPACE 0xeffffffc
 /* Pid namespaces below which the monitor is found: a container in a container is at 2. */
 #define MONITOR_LEVELS 8
 
@@ -28,7 +30,9 @@ static __always_inline u32 monitor_level(struct config *config, u64 task)
     u64 pid = KERNEL_WORD(task, task_struct__thread_pid), namespace, difference, is_level;
     u64 last = (u32)KERNEL_WORD(pid, pid__level), found = 0;
 
-    /* Sums, where the verifier would follow branches. */
+    if (config->pid_namespace == INITIAL_PID_NAMESPACE)
+        return 0;
+        /* Sums, where the verifier would follow branches. */
 #pragma unroll
     for (u64 level = 1; level < MONITOR_LEVELS; level++) {
         namespace = *kernel_words(pid + OFF_pid__numbers + level * SIZE_upid + OFF_upid__ns);
