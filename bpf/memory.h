@@ -82,7 +82,8 @@ struct search {
     u64 index, next, before_last;
     /* The leaf to the right of whose `slot` the walk goes on, 0: it begins at the root again. */
     u64 leaf, slot, leaf_last;
-    u64 walked; /* mappings passed */
+    u64 walked;                   /* mappings passed */
+    u64 passed_start, passed_end; /* the last one of them */
 };
 
 /* mm/mseal.c, can_modify_vma_madv(): whether a sealed mapping refuses destructive advice. */
@@ -306,6 +307,8 @@ static __always_inline void find_vma(u64 mm, struct config *config, struct searc
             search->outcome = LOOKUP_TOO_LONG;
             if (++search->walked >= LOOKUP_LIMIT)
                 break;
+            search->passed_start = vma->start;
+            search->passed_end = vma->end;
             search->earlier_flags |= vma->flags;
             search->earlier_files |= KERNEL_WORD(vma->address, vm_area_struct__vm_file);
         }

@@ -57,7 +57,8 @@ static __always_inline void raw_discard_exit(struct bpf_raw_tracepoint_args *ctx
     struct pt_regs *regs = saved_registers(task);
     u32 operation = current_operation(task, regs);
 
-    if (went_through(operation, ctx->args[1]) && may_discard(operation, regs, is_compat(task)))
+    if (went_through(operation, ctx->args[1]) &&
+        may_discard(task, operation, regs, is_compat(task)))
         raw_tails.call(ctx, TAIL_CHANGED);
 }
 
@@ -104,7 +105,7 @@ static __always_inline int on_raw_exit(struct bpf_raw_tracepoint_args *ctx,
     if (operation >= OPERATIONS)
         return 0;
     refused = may_be_refused(operation, ctx->args[1], regs, compat);
-    discarded = went_through(operation, ctx->args[1]) && may_discard(operation, regs, compat);
+    discarded = went_through(operation, ctx->args[1]) && may_discard(task, operation, regs, compat);
     if (!refused && !discarded)
         return 0;
     config = configuration();

@@ -31,6 +31,8 @@ MEMBERS: tuple[Member, ...] = (
         "task_struct",
         "mm",
         "group_leader",
+        "tgid",
+        "self_exec_id",
         "real_parent",
         "start_boottime",
         "comm",
@@ -48,6 +50,8 @@ MEMBERS: tuple[Member, ...] = (
         "thread.trap_nr",
     ),
     *_members("mm_struct", "mm_mt.ma_root", "exe_file", "start_brk", "start_data", "end_data"),
+    # CONFIG_PER_VMA_LOCK. A seqcount_t from 6.14 on, which begins with its number.
+    Member("mm_struct", "mm_lock_seq", required=False),
     # CONFIG_MEMCG
     Member("mm_struct", "owner", required=False),
     # Linear address masking, 6.4 on and only where it is configured.
