@@ -67,6 +67,8 @@ MEMBERS: tuple[Member, ...] = (
     Member("dentry", "d_name.name"),
     Member("vfsmount", "mnt_flags"),
     *_members("inode", "i_ino", "i_sb", "i_private"),
+    # 6.11 on; a timespec64 before.
+    *_members("inode", "i_ctime_sec", "i_ctime_nsec", required=False),
     *_members("super_block", "s_dev", "s_magic", "s_iflags", "s_blocksize"),
     *_members("shmem_inode_info", "vfs_inode", "seals", required=False),
     *_members("hugetlbfs_inode_info", "vfs_inode", "seals", required=False),
