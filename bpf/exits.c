@@ -126,5 +126,5 @@ int exit_mseal(struct sys_exit *ctx)
     if (ctx->result != 0 && ctx->result != -EINVAL)
         return 0;
     task = (struct task_struct *)bpf_get_current_task_btf();
-    return sealed(SCRATCH_SEALED, task, saved_registers(task), ctx->result);
+    return sealed(SCRATCH_SEALED, task, saved_registers(task), ctx->result, false);
 }

@@ -118,6 +118,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "move_pages": ("ctx", "dst_start", "src_start"),
     "userfaultfd_ioctl": ("file", "cmd", "arg"),
     "__x64_sys_mseal": (),
+    "__ia32_sys_mseal": (),
     **{
         f"__{kind}_sys_{operation.name}": ()
         for operation in OPERATIONS
