@@ -236,8 +236,8 @@ struct config {
     u32 compat_operations;   /* raw_exit or raw_exit_compat, for 32-bit callers */
     u32 function_operations; /* the functions in which a seal refuses */
     u32 raw_mseal;           /* not 0: raw_exit reports mseal, too */
+    u32 compat_mseal;        /* the same of 32-bit callers, raw_exit or raw_exit_compat */
     u32 one_cgroup;          /* not 0: whoever is not in or below watched_cgroup is not looked at */
-    u32 reserved;
 };
 
 #endif

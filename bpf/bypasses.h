@@ -75,12 +75,130 @@ static __always_inline bool went_through(u32 operation, s64 result)
     return operation == OP_PROCESS_MADVISE && result > 0;
 }
 
-/* All that advice costs that discards nothing. */
-static __always_inline bool may_discard(u32 operation, struct pt_regs *regs, bool compat)
+/*
+ * Discarding advice is common, and one that goes around a seal is rare. A mapping that was looked
+ * up for it is kept, with the others of its process, if no discard in it goes around a seal.
+ *
+ * What is kept holds until somebody takes the process's mmap_lock for writing, as every change of
+ * its mappings does: also an mseal by another thread, by a 32-bit call, or in a run that the kernel
+ * skipped. The kernel counts that in mm_lock_seq when the lock is released, from 6.14 on also when
+ * it is taken. The count is read before the look-up and compared after each later discard: one that
+ * came after a seal finds another count. As the count has 32 bits, what is kept lasts no longer
+ * than UNSEALED_JIFFIES, in which it cannot come round.
+ */
+#define UNSEALED_RANGES 4
+#define UNSEALED_JIFFIES 1000
+
+struct unsealed {
+    u64 stored; /* how often something was put here */
+    struct identity process;
+    u64 changes; /* of its mappings */
+    u64 since;   /* jiffies */
+    u64 next;    /* where the next range goes */
+    struct {
+        u64 start, end;
+    } ranges[UNSEALED_RANGES];
+};
+BPF_TABLE("percpu_array", u32, struct unsealed, unsealed_ranges, 1);
+
+static __always_inline struct unsealed *unsealed_of_cpu(void)
+{
+    u32 key = 0;
+
+    return unsealed_ranges.lookup(&key);
+}
+
+static __always_inline u32 mapping_changes(u64 mm)
+{
+    return KERNEL_WORD(mm, mm_struct__mm_lock_seq);
+}
+
+/* Keeps clang from moving reads past it. */
+#define COMPILER_BARRIER() asm volatile("" : : : "memory")
+
+/* Whether what is kept is of this process, and of its mappings as they are. */
+static __always_inline bool still_holds(struct unsealed *kept, struct identity *process,
+                                        u64 changes)
+{
+    return !((kept->changes ^ changes) | (kept->process.start ^ process->start) |
+             (kept->process.number ^ process->number)) &&
+           bpf_jiffies64() - kept->since < UNSEALED_JIFFIES;
+}
+
+/*
+ * Whether it is known, without a look-up, that no discard in this range goes around a seal. Where
+ * programs can be preempted, another one may store something here while this one reads, on the same
+ * CPU: what was read may then be of two kinds, but `stored` has changed. A tagged address is in no
+ * range, and is looked up.
+ */
+static __always_inline bool is_known_unsealed(struct task_struct *task, u64 start, u64 bytes)
+{
+    struct unsealed *kept = unsealed_of_cpu();
+    struct identity process = identity_of(task);
+    u64 end = start + bytes, stored;
+    bool is_inside = false;
+
+    if (!kept)
+        return false;
+    stored = *(volatile u64 *)&kept->stored;
+    COMPILER_BARRIER();
+    if (!still_holds(kept, &process, mapping_changes((u64)TASK_FIELD(void *, task, mm))))
+        return false;
+#pragma unroll
+    for (int i = 0; i < UNSEALED_RANGES; i++) {
+        is_inside = start >= kept->ranges[i].start && end <= kept->ranges[i].end;
+        if (is_inside)
+            break;
+    }
+    COMPILER_BARRIER();
+    return is_inside && end >= start && stored == *(volatile u64 *)&kept->stored;
+}
+
+/*
+ * Keeps the mapping that the search for a discard has passed, if it was a single one and no discard
+ * can go around a seal in it, whatever is written to it. Runs alone: see begin_alone().
+ */
+static __always_inline void keep_unsealed(struct task_struct *task, struct config *config,
+                                          struct search *search, u64 changes)
+{
+    bool is_sealed = search->earlier_flags & config->sealed_mask;
+    bool may_have_copies =
+        search->earlier_files && !(search->earlier_flags & (VM_WRITE | VM_SHARED));
+    struct unsealed *kept = unsealed_of_cpu();
+    struct identity process = identity_of(task);
+    u64 place;
+
+    if (!kept || search->outcome != LOOKUP_NONE || search->walked != 1 ||
+        (is_sealed && may_have_copies))
+        return;
+    kept->stored++;
+    if (!still_holds(kept, &process, changes)) {
+        kept->process = process;
+        kept->changes = changes;
+        kept->since = bpf_jiffies64();
+        kept->next = 0;
+        __builtin_memset(kept->ranges, 0, sizeof(kept->ranges));
+    }
+    place = kept->next++ % UNSEALED_RANGES;
+    kept->ranges[place].start = search->passed_start;
+    kept->ranges[place].end = search->passed_end;
+}
+
+static __always_inline bool is_discard(u32 operation, struct pt_regs *regs, bool compat)
 {
     if (operation == OP_MADVISE)
         return is_discarding(regs->dx); /* the third argument of both kinds of callers */
     return is_discarding(compat ? regs->si : regs->r10);
+}
+
+/* All that advice costs that discards nothing, or discards where no seal is. */
+static __always_inline bool may_discard(struct task_struct *task, u32 operation,
+                                        struct pt_regs *regs, bool compat)
+{
+    if (!is_discard(operation, regs, compat))
+        return false;
+    return !HAS(mm_struct__mm_lock_seq) || operation != OP_MADVISE || compat ||
+           !is_known_unsealed(task, regs->di, regs->si);
 }
 
 #define NR_PTRACE 101
@@ -161,6 +279,7 @@ static __always_inline int report_change(struct scratch *scratch, struct task_st
 {
     struct config *config = configuration();
     struct change change;
+    u64 changes = 0;
 
     if (!config || !config->sealed_mask)
         return 0;
@@ -168,7 +287,14 @@ static __always_inline int report_change(struct scratch *scratch, struct task_st
         set_discard(scratch, task, &change);
     else
         set_poke(scratch, task, &change);
-    return change.mm ? find_and_tell(scratch, task, config, &change) : 0;
+    if (!change.mm)
+        return 0;
+    if (HAS(mm_struct__mm_lock_seq))
+        changes = mapping_changes(change.mm);
+    find_and_tell(scratch, task, config, &change);
+    if (HAS(mm_struct__mm_lock_seq) && scratch->call.operation == OP_MADVISE)
+        keep_unsealed(task, config, &scratch->search, changes);
+    return 0;
 }
 
 #endif

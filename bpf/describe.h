@@ -15,6 +15,29 @@ static __always_inline u64 process_start(struct task_struct *task)
     return TASK_FIELD(u64, leader, start_boottime);
 }
 
+/*
+ * A process from one exec to the next, whose memory is one and the same: no other has this at any
+ * time. Processes may have begun in the same nanosecond, but then both are there, with pids of
+ * their own; and an exec counts one up.
+ */
+struct identity {
+    u64 start;
+    u64 number; /* pid << 32 | execs */
+};
+
+static __always_inline struct identity identity_of(struct task_struct *task)
+{
+    u64 pid = TASK_FIELD(u32, task, tgid);
+    struct identity identity = {
+        .start = process_start(task),
+        .number = pid << 32 | (u32)TASK_FIELD(u64, task, self_exec_id),
+    };
+
+    return identity;
+}
+
+/* include/linux/proc_ns.h, PROC_PID_INIT_INO: the inode number of the initial pid namespace. */
+#define INITIAL_PID_NAMESPACE 0xeffffffc
 /* Pid namespaces below which the monitor is found: a container in a container is at 2. */
 #define MONITOR_LEVELS 8
 
@@ -28,7 +51,9 @@ static __always_inline u32 monitor_level(struct config *config, u64 task)
     u64 pid = KERNEL_WORD(task, task_struct__thread_pid), namespace, difference, is_level;
     u64 last = (u32)KERNEL_WORD(pid, pid__level), found = 0;
 
-    /* Sums, where the verifier would follow branches. */
+    if (config->pid_namespace == INITIAL_PID_NAMESPACE)
+        return 0;
+        /* Sums, where the verifier would follow branches. */
 #pragma unroll
     for (u64 level = 1; level < MONITOR_LEVELS; level++) {
         namespace = *kernel_words(pid + OFF_pid__numbers + level * SIZE_upid + OFF_upid__ns);

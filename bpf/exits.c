@@ -61,7 +61,7 @@ static __always_inline void discard_exit(struct sys_exit *ctx, u32 operation)
 {
     struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
 
-    if (may_discard(operation, saved_registers(task), false))
+    if (may_discard(task, operation, saved_registers(task), false))
         tracepoint_tails.call(ctx, TAIL_CHANGED);
 }
 
@@ -126,5 +126,5 @@ int exit_mseal(struct sys_exit *ctx)
     if (ctx->result != 0 && ctx->result != -EINVAL)
         return 0;
     task = (struct task_struct *)bpf_get_current_task_btf();
-    return sealed(SCRATCH_SEALED, task, saved_registers(task), ctx->result);
+    return sealed(SCRATCH_SEALED, task, saved_registers(task), ctx->result, false);
 }

@@ -375,13 +375,22 @@ int fexit_madvise_vma_behavior(u64 *ctx)
     return advice_taken(advice, KERNEL_WORD(behavior, madvise_behavior__vma), start, end);
 }
 
-int fexit___x64_sys_mseal(u64 *ctx)
+static __always_inline int on_mseal(u32 scratch_owner, s64 result, bool compat)
 {
-    s64 result = RESULT(ctx, __x64_sys_mseal);
     struct task_struct *task;
 
     if (result != 0 && result != -EINVAL)
         return 0;
     task = (struct task_struct *)bpf_get_current_task_btf();
-    return sealed(SCRATCH_SEALED, task, saved_registers(task), result);
+    return sealed(scratch_owner, task, saved_registers(task), result, compat);
+}
+
+int fexit___x64_sys_mseal(u64 *ctx)
+{
+    return on_mseal(SCRATCH_SEALED, RESULT(ctx, __x64_sys_mseal), false);
+}
+
+int fexit___ia32_sys_mseal(u64 *ctx)
+{
+    return on_mseal(SCRATCH_SEALED_32, RESULT(ctx, __ia32_sys_mseal), true);
 }

@@ -77,9 +77,13 @@ struct search {
     u64 outcome;       /* enum lookup */
     u64 earlier_flags; /* vm_flags of the mappings passed on the way, all together */
     u64 earlier_files; /* not 0: one of them is a file's */
-    /* The walk: the index it looks for, the node or entry it came to, that one's last index less 1.
-     */
-    u64 index, next, before_last, walked;
+    /* The walk, from here on: who asks need not clear it. The index it looks for, the node or entry
+     * it came to, that one's last index less 1. */
+    u64 index, next, before_last;
+    /* The leaf to the right of whose `slot` the walk goes on, 0: it begins at the root again. */
+    u64 leaf, slot, leaf_last;
+    u64 walked;                   /* mappings passed */
+    u64 passed_start, passed_end; /* the last one of them */
 };
 
 /* mm/mseal.c, can_modify_vma_madv(): whether a sealed mapping refuses destructive advice. */
@@ -175,10 +179,39 @@ static __always_inline bool next_range(struct search *search)
 
 enum step { STEP_CHANGED, STEP_DEEPER, STEP_ENTRY };
 
+/*
+ * Takes what a node has in a slot, and the slot's last index: its pivot, if it has one, or `last`,
+ * that of the slot above the node. From a leaf that has more the walk may go on to the right.
+ * Returns what it came to. No branches: the verifier would follow each of them.
+ */
+static __always_inline u64 take_slot(struct search *search, u64 node, u64 slots, u64 is_leaf,
+                                     u64 last)
+{
+    u64 slot = search->slot, difference, is_before, is_alive;
+
+    difference = *kernel_words(node + FIRST_PIVOT + slot * 8) - 1;
+    difference = (difference & INDEX_MAX) - last;
+    is_before = difference >> 63;
+    OPAQUE(is_before);
+    search->before_last = last + (difference & -is_before);
+    search->leaf_last = last;
+    search->next = *kernel_words(node + slots + slot * 8);
+    /*
+     * A dead node is its own parent. It is asked after the node was read, as the head by which
+     * RCU frees the node is written over its first pivots.
+     */
+    difference = (*kernel_words(node) & ~MAPLE_NODE_MASK) ^ node;
+    is_alive = (difference | -difference) >> 63;
+    OPAQUE(is_alive);
+    search->next &= -is_alive;
+    search->leaf = node & -(is_before & is_leaf & is_alive);
+    return is_alive * (STEP_DEEPER + is_leaf);
+}
+
 /* One level down the tree, towards search->index: to a node, or to the entry of a leaf. */
 static __always_inline u64 descend(struct search *search)
 {
-    u64 node, type, slot, below, difference, is_arange, slots, page, *pivots;
+    u64 node, type, slot, difference, is_leaf, is_arange, slots, page;
 
     node = search->next & ~MAPLE_NODE_MASK;
     type = (search->next >> 3) & 0xf;
@@ -187,40 +220,35 @@ static __always_inline u64 descend(struct search *search)
         return STEP_CHANGED;
     }
     /*
-     * The slot is the number of leading pivots below the index. Mappings are whole pages, so
-     * pages are compared. An unused pivot is 0 and, less 1, sorts last; so do the slot pointers
-     * that follow the fewer pivots of an arange node.
+     * The slot is the number of pivots below the index. Pivots ascend, so four looks find it
+     * among fifteen. Mappings are whole pages, so pages are compared. An unused pivot is 0 and,
+     * less 1, sorts last; so do the slot pointers that follow the fewer pivots of an arange node.
      */
     page = search->index >> PAGE_SHIFT;
-    pivots = kernel_words(node + FIRST_PIVOT);
     slot = 0;
-    below = 1;
 #pragma unroll
-    for (int i = 0; i < MAPLE_PIVOTS; i++) {
-        difference = ((pivots[i] - 1) >> PAGE_SHIFT) - page;
+    for (u64 step = (MAPLE_PIVOTS + 1) / 2; step; step /= 2) {
+        difference = *kernel_words(node + FIRST_PIVOT + (slot + step - 1) * 8) - 1;
+        difference = (difference >> PAGE_SHIFT) - page;
         OPAQUE(difference);
-        below &= difference >> 63;
-        slot += below;
+        slot += (difference >> 63) * step;
     }
-    /* The slot's last index is its pivot, if it has one, or that of the slot above this node. */
-    difference = *kernel_words(node + FIRST_PIVOT + slot * 8) - 1;
-    difference = (difference & INDEX_MAX) - search->before_last;
-    OPAQUE(difference);
-    search->before_last += difference & -(difference >> 63);
-
+    search->slot = slot;
+    is_leaf = ~type >> 1 & 1;
     is_arange = type & type >> 1 & 1;
     slots = OFF_maple_range_64__slot +
             is_arange * (OFF_maple_arange_64__slot - OFF_maple_range_64__slot);
-    search->next = *kernel_words(node + slots + slot * 8);
-    /*
-     * A dead node is its own parent. It is asked after the node was read, as the head by which
-     * RCU frees the node is written over its first pivots.
-     */
-    if ((*kernel_words(node) & ~MAPLE_NODE_MASK) == node) {
-        search->next = 0;
-        return STEP_CHANGED;
-    }
-    return type == MAPLE_LEAF_64 ? STEP_ENTRY : STEP_DEEPER;
+    return take_slot(search, node, slots, is_leaf, search->before_last);
+}
+
+/*
+ * To the next entry of the same leaf. A leaf that readers may be in is written to in place only
+ * where the places of its entries stay the same; else another takes its place, and it is dead.
+ */
+static __always_inline u64 step_right(struct search *search)
+{
+    search->slot++;
+    return take_slot(search, search->leaf, OFF_maple_range_64__slot, 1, search->leaf_last);
 }
 
 /*
@@ -237,7 +265,7 @@ static __always_inline void find_vma(u64 mm, struct config *config, struct searc
     u64 step, loop = 0;
 
     search->index = search->start;
-    search->next = 0;
+    search->next = search->leaf = 0;
     search->walked = 0;
     search->outcome = LOOKUP_CHANGED;
     loop_begin(&loop, LOOKUP_STEPS);
@@ -248,12 +276,15 @@ static __always_inline void find_vma(u64 mm, struct config *config, struct searc
                     search->outcome = LOOKUP_NONE;
                     break;
                 }
+                search->leaf = 0;
                 continue;
             }
-            search->next = KERNEL_WORD(mm, mm_struct__mm_mt_ma_root);
-            search->before_last = INDEX_MAX;
+            if (!search->leaf) {
+                search->next = KERNEL_WORD(mm, mm_struct__mm_mt_ma_root);
+                search->before_last = INDEX_MAX;
+            }
         }
-        step = descend(search);
+        step = search->leaf ? step_right(search) : descend(search);
         if (step == STEP_CHANGED)
             search->outcome = LOOKUP_CHANGED;
         if (step != STEP_ENTRY)
@@ -266,6 +297,7 @@ static __always_inline void find_vma(u64 mm, struct config *config, struct searc
             if (KERNEL_WORD(vma->address, vm_area_struct__vm_mm) != mm || !is_still(vma) ||
                 search->index < vma->start || search->index >= vma->end) {
                 search->outcome = LOOKUP_CHANGED;
+                search->leaf = 0;
                 continue;
             }
             if (is_wanted(config, search, vma)) {
@@ -275,6 +307,8 @@ static __always_inline void find_vma(u64 mm, struct config *config, struct searc
             search->outcome = LOOKUP_TOO_LONG;
             if (++search->walked >= LOOKUP_LIMIT)
                 break;
+            search->passed_start = vma->start;
+            search->passed_end = vma->end;
             search->earlier_flags |= vma->flags;
             search->earlier_files |= KERNEL_WORD(vma->address, vm_area_struct__vm_file);
         }

@@ -60,13 +60,14 @@ struct scratch {
     struct call call;
     struct judgement judgement;
     struct search search;
-    struct unwinder unwinder; /* last: it is cleared where it is used */
+    struct unwinder unwinder; /* cleared where it is used, as is the walk of the search */
 };
 enum scratch_owner {
     SCRATCH_DENIED,
     SCRATCH_RAW_DENIED,
     SCRATCH_IO_URING,
     SCRATCH_SEALED,
+    SCRATCH_SEALED_32,
     SCRATCH_RAW_SEALED,
     SCRATCH_FAULT,
     SCRATCH_UNMAPPING,
@@ -89,7 +90,7 @@ static __always_inline struct scratch *scratch_of(u32 owner)
     struct scratch *scratch = scratches.lookup(&owner);
 
     if (scratch)
-        __builtin_memset(scratch, 0, __builtin_offsetof(struct scratch, unwinder));
+        __builtin_memset(scratch, 0, __builtin_offsetof(struct scratch, search.index));
     return scratch;
 }
 

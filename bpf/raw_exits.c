@@ -57,7 +57,8 @@ static __always_inline void raw_discard_exit(struct bpf_raw_tracepoint_args *ctx
     struct pt_regs *regs = saved_registers(task);
     u32 operation = current_operation(task, regs);
 
-    if (went_through(operation, ctx->args[1]) && may_discard(operation, regs, is_compat(task)))
+    if (went_through(operation, ctx->args[1]) &&
+        may_discard(task, operation, regs, is_compat(task)))
         raw_tails.call(ctx, TAIL_CHANGED);
 }
 
@@ -86,7 +87,7 @@ static __always_inline bool may_matter(struct bpf_raw_tracepoint_args *ctx)
     u32 number = *kernel_words(ctx->args[0] + __builtin_offsetof(struct pt_regs, orig_ax));
     s64 result = ctx->args[1];
 
-    return result == -EPERM || number == NR_MSEAL ||
+    return result == -EPERM || (number & ~X32_SYSCALL_BIT) == NR_MSEAL ||
            (result >= 0 && (hides_refusal(operation_of(number & ~X32_SYSCALL_BIT)) ||
                             hides_refusal(operation_of_32(number)) || number == NR_IPC_32)) ||
            went_through(operation_of(number & ~X32_SYSCALL_BIT), result) ||
@@ -104,7 +105,7 @@ static __always_inline int on_raw_exit(struct bpf_raw_tracepoint_args *ctx,
     if (operation >= OPERATIONS)
         return 0;
     refused = may_be_refused(operation, ctx->args[1], regs, compat);
-    discarded = went_through(operation, ctx->args[1]) && may_discard(operation, regs, compat);
+    discarded = went_through(operation, ctx->args[1]) && may_discard(task, operation, regs, compat);
     if (!refused && !discarded)
         return 0;
     config = configuration();
@@ -116,6 +117,20 @@ static __always_inline int on_raw_exit(struct bpf_raw_tracepoint_args *ctx,
         raw_tails.call(ctx, TAIL_DENIED);
     raw_tails.call(ctx, TAIL_CHANGED);
     return 0;
+}
+
+/* The same of mseal, whose number is 462 for all kinds of callers. */
+static __always_inline void mseal_exit(struct bpf_raw_tracepoint_args *ctx,
+                                       struct task_struct *task, struct pt_regs *regs)
+{
+    bool compat = is_compat(task);
+    struct config *config;
+
+    if ((number_of(regs) & ~X32_SYSCALL_BIT) != NR_MSEAL)
+        return;
+    config = configuration();
+    if (config && (compat ? config->compat_mseal : config->raw_mseal))
+        sealed(SCRATCH_RAW_SEALED, task, regs, ctx->args[1], compat);
 }
 
 /* The same of what ptrace wrote. */
@@ -136,18 +151,13 @@ static __always_inline void poke_exit(struct bpf_raw_tracepoint_args *ctx, struc
 int raw_exit(struct bpf_raw_tracepoint_args *ctx)
 {
     struct task_struct *task;
-    struct config *config;
     struct pt_regs *regs;
 
     if (!may_matter(ctx))
         return 0;
     task = (struct task_struct *)bpf_get_current_task_btf();
     regs = saved_registers(task);
-    if (number_of(regs) == NR_MSEAL && !is_compat(task)) {
-        config = configuration();
-        if (config && config->raw_mseal)
-            return sealed(SCRATCH_RAW_SEALED, task, regs, ctx->args[1]);
-    }
+    mseal_exit(ctx, task, regs);
     poke_exit(ctx, task, regs);
     return on_raw_exit(ctx, task, regs);
 }
@@ -162,6 +172,7 @@ int raw_exit_compat(struct bpf_raw_tracepoint_args *ctx)
     task = (struct task_struct *)bpf_get_current_task_btf();
     if (!is_compat(task))
         return 0;
+    mseal_exit(ctx, task, saved_registers(task));
     poke_exit(ctx, task, saved_registers(task));
     return on_raw_exit(ctx, task, saved_registers(task));
 }

@@ -51,8 +51,9 @@ static __always_inline void tell_sealer(struct config *config, struct task_struc
 }
 
 static __always_inline int sealed(u32 scratch_owner, struct task_struct *task, struct pt_regs *regs,
-                                  s64 result)
+                                  s64 result, bool compat)
 {
+    u64 start = compat ? (u32)regs->bx : regs->di, length = compat ? (u32)regs->cx : regs->si;
     struct config *config = configuration();
     u64 mm = (u64)TASK_FIELD(void *, task, mm), address;
     struct bucket_key key = {};
@@ -71,26 +72,28 @@ static __always_inline int sealed(u32 scratch_owner, struct task_struct *task, s
     if (!count)
         return 0;
     COUNT(count->seals);
-    COUNT_MORE(count->sealed_bytes, PAGE_ALIGN(regs->si));
+    COUNT_MORE(count->sealed_bytes, PAGE_ALIGN(length));
     if (!canary && !config->emit_seals) {
         COUNT(count->events[KIND_SEAL][OUTCOME_FILTERED]);
         tell_sealer(config, task, mm);
         return 0;
     }
-    key.caller = caller_of(regs->ip, regs->sp, false);
+    key.caller = caller_of(regs->ip, regs->sp, compat);
     record = reserve(count, config, task, KIND_SEAL, &key, canary);
     if (!record)
         return 0;
+    if (compat)
+        record->flags |= RECORD_COMPAT;
     record->result = result;
-    record->arguments[0] = regs->di;
-    record->arguments[1] = regs->si;
-    record->arguments[2] = regs->dx;
+    record->arguments[0] = start;
+    record->arguments[1] = length;
+    record->arguments[2] = compat ? (u32)regs->dx : regs->dx;
     record->instruction_pointer = regs->ip;
     record->stack_pointer = regs->sp;
     record->caller = key.caller;
-    record->address = regs->di;
-    record->length = PAGE_ALIGN(regs->si);
-    address = user_address(mm, regs->di);
+    record->address = start;
+    record->length = PAGE_ALIGN(length);
+    address = user_address(mm, start);
     scratch = scratch_of(scratch_owner);
     if (scratch) {
         if (find_vma_from(mm, config, address, &scratch->search) &&

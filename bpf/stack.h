@@ -6,6 +6,14 @@
  * where it may take mmap_lock, which the functions that fexit programs are attached to hold
  * (kernel/bpf/stackmap.c, stack_map_get_build_id_offset()). Frames and build ids are read in the
  * process's own memory: they are what the process shows. The file of a module is the kernel's word.
+ *
+ * Reading a build id from the headers and notes of its file takes most of the time of an event, so
+ * it is kept: for the process that it was read in, and for no other, as nobody may choose what is
+ * shown of somebody else's file. The file is known by its inode and the time of its last change
+ * (ctime), which the kernel sets and no user can: one that was replaced or written to is read
+ * again. Two writes within one tick of the clock have the same time, and a write through a mapping
+ * has one only when it is the first to its page: hence BUILD_ID_JIFFIES, after which it is read
+ * again, too.
  */
 #ifndef SEAL_MONITOR_STACK_H
 #define SEAL_MONITOR_STACK_H
@@ -33,9 +41,30 @@
 /* The tree is up to eight levels deep. */
 #define MODULE_TURNS (8 * (STACK_FRAMES + STACK_MODULES * HEADER_STEPS))
 
+#define BUILD_IDS_MAX 1024
+#define BUILD_ID_JIFFIES 1024 /* 1 to 10 s */
+#define CHANGE_NS_BITS 30
+#define CHANGE_NS_MASK ((1U << CHANGE_NS_BITS) - 1) /* without I_CTIME_QUERIED */
+
+/* A file that a process has mapped. */
+struct build_id_key {
+    struct identity process;
+    u64 base;
+    u64 inode;
+    u64 changed; /* the file, seconds << CHANGE_NS_BITS | nanoseconds */
+    u32 device;
+    u32 period; /* of BUILD_ID_JIFFIES */
+};
+struct build_id {
+    u8 size;
+    u8 id[BUILD_ID_SIZE];
+};
+BPF_TABLE("lru_hash", struct build_id_key, struct build_id, build_ids, BUILD_IDS_MAX);
+
 struct mapped {
     u64 start, size; /* the mapping with the code */
-    u64 header;      /* where the ELF header is mapped, 0: nowhere */
+    u64 header;      /* where the ELF header is mapped, 0: nowhere, or it need not be read */
+    u64 changed;     /* the file; 0: what is read is not to be kept */
 };
 
 /* Working memory, in a map: see find_vma(). */
@@ -52,6 +81,7 @@ struct unwinder {
     u64 table;          /* the address of the next one */
     u64 words[ELF_HEADER_WORDS];
     u32 notes[NOTE_WORDS];
+    struct build_id_key key;
     struct mapped modules[STACK_MODULES];
 };
 
@@ -171,6 +201,55 @@ static __always_inline bool next_lookup(struct stack *stack, struct unwinder *un
     return module == NO_MODULE && stack->module_count < STACK_MODULES;
 }
 
+/* When the file was last changed; 0 on kernels before 6.11, where build ids are not kept. */
+static __always_inline u64 last_change(u64 file)
+{
+    u64 inode;
+
+    if (!HAS(inode__i_ctime_sec) || !HAS(inode__i_ctime_nsec))
+        return 0;
+    inode = KERNEL_WORD(file, file__f_inode);
+    return KERNEL_WORD(inode, inode__i_ctime_sec) << CHANGE_NS_BITS |
+           (KERNEL_WORD(inode, inode__i_ctime_nsec) & CHANGE_NS_MASK);
+}
+
+static __always_inline struct build_id_key *key_of(struct unwinder *unwinder, struct module *module,
+                                                   struct mapped *mapped)
+{
+    unwinder->key.base = module->base;
+    unwinder->key.inode = module->inode;
+    unwinder->key.changed = mapped->changed;
+    unwinder->key.device = module->device;
+    return &unwinder->key;
+}
+
+/* Whether the build id was read before. */
+static __always_inline bool is_kept(struct unwinder *unwinder, struct module *module,
+                                    struct mapped *mapped)
+{
+    struct build_id *kept = build_ids.lookup(key_of(unwinder, module, mapped));
+
+    if (!kept)
+        return false;
+    __builtin_memcpy(module->build_id, kept->id, BUILD_ID_SIZE);
+    module->build_id_size = kept->size;
+    return true;
+}
+
+/* What lies between the two in the record is the same as in the map. */
+_Static_assert(__builtin_offsetof(struct module, build_id) ==
+                   __builtin_offsetof(struct module, build_id_size) +
+                       __builtin_offsetof(struct build_id, id),
+               "a build id follows its size");
+
+static __always_inline void keep(struct unwinder *unwinder, struct module *module,
+                                 struct mapped *mapped)
+{
+    if (mapped->changed)
+        build_ids.update(key_of(unwinder, module, mapped),
+                         (struct build_id *)&module->build_id_size);
+}
+
 static __always_inline void add_module(struct stack *stack, struct unwinder *unwinder,
                                        struct vma *vma, u64 file, u64 page_offset)
 {
@@ -197,11 +276,16 @@ static __always_inline bool look_at_mapping(struct stack *stack, struct unwinder
 {
     u64 file = KERNEL_WORD(vma->address, vm_area_struct__vm_file);
     u64 page_offset = KERNEL_WORD(vma->address, vm_area_struct__vm_pgoff);
+    struct mapped *mapped;
 
     if (!unwinder->header_file) {
         if (!file)
             return false;
         add_module(stack, unwinder, vma, file, page_offset);
+        mapped = &unwinder->modules[MODULE(unwinder->module)];
+        mapped->changed = last_change(file);
+        if (mapped->changed && is_kept(unwinder, &stack->module[MODULE(unwinder->module)], mapped))
+            return false;
         unwinder->header_file = file;
     }
     if (unwinder->header_file != file)
@@ -210,7 +294,11 @@ static __always_inline bool look_at_mapping(struct stack *stack, struct unwinder
         unwinder->address = vma->start - 1;
         return unwinder->steps++ < HEADER_STEPS;
     }
-    unwinder->modules[MODULE(unwinder->module)].header = vma->start;
+    mapped = &unwinder->modules[MODULE(unwinder->module)];
+    mapped->header = vma->start;
+    /* The process may write there, or has: its own bytes change without the file. */
+    if (vma->flags & VM_WRITE || KERNEL_WORD(vma->address, vm_area_struct__anon_vma))
+        mapped->changed = 0;
     return false;
 }
 
@@ -308,6 +396,8 @@ static __always_inline bool read_header(struct module *module, struct unwinder *
                   (void *)(notes + found * sizeof(u32))) ||
         module->build_id_size > sizeof(module->build_id))
         module->build_id_size = 0;
+    else
+        keep(unwinder, module, mapped);
     return true;
 }
 
@@ -339,6 +429,8 @@ static __always_inline void fill_stack(struct stack *stack, struct unwinder *unw
     __builtin_memset(unwinder, 0, sizeof(*unwinder));
     if (!regs->ip || (regs->cs & 0xffff) != USER_CS) /* io_uring's threads have none */
         return;
+    unwinder->key.process = identity_of(task);
+    unwinder->key.period = bpf_jiffies64() / BUILD_ID_JIFFIES;
     walk_frames(stack, unwinder, regs, caller);
     find_modules(stack, unwinder, (u64)TASK_FIELD(void *, task, mm), search);
     read_build_ids(stack, unwinder);

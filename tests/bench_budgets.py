@@ -10,7 +10,7 @@ from bench_daemon import Weathered
 from bench_page import Instructions, Service, median
 from bench_report import Budget, Section, budget_table
 
-__all__ = ["budgets", "budgets_section", "slower"]
+__all__ = ["budgets", "budgets_section", "instruction_budgets", "slower"]
 
 # What calls that nobody watches took on the machine on which the budgets were set, ns.
 REFERENCE = {"getppid": 75.0, "mprotect": 500.0, "madvise": 147.0, "denied": 122.0}
@@ -86,12 +86,34 @@ def _refusals(costs: Costs, machine: float) -> list[Budget]:
     ]
 
 
-def _instructions(kept: Instructions) -> list[Budget]:
+def instruction_budgets(kept: Instructions) -> list[Budget]:
+    """Those of exact figures: of one attach mode, or the worst of all."""
     figures = kept["instructions"]
-    if "seal-monitor, fexit" not in figures:
-        return []
-    more = figures["seal-monitor, fexit"]["getppid"] - figures["nothing"]["getppid"]
-    return [Budget("`getppid`, fexit: instructions more than nothing", 0, more, "{:+.0f}")]
+    modes = [row.partition(", ")[2] for row in figures if row.startswith("empty programs, ")]
+    empty, watched = figures["empty programs, tracepoint"], figures["seal-monitor, tracepoint"]
+    proof = {call: watched[call] - empty[call] for call in watched}
+    further = max((proof[size] - proof["denied"]) / (int(size) - 1) for size in ("16", "256"))
+    event = max(
+        figures[f"seal-monitor, {mode}, with its event"]["denied"]
+        - figures[f"seal-monitor, {mode}, event held back"]["denied"]
+        for mode in modes
+    )
+    found = [
+        Budget(
+            "`madvise` that discards, tracepoint: times the instructions of the empty program",
+            *(1.10, watched["madvise"] / empty["madvise"], "{:.2f}"),
+        ),
+        Budget("a refusal, proved, tracepoint: instructions", 1200, proof["denied"], "{:+,.0f}"),
+        Budget(
+            "each further mapping of the range, tracepoint: instructions", 350, further, "{:+.0f}"
+        ),
+        Budget("the event of a refusal: instructions, the worst way", 4500, event, "{:+,.0f}"),
+    ]
+    if "fexit" in modes:
+        more = figures["seal-monitor, fexit"]["getppid"] - figures["nothing"]["getppid"]
+        name = "`getppid`, fexit: instructions more than nothing"
+        found.insert(0, Budget(name, 0, more, "{:+.0f}"))
+    return found
 
 
 def budgets(
@@ -103,7 +125,7 @@ def budgets(
     storms = weathered.values()
     gained = max(storm.rss[1] - storm.rss[0] for storm in storms)
     return [
-        *_instructions(kept),
+        *instruction_budgets(kept),
         *_ratios(costs),
         *_refusals(costs, machine),
         Budget("a storm: % of a core", 25, max(100 * storm.cpu for storm in storms), "{:.1f}"),

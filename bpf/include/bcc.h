@@ -43,6 +43,7 @@ struct bpf_raw_tracepoint_args {
 
 /* bpf-helpers(7) */
 u32 bpf_get_smp_processor_id(void);
+u64 bpf_jiffies64(void);
 u64 bpf_ktime_get_boot_ns(void);
 u64 bpf_get_current_cgroup_id(void);
 u64 bpf_get_current_pid_tgid(void);

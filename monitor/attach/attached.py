@@ -90,6 +90,7 @@ class Attached:
             kernel.function_operations = by_hook.functions
             kernel.raw_operations, kernel.compat_operations = by_hook.raw, by_hook.compat
             kernel.raw_mseal = targets.get("mseal") == "sys_exit"
+            kernel.compat_mseal = targets.get("mseal") != "__ia32_sys_mseal"
             kernel.raw_pokes = targets.get("ptrace_poke") == "sys_exit"
             kernel.compat_pokes = targets.get("ptrace_poke") != "access_remote_vm"
             self._cleanup = cleanup.pop_all()

@@ -92,7 +92,7 @@ def _compat(hooks: Hooks, options: Options) -> Row:
         _BLIND,
         check,
         "blind",
-        "denials of their system calls (int 0x80) are not all seen",
+        "what their system calls (int 0x80) seal is not seen, nor are all denials of them",
         "set watch.compat = true, or use --attach raw_tracepoint, which sees them, too",
     )
 

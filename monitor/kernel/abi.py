@@ -297,8 +297,8 @@ class Config(ctypes.Structure):
         ("compat_operations", c_uint32),
         ("function_operations", c_uint32),
         ("raw_mseal", c_uint32),
+        ("compat_mseal", c_uint32),
         ("one_cgroup", c_uint32),
-        ("reserved", c_uint32),
     ]
 
 

@@ -31,6 +31,8 @@ MEMBERS: tuple[Member, ...] = (
         "task_struct",
         "mm",
         "group_leader",
+        "tgid",
+        "self_exec_id",
         "real_parent",
         "start_boottime",
         "comm",
@@ -48,6 +50,8 @@ MEMBERS: tuple[Member, ...] = (
         "thread.trap_nr",
     ),
     *_members("mm_struct", "mm_mt.ma_root", "exe_file", "start_brk", "start_data", "end_data"),
+    # CONFIG_PER_VMA_LOCK. A seqcount_t from 6.14 on, which begins with its number.
+    Member("mm_struct", "mm_lock_seq", required=False),
     # CONFIG_MEMCG
     Member("mm_struct", "owner", required=False),
     # Linear address masking, 6.4 on and only where it is configured.
@@ -63,6 +67,8 @@ MEMBERS: tuple[Member, ...] = (
     Member("dentry", "d_name.name"),
     Member("vfsmount", "mnt_flags"),
     *_members("inode", "i_ino", "i_sb", "i_private"),
+    # 6.11 on; a timespec64 before.
+    *_members("inode", "i_ctime_sec", "i_ctime_nsec", required=False),
     *_members("super_block", "s_dev", "s_magic", "s_iflags", "s_blocksize"),
     *_members("shmem_inode_info", "vfs_inode", "seals", required=False),
     *_members("hugetlbfs_inode_info", "vfs_inode", "seals", required=False),
@@ -112,6 +118,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "move_pages": ("ctx", "dst_start", "src_start"),
     "userfaultfd_ioctl": ("file", "cmd", "arg"),
     "__x64_sys_mseal": (),
+    "__ia32_sys_mseal": (),
     **{
         f"__{kind}_sys_{operation.name}": ()
         for operation in OPERATIONS

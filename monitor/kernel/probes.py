@@ -127,6 +127,10 @@ _REMOTE = _around("access_remote_vm")
 _FILLING = _around("mfill_atomic_copy", _around("mfill_atomic_zeropage"))
 # mm/userfaultfd.c: on some kernels a part of its caller.
 _MOVING = (_around("move_pages"), _around("userfaultfd_ioctl"))
+_MSEAL, _MSEAL_32 = (
+    Hook("fexit", function, f"fexit_{function}")
+    for function in ("__x64_sys_mseal", "__ia32_sys_mseal")
+)
 _IO_URING = ("raw_tracepoint", "io_uring_complete")
 PROBES: tuple[Probe, ...] = (
     *(Probe(op.name, _hooks(op.name)) for op in OPERATIONS if op.number is not None),
@@ -134,7 +138,8 @@ PROBES: tuple[Probe, ...] = (
     Probe(
         "mseal",
         (
-            Hook("fexit", "__x64_sys_mseal", "fexit___x64_sys_mseal"),
+            _MSEAL_32._replace(also=(_MSEAL,), sees_compat=True),
+            _MSEAL,
             _exit("mseal"),
             _RAW_EXIT,
         ),

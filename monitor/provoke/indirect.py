@@ -171,7 +171,8 @@ def _int80(number: int, *arguments: int) -> int:
     return result
 
 
-def _int80_mprotect() -> Facts:
+def _require_int80() -> None:
+    """Raises Unsupported where the kernel takes no such calls."""
     child = os.fork()
     if not child:
         # A kernel without i386 calls answers with SIGSEGV: found out by one that may die of it.
@@ -180,6 +181,10 @@ def _int80_mprotect() -> Facts:
         os._exit(0)
     if os.waitpid(child, 0)[1]:
         raise Unsupported("int 0x80: this kernel takes no 32-bit system calls")
+
+
+def _int80_mprotect() -> Facts:
+    _require_int80()
     pages = lay("S", MAP_32BIT)
     values = (pages.start, PAGE, _RW)
     result = _int80(_INT80_MPROTECT, *values)

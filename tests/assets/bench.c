@@ -1,7 +1,7 @@
 /*
- * bench calls BATCHES           what a call costs: others, monitored ones, a denied one
- * bench range BATCHES COUNT...  a denied mprotect over COUNT mappings, the last one sealed
- * bench instructions CALLS      the same calls one by one, by the time-stamp counter
+ * bench calls BATCHES                  what a call costs: others, monitored ones, a denied one
+ * bench range BATCHES COUNT...         a denied mprotect over COUNT mappings, the last one sealed
+ * bench instructions CALLS [COUNT...]  the same calls one by one, by the time-stamp counter
  *
  * Times short batches in turn, so that a disturbance meets all alike. Prints a JSON object: by
  * name, ns per call of each batch; `denied`, how many calls were refused; `faults`, how many
@@ -292,6 +292,15 @@ static void print(struct bench *benches, int count, int batches)
     printf("}}\n");
 }
 
+static void ranges(struct bench *benches, char **counts, int count)
+{
+    for (int i = 0; i < count; i++) {
+        benches[i] = (struct bench){"", denied_call, NULL, DENIALS, NULL, 0, 0, NULL};
+        snprintf(benches[i].name, sizeof(benches[i].name), "%s", counts[i]);
+        in_range(&benches[i], strtoul(counts[i], NULL, 10));
+    }
+}
+
 /* A page for each fault of the longest run, in small pages. */
 static char *fresh_pages(size_t count)
 {
@@ -345,21 +354,21 @@ int main(int argc, char **argv)
     if (argc == 3 && batches > 0 && !strcmp(argv[1], "calls")) {
         count = calls(benches, 0);
         measure(benches, count, batches);
-    } else if (argc == 3 && batches > 0 && !strcmp(argv[1], "instructions")) {
+    } else if (count >= 0 && count <= CASES_MAX && batches > 0 &&
+               !strcmp(argv[1], "instructions")) {
         use_fixed_addresses(argv);
-        count = calls(benches, batches);
+        if (count)
+            ranges(benches, argv + 3, count);
+        else
+            count = calls(benches, batches);
         count_instructions(benches, count, batches);
         batches = 1;
     } else if (count > 0 && count <= CASES_MAX && batches > 0 && !strcmp(argv[1], "range")) {
-        for (int i = 0; i < count; i++) {
-            benches[i] = (struct bench){"", denied_call, NULL, DENIALS, NULL, 0, 0, NULL};
-            snprintf(benches[i].name, sizeof(benches[i].name), "%s", argv[i + 3]);
-            in_range(&benches[i], strtoul(argv[i + 3], NULL, 10));
-        }
+        ranges(benches, argv + 3, count);
         measure(benches, count, batches);
     } else {
         fprintf(stderr, "usage: bench calls BATCHES | range BATCHES COUNT... | "
-                        "instructions CALLS\n");
+                        "instructions CALLS [COUNT...]\n");
         return 2;
     }
     print(benches, count, batches);

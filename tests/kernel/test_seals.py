@@ -6,9 +6,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from harness import Harness
 
 from monitor.kernel.abi import Kind, RecordFlag
+from monitor.kernel.operations import MSEAL_NUMBER
 from monitor.kernel.syscalls import PAGE
 
 SEALS = 1009
@@ -81,3 +83,41 @@ print(json.dumps(results))
     assert made.line == [-22, -22, -22, -12]
     assert made.counted == {}
     assert made.records == []
+
+
+# A page like one of RELRO is discarded, sealed by int 0x80, and discarded again.
+SEALED_BY_INT80 = """
+from monitor.provoke.indirect import MAP_32BIT, _int80, _require_int80
+try:
+    _require_int80()
+except Unsupported:
+    print(json.dumps(None))
+    raise SystemExit from None
+file = os.memfd_create("seal-monitor")
+os.write(file, bytes(PAGE))
+start = need("mmap", 0, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_32BIT, file, 0)
+ctypes.memset(start, 1, PAGE)
+need("mprotect", start, PAGE, PROT_READ)
+for _ in range(3):
+    need("madvise", start, PAGE, 4)
+assert _int80(int(sys.argv[1]), start, PAGE, 0) == 0
+need("madvise", start, PAGE, 4)
+print(json.dumps(start))
+"""
+
+
+def test_a_32_bit_caller(harness: Harness) -> None:
+    made = harness.python(SEALED_BY_INT80, str(MSEAL_NUMBER))
+    if made.line is None:
+        pytest.skip("int 0x80: this kernel takes no such call")
+    assert made.counted == {
+        ("seals",): 1,
+        ("sealed_bytes",): PAGE,
+        ("event", "seal", "submitted"): 1,
+        ("bypass", "madvise_discard"): 1,
+        ("event", "bypass", "submitted"): 1,
+    }
+    (record,) = made.of_kind(Kind.SEAL)
+    assert record.flags == RecordFlag.COMPAT
+    assert tuple(record.arguments[:3]) == (made.line, PAGE, 0)
+    assert (record.mapping.start, record.mapping.end) == (made.line, made.line + PAGE)

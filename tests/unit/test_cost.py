@@ -204,6 +204,12 @@ def test_a_kernel_is_chosen() -> None:
         instructions.choose("6.18.1-x", offered)
 
 
+def test_the_budgets_of_instructions_are_met() -> None:
+    found = bench_budgets.instruction_budgets(KEPT)
+    assert [budget.what for budget in found if budget.result != "met"] == []
+    assert len(found) == 5
+
+
 def test_fexit_costs_no_other_call_anything() -> None:
     figures = KEPT["instructions"]
     assert figures["seal-monitor, fexit"]["getppid"] == figures["nothing"]["getppid"]
