@@ -277,9 +277,12 @@ def _load_and_attach(request: LoadRequest, diagnostics: int) -> tuple[dict[str, 
     compiled, path = _object(request.path, diagnostics)
     kernel = _look_at_kernel()
     impossible = _impossible(request, wanted, kernel, compiled)
+    first = _first_choices(wanted, impossible)
+    if tracefs.problem and any(hook.mode == "tracepoint" for hook in first):
+        raise LoadError(tracefs.problem)
     programs = _Programs(request, compiled, kernel)
+    programs.load_all(first)
     attacher = _Attacher(request, programs, tracefs, impossible)
-    programs.load_all(attacher.first_choices(wanted))
     attacher.attach_all(wanted)
     return attacher.answer(_made(compiled, path, kernel))
 
@@ -373,6 +376,14 @@ def _impossible(
             names = sorted(layouts.describe(layouts.MARKS[number]) for number in missing)
             found[hook] = f"this kernel's BTF has no {', '.join(names)}"
     return found
+
+
+def _first_choices(
+    wanted: Iterable[tuple[Probe, tuple[Hook, ...]]], impossible: Mapping[Hook, str]
+) -> list[Hook]:
+    """What is loaded when the first possible hook of every probe is accepted."""
+    possible = ([hook for hook in hooks if hook not in impossible] for _, hooks in wanted)
+    return [part for hooks in possible if hooks for part in _parts(hooks[0])]
 
 
 def _missing(hook: Hook, compiled: object.Object, kernel: _Kernel) -> set[int]:
@@ -555,12 +566,6 @@ class _Attacher:
         self._hooks: dict[str, Hook] = {}  # of the attached probes
         self._rows: list[AttachedProbe] = []
 
-    def first_choices(self, wanted: Iterable[tuple[Probe, tuple[Hook, ...]]]) -> Iterator[Hook]:
-        """What is loaded when the first possible hook of every probe is accepted."""
-        for _, hooks in wanted:
-            possible = [hook for hook in hooks if hook not in self._impossible]
-            yield from _parts(possible[0]) if possible else ()
-
     def attach_all(self, wanted: list[tuple[Probe, tuple[Hook, ...]]]) -> None:
         for probe, hooks in wanted:
             carrier = self._carrier(probe)
@@ -580,7 +585,7 @@ class _Attacher:
             if hook in attached:
                 return hook
         if probe.name == "compat":
-            names = [operation.name for operation in OPERATIONS if operation.number]
+            names = [operation.name for operation in OPERATIONS if operation.number] + ["mseal"]
             hooks = [self._hooks.get(name) for name in names]
             if all(hook and hook.sees_compat for hook in hooks):
                 return hooks[0]
