@@ -477,7 +477,7 @@ class _Programs:
                     flags=each.flags,
                 )
             except OSError as error:
-                problem = f"cannot create the BPF map {each.name}: {error.strerror}"
+                problem = f"cannot load the BPF programs: map {each.name}: {error.strerror}"
                 raise LoadError(_with_remedy(problem)) from error
         self._descriptors = list(self.maps.values())
 

@@ -426,6 +426,6 @@ def test_cgroup(tmp_path: Path, is_mounted: bool) -> None:
         path = Path(f"/proc/{process.pid}/cgroup").read_text()
         assert f"/{new_prefix()}" in path
         cgroup.close()
-        assert "seal-monitor" not in Path(f"/proc/{process.pid}/cgroup").read_text()
+        assert new_prefix() not in Path(f"/proc/{process.pid}/cgroup").read_text()
         assert process.poll() is None
     assert Path("/proc/self/mountinfo").read_text() == before

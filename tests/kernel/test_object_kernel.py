@@ -80,8 +80,8 @@ def daemon(
 
 def test_the_daemon_runs_without_bcc(daemon: subprocess.Popen[str]) -> None:
     assert daemon.stdout is not None
-    event = json.loads(daemon.stdout.readline())
-    assert (event["kind"], event["event"]) == ("health", "started")
+    events = map(json.loads, daemon.stdout)
+    assert any(event.get("event") == "started" for event in events)
     mapped = Path(f"/proc/{daemon.pid}/maps").read_text()
     assert not any(name in mapped for name in ("libbcc", "libclang", "LLVM"))
 
