@@ -21,7 +21,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from monitor import metrics
 from monitor.attach.attached import Attached, Beginning, configure, request
 from monitor.canary import Canary, Rounds
 from monitor.configuration.config import Config, ConfigError
@@ -29,23 +28,24 @@ from monitor.evidence.cgroups import Cgroups
 from monitor.evidence.identity import Identities
 from monitor.evidence.suppression import Suppressions
 from monitor.evidence.workloads import Workloads
-from monitor.exposition import CollectorRegistry
 from monitor.host import facts as host
 from monitor.kernel import abi, privileges
-from monitor.life import accounts
 from monitor.life.last_run import LastRun, as_details, blind_seconds, state_directory
 from monitor.life.last_run import ended as how_it_ended
 from monitor.life.losses import Losses
 from monitor.life.reload import merge
 from monitor.life.service import Service
-from monitor.life.source import KernelSource
+from monitor.metrics import accounts, collector
+from monitor.metrics.exposition import CollectorRegistry
+from monitor.metrics.reading import KernelFacts
+from monitor.metrics.source import KernelSource
+from monitor.metrics.tally import Tally
 from monitor.pipeline import Pipeline, clock_offset
 from monitor.posture.rounds import PostureRounds
 from monitor.pump import SWEEP_SECONDS, Pump
 from monitor.sinks import journal
 from monitor.sinks import outputs as sinks
 from monitor.sinks.delivery import Delivery
-from monitor.tally import Tally
 from monitor.version import revision, version
 from monitor.web import server as web
 
@@ -276,8 +276,8 @@ class Daemon:
         return Snapshots(self.delivery, self.tally, take, kept.snapshots)
 
     def _registry(self, source: KernelSource) -> CollectorRegistry:
-        facts = metrics.KernelFacts(self.facts.kernel_release, True, self.findings.partial_updates)
-        return metrics.build(source, self.tally, facts, version(), revision())
+        facts = KernelFacts(self.facts.kernel_release, True, self.findings.partial_updates)
+        return collector.build(source, self.tally, facts, version(), revision())
 
     @property
     def metrics_url(self) -> str:
@@ -394,7 +394,7 @@ class Daemon:
         if outcome is None:
             return
         if outcome.figures is not None:
-            self.tally.posture = outcome.figures
+            self.tally.posture_seen(outcome.figures)
         for problem in outcome.problems:
             self.pipeline.health("state_failed" if outcome.figures else "posture_failed", problem)
         for change in outcome.changes:

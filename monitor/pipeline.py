@@ -15,8 +15,8 @@ from monitor.evidence.cgroups import NO_WORKLOAD, Cgroups
 from monitor.evidence.identity import Identities, Identity
 from monitor.evidence.suppression import Gap
 from monitor.kernel import abi
+from monitor.metrics.tally import Tally
 from monitor.sinks.delivery import Delivery
-from monitor.tally import Tally
 from monitor.untrusted.printable import printable
 
 __all__ = ["Pipeline", "clock_offset"]

@@ -18,8 +18,8 @@ from monitor.incidents.fingerprint import Event, fingerprint
 from monitor.incidents.snapshot import Request, Taken
 from monitor.incidents.store import NAME, SNAPSHOTS_KEPT, snapshot_data
 from monitor.kernel import abi
+from monitor.metrics.tally import SnapshotResult, Tally
 from monitor.sinks.delivery import Delivery
-from monitor.tally import SnapshotResult, Tally
 from monitor.untrusted.recent import Recent
 
 __all__ = ["Snapshots"]

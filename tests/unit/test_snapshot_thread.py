@@ -19,8 +19,8 @@ from monitor.incidents.snapshot import Request, Taken
 from monitor.incidents.snapshot_thread import CPU_SECONDS, WAITING, Snapshots
 from monitor.incidents.store import snapshot_data
 from monitor.kernel.abi import Kind, Record
+from monitor.metrics.tally import Tally
 from monitor.sinks.delivery import Delivery
-from monitor.tally import Tally
 
 Event = dict[str, Any]
 
