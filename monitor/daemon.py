@@ -32,7 +32,6 @@ from monitor.host import facts as host
 from monitor.kernel import abi, privileges
 from monitor.life.last_run import LastRun, as_details, blind_seconds, state_directory
 from monitor.life.last_run import ended as how_it_ended
-from monitor.life.losses import Losses
 from monitor.life.reload import merge
 from monitor.life.service import Service
 from monitor.metrics import accounts, collector
@@ -40,13 +39,14 @@ from monitor.metrics.exposition import CollectorRegistry
 from monitor.metrics.reading import KernelFacts
 from monitor.metrics.source import KernelSource
 from monitor.metrics.tally import Tally
-from monitor.pipeline import Pipeline, clock_offset
 from monitor.posture.rounds import PostureRounds
-from monitor.pump import SWEEP_SECONDS, Pump
 from monitor.sinks import journal
 from monitor.sinks import outputs as sinks
 from monitor.sinks.delivery import Delivery
 from monitor.version import revision, version
+from monitor.watch.losses import Losses
+from monitor.watch.pipeline import Pipeline, clock_offset
+from monitor.watch.pump import SWEEP_SECONDS, Pump
 from monitor.web import server as web
 
 if TYPE_CHECKING:

@@ -47,13 +47,13 @@ from monitor.host import facts as host
 from monitor.incidents.search import Filter, Incident, Incidents
 from monitor.incidents.store import FILE, IncidentStore, Retention
 from monitor.kernel.probes import OPTIONAL
-from monitor.life.losses import Losses
 from monitor.metrics.tally import Tally
-from monitor.pipeline import Pipeline
-from monitor.pump import SWEEP_SECONDS, Pump
 from monitor.report.private_file import PrivateFile
 from monitor.sinks.delivery import Delivery
 from monitor.symbols.resolver import Resolver
+from monitor.watch.losses import Losses
+from monitor.watch.pipeline import Pipeline
+from monitor.watch.pump import SWEEP_SECONDS, Pump
 
 __all__ = ["ExecError", "Options", "run"]
 

@@ -32,10 +32,10 @@ from monitor.kernel.abi import Bucket, BucketKey, Kind, Record
 from monitor.kernel.operations import OPERATIONS
 from monitor.kernel.ring import Ring
 from monitor.metrics.tally import Tally
-from monitor.pipeline import Pipeline
 from monitor.sinks import outputs as sinks
 from monitor.sinks.delivery import Delivery
 from monitor.symbols.modules import BuildIds
+from monitor.watch.pipeline import Pipeline
 
 EXAMPLES = os.environ.get("SEAL_MONITOR_FUZZ_EXAMPLES")
 fuzzed = settings(

@@ -10,7 +10,7 @@ import pytest
 
 from monitor.kernel.abi import Counters, Kind, Outcome
 from monitor.kernel.loader import AttachedProbe, Loaded
-from monitor.life.losses import Losses
+from monitor.watch.losses import Losses
 
 ONE, TWO = 21, 22  # descriptors of programs
 

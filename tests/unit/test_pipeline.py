@@ -23,9 +23,9 @@ from monitor.kernel import abi
 from monitor.kernel.abi import Bucket, BucketKey, Cause, Kind, Method, Record, Verdict
 from monitor.kernel.operations import OPERATIONS
 from monitor.metrics.tally import Tally
-from monitor.pipeline import Pipeline, clock_offset
 from monitor.sinks.delivery import Delivery
 from monitor.sinks.outputs import encode
+from monitor.watch.pipeline import Pipeline, clock_offset
 
 VALIDATOR = jsonschema.Draft202012Validator(events.schema())
 HOST = events.Host("web-1", "1b4e28ba-2fa1-4d2e-883f-0016d3cca427", "6.18.44")

@@ -15,11 +15,11 @@ from clocks import at_most
 from test_ring import BUSY, LENGTH, SIZE, KernelSide, no_descriptor_left
 from test_suppression import KEY, Kernel
 
-from monitor import pump
 from monitor.evidence.suppression import Gap, Suppressions
 from monitor.kernel.abi import Record
 from monitor.kernel.ring import Ring
-from monitor.pump import Pump
+from monitor.watch import pump
+from monitor.watch.pump import Pump
 
 NO_MEMORY = OSError(errno.ENOMEM, "Cannot allocate memory")
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from monitor.evidence.suppression import Suppressions
 from monitor.kernel.abi import Record
 from monitor.kernel.ring import Drained, Ring
-from monitor.life.losses import Losses
-from monitor.pipeline import Pipeline, clock_offset
+from monitor.watch.losses import Losses
+from monitor.watch.pipeline import Pipeline, clock_offset
 
 __all__ = ["SWEEP_SECONDS", "Pump"]
 
