@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -364,11 +364,14 @@ class Daemon:
             self._access()
         self._service.turned(is_drained and not self._rounds.is_late, self._status)
 
-    def _take(self, record: abi.Record) -> None:
-        if record.flags & abi.RecordFlag.CANARY:
-            self._canary.collect(record)
-        else:
-            self.pipeline.take(record)
+    def _take(self, records: Sequence[abi.Record]) -> None:
+        others = []
+        for record in records:
+            if record.flags & abi.RecordFlag.CANARY:
+                self._canary.collect(record)
+            else:
+                others.append(record)
+        self.pipeline.take(others)
 
     def _count_corrupt(self, entries: int) -> None:
         self.tally.decode_error(entries)
@@ -477,10 +480,7 @@ class Daemon:
             return
         done = merge(self._config, config)
         configure(self.state.config, done.config)
-        self.pipeline.mutes = done.config.mutes
-        if "events.command_line" in done.changed:
-            # Anew: what it knows of processes was shown by the old setting.
-            self.pipeline.identities = Identities(command_line=done.config.events.command_line)
+        self.pipeline.reconfigure(done.config)
         if self._snapshots:
             self._snapshots.enabled = done.config.incidents.snapshots
         self._config = done.config

@@ -7,7 +7,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -76,12 +76,13 @@ class Learnt:
         self._at_a_time = at_a_time
         self._count = 0
 
-    def take(self, record: abi.Record) -> None:
-        self._take(record)
-        if record.flags & abi.RecordFlag.SEALER and record.executable == self._program:
-            self._count += 1
-            if self._count % self._at_a_time == 0:
-                self.tokens.put(None)
+    def take(self, records: Sequence[abi.Record]) -> None:
+        self._take(records)
+        for record in records:
+            if record.flags & abi.RecordFlag.SEALER and record.executable == self._program:
+                self._count += 1
+                if self._count % self._at_a_time == 0:
+                    self.tokens.put(None)
 
 
 @pytest.fixture
