@@ -35,7 +35,8 @@ class Setting:
     def counters(self) -> Counters:
         return self.kernel
 
-    def report(self, name: str, message: str, *, details: dict[str, object]) -> None:
+    def report(self, name: str, message: str, *, details: dict[str, object] | None = None) -> None:
+        assert details
         self.reports.append(Report(name, message, details))
 
     def missed(self, runs: Mapping[int, int | None]) -> None:

@@ -137,9 +137,9 @@ def test_other_events_have_no_snapshot(setting: Setting) -> None:
 
 
 def test_off_takes_none(setting: Setting) -> None:
-    setting.snapshots.enabled = False
+    setting.snapshots.reconfigure(enabled=False)
     setting.ask()
-    setting.snapshots.enabled = True
+    setting.snapshots.reconfigure(enabled=True)
     setting.ask(pid=77)
     assert setting.results() == {"taken": 1}
     assert [asked.pid for asked in setting.asked] == [77]
