@@ -10,44 +10,41 @@ import contextlib
 import ctypes
 import faulthandler
 import functools
-import math
 import os
 import select
 import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from monitor import metrics
-from monitor.attach.attached import Attached, Beginning, configure, request
+from monitor.attach.attached import Beginning
 from monitor.canary import Canary, Rounds
 from monitor.configuration.config import Config, ConfigError
-from monitor.evidence.cgroups import Cgroups
-from monitor.evidence.identity import Identities
-from monitor.evidence.suppression import Suppressions
 from monitor.evidence.workloads import Workloads
-from monitor.exposition import CollectorRegistry
 from monitor.host import facts as host
 from monitor.kernel import abi, privileges
-from monitor.life import accounts
 from monitor.life.last_run import LastRun, as_details, blind_seconds, state_directory
 from monitor.life.last_run import ended as how_it_ended
-from monitor.life.losses import Losses
-from monitor.life.reload import merge
+from monitor.life.reload import InForce, merge
 from monitor.life.service import Service
-from monitor.life.source import KernelSource
-from monitor.pipeline import Pipeline, clock_offset
+from monitor.metrics import accounts, collector
+from monitor.metrics.exposition import CollectorRegistry
+from monitor.metrics.reading import KernelFacts
+from monitor.metrics.source import KernelSource
+from monitor.metrics.tally import Tally
 from monitor.posture.rounds import PostureRounds
-from monitor.pump import SWEEP_SECONDS, Pump
 from monitor.sinks import journal
 from monitor.sinks import outputs as sinks
 from monitor.sinks.delivery import Delivery
-from monitor.tally import Tally
 from monitor.version import revision, version
+from monitor.watch.pipeline import clock_offset
+from monitor.watch.pump import SWEEP_SECONDS
+from monitor.watch.watcher import Watcher
 from monitor.web import server as web
+from monitor.web.configuration import WebConfiguration
 
 if TYPE_CHECKING:
     from monitor.incidents.snapshot_thread import Snapshots
@@ -63,7 +60,6 @@ FLUSH_AT_MOST_SECONDS = 10.0  # for all of it, on a slow disk; TimeoutStopSec= a
 SNAPSHOT_SECONDS = 0.5  # for the snapshots that were asked for last
 LAST_SECONDS = 1.0  # for the event that tells the final counts
 CANARY_POLL_SECONDS = 0.01
-WEB_LOOK_SECONDS = 1.5  # after a reload: what was written just before it is taken for whole then
 
 
 def run(config: Config, reload: Callable[[], Config], beginning: Beginning) -> int:
@@ -164,32 +160,56 @@ class Daemon:
         self._started = time.monotonic()
         self._config = config
         self._reload = reload
-        self._beginning = beginning
-        self._database = database
-        self._restricted = restricted
+        self._last_run = last_run or LastRun(None, "")
         self._service = Service()
         self._wait_seconds = min(SWEEP_SECONDS, self._service.feeding_seconds or SWEEP_SECONDS)
-        self.tally = Tally(output.name for output in outputs)
-        self.delivery = Delivery(outputs, self.tally, self._on_sink)
-        self._cleanup = contextlib.ExitStack()
-        self._cleanup.callback(self.delivery.close)
-        self._last_run = last_run or LastRun(None, "")
-        self._cleanup.callback(self._last_run.close)
+        self._wakeup: int | None = None
         self._stopping = False
         self._stopped_by = ""
         self._reload_asked = False
         self._has_started = False
-        self._wakeup: int | None = None
-        self._pending_health: deque[tuple[str, str]] = deque()
-        self._web_read: deque[web.WebError | None] = deque()  # what other threads add, we take
-        self._web_look_at = math.inf
         self._missed_at = 0.0
-        self._access: Callable[[], web.Access] = web.Access
-        self._not_in_force: set[str] = set()  # of "configuration" and "web configuration"
-        with contextlib.ExitStack() as on_failure:
-            on_failure.push(self._cleanup)
-            self._start()
-            on_failure.pop_all()
+        self._pending_health: deque[tuple[str, str]] = deque()
+        self.tally = Tally(output.name for output in outputs)
+        self.delivery = Delivery(outputs, self.tally, self._on_sink)
+        self._in_force = InForce(self.tally)
+        with contextlib.ExitStack() as cleanup:
+            cleanup.callback(self.delivery.close)
+            cleanup.callback(self._last_run.close)
+            host.require()
+            self.facts = host.host_facts()
+            self._web = WebConfiguration(config.web.config_file)
+            self.watcher = cleanup.enter_context(
+                Watcher(
+                    config,
+                    self.facts,
+                    self.delivery,
+                    self.tally,
+                    beginning=beginning,
+                    take=self._take,
+                    ask_snapshot=self._ask_snapshot,
+                )
+            )
+            self._watching_since = _clocks()
+            self._report = self.watcher.pipeline.health
+            self._in_force.has_read("configuration", True)
+            self._snapshots = self._make_snapshots() if database else None
+            findings, kernel = self.watcher.findings, self.watcher.state.config
+            self._canary = Canary(kernel, time.monotonic, findings.guard_regions)
+            cleanup.callback(self._canary.stop)
+            self._rounds = Rounds(self._canary, self._started)
+            directory = state_directory(config.state.directory) if self._last_run.is_kept else None
+            self._posture = PostureRounds(directory, config.workloads.maximum)
+            cleanup.callback(self._posture.stop)
+            self.server = web.listen(
+                config.web.listen_address,
+                self._registry(database),
+                self.not_ready,
+                self._web.access,
+            )
+            cleanup.callback(self.server.close)
+            self._start(restricted)
+            self._cleanup = cleanup.pop_all()
 
     def __enter__(self) -> Daemon:
         return self
@@ -197,69 +217,17 @@ class Daemon:
     def __exit__(self, *_: object) -> None:
         self._cleanup.close()
 
-    def _start(self) -> None:
-        host.require()
-        config = self._config
-        if config.web.config_file is not None:
-            from monitor.web.access import WebAccess  # noqa: PLC0415 - YAML and bcrypt: 3 MB
-
-            self._access = WebAccess(config.web.config_file, self._web_read.append)
-        self._has_tls = self._access().tls is not None
-        attached = self._cleanup.enter_context(Attached(request(config), self._beginning))
-        self.findings = attached.calibrate()
-        self._watching_since = _clocks()
-        self.loaded, self.state, self.ring = attached.loaded, attached.state, attached.ring
-        kernel = self.state.config
-        # Only now: an event made before would be taken for one of the calibration's.
-        configure(kernel, config)
-        cgroups = Cgroups()
-        self.facts = host.host_facts()
-        self._has_read("configuration", True)
-        self._snapshots = self._make_snapshots(bool(kernel.maybe_guard_mask))
-        self.pipeline = Pipeline(
-            self.facts,
-            kernel.sealed_mask,
-            identities=Identities(command_line=config.events.command_line),
-            cgroups=cgroups,
-            delivery=self.delivery,
-            tally=self.tally,
-            mutes=config.mutes,
-            ask_snapshot=self._snapshots.ask if self._snapshots else None,
-        )
-        self._pump = Pump(
-            self.ring,
-            self.pipeline,
-            Suppressions(self.state),
-            Losses(self.loaded, self.state, self.pipeline.health),
-            take=self._take,
-            corrupt=self._count_corrupt,
-            trouble=functools.partial(self.pipeline.health, "probe_degraded"),
-        )
-        source = KernelSource(
-            self.state, self.loaded, self.ring, Workloads(self.state, cgroups), self._database
-        )
-        self._canary = Canary(kernel, time.monotonic, self.findings.guard_regions)
-        self._rounds = Rounds(self._canary, self._started)
-        self._cleanup.callback(self._canary.stop)
-        directory = state_directory(config.state.directory) if self._last_run.is_kept else None
-        self._posture = PostureRounds(directory, config.workloads.maximum)
-        self._cleanup.callback(self._posture.stop)
-        self.server = web.listen(
-            config.web.listen_address, self._registry(source), self.not_ready, self._access
-        )
-        self._cleanup.callback(self.server.close)
-        if self._restricted:  # everything is open, and no thread started that would keep them
+    def _start(self, restricted: bool) -> None:
+        """Once everything is open: a thread started before would keep what is given up here."""
+        if restricted:
             privileges.keep(privileges.IDENTITY)
         self._canary.start()
         self.server.start()
-        for probe in self.loaded.probes:
+        for probe in self.watcher.loaded.probes:
             if probe.lost:
-                self.pipeline.health("probe_lost", f"{probe.probe}: {probe.error}")
+                self._report("probe_lost", f"{probe.probe}: {probe.error}")
 
-    def _make_snapshots(self, reports_guards: bool) -> Snapshots | None:
-        """None without a store to keep them."""
-        if self._database is None:
-            return None
+    def _make_snapshots(self) -> Snapshots:
         from monitor.incidents import snapshot  # noqa: PLC0415 - where there is no store, nor is SQLite
         from monitor.incidents.snapshot_thread import Snapshots  # noqa: PLC0415
         from monitor.symbols.modules import BuildIds  # noqa: PLC0415
@@ -269,28 +237,32 @@ class Daemon:
         take = functools.partial(
             snapshot.take,
             start_offset_ns=clock_offset(),
-            reports_guards=reports_guards,
+            reports_guards=bool(self.watcher.state.config.maybe_guard_mask),
             build_ids=BuildIds(),
             limits=snapshot.LIMITS._replace(text_bytes=size),
         )
         return Snapshots(self.delivery, self.tally, take, kept.snapshots)
 
-    def _registry(self, source: KernelSource) -> CollectorRegistry:
-        facts = metrics.KernelFacts(self.facts.kernel_release, True, self.findings.partial_updates)
-        return metrics.build(source, self.tally, facts, version(), revision())
+    def _registry(self, database: Path | None) -> CollectorRegistry:
+        watcher = self.watcher
+        workloads = Workloads(watcher.state, watcher.cgroups)
+        source = KernelSource(watcher.state, watcher.loaded, watcher.ring, workloads, database)
+        partial_updates = watcher.findings.partial_updates
+        facts = KernelFacts(self.facts.kernel_release, True, partial_updates)
+        return collector.build(source, self.tally, facts, version(), revision())
 
     @property
     def metrics_url(self) -> str:
         address, port = self.server.address
         shown = f"[{address}]" if ":" in address else address
-        scheme = "https" if self._has_tls else "http"
+        scheme = "https" if self._web.has_tls else "http"
         return f"{scheme}://{shown}:{port}/metrics"
 
     def not_ready(self) -> list[str]:
         """Why the daemon is not ready, a reason a line; empty when it is."""
         reasons = [
             f"probe {probe.probe} is not attached: {probe.error}"
-            for probe in self.loaded.probes
+            for probe in self.watcher.loaded.probes
             if probe.lost
         ]
         if self._stopping:
@@ -327,7 +299,7 @@ class Daemon:
     def loop(self, until: Callable[[], bool] = lambda: False) -> None:
         """Watch until a signal asks to stop, or `until` is true after some turn."""
         with select.epoll() as poll:
-            poll.register(self.ring.descriptor, select.EPOLLIN)
+            poll.register(self.watcher.ring.descriptor, select.EPOLLIN)
             poll.register(self.delivery.descriptor, select.EPOLLIN)
             if self._wakeup is not None:
                 poll.register(self._wakeup, select.EPOLLIN)
@@ -341,14 +313,14 @@ class Daemon:
     def turn(self) -> None:
         """Drain what is there and do what is due."""
         now = time.monotonic()
-        is_drained = self._pump.drain() > 0 or not self.ring.used_bytes
+        is_drained = self.watcher.pump.drain() > 0 or not self.watcher.ring.used_bytes
         if self._snapshots:
             self._snapshots.collect()
         self.delivery.collect()
         self._tell_pending()
         self._run_canary(now)
         self._look_at_posture(now)
-        self._pump.sweep_when_due(now)
+        self.watcher.pump.sweep_when_due(now)
         if now >= self._missed_at:
             self._missed_at = now + MISSED_SECONDS
             self._look_at_losses()
@@ -357,23 +329,22 @@ class Daemon:
             with self._service.reloading():
                 self.delivery.reopen()
                 self._reload_configuration()
-                self._access()  # else the next connection would find a mistake
-            self._web_look_at = now + WEB_LOOK_SECONDS
-        if now >= self._web_look_at:
-            self._web_look_at = math.inf
-            self._access()
+                self._web.reload(now)
+        self._web.turn(now)
         self._service.turned(is_drained and not self._rounds.is_late, self._status)
 
-    def _take(self, record: abi.Record) -> None:
-        if record.flags & abi.RecordFlag.CANARY:
-            self._canary.collect(record)
-        else:
-            self.pipeline.take(record)
+    def _take(self, records: Sequence[abi.Record]) -> None:
+        others = []
+        for record in records:
+            if record.flags & abi.RecordFlag.CANARY:
+                self._canary.collect(record)
+            else:
+                others.append(record)
+        self.watcher.pipeline.take(others)
 
-    def _count_corrupt(self, entries: int) -> None:
-        self.tally.decode_error(entries)
-        words = f"{entries} entries of the ring were no records"
-        self._pending_health.append(("records_corrupt", words))
+    def _ask_snapshot(self, event: Mapping[str, Any], record: abi.Record) -> None:
+        if self._snapshots:
+            self._snapshots.ask(event, record)
 
     def _run_canary(self, now: float) -> None:
         outcome = self._rounds.turn(now, self._config.canary.interval)
@@ -381,28 +352,28 @@ class Daemon:
             return
         self.tally.canary("failure" if outcome.problem else "success", time.time())
         if outcome.problem:
-            self.pipeline.health("canary_failed", outcome.problem)
+            self._report("canary_failed", outcome.problem)
         elif not self._has_started:
             self._has_started = True
             self._tell_started()
         elif outcome.blind_seconds is not None:
             words = f"after {outcome.blind_seconds:.0f} s"
-            self.pipeline.health("canary_recovered", words, outcome.blind_seconds)
+            self._report("canary_recovered", words, outcome.blind_seconds)
 
     def _look_at_posture(self, now: float) -> None:
         outcome = self._posture.turn(now, self._config.posture.interval)
         if outcome is None:
             return
         if outcome.figures is not None:
-            self.tally.posture = outcome.figures
+            self.tally.posture_seen(outcome.figures)
         for problem in outcome.problems:
-            self.pipeline.health("state_failed" if outcome.figures else "posture_failed", problem)
+            self._report("state_failed" if outcome.figures else "posture_failed", problem)
         for change in outcome.changes:
-            self.pipeline.health(change.event, change.message, details=change.details)
+            self._report(change.event, change.message, details=change.details)
 
     def _tell_started(self) -> None:
         ready_after = time.monotonic() - self._started
-        modes = sorted({probe.mode for probe in self.loaded.probes if probe.attached})
+        modes = sorted({probe.mode for probe in self.watcher.loaded.probes if probe.attached})
         past, boot_id, blind = self._last_run.past, self.facts.boot_id, None
         message = (
             f"ready after {ready_after:.2f} s, attached by {', '.join(modes)}, "
@@ -411,30 +382,30 @@ class Daemon:
         if past is not None:
             blind = blind_seconds(past, boot_id, *self._watching_since)
             message += f", blind for {blind:.1f} s: the last run was {how_it_ended(past, boot_id)}"
-        notes = list(self.loaded.notes)
+        notes = list(self.watcher.loaded.notes)
         if not self._last_run.is_kept:
             notes.append("no state directory is used: the next start will not know of this run")
-        self.pipeline.health(
+        self._report(
             "started",
             message,
             blind,
             details={
                 "metrics": self.metrics_url,
                 "ready_seconds": round(ready_after, 3),
-                "probes": {p.probe: p.mode for p in self.loaded.probes if p.attached},
-                "partial_updates": dict(self.findings.partial_updates),
+                "probes": {p.probe: p.mode for p in self.watcher.loaded.probes if p.attached},
+                "partial_updates": dict(self.watcher.findings.partial_updates),
                 "notes": notes,
                 "last_run": as_details(past, boot_id) if past else None,
             },
         )
-        self._last_run.alive(accounts.totals(self.state.counters()))
+        self._last_run.alive(accounts.totals(self.watcher.state.counters()))
         self._service.ready()
         give_back_memory()
 
     def _look_at_losses(self) -> None:
-        self._pump.look_at_losses()
+        self.watcher.pump.look_at_losses()
         if self._has_started:
-            self._last_run.alive(accounts.totals(self.state.counters()))
+            self._last_run.alive(accounts.totals(self.watcher.state.counters()))
 
     def _on_sink(self, name: str, error: OSError | None) -> None:
         if error is None:
@@ -448,23 +419,16 @@ class Daemon:
             said = ("reloaded", "the web configuration was read anew and is in force")
         else:
             said = ("reload_failed", f"{error}; the web configuration stays as it was")
-        self._has_read("web configuration", error is None)
-        self.pipeline.health(*said)
-
-    def _has_read(self, what: str, is_in_force: bool) -> None:
-        if is_in_force:
-            self._not_in_force.discard(what)
-        else:
-            self._not_in_force.add(what)
-        self.tally.reload(not self._not_in_force, time.time())
+        self._in_force.has_read("web configuration", error is None)
+        self._report(*said)
 
     def _tell_pending(self) -> None:
         while self._last_run.problems:
-            self.pipeline.health("state_failed", self._last_run.problems.pop(0))
-        while self._web_read:
-            self._tell_web_configuration(self._web_read.popleft())
+            self._report("state_failed", self._last_run.problems.pop(0))
+        for outcome in self._web.outcomes():
+            self._tell_web_configuration(outcome)
         while self._pending_health:
-            self.pipeline.health(*self._pending_health.popleft())
+            self._report(*self._pending_health.popleft())
 
     def _reload_configuration(self) -> None:
         if self._reload is None:
@@ -472,20 +436,16 @@ class Daemon:
         try:
             config = self._reload()
         except ConfigError as error:
-            self._has_read("configuration", False)
-            self.pipeline.health("reload_failed", str(error))
+            self._in_force.has_read("configuration", False)
+            self._report("reload_failed", str(error))
             return
         done = merge(self._config, config)
-        configure(self.state.config, done.config)
-        self.pipeline.mutes = done.config.mutes
-        if "events.command_line" in done.changed:
-            # Anew: what it knows of processes was shown by the old setting.
-            self.pipeline.identities = Identities(command_line=done.config.events.command_line)
+        self.watcher.reconfigure(done.config)
         if self._snapshots:
-            self._snapshots.enabled = done.config.incidents.snapshots
+            self._snapshots.reconfigure(done.config.incidents.snapshots)
         self._config = done.config
-        self._has_read("configuration", not done.refused)
-        self.pipeline.health("reloaded", done.message, details=done.details)
+        self._in_force.has_read("configuration", not done.refused)
+        self._report("reloaded", done.message, details=done.details)
 
     # ---- the end ---------------------------------------------------------------------------------
 
@@ -495,19 +455,19 @@ class Daemon:
         self._service.stopping()
         self._canary.stop()
         self._posture.stop()
-        self.loaded.detach()
+        self.watcher.loaded.detach()
         if self._has_started:  # else what the run before has left still holds
-            self._last_run.alive(accounts.totals(self.state.counters()))
-        self._pump.finish(DRAIN_SECONDS)
+            self._last_run.alive(accounts.totals(self.watcher.state.counters()))
+        self.watcher.pump.finish(DRAIN_SECONDS)
         if self._snapshots:
             self._snapshots.finish(SNAPSHOT_SECONDS)
         self.delivery.finish(FLUSH_SECONDS, FLUSH_AT_MOST_SECONDS)
-        counters = self.state.counters()
+        counters = self.watcher.state.counters()
         reason = f"stopped by {self._stopped_by}" if self._stopped_by else "stopped"
         if self._has_started:
             self._last_run.end(reason, accounts.totals(counters))
         self._tell_pending()
-        self.pipeline.health(
+        self._report(
             "stopped", self._final_words(counters), details=accounts.final(counters, self.tally)
         )
         self.delivery.finish(LAST_SECONDS)
@@ -520,4 +480,4 @@ class Daemon:
     def _status(self) -> str:
         """For `systemctl status`."""
         state = "; ".join(f"not ready: {reason}" for reason in self.not_ready()) or "watching"
-        return f"{state}; {accounts.in_words(self.state.counters())}"
+        return f"{state}; {accounts.in_words(self.watcher.state.counters())}"

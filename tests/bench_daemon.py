@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 
 from harness import cgroup_root, new_cgroup, wait_until_reading
 
+from monitor.metrics.accounts import RESULTS
+
 __all__ = ["RESULTS", "Running", "Storm", "Weathered", "problems", "storm", "total", "weather"]
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ("delivered", "suppressed", "filtered", "dropped", "failed")
 Command = list[str | Path]
 
 

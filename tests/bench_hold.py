@@ -44,11 +44,11 @@ def _hold_monitor(mode: str, **watch: bool) -> None:
         web=replace(settings.web, listen_address=("127.0.0.1", 0)),
     )
     with Daemon(settings, []) as daemon:
-        require_mode(daemon.loaded, mode)
+        require_mode(daemon.watcher.loaded, mode)
         daemon.loop(until=lambda: not daemon.not_ready())
         name = ""
         while True:
-            counters = daemon.state.counters()
+            counters = daemon.watcher.state.counters()
             counts = {
                 **{verdict.label: counters.denials[MPROTECT][verdict] for verdict in Verdict},
                 "dropped": counters.events[Kind.DENIAL][Outcome.DROPPED],
@@ -56,12 +56,12 @@ def _hold_monitor(mode: str, **watch: bool) -> None:
             print(json.dumps(counts), flush=True)
             # Only this mode needs its ring read; otherwise this process sleeps, as an idle daemon.
             while not select.select([0], [], [], 0.0003 if name == "unlimited" else None)[0]:
-                daemon.ring.drain()
+                daemon.watcher.ring.drain()
             line = os.read(0, 64).decode()
             if not line:
                 return
             name = line.strip() or name
-            limit(daemon.state.config, name)
+            limit(daemon.watcher.state.config, name)
 
 
 HOLDS: dict[str, Callable[[], None]] = {

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 
 from monitor.kernel.probes import PROBES
-from monitor.metrics import METRICS, Metric
-from monitor.tally import DELAY_BUCKETS
+from monitor.metrics.table import METRICS, Metric
+from monitor.metrics.tally import DELAY_BUCKETS
 
 __all__ = ["JOB", "MINUTE", "exposition"]
 

@@ -31,8 +31,8 @@ from soak_life import EventsFile, Life
 from soak_load import EXECUTABLE, Load
 
 from monitor.kernel.abi import Kind
+from monitor.metrics.accounts import RESULTS
 
-RESULTS = ("delivered", "suppressed", "filtered", "dropped", "failed")
 DISK = "4m"
 CANARY_SECONDS = 5
 RELOAD_SECONDS = 20.0

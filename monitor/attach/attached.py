@@ -37,7 +37,7 @@ def configure(kernel: abi.Config, config: Config) -> None:
     limit = config.rate_limit
     kernel.event_interval_ns = SECOND_NS // limit.per_caller
     kernel.event_burst_ns = (limit.burst - 1) * kernel.event_interval_ns
-    kernel.host_interval_ns = SECOND_NS // limit.host
+    kernel.host_interval_ns = SECOND_NS // limit.host if limit.host else 0
     kernel.host_burst_ns = (limit.host - 1) * kernel.host_interval_ns
     kernel.emit_verdicts = sum(1 << v for v in abi.Verdict if v.label in config.events.denials)
     kernel.emit_causes = sum(1 << c for c in abi.Cause if c.label in config.events.faults)

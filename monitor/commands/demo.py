@@ -108,7 +108,7 @@ def _item(text: str, width: int) -> list[str]:
 
 def _due(daemon: Daemon, facts: dict[str, Any]) -> dict[str, Any]:
     """The facts as they are to be told with the hooks that are attached."""
-    probes = daemon.loaded.probes
+    probes = daemon.watcher.loaded.probes
     method = facts.get("method")
     if method and not any(p.probe == method and p.attached for p in probes):
         return facts | {"unsupported": "it is made, and nothing attached here sees it"}
@@ -179,7 +179,7 @@ def run(config: Config) -> int:
         wrong, skipped, made = _show_all(daemon, collected, view, width)
         verdict = "all reported correctly" if not wrong else f"reported wrongly: {', '.join(wrong)}"
         _show(f"\n{made} violations in {time.monotonic() - began:.1f} s, {verdict}.")
-        counters = daemon.state.counters()
+        counters = daemon.watcher.state.counters()
         daemon.stop()
     for lines in filter(None, (not_shown(skipped, width), counted(counters, width))):
         _show("\n".join(["", *lines]))

@@ -78,7 +78,7 @@ class Events:
 class RateLimit:
     per_caller: int
     burst: int
-    host: int
+    host: int  # 0, which no file may ask for: no limit
 
 
 @dataclass(frozen=True)

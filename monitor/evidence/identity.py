@@ -133,11 +133,17 @@ class Identities:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._proc = proc
-        self.command_line = command_line
+        self._command_line = command_line
         self._clock = clock
         self._processes: Recent[tuple[int, int], _Facts] = Recent()
         self._users = _Names(lambda uid: pwd.getpwuid(uid).pw_name, clock)
         self._groups = _Names(lambda gid: grp.getgrgid(gid).gr_name, clock)
+
+    def reconfigure(self, command_line: CommandLine) -> None:
+        """How command lines are shown from now on: what is known was shown in the old way."""
+        if command_line != self._command_line:
+            self._command_line = command_line
+            self._processes = Recent()
 
     def lookup(
         self,
@@ -201,7 +207,7 @@ class Identities:
             executable = os.readlink(b"exe", dir_fd=directory)
         except PermissionError:
             complete = False
-        if self.command_line != "off":
+        if self._command_line != "off":
             try:
                 raw = read_at("cmdline", directory, ARGUMENTS_READ)
             except PermissionError:
@@ -214,6 +220,6 @@ class Identities:
         argv = os.fsdecode(raw.removesuffix(b"\0")).split("\0")
         more = len(argv) > ARGUMENTS_SHOWN or len(raw) == ARGUMENTS_READ
         argv = argv[:ARGUMENTS_SHOWN]
-        if self.command_line == "redacted":
+        if self._command_line == "redacted":
             argv = redact(argv)
         return os.fsencode(" ".join([*argv, "..."] if more else argv))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from monitor.kernel.abi import Bucket, BucketKey, Kind, Outcome
 from monitor.kernel.counters import KernelState
 
-__all__ = ["Gap", "Suppressions"]
+__all__ = ["IDLE_NS", "Gap", "Suppressions"]
 
 _SECOND = 1_000_000_000
 QUIET_NS = _SECOND  # a gap has ended when nothing more was suppressed for so long

@@ -23,11 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
-from monitor.attach.attached import Attached, configure, request
-from monitor.configuration.config import Config, Ring, Watch
-from monitor.evidence.cgroups import Cgroups
-from monitor.evidence.identity import Identities
-from monitor.evidence.suppression import Suppressions
+from monitor.configuration.config import Config, RateLimit, Ring, Watch
 from monitor.execute.cgroup import CommandCgroup, Member
 from monitor.execute.command import (
     FORWARDED,
@@ -47,13 +43,12 @@ from monitor.host import facts as host
 from monitor.incidents.search import Filter, Incident, Incidents
 from monitor.incidents.store import FILE, IncidentStore, Retention
 from monitor.kernel.probes import OPTIONAL
-from monitor.life.losses import Losses
-from monitor.pipeline import Pipeline
-from monitor.pump import SWEEP_SECONDS, Pump
+from monitor.metrics.tally import Tally
 from monitor.report.private_file import PrivateFile
 from monitor.sinks.delivery import Delivery
 from monitor.symbols.resolver import Resolver
-from monitor.tally import Tally
+from monitor.watch.pump import SWEEP_SECONDS
+from monitor.watch.watcher import Watcher
 
 __all__ = ["ExecError", "Options", "run"]
 
@@ -63,11 +58,11 @@ BACKLOG_SECONDS = 0.5  # for what waits for the sink, between two parts of the r
 ENDING_SECONDS = 0.2  # processes that end so soon after the command are no news
 DRAIN_SECONDS = 10.0
 FLUSH_SECONDS = 10.0
-EVENT_INTERVAL_NS = 1_000_000_000  # of one process, operation and caller
-EVENT_BURST = 20
-IDLE_NS = 2 * EVENT_INTERVAL_NS  # of a bucket: thousands of short-lived processes find one
+# Every place has its events, and a storm at one place leaves room for the others.
+RATE_LIMIT = RateLimit(per_caller=1, burst=20, host=0)
+IDLE_NS = 2_000_000_000  # of a bucket: thousands of short-lived processes find one
 RING_SIZE = 16 << 20
-RETENTION = Retention(age=1, size=1 << 30, events=EVENT_BURST)
+RETENTION = Retention(age=1, size=1 << 30, events=RATE_LIMIT.burst)
 CALLERS = 1 << 16  # whose suppressed events find their incident
 INCIDENTS_MOST = 1000
 
@@ -175,57 +170,36 @@ class _Watch:
         self.notes: list[str] = []
         self.left: list[Member] = []
         with contextlib.ExitStack() as cleanup:
-            attached = cleanup.enter_context(Attached(request(config)))
-            attached.calibrate()
-            self.loaded, self.state, self._ring = attached.loaded, attached.state, attached.ring
-            self._configure(config)
             search: list[Path] = []
             resolver = cleanup.enter_context(Resolver(os.environ, search=search))
             names = Names(resolver, search, Nearby(Path()))
             store = IncidentStore(directory, RETENTION, self.notes.append, callers=CALLERS)
-            self._delivery = Delivery(
-                [CommandSink(store, names.named, terminal.show)],
-                tally := Tally([CommandSink.name]),
-                self._on_sink,
-            )
+            sink = CommandSink(store, names.named, terminal.show)
+            self._tally = Tally([sink.name])
+            self._delivery = Delivery([sink], self._tally, self._on_sink)
             cleanup.callback(self._delivery.close)
-            pipeline = Pipeline(
-                host.host_facts(),
-                self.state.config.sealed_mask,
-                identities=Identities(command_line=config.events.command_line),
-                cgroups=Cgroups(),
-                delivery=self._delivery,
-                tally=tally,
+            self.watcher = cleanup.enter_context(
+                Watcher(
+                    config,
+                    host.host_facts(),
+                    self._delivery,
+                    self._tally,
+                    idle_ns=IDLE_NS,
+                    has_room=self._is_taken,
+                    report=self._note_health,
+                )
             )
-            self._tally = tally
-            self._pump = Pump(
-                self._ring,
-                pipeline,
-                Suppressions(self.state, IDLE_NS),
-                Losses(self.loaded, self.state, self._note_loss),
-                corrupt=tally.decode_error,
-                trouble=self._note,
-                has_room=self._is_taken,
-            )
-            for probe in self.loaded.probes:
+            for probe in self.watcher.loaded.probes:
                 if not (probe.attached or probe.probe in OPTIONAL):
                     self.notes.append(f"probe {probe.probe} is not attached: {probe.error}")
             self._signals = Signals()  # only now: Ctrl-C still ends what was before
             cleanup.callback(self._signals.close)
             self._cgroup = CommandCgroup()
             cleanup.callback(self._cgroup.close)
-            self.state.watch_cgroup(self._cgroup.descriptor)
-            while self._ring.drain().records:
+            self.watcher.state.watch_cgroup(self._cgroup.descriptor)
+            while self.watcher.ring.drain().records:
                 pass  # of others, from before
             self._cleanup = cleanup.pop_all()
-
-    def _configure(self, config: Config) -> None:
-        """Every place is told, and a storm at one place leaves room for the others."""
-        kernel = self.state.config
-        configure(kernel, config)
-        kernel.event_interval_ns = EVENT_INTERVAL_NS
-        kernel.event_burst_ns = (EVENT_BURST - 1) * EVENT_INTERVAL_NS
-        kernel.host_interval_ns = kernel.host_burst_ns = 0  # no limit
 
     def __enter__(self) -> _Watch:
         return self
@@ -243,7 +217,7 @@ class _Watch:
         with select.epoll() as poll:
             for descriptor in (
                 *(command.descriptor, self._signals.descriptor),
-                *(self._ring.descriptor, self._delivery.descriptor),
+                *(self.watcher.ring.descriptor, self._delivery.descriptor),
             ):
                 poll.register(descriptor, select.EPOLLIN)
             has_ended = False
@@ -265,9 +239,9 @@ class _Watch:
         self.left = members
 
     def _turn(self) -> None:
-        self._pump.drain()
+        self.watcher.pump.drain()
         self._delivery.collect()
-        self._pump.sweep_when_due(time.monotonic())
+        self.watcher.pump.sweep_when_due(time.monotonic())
 
     def _is_taken(self) -> bool:
         """Whether the sink has nothing left to do: the ring has more room than its queue."""
@@ -275,8 +249,8 @@ class _Watch:
 
     def finish(self) -> None:
         """Detach; the counters are final and all events with the store after that."""
-        self.loaded.detach()
-        self._pump.finish(DRAIN_SECONDS)
+        self.watcher.loaded.detach()
+        self.watcher.pump.finish(DRAIN_SECONDS)
         self._delivery.finish(FLUSH_SECONDS)
         if self._tally.decode_errors:
             self._note(f"{self._tally.decode_errors} records could not be read")
@@ -285,9 +259,12 @@ class _Watch:
         if text not in self.notes:
             self.notes.append(text)
 
-    def _note_loss(self, name: str, message: str, *, details: dict[str, object]) -> None:
-        del name, details
-        self._note(message)
+    def _note_health(
+        self, name: str, message: str, *, details: dict[str, object] | None = None
+    ) -> None:
+        del details
+        if name != "records_corrupt":  # finish() notes how many there were in all
+            self._note(message)
 
     def _on_sink(self, name: str, error: OSError | None) -> None:
         if error is not None:
@@ -315,7 +292,11 @@ def _user(name: str | None) -> User | None:
 def _settings(config: Config) -> Config:
     """Nothing that the command could do is left out, and there is room for a storm."""
     return replace(
-        config, watch=Watch(compat=True, io_uring=True), ring=Ring(size=RING_SIZE), mutes=()
+        config,
+        watch=Watch(compat=True, io_uring=True),
+        ring=Ring(size=RING_SIZE),
+        rate_limit=RATE_LIMIT,
+        mutes=(),
     )
 
 
@@ -369,7 +350,7 @@ def _watched(
         status = watch.run(options.words, user)
         seconds = time.monotonic() - began
         watch.finish()
-        counters = watch.state.counters()
+        counters = watch.watcher.state.counters()
     made = violations(counters)
     failed_on = [kind for kind in options.fail_on if made[kind]]
     return Result(

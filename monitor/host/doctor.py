@@ -28,7 +28,7 @@ from monitor.incidents.store import FILE as INCIDENTS
 from monitor.kernel import abi, loader, privileges
 from monitor.kernel.privileges import Capability
 from monitor.life.last_run import DEFAULT_DIRECTORY, state_directory
-from monitor.life.source import store_bytes
+from monitor.metrics.source import store_bytes
 
 __all__ = [
     "calibration_rows",

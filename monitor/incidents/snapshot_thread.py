@@ -18,8 +18,8 @@ from monitor.incidents.fingerprint import Event, fingerprint
 from monitor.incidents.snapshot import Request, Taken
 from monitor.incidents.store import NAME, SNAPSHOTS_KEPT, snapshot_data
 from monitor.kernel import abi
+from monitor.metrics.tally import SnapshotResult, Tally
 from monitor.sinks.delivery import Delivery
-from monitor.tally import SnapshotResult, Tally
 from monitor.untrusted.recent import Recent
 
 __all__ = ["Snapshots"]
@@ -79,7 +79,7 @@ class Snapshots:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`waiting` are the requests that are in the thread's hands."""
-        self.enabled = enabled
+        self._enabled = enabled
         self.waiting = 0
         self._delivery = delivery
         self._tally = tally
@@ -92,9 +92,13 @@ class Snapshots:
         self._done: deque[_Done] = deque()
         self._thread: Thread | None = None
 
+    def reconfigure(self, enabled: bool) -> None:
+        """Whether snapshots are taken from now on."""
+        self._enabled = enabled
+
     def ask(self, event: Event, record: abi.Record) -> None:
         """For a snapshot of the process that made this event, unless one was taken of the same."""
-        if not self.enabled or record.kind not in _KINDS:
+        if not self._enabled or record.kind not in _KINDS:
             return
         incident = fingerprint(event).id
         key = (incident, record.pid, record.start_boot_ns)
@@ -164,7 +168,7 @@ class Snapshots:
 
     def finish(self, seconds: float) -> None:
         """Wait so long for what was asked for; what is not taken then is dropped."""
-        self.enabled = False
+        self._enabled = False
         if self._thread is not None:
             self._queue.put(None)
             self._thread.join(seconds)

@@ -1,1 +1,1 @@
-"""What outlives a turn of the daemon: reloads, losses, word for the next run, systemd."""
+"""What outlives a turn of the daemon: a reload, the run before, the service manager."""

@@ -6,13 +6,15 @@ since the start, and are refused by name.
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 from monitor.configuration.config import KEYS, Config, Key
+from monitor.metrics.tally import Tally
 
-__all__ = ["Merged", "merge"]
+__all__ = ["InForce", "Merged", "merge"]
 
 
 class Merged(NamedTuple):
@@ -37,6 +39,22 @@ class Merged(NamedTuple):
     @property
     def details(self) -> dict[str, object]:
         return {"changed": list(self.changed), "refused": list(self.refused)}
+
+
+class InForce:
+    """Whether all that was read is in force, as the metrics of the last reload say."""
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+        self._not_in_force: set[str] = set()
+
+    def has_read(self, what: str, is_in_force: bool) -> None:
+        """`what` was read just now: one configuration of several."""
+        if is_in_force:
+            self._not_in_force.discard(what)
+        else:
+            self._not_in_force.add(what)
+        self._tally.reload(not self._not_in_force, time.time())
 
 
 def merge(running: Config, asked: Config) -> Merged:

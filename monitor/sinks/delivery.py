@@ -17,8 +17,8 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import NamedTuple
 
+from monitor.metrics.tally import Tally
 from monitor.sinks.outputs import BatchSink, Sink, SinkError
-from monitor.tally import Tally
 
 __all__ = ["LIMITS", "Delivery", "Limits"]
 

@@ -20,7 +20,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
 
-from monitor.exposition import CollectorRegistry, choose_format
+from monitor.metrics.exposition import CollectorRegistry, choose_format
 
 if TYPE_CHECKING:
     import ssl

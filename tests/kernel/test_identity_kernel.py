@@ -7,7 +7,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -71,17 +71,18 @@ class Learnt:
 
     def __init__(self, daemon: Daemon, program: Path, at_a_time: int) -> None:
         self.tokens: SimpleQueue[None] = SimpleQueue()
-        self._take = daemon.pipeline.take
+        self._take = daemon.watcher.pipeline.take
         self._program = os.fsencode(program.name)
         self._at_a_time = at_a_time
         self._count = 0
 
-    def take(self, record: abi.Record) -> None:
-        self._take(record)
-        if record.flags & abi.RecordFlag.SEALER and record.executable == self._program:
-            self._count += 1
-            if self._count % self._at_a_time == 0:
-                self.tokens.put(None)
+    def take(self, records: Sequence[abi.Record]) -> None:
+        self._take(records)
+        for record in records:
+            if record.flags & abi.RecordFlag.SEALER and record.executable == self._program:
+                self._count += 1
+                if self._count % self._at_a_time == 0:
+                    self.tokens.put(None)
 
 
 @pytest.fixture
@@ -134,7 +135,7 @@ def test_what_was_learnt_when_it_sealed(
     """Each is gone when its denial is read, and yet known in full."""
     program = compiled("swarm")
     learnt = Learnt(daemon, program, AT_A_TIME)
-    monkeypatch.setattr(daemon.pipeline, "take", learnt.take)
+    monkeypatch.setattr(daemon.watcher.pipeline, "take", learnt.take)
     command = (program, PROCESSES, MILLISECONDS, "--wait")
     assert run_beside(daemon, *command, learnt=learnt) == {"mprotect": PROCESSES}
     events = collected.denials_of(program.name)
@@ -177,7 +178,7 @@ def test_a_container_that_is_gone(
         script = f"echo $$ >{scope}/cgroup.procs; {program} 1 0 --wait; echo $$ >{top}/cgroup.procs"
         command = f"{script}; rmdir {scope} {slice_}"
         learnt = Learnt(daemon, program, 1)
-        monkeypatch.setattr(daemon.pipeline, "take", learnt.take)
+        monkeypatch.setattr(daemon.watcher.pipeline, "take", learnt.take)
         assert run_beside(daemon, "sh", "-c", command, learnt=learnt) == {"mprotect": 1}
         (event,) = collected.denials_of(program.name)
         assert event["workload"] == {

@@ -229,10 +229,10 @@ def turn(daemon: Daemon, seconds: float) -> None:
 
 
 def ring_is_stuck(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(daemon._pump, "drain", lambda: 0)
+    monkeypatch.setattr(daemon.watcher.pump, "drain", lambda: 0)
     with provoke.run("munmap") as violation:
         violation.communicate()
-    assert daemon.ring.used_bytes
+    assert daemon.watcher.ring.used_bytes
 
 
 def canary_is_stuck(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from monitor.kernel.abi import Cause, Counters, Disposition, Kind, Method, Outcome, Verdict
-from monitor.life.accounts import final, in_words, totals
-from monitor.tally import Tally
+from monitor.metrics.accounts import final, in_words, totals
+from monitor.metrics.tally import Tally
 
 
 def counted() -> Counters:

@@ -19,7 +19,7 @@ import yaml
 from fleet import JOB, MINUTE, NEWCOMER, exposition
 from prometheus import Prometheus, backfilled
 
-from monitor.metrics import METRICS
+from monitor.metrics.table import METRICS
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "dashboards"

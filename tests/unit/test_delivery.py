@@ -12,9 +12,9 @@ from threading import Event, Thread, active_count, stack_size
 import pytest
 from clocks import at_most
 
+from monitor.metrics.tally import Tally
 from monitor.sinks.delivery import BATCH, LIMITS, Delivery, Limits
 from monitor.sinks.outputs import Sink, json_lines
-from monitor.tally import Tally
 
 DISK_FULL = OSError(errno.ENOSPC, "disk full")
 LONG = 1e9  # seconds

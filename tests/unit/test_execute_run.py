@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from monitor.attach.attached import configure
+from monitor.configuration.config import parse
 from monitor.execute.command import User
-from monitor.execute.run import ExecError, _Output
+from monitor.execute.run import ExecError, _Output, _settings
+from monitor.kernel import abi
 
 NOBODY = User("nobody", 65534, 65534, [65534, 65533], "/")
 SCRIPT = """
@@ -36,6 +39,14 @@ def test_a_signal_that_comes_in_a_fork_is_not_lost() -> None:
         [sys.executable, "-c", SCRIPT], check=False, capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "forked\n")
+
+
+def test_a_storm_leaves_room_for_the_events_of_others() -> None:
+    """Twenty at once and one a second of each caller, whatever the file says; no limit in all."""
+    kernel = abi.Config()
+    configure(kernel, _settings(parse("rate_limit = {per_caller = 7, burst = 7, host = 7}", "")))
+    assert (kernel.event_interval_ns, kernel.event_burst_ns) == (10**9, 19 * 10**9)
+    assert (kernel.host_interval_ns, kernel.host_burst_ns) == (0, 0)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")

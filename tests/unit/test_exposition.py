@@ -9,9 +9,10 @@ import prometheus_client.openmetrics.exposition as openmetrics
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_metrics import Values, registry
+from test_collector import Values, registry
 
-from monitor.exposition import (
+from monitor.kernel.abi import Counters
+from monitor.metrics.exposition import (
     CollectorRegistry,
     CounterMetricFamily,
     Family,
@@ -20,9 +21,9 @@ from monitor.exposition import (
     choose_format,
     text,
 )
-from monitor.kernel.abi import Counters
-from monitor.metrics import METRICS, ProbeState
-from monitor.tally import Tally
+from monitor.metrics.reading import ProbeState
+from monitor.metrics.table import METRICS
+from monitor.metrics.tally import Tally
 
 HOSTILE = ('"', "\\", "\n", 'a"b\\n\nc', "{}", "ü€😀", " ", "", "\x00\x1b[2J", "x" * 5000)
 OPENMETRICS_FIRST = "application/openmetrics-text;version=1.0.0"

@@ -31,11 +31,11 @@ from monitor.kernel import abi
 from monitor.kernel.abi import Bucket, BucketKey, Kind, Record
 from monitor.kernel.operations import OPERATIONS
 from monitor.kernel.ring import Ring
-from monitor.pipeline import Pipeline
+from monitor.metrics.tally import Tally
 from monitor.sinks import outputs as sinks
 from monitor.sinks.delivery import Delivery
 from monitor.symbols.modules import BuildIds
-from monitor.tally import Tally
+from monitor.watch.pipeline import Pipeline
 
 EXAMPLES = os.environ.get("SEAL_MONITOR_FUZZ_EXAMPLES")
 fuzzed = settings(
@@ -201,7 +201,7 @@ def assert_one_event(out: Outputs, kind: str) -> None:
 
 def assert_accounted(record: Record) -> None:
     with outputs() as out:
-        out.pipeline.take(no_sealer(record))
+        out.pipeline.take([no_sealer(record)])
         if record.kind not in set(Kind):
             assert (out.tally.decode_errors, out.results(), out.lines()) == (1, {}, [])
         else:
@@ -253,7 +253,7 @@ MUTES = st.builds(
 @given(RECORDS, st.lists(MUTES, max_size=3))
 def test_any_mute_filters_or_not(record: Record, mutes: list[Mute]) -> None:
     with outputs(mutes=mutes) as out:
-        out.pipeline.take(record)
+        out.pipeline.take([record])
         assert sum(out.results().values()) + (record.kind not in set(Kind)) == 1
         assert len(out.lines()) == sum(
             number for (_, result), number in out.results().items() if result == "delivered"
@@ -357,7 +357,7 @@ def test_any_bytes_of_the_ring_come_out_as_events_or_counts(data: bytes, start: 
         while ring.used_bytes:
             before = ring.used_bytes
             for record in ring.drain().records:
-                out.pipeline.take(no_sealer(record))
+                out.pipeline.take([no_sealer(record)])
                 taken += 1
             if ring.used_bytes == before:
                 break

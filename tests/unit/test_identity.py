@@ -61,6 +61,16 @@ def test_command_line_modes(tmp_path: Path, mode: str, shown: str | None) -> Non
     )
 
 
+def test_what_was_shown_in_the_old_way_is_forgotten(tmp_path: Path) -> None:
+    record_process(tmp_path)
+    identities = Identities(tmp_path, command_line="full", clock=lambda: 0.0)
+    shown = []
+    for mode in ("full", "redacted", "redacted", "off"):
+        identities.reconfigure(mode)
+        shown.append(identities.lookup(42, START).command_line)
+    assert shown == ["app --token=x", *["app --token=[redacted]"] * 2, None]
+
+
 @pytest.mark.parametrize(
     ("pid", "start_boot_ns", "state", "result"),
     [

@@ -32,9 +32,9 @@ from monitor.incidents.store import (
     nanoseconds,
     snapshot_data,
 )
+from monitor.metrics.tally import Tally
 from monitor.sinks.delivery import Delivery
 from monitor.sinks.outputs import SinkError, encode
-from monitor.tally import Tally
 
 Event = dict[str, Any]
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from journald import Journald, journald
 
+from monitor.metrics.tally import EVENT_KINDS, Tally
 from monitor.sinks.delivery import LIMITS, Delivery
 from monitor.sinks.journal import MESSAGE_IDS, PRIORITIES, JournalSink, has_standard_output
 from monitor.sinks.outputs import SinkError, encode
-from monitor.tally import EVENT_KINDS, Tally
 
 ROOT = Path(__file__).parents[2]
 CATALOG = ROOT / "systemd/seal-monitor.catalog"

@@ -10,7 +10,7 @@ import pytest
 
 from monitor.kernel.abi import Counters, Kind, Outcome
 from monitor.kernel.loader import AttachedProbe, Loaded
-from monitor.life.losses import Losses
+from monitor.watch.losses import Losses
 
 ONE, TWO = 21, 22  # descriptors of programs
 
@@ -35,7 +35,8 @@ class Setting:
     def counters(self) -> Counters:
         return self.kernel
 
-    def report(self, name: str, message: str, *, details: dict[str, object]) -> None:
+    def report(self, name: str, message: str, *, details: dict[str, object] | None = None) -> None:
+        assert details
         self.reports.append(Report(name, message, details))
 
     def missed(self, runs: Mapping[int, int | None]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from monitor.configuration import config
 from monitor.configuration.config import Mute
 from monitor.evidence import events
 from monitor.evidence.cgroups import Cgroups
@@ -22,10 +23,10 @@ from monitor.evidence.suppression import Gap
 from monitor.kernel import abi
 from monitor.kernel.abi import Bucket, BucketKey, Cause, Kind, Method, Record, Verdict
 from monitor.kernel.operations import OPERATIONS
-from monitor.pipeline import Pipeline, clock_offset
+from monitor.metrics.tally import Tally
 from monitor.sinks.delivery import Delivery
 from monitor.sinks.outputs import encode
-from monitor.tally import Tally
+from monitor.watch.pipeline import Pipeline, clock_offset
 
 VALIDATOR = jsonschema.Draft202012Validator(events.schema())
 HOST = events.Host("web-1", "1b4e28ba-2fa1-4d2e-883f-0016d3cca427", "6.18.44")
@@ -147,7 +148,7 @@ def mute(
 @pytest.mark.parametrize("kind", Kind)
 def test_every_kind_of_record(make: Make, kind: Kind) -> None:
     setting = make()
-    setting.pipeline.take(record(kind))
+    setting.pipeline.take([record(kind)])
     (event,) = setting.events
     assert event["kind"] == kind.label
     assert event["host"] == {"name": "web-1", "boot_id": HOST.boot_id, "kernel_release": "6.18.44"}
@@ -186,7 +187,7 @@ def test_health(make: Make, name: str) -> None:
 def test_ids_are_unique_in_one_nanosecond(make: Make) -> None:
     setting = make()
     for _ in range(3):
-        setting.pipeline.take(record(time_boot_ns=255))
+        setting.pipeline.take([record(time_boot_ns=255)])
     assert [event["id"] for event in setting.events] == [
         "1b4e28ba-00000000000000ff-00000001",
         "1b4e28ba-00000000000000ff-00000002",
@@ -195,14 +196,17 @@ def test_ids_are_unique_in_one_nanosecond(make: Make) -> None:
 
 
 def test_times_follow_the_clock_and_a_process_starts_once(make: Make) -> None:
-    setting = make()
-    setting.pipeline.take(record(time_boot_ns=7_000_000_000))
-    setting.pipeline.offset += 3600 * 1_000_000_000  # the clock was set
-    setting.pipeline.take(record(time_boot_ns=7_000_000_000))
-    before, after = setting.events
-    passed = datetime.fromisoformat(after["time"]) - datetime.fromisoformat(before["time"])
-    assert passed == timedelta(hours=1)
-    assert before["process"]["start"] == after["process"]["start"]
+    hour = 3600 * 1_000_000_000
+    offsets = iter([0, hour, 2 * hour])  # at the start, and then the clock was set twice
+    setting = make(offset=lambda: next(offsets))
+    violation = record(time_boot_ns=7_000_000_000)
+    setting.pipeline.take([violation, violation])
+    setting.pipeline.take([violation])
+    assert [(event["time"], event["process"]["start"]) for event in setting.events] == [
+        ("1970-01-01T01:00:07.000000000Z", "1970-01-01T00:00:05.000000000Z"),
+        ("1970-01-01T01:00:07.000000000Z", "1970-01-01T00:00:05.000000000Z"),
+        ("1970-01-01T02:00:07.000000000Z", "1970-01-01T00:00:05.000000000Z"),
+    ]
 
 
 def test_clock_offset() -> None:
@@ -215,7 +219,7 @@ def test_clock_offset() -> None:
 
 def test_a_dead_process_is_told_from_the_record(make: Make) -> None:
     setting = make()
-    setting.pipeline.take(record(uid=0, gid=5))
+    setting.pipeline.take([record(uid=0, gid=5)])
     assert setting.events[0]["process"] == {
         "pid": DEAD,
         "tid": DEAD,
@@ -241,19 +245,18 @@ def ourselves(**values: Any) -> Record:
 
 def test_a_living_process_is_told_from_proc(make: Make) -> None:
     setting = make(identities=Identities(), proc=Path("/proc"))
-    setting.pipeline.take(ourselves())
+    setting.pipeline.take([ourselves()])
     process = setting.events[0]["process"]
     assert process["executable"] == os.readlink("/proc/self/exe")
     assert process["command_line"]
     assert setting.tally.identity_lookups["complete"] == 1
 
 
-def test_other_identities_take_effect_at_once(make: Make) -> None:
-    """As at a reload that turns command lines off."""
+def test_a_reload_turns_command_lines_off_at_once(make: Make) -> None:
     setting = make(identities=Identities())
-    setting.pipeline.take(ourselves())
-    setting.pipeline.identities = Identities(command_line="off")
-    setting.pipeline.take(ourselves())
+    setting.pipeline.take([ourselves()])
+    setting.pipeline.reconfigure(config.parse('events.command_line = "off"', "test"))
+    setting.pipeline.take([ourselves()])
     assert [bool(event["process"]["command_line"]) for event in setting.events] == [True, False]
 
 
@@ -264,7 +267,7 @@ class _Hidden(Identities):
 
 def test_a_process_that_may_not_be_looked_at(make: Make) -> None:
     setting = make(identities=_Hidden())
-    setting.pipeline.take(record())
+    setting.pipeline.take([record()])
     assert setting.events[0]["process"]["executable"] == "python3"
     assert setting.tally.identity_lookups["partial"] == 1
 
@@ -276,7 +279,7 @@ def test_path_of_a_mapped_file_while_it_is_the_same(make: Make, tmp_path: Path) 
     setting = make(proc=tmp_path)
     for name in (b"libfoo.so", b"libbar.so"):
         mapping = abi.Mapping(start=START, end=START + 0x1000, flags=SEALED_BIT, file=name)
-        setting.pipeline.take(record(mapping=mapping))
+        setting.pipeline.take([record(mapping=mapping)])
     paths = [event["sealed"]["file"]["path"] for event in setting.events]
     assert paths == ["/usr/lib/libfoo.so", "libbar.so"]
 
@@ -293,7 +296,7 @@ def test_path_of_a_mapped_file_while_it_is_the_same(make: Make, tmp_path: Path) 
 def test_hostile_names(make: Make, raw: bytes, shown: str) -> None:
     setting = make()
     mapping = abi.Mapping(start=START, end=START + 0x1000, flags=SEALED_BIT, file=raw, name=raw)
-    setting.pipeline.take(record(task_name=raw, executable=raw, mapping=mapping))
+    setting.pipeline.take([record(task_name=raw, executable=raw, mapping=mapping)])
     (event,) = setting.events
     assert event["process"]["name"] == event["process"]["executable"] == shown
     assert event["sealed"]["file"]["path"] == event["sealed"]["name"] == shown
@@ -322,23 +325,32 @@ def test_hostile_names(make: Make, raw: bytes, shown: str) -> None:
 )
 def test_mute(make: Make, entry: Mute, muted: bool) -> None:
     setting = make(mutes=[mute(cause="pkey"), entry])
-    setting.pipeline.take(record())
+    setting.pipeline.take([record()])
     assert setting.results() == {("denial", "filtered" if muted else "delivered"): 1}
     assert len(setting.events) == (not muted)
     assert setting.tally.events["denial", "filtered"] == muted
 
 
+def test_a_reload_mutes_from_the_next_record_on(make: Make) -> None:
+    setting = make()
+    muted = '[[mute]]\nexecutable = "python3"\nreason = "known"\n'
+    for text in ("", muted, muted, ""):
+        setting.pipeline.reconfigure(config.parse(text, "test"))
+        setting.pipeline.take([record()])
+    assert setting.results() == {("denial", "delivered"): 2, ("denial", "filtered"): 2}
+
+
 def test_mute_of_a_fault(make: Make) -> None:
     setting = make(mutes=[mute(cause="guard_region")])
-    setting.pipeline.take(record(Kind.FAULT, cause=Cause.GUARD_REGION))
-    setting.pipeline.take(record(Kind.FAULT, cause=Cause.SEALED))
+    setting.pipeline.take([record(Kind.FAULT, cause=Cause.GUARD_REGION)])
+    setting.pipeline.take([record(Kind.FAULT, cause=Cause.SEALED)])
     assert setting.results() == {("fault", "filtered"): 1, ("fault", "delivered"): 1}
 
 
 def test_mute_of_a_bypass(make: Make) -> None:
     setting = make(mutes=[mute(method="ptrace_poke")])
     for method in (Method.PTRACE_POKE, Method.PROC_MEM_WRITE):
-        setting.pipeline.take(record(Kind.BYPASS, bypass=abi.Bypass(method=method)))
+        setting.pipeline.take([record(Kind.BYPASS, bypass=abi.Bypass(method=method))])
     assert setting.results() == {("bypass", "filtered"): 1, ("bypass", "delivered"): 1}
 
 
@@ -368,7 +380,7 @@ def test_an_event_that_no_sink_takes_has_failed(make: Make) -> None:
     setting = make("json", "file")
     for sink in setting.sinks:
         sink.error = OSError(errno.EPIPE, "broken pipe")
-    setting.pipeline.take(record())
+    setting.pipeline.take([record()])
     setting.pipeline.suppression(gap())
     setting.pipeline.health("started", "ready")
     assert setting.results() == {
@@ -393,7 +405,7 @@ def test_a_corrupt_record(
     make: Make, broken: dict[str, Any], results: Mapping[tuple[str, str], int]
 ) -> None:
     setting = make()
-    setting.pipeline.take(record(**broken))
+    setting.pipeline.take([record(**broken)])
     assert setting.tally.decode_errors == 1
     assert setting.results() == results
     assert setting.events == []
@@ -421,7 +433,7 @@ def test_every_record_is_counted_once(make: Make) -> None:
             bypass=abi.Bypass(method=number % (len(abi.Method) + 1)),
         )
         taken[Kind(number % len(Kind))] += 1
-        setting.pipeline.take(violation)
+        setting.pipeline.take([violation])
         assert setting.delivery.wait(10)
     made = setting.tally.events
     for kind in Kind:

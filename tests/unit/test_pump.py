@@ -6,7 +6,7 @@ import errno
 import os
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from threading import Timer
 from typing import Any
 
@@ -15,11 +15,11 @@ from clocks import at_most
 from test_ring import BUSY, LENGTH, SIZE, KernelSide, no_descriptor_left
 from test_suppression import KEY, Kernel
 
-from monitor import pump
 from monitor.evidence.suppression import Gap, Suppressions
 from monitor.kernel.abi import Record
 from monitor.kernel.ring import Ring
-from monitor.pump import Pump
+from monitor.watch import pump
+from monitor.watch.pump import Pump
 
 NO_MEMORY = OSError(errno.ENOMEM, "Cannot allocate memory")
 
@@ -28,14 +28,13 @@ class Pipeline:
     """In the place of the real one: what it was given, in order."""
 
     def __init__(self) -> None:
-        self.offset = 0
         self.given: list[int | str] = []
         self.on_take: Callable[[], None] = lambda: None
 
-    def take(self, record: Record) -> None:
-        assert self.offset  # of the clocks, now
-        self.given.append(record.pid)
-        self.on_take()
+    def take(self, records: Sequence[Record]) -> None:
+        for record in records:
+            self.given.append(record.pid)
+            self.on_take()
 
     def suppression(self, gap: Gap) -> None:
         self.given.append(f"{gap.bucket.suppressed} suppressed")
@@ -111,7 +110,7 @@ def test_all_records_in_order(make: Make) -> None:
 
 def test_another_may_take_the_records(make: Make) -> None:
     taken: list[int] = []
-    setting = make(take=lambda record: taken.append(record.pid))
+    setting = make(take=lambda records: taken.extend(record.pid for record in records))
     setting.side.record(7)
     assert setting.pump.drain() == 1
     assert (taken, setting.pipeline.given) == ([7], [])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from operator import attrgetter
 from pathlib import Path
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from monitor.configuration.config import KEYS, Config, parse
-from monitor.life.reload import merge
+from monitor.life.reload import InForce, merge
+from monitor.metrics.tally import Tally
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "config.example.toml"
 DEFAULTS = parse("", "defaults")
@@ -104,3 +106,21 @@ def test_the_example_names_what_reloads() -> None:
     head = EXAMPLE.read_text("utf-8").partition("\n\n")[0]
     told = head.partition("while it runs:")[2].partition("What else")[0]
     assert set(re.findall(r"[a-z_]+\.[a-z_]+", told)) == RELOADS
+
+
+def test_all_that_was_read_must_be_in_force() -> None:
+    tally = Tally()
+    in_force = InForce(tally)
+    shown = []
+    for what, is_in_force in (
+        ("configuration", True),
+        ("web configuration", False),
+        ("configuration", True),  # the other one still is not
+        ("configuration", False),
+        ("web configuration", True),
+        ("configuration", True),
+    ):
+        in_force.has_read(what, is_in_force)
+        shown.append(tally.reload_successful)
+    assert shown == [True, False, False, False, False, True]
+    assert tally.reload_last_success == pytest.approx(time.time(), abs=60)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from monitor.metrics import METRICS
+from monitor.metrics.table import METRICS
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "dashboards/rules"

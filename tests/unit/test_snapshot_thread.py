@@ -19,8 +19,8 @@ from monitor.incidents.snapshot import Request, Taken
 from monitor.incidents.snapshot_thread import CPU_SECONDS, WAITING, Snapshots
 from monitor.incidents.store import snapshot_data
 from monitor.kernel.abi import Kind, Record
+from monitor.metrics.tally import Tally
 from monitor.sinks.delivery import Delivery
-from monitor.tally import Tally
 
 Event = dict[str, Any]
 
@@ -137,9 +137,9 @@ def test_other_events_have_no_snapshot(setting: Setting) -> None:
 
 
 def test_off_takes_none(setting: Setting) -> None:
-    setting.snapshots.enabled = False
+    setting.snapshots.reconfigure(enabled=False)
     setting.ask()
-    setting.snapshots.enabled = True
+    setting.snapshots.reconfigure(enabled=True)
     setting.ask(pid=77)
     assert setting.results() == {"taken": 1}
     assert [asked.pid for asked in setting.asked] == [77]

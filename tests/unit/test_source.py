@@ -6,8 +6,8 @@ from pathlib import Path
 
 from monitor.kernel.abi import Counters
 from monitor.kernel.loader import AttachedProbe, Loaded
-from monitor.life.source import KernelSource, store_bytes
-from monitor.metrics import ProbeState
+from monitor.metrics.reading import ProbeState
+from monitor.metrics.source import KernelSource, store_bytes
 
 
 class Kernel:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from monitor.tally import DELAY_BUCKETS, Tally
+from monitor.metrics.tally import DELAY_BUCKETS, Tally
 
 
 @pytest.mark.parametrize(

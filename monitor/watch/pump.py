@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from monitor.evidence.suppression import Suppressions
 from monitor.kernel.abi import Record
 from monitor.kernel.ring import Drained, Ring
-from monitor.life.losses import Losses
-from monitor.pipeline import Pipeline, clock_offset
+from monitor.watch.losses import Losses
+from monitor.watch.pipeline import Pipeline
 
 __all__ = ["SWEEP_SECONDS", "Pump"]
 
@@ -28,12 +28,12 @@ class Pump:
         suppressions: Suppressions,
         losses: Losses,
         *,
-        take: Callable[[Record], None] | None = None,
+        take: Callable[[Sequence[Record]], None] | None = None,
         corrupt: Callable[[int], None],
         trouble: Callable[[str], None],
         has_room: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`take` gets each record; None: the pipeline does. `corrupt` is told how many entries of
+        """`take` gets the records; None: the pipeline does. `corrupt` is told how many entries of
         the ring were no records, `trouble` once what cannot be read, until it can again. While
         `has_room` is false the rest stays in the ring.
         """
@@ -53,12 +53,10 @@ class Pump:
         taken = corrupt = 0
         deadline = time.monotonic() + TURN_SECONDS
         while self._has_room():
-            self._pipeline.offset = clock_offset()
             drained = Drained([], 0)
             with self._survived("cannot read the ring"):
                 drained = self._ring.drain()
-            for record in drained.records:
-                self._take(record)
+            self._take(drained.records)
             taken += len(drained.records)
             corrupt += drained.corrupt
             is_empty = not drained.records and not drained.corrupt

@@ -11,13 +11,13 @@ from monitor.kernel.abi import Counters
 from monitor.kernel.counters import KernelState, missed_runs
 from monitor.kernel.loader import Loaded
 from monitor.kernel.ring import Ring
-from monitor.metrics import ProbeState
+from monitor.metrics.reading import ProbeState
 
 __all__ = ["KernelSource", "store_bytes"]
 
 
 class KernelSource:
-    """The `metrics.Source` of a running daemon."""
+    """The `reading.Source` of a running daemon."""
 
     def __init__(
         self,

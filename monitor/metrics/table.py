@@ -1,45 +1,33 @@
-"""Every metric, declared once; a collector that reads the kernel's counters at scrape.
-
-`python -m monitor.metrics` prints docs/metrics.md.
-"""
+"""Every metric, declared once: its name, help and labels, and its samples of one reading."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-from monitor.exposition import (
-    CollectorRegistry,
+from monitor.evidence.workloads import OTHER
+from monitor.kernel.abi import Cause, Disposition, Method, Verdict
+from monitor.kernel.operations import OPERATIONS
+from monitor.metrics import accounts
+from monitor.metrics.exposition import (
     CounterMetricFamily,
     Family,
     GaugeMetricFamily,
     HistogramMetricFamily,
-    ProcessCollector,
 )
-from monitor.kernel.abi import Cause, Counters, Disposition, Kind, Method, Outcome, Verdict
-from monitor.kernel.operations import OPERATIONS
-from monitor.posture.scan import STATES
-from monitor.tally import (
+from monitor.metrics.reading import Reading
+from monitor.metrics.tally import (
     CANARY_RESULTS,
     DELAY_BUCKETS,
     EVENT_KINDS,
     LOOKUP_RESULTS,
     SNAPSHOT_RESULTS,
-    Tally,
 )
+from monitor.posture.scan import STATES
 
-__all__ = [
-    "METRICS",
-    "KernelFacts",
-    "Metric",
-    "ProbeState",
-    "Source",
-    "build",
-    "page",
-]
+__all__ = ["METRICS", "Metric"]
 
 PREFIX = "seal_monitor_"
 
@@ -50,67 +38,6 @@ VERDICT_NAMES = tuple(verdict.label for verdict in Verdict)
 CAUSE_NAMES = tuple(cause.label for cause in Cause)
 METHOD_NAMES = tuple(method.label for method in Method)
 DISPOSITION_NAMES = tuple(disposition.label for disposition in Disposition)
-EVENT_RESULTS = ("delivered", "suppressed", "filtered", "dropped", "failed")
-OTHER_WORKLOADS = "other"
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeState:
-    """A probe, how it is attached (fexit, tracepoint, raw_tracepoint), and the runs it missed.
-
-    `missed_runs` is None where the kernel does not say.
-    """
-
-    probe: str
-    mode: str
-    attached: bool
-    missed_runs: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class KernelFacts:
-    """What calibration found on the running kernel; operations left out count as not possible."""
-
-    release: str
-    seal_supported: bool
-    partial_update_possible: Mapping[str, bool]
-
-
-class Source(Protocol):
-    """What the daemon knows and the collector asks for at every scrape: from another thread, but
-    from one at a time.
-    """
-
-    def counters(self) -> Counters:
-        """The host's bank, all CPUs added up."""
-
-    def workload_denials(self) -> Mapping[str, tuple[int, int, int]]:
-        """Denials by Verdict of each workload's name; `other` are those that found no place."""
-
-    def probes(self) -> Sequence[ProbeState]: ...
-
-    def ring_used_bytes(self) -> int: ...
-
-    def workloads_tracked(self) -> int: ...
-
-    def incident_store_bytes(self) -> int: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """All that one scrape exports, read once."""
-
-    counters: Counters
-    handled: Sequence[int]  # by Cause, faults whose handler was invoked
-    workload_denials: Mapping[str, tuple[int, int, int]]
-    probes: Sequence[ProbeState]
-    ring_used_bytes: int
-    workloads_tracked: int
-    incident_store_bytes: int
-    tally: Tally
-    facts: KernelFacts
-    version: str
-    revision: str
 
 
 Labels = tuple[str, ...]  # the values
@@ -172,24 +99,9 @@ def _faults(reading: Reading) -> Iterator[Sample]:
 
 
 def _workload_denials(reading: Reading) -> Iterator[Sample]:
-    for workload, counts in {OTHER_WORKLOADS: (0, 0, 0), **reading.workload_denials}.items():
+    for workload, counts in {OTHER: (0, 0, 0), **reading.workload_denials}.items():
         for verdict, count in zip(VERDICT_NAMES, counts, strict=True):
             yield (workload, verdict), count
-
-
-def _events(reading: Reading) -> Iterator[Sample]:
-    kernel_kinds = {kind.label: kind for kind in Kind}
-    kernel_outcomes = {
-        "suppressed": Outcome.SUPPRESSED,
-        "filtered": Outcome.FILTERED,
-        "dropped": Outcome.DROPPED,
-    }
-    for kind in EVENT_KINDS:
-        for result in EVENT_RESULTS:
-            count = reading.tally.events.get((kind, result), 0)
-            if kind in kernel_kinds and result in kernel_outcomes:
-                count += reading.counters.events[kernel_kinds[kind]][kernel_outcomes[result]]
-            yield (kind, result), count
 
 
 def _sealed_ratios(reading: Reading) -> Iterator[Sample]:
@@ -284,8 +196,8 @@ METRICS: tuple[Metric, ...] = (
         "counter",
         "Events, by what became of them: delivered (at least one sink took it), suppressed (rate"
         " limit), filtered (configuration), dropped (ring buffer full), failed (no sink took it).",
-        _events,
-        {"kind": EVENT_KINDS, "result": EVENT_RESULTS},
+        lambda reading: accounts.results(reading.counters, reading.tally).items(),
+        {"kind": EVENT_KINDS, "result": accounts.RESULTS},
     ),
     Metric(
         "event_delay_seconds",
@@ -396,7 +308,7 @@ METRICS: tuple[Metric, ...] = (
         "gauge",
         "Bytes of address space that were sealed at the last look, by workload; one that seals "
         "nothing is not there.",
-        _by(lambda reading: {OTHER_WORKLOADS: 0, **reading.tally.posture.sealed_bytes}),
+        _by(lambda reading: {OTHER: 0, **reading.tally.posture.sealed_bytes}),
         {"workload": "as above, those with the most bytes; `other` for the rest together"},
     ),
     Metric(
@@ -477,104 +389,3 @@ METRICS: tuple[Metric, ...] = (
         {"operation": PARTIAL_OPERATIONS},
     ),
 )
-
-
-class _Collector:
-    """Not for threads: the web server sees to one scrape at a time."""
-
-    def __init__(
-        self, source: Source, tally: Tally, facts: KernelFacts, version: str, revision: str
-    ) -> None:
-        self._source = source
-        self._tally = tally
-        self._facts = facts
-        self._version = version
-        self._revision = revision
-        self._handled = [0] * len(Cause)
-
-    def describe(self) -> Iterator[Family]:
-        return (metric.family() for metric in METRICS)
-
-    def collect(self) -> Iterator[Family]:
-        reading = self._read()
-        return (metric.family(metric.samples(reading)) for metric in METRICS)
-
-    def _read(self) -> Reading:
-        counters = self._source.counters()
-        for cause in Cause:
-            faults = counters.faults[cause]
-            # A fault whose handler's frame did not fit is delivered twice and counted under both.
-            # Between the two a scrape may have exported it as handled: a counter must not take
-            # that back, so it waits for the next handled fault.
-            once = faults[Disposition.HANDLER] - faults[Disposition.HANDLER_FAILED]
-            self._handled[cause] = max(self._handled[cause], once)
-        return Reading(
-            counters=counters,
-            handled=tuple(self._handled),
-            workload_denials=self._source.workload_denials(),
-            probes=self._source.probes(),
-            ring_used_bytes=self._source.ring_used_bytes(),
-            workloads_tracked=self._source.workloads_tracked(),
-            incident_store_bytes=self._source.incident_store_bytes(),
-            tally=self._tally,
-            facts=self._facts,
-            version=self._version,
-            revision=self._revision,
-        )
-
-
-def build(
-    source: Source, tally: Tally, facts: KernelFacts, version: str, revision: str
-) -> CollectorRegistry:
-    """A registry with every metric above and the standard `process_*` of the daemon itself, for one
-    scrape at a time.
-    """
-    registry = CollectorRegistry()
-    registry.register(_Collector(source, tally, facts, version, revision))
-    ProcessCollector(registry=registry)
-    return registry
-
-
-def page() -> str:
-    """The page that documents every metric, in Markdown."""
-    rows = []
-    for metric in METRICS:
-        labels = [
-            f"`{label}`: "
-            + (values if isinstance(values, str) else ", ".join(f"`{v}`" for v in values))
-            for label, values in metric.labels.items()
-        ]
-        rows.append(
-            f"| `{metric.full_name}` | {metric.type} | {'<br>'.join(labels)} | {metric.help} |"
-        )
-    return "\n".join((_PAGE_HEAD, *rows, _PAGE_TAIL))
-
-
-_PAGE_HEAD = """\
-<!-- Generated by `python -m monitor.metrics`; do not edit. -->
-
-# Metrics
-
-`/metrics` exports these. Counts of denials, partial updates, faults, bypasses and seals are read
-from the kernel's counters at every scrape: they are exact whatever becomes of the events. The
-canary's own violations are in none of them. Every combination of the label values listed here is
-there from the start, as 0.
-
-| Metric | Type | Labels | Meaning |
-|---|---|---|---|"""
-
-_PAGE_TAIL = """
-For the kinds `denial`, `fault`, `seal` and `bypass`, once the probes are detached and the ring
-buffer is empty, what was counted equals the sum of `seal_monitor_events_total` over its results
-(for faults, those with disposition `handler_failed` counted twice).
-
-A fault whose handler could not be started, because its frame did not fit on the stack, is delivered
-twice: it makes two events, but counts once above, as `handler_failed`. A scrape between the two
-deliveries may have shown it as `handler`.
-
-The standard `process_*` metrics (CPU time, memory, start time, open file descriptors) describe the
-monitor itself.
-"""
-
-if __name__ == "__main__":
-    sys.stdout.write(page())

@@ -1,13 +1,19 @@
-"""What was counted, and what became of it: counted = delivered + suppressed + filtered + dropped +
-failed, for every kind, once the monitor has stopped.
+"""What was counted, and what became of it.
+
+For every kind that the kernel counts, once the monitor has stopped, what was counted is the sum of
+its RESULTS.
 """
 
 from __future__ import annotations
 
 from monitor.kernel.abi import Counters, Disposition, Kind, Outcome, Verdict
-from monitor.tally import Tally
+from monitor.metrics.tally import EVENT_KINDS, Tally
 
-__all__ = ["final", "in_words", "totals"]
+__all__ = ["RESULTS", "final", "in_words", "results", "totals"]
+
+# What they mean is said at events_total in table.py.
+RESULTS = ("delivered", "suppressed", "filtered", "dropped", "failed")
+_IN_THE_KERNEL = (Outcome.SUPPRESSED, Outcome.FILTERED, Outcome.DROPPED)
 
 
 def totals(counters: Counters) -> dict[str, int]:
@@ -20,18 +26,26 @@ def totals(counters: Counters) -> dict[str, int]:
     }
 
 
+def results(counters: Counters, tally: Tally) -> dict[tuple[str, str], int]:
+    """What became of the events, by kind and result: in the kernel and in the daemon."""
+    found = {
+        (kind, result): tally.events.get((kind, result), 0)
+        for kind in EVENT_KINDS
+        for result in RESULTS
+    }
+    for kind in Kind:
+        for outcome in _IN_THE_KERNEL:
+            found[kind.label, outcome.label] += counters.events[kind][outcome]
+    return found
+
+
 def final(counters: Counters, tally: Tally) -> dict[str, object]:
     """By kind: counted, and what became of the events. The latter add up to the former."""
-    counted = totals(counters)
-    made = tally.events
+    counted, became = totals(counters), results(counters, tally)
     return {
         kind.label: {
             "counted": counted[kind.label],
-            "delivered": made[kind.label, "delivered"],
-            "suppressed": counters.events[kind][Outcome.SUPPRESSED],
-            "filtered": counters.events[kind][Outcome.FILTERED] + made[kind.label, "filtered"],
-            "dropped": counters.events[kind][Outcome.DROPPED],
-            "failed": made[kind.label, "failed"],
+            **{result: became[kind.label, result] for result in RESULTS},
         }
         for kind in Kind
     }

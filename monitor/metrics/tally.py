@@ -20,7 +20,7 @@ __all__ = [
     "Tally",
 ]
 
-Result = Literal["delivered", "failed", "filtered"]
+Result = Literal["delivered", "failed", "filtered"]  # what the kernel counts is in accounts.py
 SnapshotResult = Literal["taken", "partial", "gone", "dropped", "failed"]
 
 EVENT_KINDS = (*(kind.label for kind in Kind), "suppression", "health")
@@ -39,11 +39,7 @@ class Tally:
     """
 
     def __init__(self, sinks: Iterable[str] = ()) -> None:
-        self.events = {
-            (kind, result): 0
-            for kind in EVENT_KINDS
-            for result in ("delivered", "failed", "filtered")
-        }
+        self.events = {(kind, result): 0 for kind in EVENT_KINDS for result in get_args(Result)}
         self.delays = [0] * (len(DELAY_BUCKETS) + 1)
         self.delay_seconds = 0.0
         self.canary_runs = dict.fromkeys(CANARY_RESULTS, 0)
@@ -86,6 +82,10 @@ class Tally:
 
     def decode_error(self, count: int = 1) -> None:
         self.decode_errors += count
+
+    def posture_seen(self, figures: Figures) -> None:
+        """Of the last look at all processes."""
+        self.posture = figures
 
     def reload(self, successful: bool, at: float) -> None:
         """The configuration was read, at start or again, at this Unix time, in seconds."""

@@ -1,28 +1,23 @@
+"""What a scrape is answered, of every metric."""
+
 from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from monitor.kernel.abi import Cause, Counters, Disposition, Kind, Outcome, Verdict
 from monitor.kernel.operations import OPERATIONS
-from monitor.metrics import (
-    METRICS,
-    KernelFacts,
-    ProbeState,
-    build,
-    page,
-)
+from monitor.metrics.collector import build
+from monitor.metrics.reading import KernelFacts, ProbeState
+from monitor.metrics.table import METRICS
+from monitor.metrics.tally import DELAY_BUCKETS, Tally
 from monitor.posture.scan import Figures, Memory
-from monitor.tally import DELAY_BUCKETS, Tally
 
-PAGE = Path(__file__).parents[2] / "docs/metrics.md"
 OPERATION = {operation.name: index for index, operation in enumerate(OPERATIONS)}
 FACTS = KernelFacts("6.12.107-amd64", True, {"mprotect": True, "mremap": False})
 
@@ -252,7 +247,7 @@ def test_what_processes_have_sealed() -> None:
     tally = Tally()
     shown = registry(Values(), tally)
     assert {line.split()[1] for line in lines(shown, "posture")} == {"0.0"}
-    tally.posture = Figures(
+    figures = Figures(
         processes={"sealing": 3, "not_sealing": 40, "unreadable": 2, "too_large": 1},
         sealed_bytes={"nginx.service": 12288, "other": 4096},
         memory=Memory(5, 16384, 8000, 2000, 0, 0),
@@ -261,6 +256,7 @@ def test_what_processes_have_sealed() -> None:
         duration=2.5,
         finished=1000.5,
     )
+    tally.posture_seen(figures)
     assert lines(shown, "posture") == [
         'posture_processes{state="sealing"} 3.0',
         'posture_processes{state="not_sealing"} 40.0',
@@ -311,20 +307,3 @@ def test_promtool_accepts_the_exposition() -> None:
         check=False,
     )
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, b"")
-
-
-def test_no_label_tells_a_process_or_an_address() -> None:
-    labels = {label for metric in METRICS for label in metric.labels}
-    assert not labels & {"pid", "tid", "comm", "name", "executable", "address", "path", "uid"}
-
-
-def test_the_page_is_current() -> None:
-    printed = subprocess.run(
-        [sys.executable, "-m", "monitor.metrics"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=PAGE.parents[1],
-    ).stdout
-    assert printed == page()
-    assert PAGE.read_text() == printed, "run: python -m monitor.metrics > docs/metrics.md"

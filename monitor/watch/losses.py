@@ -1,4 +1,4 @@
-"""What was not seen, or not told: looked at from time to time, told when it rises."""
+"""What was not seen, or found no room: looked at from time to time, reported when it rises."""
 
 from __future__ import annotations
 
@@ -9,29 +9,31 @@ from monitor.kernel.abi import Outcome
 from monitor.kernel.counters import KernelState, missed_runs
 from monitor.kernel.loader import Loaded
 
-__all__ = ["Losses"]
+__all__ = ["Losses", "Report"]
 
 
-class Tell(Protocol):
-    def __call__(self, name: str, message: str, *, details: dict[str, object]) -> None:
-        """Make a health event."""
+class Report(Protocol):
+    def __call__(
+        self, name: str, message: str, *, details: dict[str, object] | None = None
+    ) -> None:
+        """`name` and `details` are those of a health event."""
 
 
 class Losses:
     """One thread."""
 
     def __init__(
-        self, loaded: Loaded, state: KernelState, tell: Tell, proc: Path = Path("/proc/self")
+        self, loaded: Loaded, state: KernelState, report: Report, proc: Path = Path("/proc/self")
     ) -> None:
         self._loaded = loaded
         self._state = state
-        self._tell = tell
+        self._report = report
         self._proc = proc
         self._missed: dict[str, int] = {}
         self._dropped = 0
 
     def look(self) -> None:
-        """Tell what has been lost since the last look. Raises OSError when not all is known."""
+        """Report what has been lost since the last look. Raises OSError when not all is known."""
         self._look_at_dropped_events()
         self._look_at_missed_runs()
 
@@ -46,7 +48,7 @@ class Losses:
             more = missed - self._missed.get(probe.probe, 0)
             self._missed[probe.probe] = missed
             if more:
-                self._tell(
+                self._report(
                     "runs_missed",
                     f"the kernel skipped {more} runs of probe {probe.probe}; counts are a lower "
                     "bound",
@@ -59,7 +61,7 @@ class Losses:
         counters = self._state.counters()
         dropped = sum(outcomes[Outcome.DROPPED] for outcomes in counters.events)
         if dropped > self._dropped:
-            self._tell(
+            self._report(
                 "events_dropped",
                 f"{dropped - self._dropped} events found no room in the ring; all are counted",
                 details={"dropped": dropped},

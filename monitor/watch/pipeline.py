@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from monitor.configuration.config import Mute
+from monitor.configuration.config import Config, Mute
 from monitor.evidence import classify, events
 from monitor.evidence.cgroups import NO_WORKLOAD, Cgroups
 from monitor.evidence.identity import Identities, Identity
 from monitor.evidence.suppression import Gap
 from monitor.kernel import abi
+from monitor.metrics.tally import Tally
 from monitor.sinks.delivery import Delivery
-from monitor.tally import Tally
 from monitor.untrusted.printable import printable
 
 __all__ = ["Pipeline", "clock_offset"]
@@ -60,27 +60,40 @@ class Pipeline:
         mutes: Sequence[Mute] = (),
         proc: Path = Path("/proc"),
         ask_snapshot: Callable[[Mapping[str, Any], abi.Record], None] | None = None,
+        offset: Callable[[], int] = clock_offset,
     ) -> None:
-        """`ask_snapshot` hears of each event of a process, just before it is sent."""
+        """`ask_snapshot` hears of each event of a process, just before it is sent. `offset` is
+        asked again for all records that are taken at once, and for each other event.
+        """
         self._host = host
         self._sealed_mask = sealed_mask
-        self.identities = identities
+        self._identities = identities
         self._cgroups = cgroups
         self._delivery = delivery
         self._tally = tally
-        self.mutes = mutes
+        self._mutes = mutes
         self._proc = proc
         self._ask_snapshot = ask_snapshot
         self._sequence = 0
-        # One offset for start times: a process must not seem to start anew when the clock is set.
-        self._start_offset = clock_offset()
-        self.offset = self._start_offset
+        self._sample_offset = offset
+        # One offset for start times: when the clock is set, no process must seem to start again.
+        self._start_offset = self._offset = offset()
 
-    def take(self, record: abi.Record) -> None:
-        """Make the record an event and send it, unless a mute applies.
+    def reconfigure(self, config: Config) -> None:
+        """Put in force what may change of mutes and command lines."""
+        self._mutes = config.mutes
+        self._identities.reconfigure(config.events.command_line)
 
-        One that only tells who seals is learnt: the process may be gone at its violation.
+    def take(self, records: Iterable[abi.Record]) -> None:
+        """Make each record an event and send it, unless a mute applies.
+
+        One that only says who seals is learnt: the process may be gone at its violation.
         """
+        self._offset = self._sample_offset()
+        for record in records:
+            self._take(record)
+
+    def _take(self, record: abi.Record) -> None:
         try:
             kind = abi.Kind(record.kind)
         except ValueError:
@@ -118,17 +131,18 @@ class Pipeline:
     def suppression(self, gap: Gap) -> None:
         """Tell of events that the rate limit held back, unless a mute applies to them."""
         key, bucket = gap
+        self._offset = self._sample_offset()
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         workload = self._workload(bucket.cgroup_id) if key.pid else None
         origin = self._origin(now, None, workload)
         try:
-            event = classify.suppression(key, bucket, origin, offset_ns=self.offset)
+            event = classify.suppression(key, bucket, origin, offset_ns=self._offset)
         except classify.ClassifyError:
             self._tally.decode_error()
             self._tally.event("suppression", "failed")
             return
         if (
-            self.mutes
+            self._mutes
             and key.pid
             and self._is_muted(event, self._executable(key.pid, key.start_boot_ns))
         ):
@@ -143,7 +157,8 @@ class Pipeline:
         blind_seconds: float | None = None,
         details: dict[str, object] | None = None,
     ) -> None:
-        """Tell of the monitor itself."""
+        """Report something of the monitor itself."""
+        self._offset = self._sample_offset()
         origin = self._origin(time.clock_gettime_ns(time.CLOCK_BOOTTIME), None, None)
         event = events.Health(
             id=origin.id,
@@ -167,7 +182,7 @@ class Pipeline:
         self._sequence += 1
         return events.Origin(
             events.event_id(self._host.boot_id, boot_ns, self._sequence),
-            events.timestamp(boot_ns, self.offset),
+            events.timestamp(boot_ns, self._offset),
             boot_ns,
             self._host,
             process,
@@ -206,7 +221,7 @@ class Pipeline:
 
     def _identity(self, record: abi.Record) -> Identity:
         try:
-            return self.identities.lookup(
+            return self._identities.lookup(
                 record.pid, record.start_boot_ns, record.uid, record.executable, record.gid
             )
         except OSError:  # /proc hides it (hidepid), or no descriptor is left on the host
@@ -214,7 +229,7 @@ class Pipeline:
 
     def _executable(self, pid: int, start_boot_ns: int) -> str | None:
         try:
-            return self.identities.lookup(pid, start_boot_ns).executable
+            return self._identities.lookup(pid, start_boot_ns).executable
         except OSError:
             return None
 
@@ -229,5 +244,5 @@ class Pipeline:
         named = (getattr(event, name, None) for name in ("operation", "cause", "method"))
         what = next(filter(None, named), None)
         return any(
-            mute.applies(what=what, executable=executable or "", now=now) for mute in self.mutes
+            mute.applies(what=what, executable=executable or "", now=now) for mute in self._mutes
         )

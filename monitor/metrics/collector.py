@@ -1,0 +1,69 @@
+"""Answers a scrape: reads the kernel's counters and the daemon's own, and fills the table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from monitor.kernel.abi import Cause, Disposition
+from monitor.metrics.exposition import CollectorRegistry, Family, ProcessCollector
+from monitor.metrics.reading import KernelFacts, Reading, Source
+from monitor.metrics.table import METRICS
+from monitor.metrics.tally import Tally
+
+__all__ = ["build"]
+
+
+class _Collector:
+    """Not for threads: the web server sees to one scrape at a time."""
+
+    def __init__(
+        self, source: Source, tally: Tally, facts: KernelFacts, version: str, revision: str
+    ) -> None:
+        self._source = source
+        self._tally = tally
+        self._facts = facts
+        self._version = version
+        self._revision = revision
+        self._handled = [0] * len(Cause)
+
+    def describe(self) -> Iterator[Family]:
+        return (metric.family() for metric in METRICS)
+
+    def collect(self) -> Iterator[Family]:
+        reading = self._read()
+        return (metric.family(metric.samples(reading)) for metric in METRICS)
+
+    def _read(self) -> Reading:
+        counters = self._source.counters()
+        for cause in Cause:
+            faults = counters.faults[cause]
+            # A fault whose handler's frame did not fit is delivered twice and counted under both.
+            # Between the two a scrape may have exported it as handled: a counter must not take
+            # that back, so it waits for the next handled fault.
+            once = faults[Disposition.HANDLER] - faults[Disposition.HANDLER_FAILED]
+            self._handled[cause] = max(self._handled[cause], once)
+        return Reading(
+            counters=counters,
+            handled=tuple(self._handled),
+            workload_denials=self._source.workload_denials(),
+            probes=self._source.probes(),
+            ring_used_bytes=self._source.ring_used_bytes(),
+            workloads_tracked=self._source.workloads_tracked(),
+            incident_store_bytes=self._source.incident_store_bytes(),
+            tally=self._tally,
+            facts=self._facts,
+            version=self._version,
+            revision=self._revision,
+        )
+
+
+def build(
+    source: Source, tally: Tally, facts: KernelFacts, version: str, revision: str
+) -> CollectorRegistry:
+    """A registry with every metric above and the standard `process_*` of the daemon itself, for one
+    scrape at a time.
+    """
+    registry = CollectorRegistry()
+    registry.register(_Collector(source, tally, facts, version, revision))
+    ProcessCollector(registry=registry)
+    return registry

@@ -1,0 +1,71 @@
+"""What one scrape reads, and whom it asks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from monitor.kernel.abi import Counters
+from monitor.metrics.tally import Tally
+
+__all__ = ["KernelFacts", "ProbeState", "Reading", "Source"]
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeState:
+    """A probe, how it is attached (fexit, tracepoint, raw_tracepoint), and the runs it missed.
+
+    `missed_runs` is None where the kernel does not say.
+    """
+
+    probe: str
+    mode: str
+    attached: bool
+    missed_runs: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class KernelFacts:
+    """What calibration found on the running kernel; operations left out count as not possible."""
+
+    release: str
+    seal_supported: bool
+    partial_update_possible: Mapping[str, bool]
+
+
+class Source(Protocol):
+    """What the daemon knows and the collector asks for at every scrape: from another thread, but
+    from one at a time.
+    """
+
+    def counters(self) -> Counters:
+        """The host's bank, all CPUs added up."""
+
+    def workload_denials(self) -> Mapping[str, tuple[int, int, int]]:
+        """Denials by Verdict of each workload's name; `other` are those that found no place."""
+
+    def probes(self) -> Sequence[ProbeState]: ...
+
+    def ring_used_bytes(self) -> int: ...
+
+    def workloads_tracked(self) -> int: ...
+
+    def incident_store_bytes(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """All that one scrape exports, read once."""
+
+    counters: Counters
+    handled: Sequence[int]  # by Cause, faults whose handler was invoked
+    workload_denials: Mapping[str, tuple[int, int, int]]
+    probes: Sequence[ProbeState]
+    ring_used_bytes: int
+    workloads_tracked: int
+    incident_store_bytes: int
+    tally: Tally
+    facts: KernelFacts
+    version: str
+    revision: str

@@ -1,0 +1,96 @@
+"""What the daemon and exec have in common: programs attached, and what makes events of it all."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from monitor.attach.attached import Attached, Beginning, configure, request
+from monitor.configuration.config import Config
+from monitor.evidence.cgroups import Cgroups
+from monitor.evidence.events import Host
+from monitor.evidence.identity import Identities
+from monitor.evidence.suppression import IDLE_NS, Suppressions
+from monitor.kernel import abi
+from monitor.metrics.tally import Tally
+from monitor.sinks.delivery import Delivery
+from monitor.watch.losses import Losses, Report
+from monitor.watch.pipeline import Pipeline
+from monitor.watch.pump import Pump
+
+__all__ = ["Watcher"]
+
+
+class Watcher:
+    """Used by one thread, as a context manager: leaving it detaches everything.
+
+    Records go from `ring` by `pump` and `pipeline` to the sinks; `state` has the counters.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        host: Host,
+        delivery: Delivery,
+        tally: Tally,
+        *,
+        beginning: Beginning | None = None,
+        idle_ns: int = IDLE_NS,
+        take: Callable[[Sequence[abi.Record]], None] | None = None,
+        has_room: Callable[[], bool] = lambda: True,
+        ask_snapshot: Callable[[Mapping[str, Any], abi.Record], None] | None = None,
+        report: Report | None = None,
+    ) -> None:
+        """`beginning`: of what the configuration asks for, where it was begun before. `idle_ns`,
+        `take` and `has_room`, `ask_snapshot` are those of Suppressions, Pump, Pipeline. `report`
+        hears of what was lost or cannot be read; None: it becomes a health event.
+
+        Raises LoadError, CalibrationError.
+        """
+        with contextlib.ExitStack() as cleanup:
+            attached = cleanup.enter_context(Attached(request(config), beginning))
+            self.findings = attached.calibrate()
+            self.loaded, self.state, self.ring = attached.loaded, attached.state, attached.ring
+            # Only now: an event made before would be taken for one of the calibration's.
+            configure(self.state.config, config)
+            self.cgroups = Cgroups()
+            self.pipeline = Pipeline(
+                host,
+                self.state.config.sealed_mask,
+                identities=Identities(command_line=config.events.command_line),
+                cgroups=self.cgroups,
+                delivery=delivery,
+                tally=tally,
+                mutes=config.mutes,
+                ask_snapshot=ask_snapshot,
+            )
+            self._tally = tally
+            self._report = report or self.pipeline.health
+            self.pump = Pump(
+                self.ring,
+                self.pipeline,
+                Suppressions(self.state, idle_ns),
+                Losses(self.loaded, self.state, self._report),
+                take=take,
+                corrupt=self._count_corrupt,
+                trouble=functools.partial(self._report, "probe_degraded"),
+                has_room=has_room,
+            )
+            self._cleanup = cleanup.pop_all()
+
+    def __enter__(self) -> Watcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cleanup.close()
+
+    def reconfigure(self, config: Config) -> None:
+        """Put in force what may change while the programs run."""
+        configure(self.state.config, config)
+        self.pipeline.reconfigure(config)
+
+    def _count_corrupt(self, entries: int) -> None:
+        self._tally.decode_error(entries)
+        self._report("records_corrupt", f"{entries} entries of the ring were no records")
