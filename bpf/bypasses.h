@@ -7,6 +7,7 @@
 #define SEAL_MONITOR_BYPASSES_H
 
 #include "abi.h"
+#include "arch.h"
 #include "call.h"
 #include "counters.h"
 #include "definitions.h"
@@ -41,7 +42,7 @@ static __always_inline int tell_bypass(struct scratch *scratch, struct task_stru
         return 0;
     COUNT(count->bypasses[method]);
     key.what = method;
-    key.caller = caller_of(regs->ip, regs->sp, call->compat);
+    key.caller = caller_of(instruction_pointer(regs), stack_pointer(regs), call->compat);
     record = reserve(count, config, task, KIND_BYPASS, &key, canary);
     if (!record)
         return 0;
@@ -51,8 +52,8 @@ static __always_inline int tell_bypass(struct scratch *scratch, struct task_stru
     fill_owner(&record->bypass, config, leader);
     record->result = call->result;
     __builtin_memcpy(record->arguments, call->arguments, sizeof(record->arguments));
-    record->instruction_pointer = regs->ip;
-    record->stack_pointer = regs->sp;
+    record->instruction_pointer = instruction_pointer(regs);
+    record->stack_pointer = stack_pointer(regs);
     record->caller = key.caller;
     if (search->start < search->vma.start)
         search->start = search->vma.start;
@@ -187,8 +188,8 @@ static __always_inline void keep_unsealed(struct task_struct *task, struct confi
 static __always_inline bool is_discard(u32 operation, struct pt_regs *regs, bool compat)
 {
     if (operation == OP_MADVISE)
-        return is_discarding(regs->dx); /* the third argument of both kinds of callers */
-    return is_discarding(compat ? regs->si : regs->r10);
+        return is_discarding(third_argument(regs));
+    return is_discarding(fourth_argument(regs, compat));
 }
 
 /* All that advice costs that discards nothing, or discards where no seal is. */
@@ -198,11 +199,9 @@ static __always_inline bool may_discard(struct task_struct *task, u32 operation,
     if (!is_discard(operation, regs, compat))
         return false;
     return !HAS(mm_struct__mm_lock_seq) || operation != OP_MADVISE || compat ||
-           !is_known_unsealed(task, regs->di, regs->si);
+           !is_known_unsealed(task, argument_at(regs, 0, false), argument_at(regs, 1, false));
 }
 
-#define NR_PTRACE 101
-#define NR_PTRACE_32 26
 #define PTRACE_POKETEXT 4
 #define PTRACE_POKEDATA 5
 

@@ -5,6 +5,7 @@
  * the exit tracepoints; other system calls pay nothing.
  */
 
+#include "arch.h"
 #include "call.h"
 #include "kernel.h"
 #include "proof.h"

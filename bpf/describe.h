@@ -4,6 +4,7 @@
 #define SEAL_MONITOR_DESCRIBE_H
 
 #include "abi.h"
+#include "arch.h"
 #include "definitions.h"
 #include "kernel.h"
 #include "memory.h"
@@ -82,8 +83,6 @@ static __always_inline u32 process_pid(struct config *config, struct task_struct
 {
     return pid_at((u64)TASK_FIELD(void *, task, group_leader), monitor_level(config, (u64)task));
 }
-
-#define NS_PER_TICK 10000000 /* USER_HZ is 100 on x86 */
 
 static __always_inline bool is_canary(struct config *config, struct task_struct *task)
 {

@@ -7,6 +7,7 @@
  * registers saved at entry, so no entry hook and no state between the two is needed.
  */
 
+#include "arch.h"
 #include "bypasses.h"
 #include "call.h"
 #include "definitions.h"
@@ -114,7 +115,7 @@ int exit_ptrace(struct sys_exit *ctx)
     if (ctx->result)
         return 0;
     task = (struct task_struct *)bpf_get_current_task_btf();
-    if (is_poke(saved_registers(task)->di))
+    if (is_poke(argument_at(saved_registers(task), 0, false)))
         tracepoint_tails.call(ctx, TAIL_CHANGED);
     return 0;
 }

@@ -5,6 +5,7 @@
  */
 
 #include "abi.h"
+#include "arch.h"
 #include "call.h"
 #include "counters.h"
 #include "definitions.h"
@@ -20,9 +21,6 @@
 #define SEGV_MAPERR 1
 #define SEGV_ACCERR 2
 #define SEGV_PKUERR 4
-#define X86_TRAP_PF 14
-#define PF_WRITE 2
-#define PF_INSTR 16
 #define STACK_REACH (64 * 1024) /* an access this near to sp belongs to the stack */
 
 struct fault {
@@ -51,14 +49,6 @@ struct handled {
     u64 inferred;
 };
 BPF_TABLE("lru_hash", u64, struct handled, handled_faults, HANDLED_FAULTS_MAX);
-
-static __always_inline u64 required_permission(u64 access)
-{
-    if (access == ACCESS_EXECUTE)
-        return VM_EXEC;
-    /* x86 can't deny reading alone: whatever is mapped with any right can be read. */
-    return access == ACCESS_WRITE ? VM_WRITE : VM_READ | VM_WRITE | VM_EXEC;
-}
 
 /* No mapping at the address: below a stack and near its sp it is the stack's guard gap. */
 static __always_inline bool is_stack_gap(struct fault *fault, struct vma *above)
@@ -135,16 +125,12 @@ static __always_inline void classify(struct fault *fault, struct task_struct *ta
     known = find_vma_from(mm, config, fault->address, search);
     if (failed)
         return;
-    fault->error_code = TASK_FIELD(u64, task, thread_error_code);
-    if (fault->error_code & PF_INSTR)
-        fault->access = ACCESS_EXECUTE;
-    else
-        fault->access = fault->error_code & PF_WRITE ? ACCESS_WRITE : ACCESS_READ;
+    fault->error_code = fault_code(task);
+    fault->access = access_of(fault->error_code);
     fault->cause = CAUSE_OTHER;
     /* The page fault must be this one: siginfo can be made up by the process itself, thread.* not.
      */
-    if (known && TASK_FIELD(u64, task, thread_trap_nr) == X86_TRAP_PF &&
-        TASK_FIELD(u64, task, thread_cr2) == fault->address)
+    if (known && has_faulted_at(task, fault->address))
         fault->cause = cause_of(config, fault, &search->vma);
     /* What came as SI_KERNEL already could not be told from its second delivery. */
     if (fault->disposition == DISPOSITION_HANDLER && fault->code != SI_KERNEL) {
@@ -192,8 +178,8 @@ int signal_deliver(struct bpf_raw_tracepoint_args *ctx)
     READ_KERNEL(handler, ctx->args[2], k_sigaction__sa_sa_handler);
     if (fault.code == SEGV_PKUERR)
         READ_KERNEL(fault.pkey, ctx->args[1], kernel_siginfo___sifields__sigfault__addr_pkey__pkey);
-    fault.instruction_pointer = regs->ip;
-    fault.stack_pointer = regs->sp;
+    fault.instruction_pointer = instruction_pointer(regs);
+    fault.stack_pointer = stack_pointer(regs);
     fault.disposition = handler ? DISPOSITION_HANDLER : DISPOSITION_DEFAULT;
     classify(&fault, task, config, &scratch->search, thread);
 
@@ -226,9 +212,9 @@ int signal_deliver(struct bpf_raw_tracepoint_args *ctx)
     if (covers(&scratch->search.vma, fault.address))
         fill_mapping(&record->mapping, &scratch->search.vma);
     /* Code that cannot be executed was called or jumped to: the word at sp may tell from where. */
-    caller = regs->ip;
+    caller = instruction_pointer(regs);
     if (fault.access == ACCESS_EXECUTE)
-        caller = caller_of(regs->ip, regs->sp, false);
+        caller = caller_of(instruction_pointer(regs), stack_pointer(regs), false);
     fill_stack(&record->stack, &scratch->unwinder, &scratch->search, task, regs, caller);
     submit(record);
     return 0;

@@ -11,6 +11,7 @@
  */
 
 #include "abi.h"
+#include "arch.h"
 #include "bypasses.h"
 #include "call.h"
 #include "counters.h"

@@ -8,9 +8,6 @@
 #define EPERM 1
 #define ENOMEM 12
 #define EINVAL 22
-#define PAGE_SHIFT 12
-#define PAGE_ALIGN_DOWN(x) ((u64)(x) & ~(u64)(PAGE_SIZE - 1))
-#define PAGE_ALIGN(x) PAGE_ALIGN_DOWN((u64)(x) + PAGE_SIZE - 1)
 
 /*
  * Marks. The programs are compiled once for every kernel, so what differs between kernels is not
@@ -68,8 +65,6 @@
 /* struct maple_range_64: its pivots follow the parent. The loader refuses a kernel that differs. */
 #define FIRST_PIVOT 8
 
-#define TASK_SIZE_LIMIT (1ULL << 56) /* above every user address, five-level paging included */
-
 #define VM_READ 1ULL
 #define VM_WRITE 2ULL
 #define VM_EXEC 4ULL
@@ -78,7 +73,6 @@
 #define VM_LOCKED 0x2000ULL
 #define VM_PFNMAP 0x400ULL
 #define VM_HUGETLB 0x400000ULL
-#define VM_PKEY_MASK (0xfULL << 32) /* VM_HIGH_ARCH_0..3 on x86-64 with protection keys */
 
 /*
  * bpf_iter_num: the kernel's own loop counter, which the verifier follows without unrolling. bcc's

@@ -11,6 +11,7 @@
 #define SEAL_MONITOR_MEMORY_H
 
 #include "abi.h"
+#include "arch.h"
 #include "definitions.h"
 #include "kernel.h"
 

@@ -8,6 +8,7 @@
 #define SEAL_MONITOR_PROOF_H
 
 #include "abi.h"
+#include "arch.h"
 #include "call.h"
 #include "definitions.h"
 #include "kernel.h"
@@ -39,7 +40,6 @@
 #define MAP_HUGE_SHIFT 26
 #define MAP_HUGE_MASK 0x3f
 #define MAP_HUGETLB 0x40000
-#define DEFAULT_HUGE_SHIFT 21
 
 #define IOVEC_LIMIT 1024                         /* UIO_MAXIOV */
 #define TRANSFER_MAX PAGE_ALIGN_DOWN(0x7fffffff) /* MAX_RW_COUNT: vectors are cut there */
@@ -178,7 +178,12 @@ static __always_inline u64 mapped_length(struct task_struct *task, u64 length, u
     return size ? (length + size - 1) & -size : PAGE_ALIGN(length);
 }
 
-/* What the call was about: its ranges. False: this call can't have met a seal. */
+/*
+ * What the call was about: its ranges. False: this call can't have met a seal. Every operation has
+ * a case: its range is plain, as operations.py says, or it is one of those here.
+ */
+#pragma clang diagnostic push
+#pragma clang diagnostic error "-Wswitch"
 static __always_inline bool ranges_of(struct call *call, struct task_struct *task,
                                       struct config *config, u64 mm, struct search *search,
                                       struct judgement *judgement)
@@ -187,10 +192,8 @@ static __always_inline bool ranges_of(struct call *call, struct task_struct *tas
 
     search->start = address;
     search->mask = config->sealed_mask;
-    switch (call->operation) {
-    case OP_MPROTECT:
-    case OP_PKEY_MPROTECT:
-    case OP_MUNMAP:
+    switch ((enum operation)call->operation) {
+    PLAIN_RANGES:
         search->end = address + PAGE_ALIGN(a[1]);
         return true;
     case OP_REMAP_FILE_PAGES:
@@ -259,9 +262,14 @@ static __always_inline bool ranges_of(struct call *call, struct task_struct *tas
         search->start = PAGE_ALIGN(a[0]);
         search->end = PAGE_ALIGN(call->result);
         return a[0] >= brk;
+    case OP_OTHER: /* has no range: functions.c proves it by the mapping alone */
+    case OPERATIONS:
+        break;
     }
     return false;
 }
+
+#pragma clang diagnostic pop
 
 /* A reason known to refuse this call with EPERM before the kernel comes to the seal. */
 static __always_inline bool has_other_cause(struct call *call, struct task_struct *task,

@@ -6,6 +6,7 @@
  */
 
 #include "abi.h"
+#include "arch.h"
 #include "bypasses.h"
 #include "call.h"
 #include "counters.h"
@@ -84,13 +85,13 @@ int raw_changed(struct bpf_raw_tracepoint_args *ctx)
 /* The first look, at the registers alone: a helper costs more than all of it. */
 static __always_inline bool may_matter(struct bpf_raw_tracepoint_args *ctx)
 {
-    u32 number = *kernel_words(ctx->args[0] + __builtin_offsetof(struct pt_regs, orig_ax));
+    u32 number = number_at(ctx->args[0]);
     s64 result = ctx->args[1];
 
-    return result == -EPERM || (number & ~X32_SYSCALL_BIT) == NR_MSEAL ||
-           (result >= 0 && (hides_refusal(operation_of(number & ~X32_SYSCALL_BIT)) ||
-                            hides_refusal(operation_of_32(number)) || number == NR_IPC_32)) ||
-           went_through(operation_of(number & ~X32_SYSCALL_BIT), result) ||
+    return result == -EPERM || native_number(number) == NR_MSEAL ||
+           (result >= 0 && (hides_refusal(operation_of(native_number(number))) ||
+                            hides_refusal(operation_of_32(number)) || is_multiplexed(number))) ||
+           went_through(operation_of(native_number(number)), result) ||
            went_through(operation_of_32(number), result) ||
            (!result && (number == NR_PTRACE || number == NR_PTRACE_32));
 }
@@ -126,7 +127,7 @@ static __always_inline void mseal_exit(struct bpf_raw_tracepoint_args *ctx,
     bool compat = is_compat(task);
     struct config *config;
 
-    if ((number_of(regs) & ~X32_SYSCALL_BIT) != NR_MSEAL)
+    if (native_number(number_of(regs)) != NR_MSEAL)
         return;
     config = configuration();
     if (config && (compat ? config->compat_mseal : config->raw_mseal))
@@ -141,7 +142,7 @@ static __always_inline void poke_exit(struct bpf_raw_tracepoint_args *ctx, struc
     struct config *config;
 
     if (ctx->args[1] || number_of(regs) != (compat ? NR_PTRACE_32 : NR_PTRACE) ||
-        !is_poke(compat ? regs->bx : regs->di))
+        !is_poke(argument_at(regs, 0, compat)))
         return;
     config = configuration();
     if (config && (compat ? config->compat_pokes : config->raw_pokes))

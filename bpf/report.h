@@ -4,6 +4,7 @@
 #define SEAL_MONITOR_REPORT_H
 
 #include "abi.h"
+#include "arch.h"
 #include "call.h"
 #include "counters.h"
 #include "definitions.h"
@@ -62,7 +63,7 @@ static __always_inline int tell(struct scratch *scratch, struct task_struct *tas
         return 0;
     }
     key.what = operation;
-    key.caller = caller_of(regs->ip, regs->sp, call->compat);
+    key.caller = caller_of(instruction_pointer(regs), stack_pointer(regs), call->compat);
     record = reserve(count, config, task, KIND_DENIAL, &key, canary);
     if (!record)
         return 0;
@@ -76,8 +77,8 @@ static __always_inline int tell(struct scratch *scratch, struct task_struct *tas
     record->role = search->role;
     record->result = call->result;
     __builtin_memcpy(record->arguments, call->arguments, sizeof(record->arguments));
-    record->instruction_pointer = regs->ip;
-    record->stack_pointer = regs->sp;
+    record->instruction_pointer = instruction_pointer(regs);
+    record->stack_pointer = stack_pointer(regs);
     record->caller = key.caller;
     record->address = search->start;
     record->length = search->end - search->start;
@@ -125,12 +126,12 @@ static __always_inline bool may_be_refused(u32 operation, s64 result, struct pt_
         return false;
     switch (operation) {
     case OP_BRK:
-        asked = compat ? (u32)regs->bx : regs->di;
+        asked = argument_at(regs, 0, compat);
         return asked && asked < result && result < TASK_SIZE_LIMIT;
     case OP_SHMDT:
         return true;
     case OP_PROCESS_MADVISE:
-        return regs->dx > 1 && is_destructive(compat ? regs->si : regs->r10);
+        return third_argument(regs) > 1 && is_destructive(fourth_argument(regs, compat));
     }
     return false;
 }

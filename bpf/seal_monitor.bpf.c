@@ -6,7 +6,8 @@
  * Names that no file here defines are generated from the tables in monitor/kernel/. `make setup`
  * writes them to build/definitions.h, for a reader and for an editor:
  *
- *     OP_x, OPERATIONS, NR_x   the watched calls and their numbers         operations.py
+ *     OP_x, OPERATIONS, NR_x   the watched calls and their numbers         operations.py, arch.py
+ *     PLAIN_RANGES             cases: calls with address and length first  operations.py
  *     MARK_x                   a name's place in the table of marks        layouts.py
  *     OFF_struct__member       offset of a member, in bytes                a mark, see kernel.h
  *     SIZE_struct, TYPE_struct size in bytes, BTF id                       marks
@@ -14,7 +15,7 @@
  *     OPERATION                the call that a program is loaded for       a mark
  *     HAS(struct__member)      whether the running kernel has the member   a mark, see kernel.h
  *     ARGUMENT, RESULT         what a fexit program is given               marks, see kernel.h
- *     x_MAX, PAGE_SIZE         sizes                                       compiler.py
+ *     x_MAX                    sizes                                       compiler.py
  *
  * BPF_TABLE, BPF_F_TABLE, .lookup() and their kin are bcc's; include/bcc.h declares them for an
  * editor, compile_flags.txt has the flags (clangd reads it).

@@ -4,6 +4,7 @@
 #define SEAL_MONITOR_SEALS_H
 
 #include "abi.h"
+#include "arch.h"
 #include "counters.h"
 #include "definitions.h"
 #include "describe.h"
@@ -53,7 +54,7 @@ static __always_inline void tell_sealer(struct config *config, struct task_struc
 static __always_inline int sealed(u32 scratch_owner, struct task_struct *task, struct pt_regs *regs,
                                   s64 result, bool compat)
 {
-    u64 start = compat ? (u32)regs->bx : regs->di, length = compat ? (u32)regs->cx : regs->si;
+    u64 start = argument_at(regs, 0, compat), length = argument_at(regs, 1, compat);
     struct config *config = configuration();
     u64 mm = (u64)TASK_FIELD(void *, task, mm), address;
     struct bucket_key key = {};
@@ -78,7 +79,7 @@ static __always_inline int sealed(u32 scratch_owner, struct task_struct *task, s
         tell_sealer(config, task, mm);
         return 0;
     }
-    key.caller = caller_of(regs->ip, regs->sp, compat);
+    key.caller = caller_of(instruction_pointer(regs), stack_pointer(regs), compat);
     record = reserve(count, config, task, KIND_SEAL, &key, canary);
     if (!record)
         return 0;
@@ -87,9 +88,9 @@ static __always_inline int sealed(u32 scratch_owner, struct task_struct *task, s
     record->result = result;
     record->arguments[0] = start;
     record->arguments[1] = length;
-    record->arguments[2] = compat ? (u32)regs->dx : regs->dx;
-    record->instruction_pointer = regs->ip;
-    record->stack_pointer = regs->sp;
+    record->arguments[2] = argument_at(regs, 2, compat);
+    record->instruction_pointer = instruction_pointer(regs);
+    record->stack_pointer = stack_pointer(regs);
     record->caller = key.caller;
     record->address = start;
     record->length = PAGE_ALIGN(length);

@@ -19,11 +19,10 @@
 #define SEAL_MONITOR_STACK_H
 
 #include "abi.h"
+#include "arch.h"
 #include "describe.h"
 #include "kernel.h"
 #include "memory.h"
-
-#define USER_CS 0x33 /* 64-bit user code */
 
 #define ELF_MAGIC 0x464c457f
 #define ELF_CLASS_64 2
@@ -85,41 +84,6 @@ struct unwinder {
     struct mapped modules[STACK_MODULES];
 };
 
-/* Whether a return address follows a call instruction: opcode e8, or ff with /2 in its ModRM byte.
- */
-static __always_inline bool follows_call(u64 address)
-{
-    u8 code[7] = {}; /* the bytes before the address */
-
-    if (read_user(code, sizeof(code), (void *)(address - sizeof(code))))
-        return false;
-    if (code[2] == 0xe8) /* call rel32 */
-        return true;
-    if (code[5] == 0xff && (code[6] & 0x38) == 0x10) /* call reg; call [reg] */
-        return true;
-    if (code[4] == 0xff && (code[5] & 0x38) == 0x10) /* call [reg + disp8] */
-        return true;
-    if (code[3] == 0xff && (code[4] & 0x38) == 0x10) /* call [rsp + disp8] */
-        return true;
-    if (code[1] == 0xff && (code[2] & 0x38) == 0x10) /* call [rip + disp32], [reg + disp32] */
-        return true;
-    return code[0] == 0xff && (code[1] & 0x38) == 0x10; /* call [rsp + disp32] */
-}
-
-/*
- * The code that made the call. ip is in libc's wrapper for nearly every program; its wrappers keep
- * no frame, so the word at sp is where they return to. Where ip is no wrapper that word is not a
- * return address, and ip is the caller itself.
- */
-static __always_inline u64 caller_of(u64 ip, u64 sp, bool compat)
-{
-    u64 word = 0;
-
-    if (compat || read_user(&word, sizeof(word), (void *)sp) || !follows_call(word))
-        return ip;
-    return word;
-}
-
 /*
  * Below, what is known to be in bounds is masked all the same, for the verifier: a comparison would
  * be one more branch for it to follow, and each turn of a loop that leaves by another branch is one
@@ -140,17 +104,17 @@ static __always_inline void walk_frames(struct stack *stack, struct unwinder *un
     u32 depth;
 
     stack->depth = 1;
-    stack->addresses[0] = regs->ip;
-    if (caller != regs->ip) {
+    stack->addresses[0] = instruction_pointer(regs);
+    if (caller != instruction_pointer(regs)) {
         stack->depth = 2;
         stack->addresses[1] = caller;
     }
-    unwinder->frame = regs->bp;
-    unwinder->lowest = regs->sp;
+    unwinder->frame = frame_pointer(regs);
+    unwinder->lowest = stack_pointer(regs);
     loop_begin(&loop, STACK_FRAMES + 1);
     while (loop_next(&loop)) {
         if (!unwinder->frame) {
-            stack->complete = unwinder->lowest != regs->sp;
+            stack->complete = unwinder->lowest != stack_pointer(regs);
             break;
         }
         depth = stack->depth;
@@ -158,7 +122,7 @@ static __always_inline void walk_frames(struct stack *stack, struct unwinder *un
             read_user(words, sizeof(words), (void *)unwinder->frame) || !follows_call(words[1]))
             break;
         /* A wrapper that does keep a frame: its return address is there already. */
-        if (unwinder->lowest != regs->sp || words[1] != caller) {
+        if (unwinder->lowest != stack_pointer(regs) || words[1] != caller) {
             if (depth >= STACK_FRAMES)
                 break;
             stack->addresses[FRAME(depth)] = words[1];
@@ -420,14 +384,15 @@ static __always_inline void read_build_ids(struct stack *stack, struct unwinder 
     loop_end(&loop);
 }
 
-/* `caller` as caller_of() gives it, or regs->ip. A 32-bit caller's stack is not walked. */
+/* `caller` as caller_of() gives it, or the instruction pointer. A 32-bit caller's stack is not
+ * walked. */
 static __always_inline void fill_stack(struct stack *stack, struct unwinder *unwinder,
                                        struct search *search, struct task_struct *task,
                                        struct pt_regs *regs, u64 caller)
 {
     __builtin_memset(stack, 0, sizeof(*stack));
     __builtin_memset(unwinder, 0, sizeof(*unwinder));
-    if (!regs->ip || (regs->cs & 0xffff) != USER_CS) /* io_uring's threads have none */
+    if (!instruction_pointer(regs) || !is_native_code(regs)) /* io_uring's threads have none */
         return;
     unwinder->key.process = identity_of(task);
     unwinder->key.period = bpf_jiffies64() / BUILD_ID_JIFFIES;

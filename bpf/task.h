@@ -3,6 +3,7 @@
 #ifndef SEAL_MONITOR_TASK_H
 #define SEAL_MONITOR_TASK_H
 
+#include "arch.h"
 #include "call.h"
 #include "definitions.h"
 #include "kernel.h"
@@ -22,18 +23,6 @@
 #define SECCOMP_MODE_DISABLED 0
 #define PF_EXITING 0x4
 #define PF_IO_WORKER 0x10
-
-/* arch/x86: with linear address masking the kernel drops the tag bits of a pointer. */
-static __always_inline u64 user_address(u64 mm, u64 address)
-{
-    u64 mask = 0;
-
-    if (HAS(mm_struct__context_untag_mask))
-        READ_KERNEL(mask, mm, mm_struct__context_untag_mask);
-    if (mask)
-        address &= mask;
-    return address;
-}
 
 /* The struct file behind a descriptor of the current task, or 0. */
 static __always_inline u64 file_of(struct task_struct *task, s32 descriptor)
@@ -137,8 +126,7 @@ static __always_inline bool seccomp_excluded(struct task_struct *task, u32 numbe
     if (mode == SECCOMP_MODE_DISABLED)
         return true;
     READ_KERNEL(filter, task, task_struct__seccomp_filter);
-    if (!filter ||
-        number >= X32_SYSCALL_BIT) /* filters tell x32 apart, the bitmap has no place for it */
+    if (!filter || !is_in_seccomp_cache(number))
         return false;
     if (!HAS(seccomp_filter__cache_allow_native))
         return false;

@@ -10,6 +10,7 @@ from monitor.attach import calibrate, trial
 from monitor.attach.calibrate import Findings
 from monitor.configuration.config import Config
 from monitor.kernel import abi, loader
+from monitor.kernel.arch import compat_function
 from monitor.kernel.counters import KernelState
 from monitor.kernel.probes import AT_SEAL, reporters
 from monitor.kernel.ring import Ring
@@ -90,7 +91,7 @@ class Attached:
             kernel.function_operations = by_hook.functions
             kernel.raw_operations, kernel.compat_operations = by_hook.raw, by_hook.compat
             kernel.raw_mseal = targets.get("mseal") == "sys_exit"
-            kernel.compat_mseal = targets.get("mseal") != "__ia32_sys_mseal"
+            kernel.compat_mseal = targets.get("mseal") != compat_function("mseal")
             kernel.raw_pokes = targets.get("ptrace_poke") == "sys_exit"
             kernel.compat_pokes = targets.get("ptrace_poke") != "access_remote_vm"
             self._cleanup = cleanup.pop_all()

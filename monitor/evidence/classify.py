@@ -49,12 +49,12 @@ from monitor.kernel.abi import (
     Role,
     Verdict,
 )
+from monitor.kernel.arch import PAGE_SIZE
 from monitor.kernel.operations import OPERATIONS, Operation, decode_arguments
 from monitor.untrusted.printable import printable
 
 __all__ = ["PATH_LIMIT", "ClassifyError", "classify", "suppression"]
 
-PAGE_SIZE = 4096
 PATH_LIMIT = 4096
 SEGV_PKUERR = 4  # include/uapi/asm-generic/siginfo.h; only then is si_pkey set
 

@@ -15,22 +15,6 @@ __all__ = ["bypass", "denial", "fault", "is_own", "seal", "suppression"]
 
 SUMMARY_NAME_LIMIT = 28  # two names and two ranges in a summary of about 200 characters
 
-# What the process wanted, in front of the range; {fields} are decoded arguments.
-_WANTED = {
-    "mprotect": "asked for {prot} on",
-    "pkey_mprotect": "asked for {prot} with key {pkey} on",
-    "munmap": "tried to unmap",
-    "mremap": "tried to move or resize",
-    "mmap": "tried to map over",
-    "madvise": "advised {advice} on",
-    "process_madvise": "advised {advice} on",
-    "shmat": "tried to attach shared memory over",
-    "shmdt": "tried to detach shared memory at",
-    "brk": "tried to give back heap memory at",
-    "remap_file_pages": "tried to remap pages of",
-    "io_uring_madvise": "advised {advice} on",
-    "other": "in system call {system_call} tried to change",
-}
 _CALLED = {"other": "change"}  # all others by their own names
 _WANTED_AT_DESTINATION = {"mremap": "tried to move memory over"}
 
@@ -117,7 +101,7 @@ def denial(
     hidden: bool,
     probably: str,
 ) -> str:
-    wanted = _WANTED[operation.name]
+    wanted = operation.wanted
     if role is Role.DESTINATION:
         wanted = _WANTED_AT_DESTINATION.get(operation.name, wanted)
     text = (

@@ -25,7 +25,7 @@ from monitor.host.blind_spots import (
 )
 from monitor.host.checklist import Row, table, verdict
 from monitor.incidents.store import FILE as INCIDENTS
-from monitor.kernel import abi, loader, privileges
+from monitor.kernel import abi, arch, loader, privileges
 from monitor.kernel.privileges import Capability
 from monitor.life.last_run import DEFAULT_DIRECTORY, state_directory
 from monitor.metrics.source import store_bytes
@@ -58,7 +58,7 @@ def _requirement(check: str, require: Callable[[], None], finding: str) -> Row:
 def _requirements() -> list[Row]:
     locked = host.lockdown() or "none seen (securityfs is not mounted)"
     table: tuple[tuple[str, Callable[[], None], str], ...] = (
-        ("architecture", host.require_architecture, "x86-64"),
+        ("architecture", host.require_architecture, arch.NAME),
         ("mseal", host.require_mseal, "the kernel has mseal(2)"),
         ("BTF", host.require_btf, "the kernel describes its structures"),
         ("lockdown", host.require_no_lockdown, locked),

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from monitor.evidence.events import Host
 from monitor.kernel import bpf
-from monitor.kernel.syscalls import LIBC, NUMBERS, call
+from monitor.kernel.arch import MACHINE, NAME, NUMBERS, X32_BIT, native_function
+from monitor.kernel.syscalls import LIBC, call
 
 __all__ = [
     "HostError",
@@ -41,9 +42,9 @@ _CAP_SYS_ADMIN = 21
 _CAPABILITIES = {39: "CAP_BPF", 38: "CAP_PERFMON"}
 _ALL_USERS = "0 0 4294967295"  # uid_map of the initial user namespace
 _INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO in include/linux/proc_ns.h
-_X32_GETPID = 0x40000000 | 39
+_X32_GETPID = X32_BIT | NUMBERS["getpid"]
 # Only T: a weak symbol (W) stands for a call that was left out, a local one (t) for a part of one.
-_SYSTEM_CALL = re.compile(rb" T __x64_sys_(\w+)\s")
+_SYSTEM_CALL = re.compile(rb" T %s(\w+)\s" % native_function("").encode())
 
 
 class HostError(Exception):
@@ -74,11 +75,11 @@ def _status(proc: Path) -> dict[str, str]:
 def require_architecture(
     machine: str = os.uname().machine, pointer_size: int = ctypes.sizeof(ctypes.c_void_p)
 ) -> None:
-    """Raises HostError unless this is 64-bit Python on x86-64."""
-    if machine != "x86_64":
+    """Raises HostError unless this is 64-bit Python on the processor that this is for."""
+    if machine != MACHINE:
         raise HostError(
-            f"this machine is {machine}; seal-monitor knows x86-64 alone",
-            "run it on an x86-64 host",
+            f"this machine is {machine}; seal-monitor knows {NAME} alone",
+            f"run it on an {NAME} host",
         )
     if pointer_size != 8:
         raise HostError("this Python is a 32-bit program", "use a 64-bit Python")

@@ -11,6 +11,8 @@ import os
 from functools import cache
 from pathlib import Path
 
+from monitor.kernel.arch import NUMBERS
+
 __all__ = [
     "RAW_TRACEPOINT",
     "TRACEPOINT",
@@ -29,7 +31,6 @@ __all__ = [
 TRACEPOINT, RAW_TRACEPOINT, TRACING = 5, 17, 26
 _TRACE_FEXIT = 25
 _EVENTS = Path("/sys/kernel/tracing/events")
-_PERF_EVENT_OPEN = 298
 _PERF_TYPE_TRACEPOINT, _PERF_FLAG_FD_CLOEXEC = 2, 8
 _PERF_EVENT_IOC_ENABLE, _PERF_EVENT_IOC_SET_BPF = 0x2400, 0x40042408
 _LOG_SIZE = 1 << 16
@@ -187,7 +188,7 @@ def attach_tracepoint(name: str, program: int) -> int:
     any_process, any_cpu, no_group = ctypes.c_long(-1), ctypes.c_long(0), ctypes.c_long(-1)
     descriptor = _checked(
         libc.syscall(
-            ctypes.c_long(_PERF_EVENT_OPEN),
+            ctypes.c_long(NUMBERS["perf_event_open"]),
             ctypes.byref(event),
             *(any_process, any_cpu, no_group),
             ctypes.c_long(_PERF_FLAG_FD_CLOEXEC),

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from monitor.kernel import abi, layouts, object, operations
+from monitor.kernel import abi, arch, layouts, object, operations
 
 __all__ = ["CompileError", "compile_object", "definitions", "digests", "flatten", "program_text"]
 
@@ -30,7 +30,6 @@ SOURCES = next(
 OBJECT = SOURCES / "seal_monitor.object"
 # Some are set anew when the maps are made (loader.py): a checkout of any host has the same object.
 _SIZES = {
-    "PAGE_SIZE": 4096,
     "WORKLOADS_MAX": 1024,
     "BUCKETS_MAX": 4096,
     "HANDLED_FAULTS_MAX": 1024,
@@ -40,7 +39,7 @@ _SIZES = {
 # control flow by default, as Debian 13's does, it refuses a target that has nothing of the kind.
 _FLAGS = (
     *("--target=bpf", "-mcpu=v3", "-fcf-protection=none"),
-    *("-D__x86_64__", "-g0", "-Wno-unused"),
+    *(*arch.C_FLAGS, "-g0", "-Wno-unused"),
 )
 # clang says which it is in a program: its instructions begin with r0 = version.
 _VERSION = "compiler_version"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from monitor.kernel import arch
 from monitor.kernel.btf import KIND_FUNC, KIND_STRUCT, Btf, LayoutError
 from monitor.kernel.operations import OPERATIONS
 
@@ -44,10 +45,7 @@ MEMBERS: tuple[Member, ...] = (
         "flags",
         "seccomp.mode",
         "seccomp.filter",
-        "thread_info.status",
-        "thread.cr2",
-        "thread.error_code",
-        "thread.trap_nr",
+        *arch.TASK_MEMBERS,
     ),
     *_members("mm_struct", "mm_mt.ma_root", "exe_file", "start_brk", "start_data", "end_data"),
     # CONFIG_PER_VMA_LOCK. A seqcount_t from 6.14 on, which begins with its number.
@@ -55,7 +53,7 @@ MEMBERS: tuple[Member, ...] = (
     # CONFIG_MEMCG
     Member("mm_struct", "owner", required=False),
     # Linear address masking, 6.4 on and only where it is configured.
-    Member("mm_struct", "context.untag_mask", required=False),
+    *_members("mm_struct", *arch.MM_MEMBERS, required=False),
     *_members("vm_area_struct", "vm_start", "vm_end", "vm_mm", "vm_flags", "vm_pgoff", "vm_file"),
     *_members("vm_area_struct", "vm_ops", "anon_vma"),
     # CONFIG_ANON_VMA_NAME
@@ -117,13 +115,10 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "mfill_atomic_zeropage": ("ctx", "start"),
     "move_pages": ("ctx", "dst_start", "src_start"),
     "userfaultfd_ioctl": ("file", "cmd", "arg"),
-    "__x64_sys_mseal": (),
-    "__ia32_sys_mseal": (),
     **{
-        f"__{kind}_sys_{operation.name}": ()
-        for operation in OPERATIONS
-        if operation.number
-        for kind in ("x64", "ia32")
+        function(call): ()
+        for call in ("mseal", *(each.name for each in OPERATIONS if each.number is not None))
+        for function in (arch.native_function, arch.compat_function)
     },
 }
 SIZES = ("upid", "rlimit", "ipc_ids")

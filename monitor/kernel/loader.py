@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from monitor.kernel import bpf, compiler, layouts, object, privileges
 from monitor.kernel.abi import Bank
+from monitor.kernel.arch import native_function
 from monitor.kernel.btf import KIND_FUNC, Btf, LayoutError
 from monitor.kernel.operations import OPERATIONS
 from monitor.kernel.probes import OPTIONAL, PROBES, Hook, Probe, candidates
@@ -66,7 +67,7 @@ _MESSAGE_SIZE = 1 << 16
 _DESCRIPTORS_MAX = 200
 _CLONE_NEWNS = 0x00020000
 _MS_REC, _MS_PRIVATE = 0x4000, 1 << 18
-_FEXIT_TRIAL = "__x64_sys_mseal"
+_FEXIT_TRIAL = native_function("mseal")
 _RETURN_ZERO = bytes.fromhex("b700000000000000 9500000000000000")  # r0 = 0; exit
 LOAD_SECONDS = 60  # a start takes 0.2 s, 10 s without an object: it hangs
 

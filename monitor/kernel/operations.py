@@ -1,16 +1,17 @@
 """The table of watched operations: every call that a seal can refuse.
 
-A new operation is a row here and a provoker. The BPF programs are compiled against
-`c_definitions()`, so C and Python cannot disagree.
+A new operation is a row here, its numbers in arch.py and a provoker. The BPF programs are compiled
+against `c_definitions()`, so C and Python cannot disagree.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from monitor.kernel.arch import COMPAT_NUMBERS, NUMBERS
 
 __all__ = [
-    "MSEAL_NUMBER",
     "OPERATIONS",
     "Decoded",
     "Operation",
@@ -20,9 +21,7 @@ __all__ = [
 
 Decoded = str | int | list[str]
 
-MSEAL_NUMBER = 462
-
-# Values of the x86-64 and i386 user-space API (include/uapi); the same on both.
+# Values of the user-space API (include/uapi).
 _PROT = ((1, "r"), (2, "w"), (4, "x"))
 _PROT_EXTRA = {0x01000000: "growsdown", 0x02000000: "growsup", 0x8: "sem"}
 _MAP_FLAGS = {
@@ -121,36 +120,60 @@ _MAPPING_FLAGS = _flags(_MAP_FLAGS)
 class Operation:
     """A watched call. `arguments` are named as in its man page, each with its decoder.
 
-    `number` and `number_32` are the x86-64 and i386 system-call numbers; `None` where there is
-    no system call of its own to watch.
+    `range`: the arguments that are the range asked for, as address and length, or the address
+    alone where the kernel knows the length; empty where it is neither. `odd`: proof.h has a case
+    of its own for the range. `wanted`: what the process did, in front of a range; {fields} are
+    decoded arguments. `would`: what the call would have done to {it} without the seal, where that
+    does not depend on its arguments. `number` and `number_32`: of the system call, native and for
+    32-bit callers; None where there is none of its own.
     """
 
     name: str
-    number: int | None
-    number_32: int | None
     arguments: tuple[tuple[str, Callable[[int], Decoded]], ...]
+    wanted: str
+    would: str = ""
+    range: tuple[str, ...] = ()
+    odd: bool = False
+    number: int | None = None
+    number_32: int | None = None
 
     @property
     def constant(self) -> str:
         """The operation's enumerator in C."""
         return f"OP_{self.name.upper()}"
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the range is the first two arguments: proof.h needs no case for it."""
+        first = tuple(name for name, _ in self.arguments[:2])
+        return len(self.range) == 2 and self.range == first and not self.odd
+
 
 _RANGE = (("addr", _address), ("length", _size))
+_RANGE_AND_PROTECTION = (("addr", _address), ("size", _size), ("prot", _prot))
 
-OPERATIONS: tuple[Operation, ...] = (
-    Operation("mprotect", 10, 125, (("addr", _address), ("size", _size), ("prot", _prot))),
+_ROWS: tuple[Operation, ...] = (
+    Operation(
+        "mprotect",
+        _RANGE_AND_PROTECTION,
+        "asked for {prot} on",
+        range=("addr", "size"),
+    ),
     Operation(
         "pkey_mprotect",
-        329,
-        380,
-        (("addr", _address), ("size", _size), ("prot", _prot), ("pkey", _signed)),
+        (*_RANGE_AND_PROTECTION, ("pkey", _signed)),
+        "asked for {prot} with key {pkey} on",
+        range=("addr", "size"),
     ),
-    Operation("munmap", 11, 91, _RANGE),
+    Operation(
+        "munmap",
+        _RANGE,
+        "tried to unmap",
+        "unmapped {it}, and left the place free for other memory",
+        range=("addr", "length"),
+    ),
     Operation(
         "mremap",
-        25,
-        163,
         (
             ("old_address", _address),
             ("old_size", _size),
@@ -158,11 +181,10 @@ OPERATIONS: tuple[Operation, ...] = (
             ("flags", _flags(_MREMAP_FLAGS)),
             ("new_address", _address),
         ),
+        "tried to move or resize",
     ),
     Operation(
         "mmap",
-        9,
-        192,
         (
             *_RANGE,
             ("prot", _prot),
@@ -170,12 +192,20 @@ OPERATIONS: tuple[Operation, ...] = (
             ("fd", _signed),
             ("offset", _size),
         ),
+        "tried to map over",
+        "put a new mapping in place of {it}",
+        range=("addr", "length"),
+        odd=True,
     ),
-    Operation("madvise", 28, 219, (*_RANGE, ("advice", _advice))),
+    Operation(
+        "madvise",
+        (*_RANGE, ("advice", _advice)),
+        "advised {advice} on",
+        range=("addr", "length"),
+        odd=True,
+    ),
     Operation(
         "process_madvise",
-        440,
-        440,
         (
             ("pidfd", _signed),
             ("iovec", _address),
@@ -183,30 +213,56 @@ OPERATIONS: tuple[Operation, ...] = (
             ("advice", _advice),
             ("flags", _size),
         ),
+        "advised {advice} on",
     ),
     Operation(
         "shmat",
-        30,
-        397,
         (("shmid", _signed), ("shmaddr", _address), ("shmflg", _flags(_SHM_FLAGS))),
+        "tried to attach shared memory over",
+        "put shared memory in place of {it}",
+        range=("shmaddr",),
     ),
-    Operation("shmdt", 67, 398, (("shmaddr", _address),)),
-    Operation("brk", 12, 45, (("addr", _address),)),
+    Operation(
+        "shmdt",
+        (("shmaddr", _address),),
+        "tried to detach shared memory at",
+        "unmapped {it}",
+        range=("shmaddr",),
+    ),
+    Operation(
+        "brk",
+        (("addr", _address),),
+        "tried to give back heap memory at",
+        "given {it} back",
+        range=("addr",),
+    ),
     Operation(
         "remap_file_pages",
-        216,
-        257,
-        (
-            ("addr", _address),
-            ("size", _size),
-            ("prot", _prot),
-            ("pgoff", _size),
-            ("flags", _MAPPING_FLAGS),
-        ),
+        (*_RANGE_AND_PROTECTION, ("pgoff", _size), ("flags", _MAPPING_FLAGS)),
+        "tried to remap pages of",
+        "shown other pages of the file in place of {it}",
+        range=("addr", "size"),
+        odd=True,
     ),
-    Operation("io_uring_madvise", None, None, (*_RANGE, ("advice", _advice))),
+    Operation(
+        "io_uring_madvise",
+        (*_RANGE, ("advice", _advice)),
+        "advised {advice} on",
+        range=("addr", "length"),
+        odd=True,
+    ),
     # Any other call in which the kernel came to unmap or re-protect sealed memory.
-    Operation("other", None, None, (("system_call", _size),)),
+    Operation(
+        "other",
+        (("system_call", _size),),
+        "in system call {system_call} tried to change",
+    ),
+)
+
+
+OPERATIONS: tuple[Operation, ...] = tuple(
+    replace(row, number=NUMBERS.get(row.name), number_32=COMPAT_NUMBERS.get(row.name))
+    for row in _ROWS
 )
 
 
@@ -224,15 +280,22 @@ def _number_switch(function: str, numbers: Sequence[tuple[int, str]]) -> str:
     )
 
 
-def c_definitions() -> str:
-    """C source with the operations' enumerators and the mappings from system-call numbers."""
-    names = ", ".join(operation.constant for operation in OPERATIONS)
-    native = [(op.number, op.constant) for op in OPERATIONS if op.number is not None]
-    compat = [(op.number_32, op.constant) for op in OPERATIONS if op.number_32 is not None]
+def c_definitions(operations: Sequence[Operation] = OPERATIONS) -> str:
+    """C source: enumerators, numbers of calls and what they mean, and the plain ranges as cases.
+
+    proof.h has cases for the others; clang refuses it where an operation has neither.
+    """
+    names = ", ".join(operation.constant for operation in operations)
+    native = [(op.number, op.constant) for op in operations if op.number is not None]
+    compat = [(op.number_32, op.constant) for op in operations if op.number_32 is not None]
+    plain = ": ".join(f"case {each.constant}" for each in operations if each.is_plain)
     return "\n".join(
         (
             f"enum operation {{ {names}, OPERATIONS }};",
-            f"#define NR_MSEAL {MSEAL_NUMBER}",
+            f"#define NR_MSEAL {NUMBERS['mseal']}",
+            f"#define NR_PTRACE {NUMBERS['ptrace']}",
+            f"#define NR_PTRACE_32 {COMPAT_NUMBERS['ptrace']}",
+            f"#define PLAIN_RANGES {plain}",
             _number_switch("operation_of", native),
             _number_switch("operation_of_32", compat),
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from monitor.kernel.arch import compat_function, native_function
 from monitor.kernel.operations import OPERATIONS
 
 __all__ = [
@@ -82,7 +83,7 @@ def _call(operation: str) -> tuple[Hook, ...]:
     """The functions of one system call, for both kinds of callers, or for those that there are."""
     both, native = (
         Hook("fexit", function, f"fexit_{function}", "fexit_call", _INDEX[operation])
-        for function in (f"__ia32_sys_{operation}", f"__x64_sys_{operation}")
+        for function in (compat_function(operation), native_function(operation))
     )
     return both._replace(also=(native,), sees_compat=True), native
 
@@ -129,7 +130,7 @@ _FILLING = _around("mfill_atomic_copy", _around("mfill_atomic_zeropage"))
 _MOVING = (_around("move_pages"), _around("userfaultfd_ioctl"))
 _MSEAL, _MSEAL_32 = (
     Hook("fexit", function, f"fexit_{function}")
-    for function in ("__x64_sys_mseal", "__ia32_sys_mseal")
+    for function in (native_function("mseal"), compat_function("mseal"))
 )
 _IO_URING = ("raw_tracepoint", "io_uring_complete")
 PROBES: tuple[Probe, ...] = (

@@ -7,6 +7,7 @@ import os
 import resource
 from collections.abc import Callable
 
+from monitor.kernel.arch import PUSH_FOR_EVER
 from monitor.kernel.syscalls import LIBC, PAGE
 from monitor.provoke.provocation import (
     MAP_ANONYMOUS,
@@ -34,7 +35,6 @@ _OFFSET = 100  # into the page that is hit: the fault address is the exact byte
 _STACK_LIMIT = 1 << 20
 _ALTERNATE_STACK = 1 << 16
 _NON_CANONICAL = 1 << 63
-_PUSH_FOR_EVER = b"\x50\xeb\xfd"  # push rax; jmp to it
 
 
 class _SignalAction(ctypes.Structure):
@@ -161,7 +161,7 @@ def _stack_overflow(disposition: str) -> Fault:
     _prepare_to_die(
         handled=disposition != "default", flags=SA_ONSTACK if disposition == "handler" else 0
     )
-    overflow = ctypes.CFUNCTYPE(None)(machine_code(_PUSH_FOR_EVER))
+    overflow = ctypes.CFUNCTYPE(None)(machine_code(PUSH_FOR_EVER))
     address = _stack_end() - limit - 8
     return _fault("stack_guard", "write", address, disposition=disposition, strike=overflow)
 

@@ -7,7 +7,8 @@ import os
 import struct
 from collections.abc import Callable
 
-from monitor.kernel.syscalls import LIBC, NUMBERS, PAGE, call
+from monitor.kernel.arch import COMPAT_NUMBERS, NUMBERS, compat_call
+from monitor.kernel.syscalls import LIBC, PAGE, call
 from monitor.provoke.provocation import (
     MAP_SHARED,
     PROT_READ,
@@ -147,25 +148,9 @@ def _aio_ring() -> Facts:
     return denial("other", values, result, pages, address=start, length=length, hidden=True)
 
 
-_INT80_MPROTECT = 125
-_INT80_GETPID = 20
-
-
-def _int80(number: int, *arguments: int) -> int:
-    """Make an i386 system call (int 0x80) from 64-bit code; its result."""
-    first, second, third = arguments + (0,) * (3 - len(arguments))
-    code = b"\x53" + struct.pack(  # push rbx; mov eax, ebx, ecx, edx; int 0x80; pop rbx; cdqe; ret
-        "<BIBIBIBI6s",
-        0xB8,
-        number,
-        0xBB,
-        first,
-        0xB9,
-        second,
-        0xBA,
-        third,
-        b"\xcd\x80\x5b\x48\x98\xc3",
-    )
+def _int80(call: str, *arguments: int) -> int:
+    """Make a 32-bit system call; its result."""
+    code = compat_call(COMPAT_NUMBERS[call], *arguments)
     function = ctypes.CFUNCTYPE(ctypes.c_long)(machine_code(code))
     result: int = function()
     return result
@@ -175,9 +160,9 @@ def _require_int80() -> None:
     """Raises Unsupported where the kernel takes no such calls."""
     child = os.fork()
     if not child:
-        # A kernel without i386 calls answers with SIGSEGV: found out by one that may die of it.
+        # A kernel without 32-bit calls answers with SIGSEGV: found out by one that may die of it.
         LIBC.signal(11, ctypes.cast(LIBC._exit, ctypes.c_void_p))
-        _int80(_INT80_GETPID)
+        _int80("getpid")
         os._exit(0)
     if os.waitpid(child, 0)[1]:
         raise Unsupported("int 0x80: this kernel takes no 32-bit system calls")
@@ -187,7 +172,7 @@ def _int80_mprotect() -> Facts:
     _require_int80()
     pages = lay("S", MAP_32BIT)
     values = (pages.start, PAGE, _RW)
-    result = _int80(_INT80_MPROTECT, *values)
+    result = _int80("mprotect", *values)
     expect_eperm("int 0x80 mprotect", result)
     return denial("mprotect", values, result, pages, compat=True)
 

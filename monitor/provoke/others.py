@@ -7,7 +7,8 @@ import os
 import resource
 from collections.abc import Callable
 
-from monitor.kernel.syscalls import NUMBERS, PAGE, call
+from monitor.kernel.arch import NUMBERS
+from monitor.kernel.syscalls import PAGE, call
 from monitor.provoke.provocation import (
     MAP_ANONYMOUS,
     MAP_FIXED,

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from monitor.report.story import PAGE_SIZE, Extent, asked, changed, extent, found_at, size, value
+from monitor.kernel.arch import PAGE_SIZE
+from monitor.report.story import Extent, asked, changed, extent, found_at, size, value
 
 __all__ = ["WIDTH", "Band", "Picture", "picture"]
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from monitor.evidence.assessment import BYPASSES, DENIALS, FAULTS, Row
+from monitor.kernel.arch import PAGE_SIZE
+from monitor.kernel.operations import OPERATIONS
 
 __all__ = [
     "ANONYMOUS",
@@ -35,7 +37,6 @@ __all__ = [
     "would",
 ]
 
-PAGE_SIZE = 4096
 ANONYMOUS = "anonymous memory"
 _HIGHEST = 1 << 64
 
@@ -91,18 +92,16 @@ def size(length: int) -> str:
 
 # ---- Where ---------------------------------------------------------------------------------------
 
-# Of the operations: the arguments that are the range asked for, where it is whole.
-_RANGES: Mapping[str, tuple[str, str]] = {
-    "mprotect": ("addr", "size"),
-    "pkey_mprotect": ("addr", "size"),
-    "munmap": ("addr", "length"),
-    "mmap": ("addr", "length"),
-    "madvise": ("addr", "length"),
-    "io_uring_madvise": ("addr", "length"),
-    "remap_file_pages": ("addr", "size"),
-}
+_OPERATIONS = {operation.name: operation for operation in OPERATIONS}
 _MREMAP = {"source": ("old_address", "old_size"), "destination": ("new_address", "new_size")}
-_POINTS = {"shmat": "shmaddr", "shmdt": "shmaddr", "brk": "addr"}
+
+
+def _range(event: Event) -> tuple[str, ...]:
+    """The arguments that are the range asked for; the address alone where there is no length."""
+    name = str(event.get("operation"))
+    if name == "mremap":
+        return _MREMAP.get(str(event.get("role")), ())
+    return _OPERATIONS[name].range if name in _OPERATIONS else ()
 
 
 def asked(event: Event) -> Extent | None:
@@ -110,11 +109,8 @@ def asked(event: Event) -> Extent | None:
     if event.get("kind") == "seal":
         start, length = address(event.get("start")), _whole(event.get("length"))
     else:
-        operation = event.get("operation")
-        names = _RANGES.get(operation) if isinstance(operation, str) else None
-        if operation == "mremap":
-            names = _MREMAP.get(str(event.get("role")))
-        if names is None:
+        names = _range(event)
+        if len(names) != 2:
             return extent(event.get("range"))
         start = address(value(event, "arguments", names[0]))
         length = _whole(value(event, "arguments", names[1]))
@@ -128,8 +124,8 @@ def found_at(event: Event) -> int | None:
     """The one address that a fault, or a call without a length, was about."""
     if event.get("kind") == "fault":
         return address(event.get("address"))
-    name = _POINTS.get(str(event.get("operation")))
-    return address(value(event, "arguments", name)) if name else None
+    names = _range(event)
+    return address(value(event, "arguments", *names)) if len(names) == 1 else None
 
 
 def place(mapping: object) -> str:
@@ -226,19 +222,14 @@ def _of_mremap(event: Event) -> str:
     return "put other memory in place of {it}" if is_destination else "moved or resized {it}"
 
 
+# Where it depends on the arguments.
 _WOULD: Mapping[str, Callable[[Event], str]] = {
     "mprotect": _of_mprotect,
     "pkey_mprotect": _of_mprotect,
-    "munmap": lambda _: "unmapped {it}, and left the place free for other memory",
     "mremap": _of_mremap,
-    "mmap": lambda _: "put a new mapping in place of {it}",
     "madvise": _of_madvise,
     "process_madvise": _of_madvise,
     "io_uring_madvise": _of_madvise,
-    "shmat": lambda _: "put shared memory in place of {it}",
-    "shmdt": lambda _: "unmapped {it}",
-    "brk": lambda _: "given {it} back",
-    "remap_file_pages": lambda _: "shown other pages of the file in place of {it}",
 }
 _ABOUT = {"brk": "the end of the heap", "shmdt": "the shared memory"}
 
@@ -246,8 +237,9 @@ _ABOUT = {"brk": "the end of the heap", "shmdt": "the shared memory"}
 def would(event: Event) -> str | None:
     """What the call would have done without the seal: a sentence."""
     operation = str(event.get("operation"))
-    tell = _WOULD.get(operation)
-    if tell is None or event.get("kind") != "denial":
+    row = _OPERATIONS.get(operation)
+    done = _WOULD[operation](event) if operation in _WOULD else row.would if row else ""
+    if not done or event.get("kind") != "denial":
         return None
     about = asked(event)
     it = _ABOUT.get(operation, "the memory")
@@ -255,7 +247,7 @@ def would(event: Event) -> str | None:
         it = f"{size(about.end - about.start)} at {about.start:#x}"
     elif (point := found_at(event)) is not None:
         it += f" at {point:#x}"
-    return f"It would have {tell(event).replace('{it}', it)}."
+    return f"It would have {done.replace('{it}', it)}."
 
 
 # ---- What happened -------------------------------------------------------------------------------

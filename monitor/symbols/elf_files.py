@@ -7,23 +7,25 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from monitor.kernel.arch import LIBRARY_DIRECTORIES
 from monitor.untrusted.printable import printable
 
 __all__ = ["Hints", "debug_files", "is_name", "mapped_files", "named_files", "usual_files"]
 
 MAPS_LIMIT = 1 << 23
 MAPPED_LIMIT = 8
+_NATIVE, _COMPAT = LIBRARY_DIRECTORIES
 DIRECTORIES = (
-    "usr/lib/x86_64-linux-gnu",
-    "lib/x86_64-linux-gnu",
+    f"usr/lib/{_NATIVE}",
+    f"lib/{_NATIVE}",
     "usr/lib64",
     "lib64",
     "usr/lib",
     "lib",
     "usr/local/lib",
     "usr/local/lib64",
-    "usr/lib/i386-linux-gnu",
-    "lib/i386-linux-gnu",
+    f"usr/lib/{_COMPAT}",
+    f"lib/{_COMPAT}",
     "usr/lib32",
     "usr/bin",
     "usr/sbin",

@@ -22,7 +22,7 @@ from test_privileges_kernel import ALL, with_only
 from monitor.configuration import config
 from monitor.daemon import Daemon
 from monitor.evidence.cgroups import workload_name
-from monitor.kernel import syscalls
+from monitor.kernel import arch
 from monitor.kernel.privileges import Capability
 from monitor.posture.rounds import PostureRounds
 from monitor.posture.scan import Memory, Process, Reader
@@ -161,7 +161,7 @@ for page in (0, 2, 3):
     assert libc.syscall(NUMBER, ctypes.c_void_p(start + page * 4096), ctypes.c_size_t(4096), 0) == 0
 print("ready", flush=True)
 sys.stdin.read()
-""".replace("NUMBER", str(syscalls.NUMBERS["mseal"]))
+""".replace("NUMBER", str(arch.NUMBERS["mseal"]))
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:

@@ -10,7 +10,6 @@ import pytest
 from harness import Harness
 
 from monitor.kernel.abi import Kind, RecordFlag
-from monitor.kernel.operations import MSEAL_NUMBER
 from monitor.kernel.syscalls import PAGE
 
 SEALS = 1009
@@ -100,14 +99,14 @@ ctypes.memset(start, 1, PAGE)
 need("mprotect", start, PAGE, PROT_READ)
 for _ in range(3):
     need("madvise", start, PAGE, 4)
-assert _int80(int(sys.argv[1]), start, PAGE, 0) == 0
+assert _int80("mseal", start, PAGE, 0) == 0
 need("madvise", start, PAGE, 4)
 print(json.dumps(start))
 """
 
 
 def test_a_32_bit_caller(harness: Harness) -> None:
-    made = harness.python(SEALED_BY_INT80, str(MSEAL_NUMBER))
+    made = harness.python(SEALED_BY_INT80)
     if made.line is None:
         pytest.skip("int 0x80: this kernel takes no such call")
     assert made.counted == {

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from monitor.kernel.operations import MSEAL_NUMBER, OPERATIONS
-from monitor.kernel.syscalls import NUMBERS, PAGE, call
+from monitor.kernel.syscalls import PAGE, call
 from monitor.provoke import table as provoke
 from monitor.provoke.provocation import Unsupported, lay, mappings, need
 
@@ -443,12 +442,6 @@ def test_import_is_light() -> None:
     )
     heavy = {"argparse", "dataclasses", "inspect", "logging", "site", "socket", "subprocess"}
     assert heavy & set(result.stdout.split()) == set()
-
-
-def test_numbers_are_those_of_the_operation_table() -> None:
-    table = {operation.name: operation.number for operation in OPERATIONS if operation.number}
-    assert {name: NUMBERS[name] for name in table} == table
-    assert NUMBERS["mseal"] == MSEAL_NUMBER
 
 
 def test_layout_has_the_protections_asked_for() -> None:

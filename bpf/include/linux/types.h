@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * bcc compiles against the headers of the running kernel, which production hosts do not install.
- * These few stand in for them: fixed-width types and the registers saved at system-call entry. All
- * kernel structures come from the running kernel's BTF instead (monitor/layouts.py).
+ * These few stand in for them: fixed-width types. All kernel structures come from the running
+ * kernel's BTF instead (monitor/kernel/layouts.py).
  */
 #ifndef SEAL_MONITOR_LINUX_TYPES_H
 #define SEAL_MONITOR_LINUX_TYPES_H
@@ -45,12 +45,5 @@ typedef _Bool bool;
 #define false 0
 #define NULL ((void *)0)
 #define __always_inline inline __attribute__((always_inline))
-
-/* arch/x86/include/asm/ptrace.h: the order is fixed by the entry code. */
-struct pt_regs {
-    unsigned long r15, r14, r13, r12, bp, bx;
-    unsigned long r11, r10, r9, r8, ax, cx, dx, si, di;
-    unsigned long orig_ax, ip, cs, flags, sp, ss;
-};
 
 #endif
