@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from monitor.configuration import config
+from monitor.untrusted.printable import LINE_LIMIT, joined
 from monitor.version import version
 
 __all__ = ["main"]
@@ -466,7 +467,7 @@ def _report(error: Exception) -> int:
     from monitor.attach import calibrate  # noqa: PLC0415
     from monitor.host import facts as host  # noqa: PLC0415
     from monitor.kernel import loader  # noqa: PLC0415
-    from monitor.web import server as web  # noqa: PLC0415
+    from monitor.web import errors as web  # noqa: PLC0415
 
     match error:
         case host.HostError():
@@ -497,7 +498,7 @@ def _one_line(error: Exception) -> str:
     text = str(error)
     if isinstance(error, OSError) and error.strerror:  # without "[Errno 2]"
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(text.split())
+    return joined(text, LINE_LIMIT)
 
 
 def _parse(words: list[str]) -> argparse.Namespace:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["LINE_LIMIT", "NAME_LIMIT", "one_line", "printable"]
+__all__ = ["LINE_LIMIT", "NAME_LIMIT", "joined", "one_line", "printable"]
 
 NAME_LIMIT = 256
 LINE_LIMIT = 1 << 16
+TEXT_LIMIT = 300
 
 
 def printable(raw: bytes | str, limit: int = NAME_LIMIT) -> str:
@@ -36,6 +37,11 @@ def one_line(text: str) -> str:
     if text.isprintable() and len(text) <= LINE_LIMIT:
         return text
     return "".join(c if c.isprintable() else _escaped(c) for c in text[:LINE_LIMIT])
+
+
+def joined(value: object, limit: int = TEXT_LIMIT) -> str:
+    """The lines and words of a text of ours as one line."""
+    return " ".join(str(value).split())[:limit]
 
 
 def _escaped(character: str) -> str:

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from monitor.web.basic_auth import BasicAuth
-from monitor.web.server import REQUEST_SECONDS, Access, WebError
+from monitor.web.errors import WebError
+from monitor.web.server import REQUEST_SECONDS, Access
 from monitor.web.web_config import RateLimit, WebConfig, digest_of, load_web_config
 
 __all__ = ["TokenBucket", "WebAccess"]

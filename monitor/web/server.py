@@ -21,11 +21,13 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
 
 from monitor.metrics.exposition import CollectorRegistry, choose_format
+from monitor.untrusted.printable import joined
+from monitor.web.errors import AddressError, WebError
 
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["Access", "AddressError", "Server", "Tls", "WebError", "listen", "one_line"]
+__all__ = ["Access", "AddressError", "Server", "Tls", "WebError", "listen"]
 
 CONNECTIONS = 16
 REQUEST_SECONDS = 5.0
@@ -47,14 +49,6 @@ _PAGE = b"""<!doctype html>
 """
 
 Headers = Mapping[str, str]  # names in lower case
-
-
-class WebError(Exception):
-    """The address cannot be listened on, or the web config file is wrong."""
-
-
-class AddressError(WebError):
-    """The address cannot be listened on now; another program may have it."""
 
 
 class Tls(NamedTuple):
@@ -102,10 +96,6 @@ def _answer(status: HTTPStatus, text: str, *headers: str) -> Response:
     return Response(status, f"{text}\n".encode(errors="backslashreplace"), _TEXT, headers)
 
 
-def one_line(value: object) -> str:
-    return " ".join(str(value).split())[:300]
-
-
 class Request(NamedTuple):
     method: str
     path: str
@@ -147,7 +137,7 @@ def _metrics(registry: CollectorRegistry, lock: threading.Lock, headers: Headers
 
 def _ready(ready: Callable[[], list[str]], _headers: Headers) -> Response:
     if reasons := ready():
-        text = "\n".join(map(one_line, reasons))
+        text = "\n".join(map(joined, reasons))
         return _answer(HTTPStatus.SERVICE_UNAVAILABLE, text)
     return _answer(HTTPStatus.OK, "ready")
 
@@ -175,7 +165,7 @@ def _serve(request: Request, routes: Mapping[str, Route]) -> Response:
     try:
         return route(request.headers)
     except Exception as error:
-        reason = one_line(f"{type(error).__name__}: {error}")
+        reason = joined(f"{type(error).__name__}: {error}")
         return _answer(HTTPStatus.INTERNAL_SERVER_ERROR, f"failed: {reason}")
 
 

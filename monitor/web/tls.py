@@ -12,7 +12,9 @@ from pathlib import Path
 
 import yaml
 
-from monitor.web.server import Tls, WebError, one_line
+from monitor.untrusted.printable import joined
+from monitor.web.errors import WebError
+from monitor.web.server import Tls
 from monitor.web.yaml_values import Mistakes, boolean, known, string, strings
 
 __all__ = ["SUITES", "tls_server"]
@@ -86,7 +88,7 @@ class _Section:
     def _check(self, key: str, valid: tuple[str, ...], values: tuple[str, ...]) -> None:
         for value in values:
             if valid and value not in valid:
-                text = f"{one_line(value)!r} is not supported; choose {' or '.join(valid)}"
+                text = f"{joined(value)!r} is not supported; choose {' or '.join(valid)}"
                 self.mistake(key, text)
 
     def mistake(self, key: str, text: str) -> None:

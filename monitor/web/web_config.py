@@ -16,8 +16,9 @@ from types import MappingProxyType
 import bcrypt
 import yaml
 
-from monitor.untrusted.printable import printable
-from monitor.web.server import Tls, WebError, one_line
+from monitor.untrusted.printable import joined, printable
+from monitor.web.errors import WebError
+from monitor.web.server import Tls
 from monitor.web.tls import tls_server
 from monitor.web.yaml_values import Mistakes, boolean, compose, entries, is_null, known, string
 
@@ -139,7 +140,7 @@ def _http(node: yaml.Node, mistakes: Mistakes) -> dict[str, str]:
         if not (text.isascii() and text.isprintable()):
             mistakes.add(value, f"{name}.{header}", "a header is one line of printable ASCII")
         elif valid and text and text not in valid:
-            shown = f"{one_line(text)!r} is not supported; choose {' or '.join(valid)}"
+            shown = f"{joined(text)!r} is not supported; choose {' or '.join(valid)}"
             mistakes.add(value, f"{name}.{header}", shown)
         elif text:
             headers[header] = text

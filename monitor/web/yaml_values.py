@@ -10,7 +10,8 @@ from pathlib import Path
 
 import yaml
 
-from monitor.web.server import WebError, one_line
+from monitor.untrusted.printable import joined
+from monitor.web.errors import WebError
 
 __all__ = ["Mistakes", "boolean", "compose", "entries", "is_null", "known", "string", "strings"]
 
@@ -27,7 +28,7 @@ class Mistakes:
 
     def add(self, node: yaml.Node, key: str, text: str) -> None:
         line = node.start_mark.line + 1
-        self._found.append((line, f"{self._path}:{line}: key {one_line(key)!r}: {text}"))
+        self._found.append((line, f"{self._path}:{line}: key {joined(key)!r}: {text}"))
 
     def check(self) -> None:
         """Raises WebError with all of them, a line each, in the order of the file."""
@@ -43,9 +44,9 @@ def compose(text: str, path: Path) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{path}:{mark.line + 1}" if mark else f"{path}"
-        raise WebError(f"{place}: not valid YAML: {one_line(error.problem)}") from None
+        raise WebError(f"{place}: not valid YAML: {joined(error.problem)}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise WebError(f"{path}: not valid YAML: {one_line(error)}") from None
+        raise WebError(f"{path}: not valid YAML: {joined(error)}") from None
 
 
 def is_null(node: yaml.Node) -> bool:

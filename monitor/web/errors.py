@@ -1,0 +1,13 @@
+"""What the web server and its configuration raise, apart from all that they import."""
+
+from __future__ import annotations
+
+__all__ = ["AddressError", "WebError"]
+
+
+class WebError(Exception):
+    """The address cannot be listened on, or the web config file is wrong."""
+
+
+class AddressError(WebError):
+    """The address cannot be listened on now; another program may have it."""
