@@ -11,8 +11,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from monitor.attach import calibrate
 from monitor.kernel import abi
+from monitor.kernel.counters import mark_canary
 from monitor.kernel.operations import OPERATIONS
 from monitor.provoke import child as provoke
 from monitor.untrusted.printable import printable
@@ -98,7 +98,7 @@ class Canary:
         self._deadline = self._clock() + TIMEOUT
         self._child = provoke.run(*self._names, wait=True)
         assert self._child.stdin is not None
-        calibrate.mark(self._config, self._child.pid)
+        mark_canary(self._config, self._child.pid)
         self._child.stdin.close()
 
     def collect(self, record: abi.Record) -> None:

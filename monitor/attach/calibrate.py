@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from monitor.kernel.abi import Config
     from monitor.kernel.ring import Ring
 
-__all__ = ["CalibrationError", "Findings", "calibrate", "mark", "start"]
+__all__ = ["PARTIAL_OPERATIONS", "CalibrationError", "Findings", "calibrate", "start"]
 
 MADV_DONTNEED, MADV_GUARD_INSTALL = 4, 102
 MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
@@ -69,6 +69,15 @@ def _partial_mremap() -> bool:
     return result == -errno.EPERM and all(m.start != pages.start for m in mappings())
 
 
+_PARTIAL = {
+    "mprotect": _partial_mprotect,
+    "madvise": _partial_madvise,
+    "mremap": _partial_mremap,
+}
+# Where a refusal may leave the part before the seal changed.
+PARTIAL_OPERATIONS = tuple(_PARTIAL)
+
+
 def _anonymous_by_ops() -> bool:
     """Whether a private mapping of /dev/zero, a file without vm_ops, counts as anonymous."""
     start = lay("n").start
@@ -100,9 +109,7 @@ def main() -> int:
     result = call("mseal", sealed, PAGE, _VALID_FLAGS)
     found: dict[str, object] = {"mseal": result, "guard_regions": guard_regions}
     if not result:
-        found["partial_mprotect"] = _partial_mprotect()
-        found["partial_madvise"] = _partial_madvise()
-        found["partial_mremap"] = _partial_mremap()
+        found["partial_updates"] = {name: tried() for name, tried in _PARTIAL.items()}
         found["anonymous_by_ops"] = _anonymous_by_ops()
         found["guard_files"] = _guard_files()
     print(json.dumps(found), flush=True)
@@ -121,15 +128,6 @@ def start() -> Popen[str]:
     command = [sys.executable, "-S", "-P", "-m", "monitor.attach.calibrate"]
     # A group of its own: Ctrl-C is for the monitor, which ends it.
     return Popen(command, env=environment(), stdin=PIPE, stdout=PIPE, text=True, process_group=0)
-
-
-def mark(config: Config, pid: int) -> None:
-    """Have the kernel count this process's violations apart; 0 for none. Raises OSError."""
-    config.canary_pid = 0
-    if pid:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
-            config.canary_start_ticks = int(stat.read().rpartition(")")[2].split()[19])
-        config.canary_pid = pid
 
 
 def _flags_seen(ring: Ring, wanted: int) -> list[int]:
@@ -170,8 +168,10 @@ def calibrate(process: Popen[str], config: Config, ring: Ring) -> Findings:
     """
     from subprocess import TimeoutExpired  # noqa: PLC0415 - the child needs none of it
 
+    from monitor.kernel.counters import mark_canary  # noqa: PLC0415
+
     try:
-        mark(config, process.pid)
+        mark_canary(config, process.pid)
         output, _ = process.communicate("x", timeout=_TIMEOUT)
         found = json.loads(output or "{}")
         if found.get("mseal") != 0:
@@ -184,21 +184,17 @@ def calibrate(process: Popen[str], config: Config, ring: Ring) -> Findings:
     finally:
         process.kill()
         process.wait()
-        config.canary_pid = 0
+        mark_canary(config, 0)
     sealed_mask = _single_bit(unsealed, sealed)
     if not sealed_mask:
         raise CalibrationError(f"sealing changed vm_flags from {unsealed:#x} to {sealed:#x}")
     config.maybe_guard_mask = _single_bit(plain, guarded)
     config.anonymous_by_ops = found["anonymous_by_ops"]
     config.guard_files = found["guard_files"]
-    config.partial_mprotect = found["partial_mprotect"]
-    config.partial_madvise = found["partial_madvise"]
-    config.partial_mremap = found["partial_mremap"]
+    for name, may_be in found["partial_updates"].items():
+        setattr(config, f"partial_{name}", may_be)
     config.sealed_mask = sealed_mask  # last: from now on the programs count
-    return Findings(
-        found["guard_regions"],
-        {name: found[f"partial_{name}"] for name in ("mprotect", "madvise", "mremap")},
-    )
+    return Findings(found["guard_regions"], found["partial_updates"])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections.abc import Collection
 
 from monitor.attach import calibrate
 from monitor.kernel.abi import Bank
-from monitor.kernel.counters import KernelState
+from monitor.kernel.counters import KernelState, mark_canary
 from monitor.kernel.operations import OPERATIONS
 from monitor.provoke import child as provoke
 
@@ -36,7 +36,7 @@ def unseen(state: KernelState) -> Collection[str]:
     before = _denials(state)
     with provoke.run(*_REFUSALS, wait=True) as process:
         try:
-            calibrate.mark(state.config, process.pid)
+            mark_canary(state.config, process.pid)
             output, errors = process.communicate("x", timeout=_TIMEOUT)
             made = [json.loads(line) for line in output.splitlines()]
         except subprocess.TimeoutExpired as error:
@@ -48,7 +48,7 @@ def unseen(state: KernelState) -> Collection[str]:
         finally:
             process.kill()
             process.wait()
-            calibrate.mark(state.config, 0)
+            mark_canary(state.config, 0)
     if len(made) != len(_REFUSALS):
         problem = f"a process that provokes refusals ended early: {errors.strip()[-200:]}"
         raise calibrate.CalibrationError(problem)

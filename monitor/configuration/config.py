@@ -32,6 +32,7 @@ from monitor.configuration.values import (
 )
 from monitor.kernel.abi import Cause, Method, Verdict
 from monitor.kernel.operations import OPERATIONS
+from monitor.kernel.probes import MODES
 from monitor.untrusted.redact import CommandLine
 
 __all__ = [
@@ -223,7 +224,7 @@ KEYS: tuple[Key, ...] = (
     Key(
         "attach",
         "auto",
-        one_of("auto", "fexit", "tracepoint", "raw_tracepoint"),
+        one_of("auto", *MODES),
         'How probes are attached: "auto" (the best hook that each accepts), "fexit", "tracepoint" '
         'or "raw_tracepoint".',
         "--attach",

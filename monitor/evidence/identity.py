@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from monitor.evidence.memory_map import DELETED
 from monitor.untrusted.printable import printable
+from monitor.untrusted.process_stat import parse_stat
 from monitor.untrusted.recent import Recent
 from monitor.untrusted.redact import CommandLine, redact
 
@@ -77,7 +79,7 @@ def is_image(own: bytes, base_name: bytes) -> bool:
     """
     return not (own and base_name) or any(
         name[: len(base_name)] == base_name and (len(base_name) >= 63 or name == base_name)
-        for name in (own, own.removesuffix(b" (deleted)"))
+        for name in (own, own.removesuffix(DELETED.encode()))
     )
 
 
@@ -96,11 +98,13 @@ def state_of(directory: int, start_boot_ns: int) -> Lookup:
     `directory` is of /proc/PID, and stays that process's whoever gets the pid next. In a time
     namespace with an offset the two never agree; that too is `reused`. Raises OSError.
     """
-    # The name, in parentheses, may hold anything; field 3 is the first behind it.
-    fields = read_at("stat", directory, 4096).rpartition(b")")[2].split()
-    if fields[19:20] != [b"%d" % (start_boot_ns // TICK_NS)]:
+    try:
+        stat = parse_stat(read_at("stat", directory, 4096))
+    except ValueError:
         return "reused"
-    return "gone" if fields[0] in (b"Z", b"X") else "complete"
+    if stat.start_ticks != start_boot_ns // TICK_NS:
+        return "reused"
+    return "gone" if stat.state in (b"Z", b"X") else "complete"
 
 
 class _Names:

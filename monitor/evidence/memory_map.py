@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO, NamedTuple
 
-__all__ = ["LINE_LIMIT", "Mapping", "bounded_lines", "parse_smaps", "take"]
+__all__ = ["DELETED", "LINE_LIMIT", "Mapping", "bounded_lines", "parse_smaps", "take"]
 
+DELETED = " (deleted)"  # d_path() in fs/d_path.c: what the path of an unlinked file ends with
 LINE_LIMIT = 8192  # a path has 4,096 bytes at most, but for one in directories entered step by step
 
 # show_vma_header_prefix() and show_map_vma() in fs/proc/task_mmu.c
@@ -26,7 +27,7 @@ _SEALED, _GUARD = b"sl", b"gu"
 class Mapping(NamedTuple):
     """One mapping. Addresses and `offset` are in bytes; `permissions` is as in "r-xp".
 
-    `path` is as the kernel writes it: a newline as \\012, " (deleted)" behind what was unlinked.
+    `path` is as the kernel writes it: a newline as \\012, DELETED behind what was unlinked.
     `name` is the kernel's, [heap], or the program's, [anon:x], of what has no path. `device`
     (major:minor, decimal), `inode` and `offset` are None where no file is mapped.
     """

@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, NamedTuple
 
+from monitor.evidence.memory_map import DELETED
+
 __all__ = ["UNKNOWN", "Fingerprint", "fingerprint", "unattributed", "what_of"]
 
 UNKNOWN = "unknown"
-_DELETED = " (deleted)"  # what the kernel appends to the path of a file without a name
 _ID_DIGITS = 12
 
 Event = Mapping[str, Any]
@@ -86,7 +87,7 @@ def unattributed(kind: str, what: str | None) -> Fingerprint:
 
 
 def _base_name(path: str) -> str:
-    return path.removesuffix(_DELETED).rpartition("/")[2]
+    return path.removesuffix(DELETED).rpartition("/")[2]
 
 
 def _executable(event: Event) -> str:
@@ -119,7 +120,7 @@ def _caller(event: Event) -> str:
     if not frame["module"] or frame["offset"] is None:
         return "anonymous"
     build = f" {frame['build_id']}" if frame["build_id"] else ""
-    return f"{frame['module'].removesuffix(_DELETED)}{build}+0x{frame['offset']:x}"
+    return f"{frame['module'].removesuffix(DELETED)}{build}+0x{frame['offset']:x}"
 
 
 def _mapping(mapping: Event | None) -> str:

@@ -22,6 +22,7 @@ from monitor.evidence.memory_map import Mapping, bounded_lines, parse_smaps
 from monitor.sinks.outputs import encode
 from monitor.symbols.modules import BuildIds, find_modules
 from monitor.untrusted.printable import printable
+from monitor.untrusted.process_stat import parse_stat
 
 __all__ = ["LIMITS", "Limits", "Request", "Snapshot", "Taken", "take"]
 
@@ -358,31 +359,19 @@ def _seccomp(status: dict[bytes, bytes]) -> dict[str, object]:
     }
 
 
-class _Stat(NamedTuple):
-    name: bytes
-    parent: int
-    start_ticks: int
-
-
-def _stat(directory: int) -> _Stat:
-    before, _, after = read_at("stat", directory, 4096).rpartition(b")")
-    fields = after.split()
-    return _Stat(before.partition(b"(")[2], int(fields[1]), int(fields[19]))
-
-
 def _parents(
     proc: Path, directory: int, start_offset_ns: int, limit: int
 ) -> list[dict[str, object]]:
     """The nearest first; it ends where a parent has ended, and at the namespace's first process."""
     found: list[dict[str, object]] = []
-    child = _stat(directory)
+    child = parse_stat(read_at("stat", directory, 4096))
     while child.parent and len(found) < limit:
         try:
             parent = os.open(proc / str(child.parent), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except (FileNotFoundError, ProcessLookupError):
             break
         try:
-            stat = _stat(parent)
+            stat = parse_stat(read_at("stat", parent, 4096))
             executable = _link(parent)
         except (FileNotFoundError, ProcessLookupError):
             break

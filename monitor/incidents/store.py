@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from monitor.evidence.cgroups import workload_name
+from monitor.evidence.memory_map import DELETED
 from monitor.incidents.fingerprint import Event, Fingerprint, fingerprint, unattributed, what_of
 from monitor.sinks.outputs import SinkError, encode
 from monitor.untrusted.printable import printable
@@ -205,7 +206,7 @@ def _facets(event: Event) -> Iterator[tuple[str, str]]:
         "likely": (event.get("assessment") or {}).get("likely"),
         "workload": workload_name(workload["cgroup"]) if workload.get("cgroup") else None,
         "executable": path,
-        "program": path.removesuffix(" (deleted)").rpartition("/")[2] if path else None,
+        "program": path.removesuffix(DELETED).rpartition("/")[2] if path else None,
         "user": process.get("user_name"),
     }
     for name, value in values.items():

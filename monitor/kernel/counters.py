@@ -28,8 +28,9 @@ from monitor.kernel.abi import (
 )
 from monitor.kernel.loader import Loaded, possible_cpus
 from monitor.kernel.syscalls import call
+from monitor.untrusted.process_stat import parse_stat
 
-__all__ = ["HashMap", "KernelState", "missed_runs"]
+__all__ = ["HashMap", "KernelState", "mark_canary", "missed_runs"]
 
 _Key = TypeVar("_Key", bound="ctypes._CDataType")
 _Value = TypeVar("_Value", bound="ctypes._CDataType")
@@ -41,6 +42,15 @@ _RUN_SECONDS = 0.1  # far beyond the longest run of a program
 def _element(array: ctypes.Array[Any], of: type[_Value], index: int) -> _Value:
     # A copy: it needs a third of the memory of what refers to the array.
     return cast("_Value", of.from_buffer_copy(array, index * ctypes.sizeof(of)))
+
+
+def mark_canary(config: Config, pid: int) -> None:
+    """Have the kernel count this process's violations apart; 0 for none. Raises OSError."""
+    config.canary_pid = 0
+    if pid:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        config.canary_start_ticks = parse_stat(stat).start_ticks
+        config.canary_pid = pid
 
 
 class HashMap(Generic[_Key, _Value]):

@@ -19,10 +19,11 @@ from typing import Literal, NamedTuple
 
 from monitor.evidence.cgroups import unified_path, workload_name
 from monitor.evidence.identity import read_at
+from monitor.evidence.memory_map import DELETED, bounded_lines, parse_smaps
 from monitor.evidence.memory_map import Mapping as MemoryMapping
-from monitor.evidence.memory_map import bounded_lines, parse_smaps
 from monitor.symbols.segments import NOTHING, Relro, Segments, read_mapped
 from monitor.untrusted.printable import printable
+from monitor.untrusted.process_stat import parse_stat
 from monitor.untrusted.recent import Recent
 
 __all__ = [
@@ -53,7 +54,6 @@ _PAUSE_MAPPINGS = 256
 # Mapped by the kernel, not by the program, and sealed by it where CONFIG_MSEAL_SYSTEM_MAPPINGS is
 # set (Documentation/userspace-api/mseal.rst): they tell nothing of a program.
 _SYSTEM = frozenset((b"[vdso]", b"[vvar]", b"[vvar_vclock]", b"[vsyscall]", b"[uprobes]"))
-_DELETED = b" (deleted)"
 _PF_KTHREAD = 0x00200000  # include/linux/sched.h
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -230,10 +230,8 @@ class Reader:
             os.close(directory)
 
     def _process(self, pid: int, directory: int) -> Process | None:
-        # The name, in parentheses, may hold anything.
-        before, _, after = read_at("stat", directory, 4096).rpartition(b")")
-        fields = after.split()  # from the third of proc_pid_stat(5) on
-        if fields[0] in (b"Z", b"X") or int(fields[6]) & _PF_KTHREAD:
+        stat = parse_stat(read_at("stat", directory, 4096))
+        if stat.state in (b"Z", b"X") or stat.flags & _PF_KTHREAD:
             return None
         try:
             own = _Own(os.readlink(b"exe", dir_fd=directory))
@@ -243,9 +241,9 @@ class Reader:
         state, memory = self._memory(pid, directory, own)
         return Process(
             pid=pid,
-            parent_pid=int(fields[1]),
-            name=printable(before.partition(b"(")[2]),
-            age=time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / _TICKS,
+            parent_pid=stat.parent,
+            name=printable(stat.name),
+            age=time.clock_gettime(time.CLOCK_BOOTTIME) - stat.start_ticks / _TICKS,
             executable=None if own.executable is None else _as_path(own.executable),
             build_id=own.segments.build_id,
             workload=workload,
@@ -300,14 +298,14 @@ class Reader:
         """
         process = self._proc / str(pid)
         paths = [process / "map_files" / f"{mapping.start:x}-{mapping.end:x}"]
-        if mapping.path is not None and not mapping.path.endswith(_DELETED):
+        if mapping.path is not None and not mapping.path.endswith(DELETED.encode()):
             paths.append(process / "root" / os.fsdecode(mapping.path)[1:])
         return read_mapped(paths, mapping.inode, _FILE_LIMIT)
 
 
 def _as_path(executable: bytes) -> str:
     """A file that was replaced, as by an update, keeps its name."""
-    return printable(executable.removesuffix(_DELETED), TEXT_LIMIT)
+    return printable(executable.removesuffix(DELETED.encode()), TEXT_LIMIT)
 
 
 # ---- Many processes ------------------------------------------------------------------------------

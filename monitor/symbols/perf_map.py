@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from monitor.evidence.identity import TICK_NS
+from monitor.untrusted.process_stat import parse_stat
 from monitor.untrusted.regular import open_regular
 
 __all__ = ["Jit", "perf_map_names"]
@@ -36,7 +37,7 @@ class Jit:
             stat = (proc / str(self.pid) / "stat").read_bytes()
         except OSError:
             return False
-        ticks = int(stat.rpartition(b")")[2].split()[19])
+        ticks = parse_stat(stat).start_ticks
         # The time in the event was rounded.
         return True if abs(ticks - self.start_boot_ns // TICK_NS) <= 1 else None
 

@@ -14,7 +14,7 @@ import pytest
 from harness import Child, Harness, started, wait_until_reading
 from test_daemon import READY_SECONDS, Running, assert_conserved
 
-from monitor.attach import calibrate
+from monitor.kernel.counters import mark_canary
 from monitor.provoke import table as provoke
 
 SUCCESS, FAILURE = (
@@ -39,7 +39,7 @@ def test_only_the_canary_is_taken_for_it(
     with started([provoke.command(["mprotect"], wait=True)], env=provoke.environment()) as (child,):
         wait_until_reading(child)
         try:
-            calibrate.mark(harness.config, child.pid)
+            mark_canary(harness.config, child.pid)
             assert harness.config.canary_start_ticks == Child.of(child.pid).start_ticks
             harness.config.canary_start_ticks += later_ticks
             harness.config.canary_pid += other_pid

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from harness import Cell, Harness, Made, tally
 
-from monitor.attach import calibrate
 from monitor.kernel.abi import Kind, Reason, Record, RecordFlag, Role, Verdict
+from monitor.kernel.counters import mark_canary
 from monitor.kernel.operations import OPERATIONS, decode_arguments
 from monitor.kernel.syscalls import PAGE
 from monitor.provoke import table as provoke
@@ -248,10 +248,10 @@ def test_canary_is_counted_apart(harness: Harness) -> None:
     harness.settle()
     child = provoke.run("munmap", wait=True)
     try:
-        calibrate.mark(harness.config, child.pid)
+        mark_canary(harness.config, child.pid)
         output, _ = child.communicate("x")
     finally:
-        calibrate.mark(harness.config, 0)
+        mark_canary(harness.config, 0)
         child.kill()
         child.wait()
     assert json.loads(output)["verdict"] == "sealed"

@@ -1,0 +1,28 @@
+"""The text of /proc/PID/stat, in which the name of the process may be anything."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["ProcessStat", "parse_stat"]
+
+
+class ProcessStat(NamedTuple):
+    """Some fields of proc_pid_stat(5). `start_ticks`: since boot, field 22."""
+
+    name: bytes
+    state: bytes
+    parent: int
+    flags: int
+    start_ticks: int
+
+
+def parse_stat(text: bytes) -> ProcessStat:
+    """Raises ValueError where it is not such a text."""
+    before, _, after = text.rpartition(b")")
+    fields = after.split()  # from the third on
+    try:
+        parent, flags, start_ticks = (int(fields[place]) for place in (1, 6, 19))
+    except IndexError:
+        raise ValueError("not the text of /proc/PID/stat") from None
+    return ProcessStat(before.partition(b"(")[2], fields[0], parent, flags, start_ticks)
