@@ -20,6 +20,7 @@ from monitor.posture.scan import (
     Reader,
     grouped,
 )
+from monitor.sizes import rough
 from monitor.untrusted.printable import printable
 from monitor.untrusted.terminal import Column, counted, table, text
 
@@ -39,17 +40,6 @@ _KEYS: Mapping[str, Callable[[Process], str]] = {
 
 
 # ---- Values --------------------------------------------------------------------------------------
-
-
-def _size(count: int) -> str:
-    """As a person reads it: two digits at least, rounded down."""
-    if count < 1024:
-        return f"{count} B" if count else "none"
-    size, unit = float(count), 0
-    while size >= 1024 and unit < 4:
-        size, unit = size / 1024, unit + 1
-    number = f"{int(size)}" if size >= 10 else f"{int(size * 10) / 10:g}"
-    return f"{number} {'BKMGT'[unit]}iB"
 
 
 def _share(part: int, whole: int) -> str:
@@ -73,7 +63,7 @@ def _numbers(groups: Sequence[Group]) -> list[Column]:
         return [show(group.memory) if _is_read(group) else "" for group in groups]
 
     sealed = [
-        _size(group.memory.sealed_bytes)
+        rough(group.memory.sealed_bytes)
         if _is_read(group)
         else "too large"
         if group.states["too_large"]
@@ -101,7 +91,7 @@ def _summary(processes: Sequence[Process], whole: Group) -> list[str]:
         f"{states['sealing']:,} of {counted(len(processes), 'process')} "
         f"{'has' if states['sealing'] == 1 else 'have'} sealed memory"
         + (
-            f": {counted(memory.sealed_ranges, 'range')}, {_size(memory.sealed_bytes)}"
+            f": {counted(memory.sealed_ranges, 'range')}, {rough(memory.sealed_bytes)}"
             if memory[0]
             else ""
         )
@@ -117,7 +107,7 @@ def _summary(processes: Sequence[Process], whole: Group) -> list[str]:
         lines.append(f"{counted(count, 'process')} could not be read{hint}")
     if count := states["too_large"]:
         lines.append(
-            f"{counted(count, 'process')} with more than {_size(PAGE_TABLES_LIMIT)} of page tables "
+            f"{counted(count, 'process')} with more than {rough(PAGE_TABLES_LIMIT)} of page tables "
             f"{'was' if count == 1 else 'were'} left alone; --pid reads one all the same"
         )
     return lines
@@ -180,9 +170,9 @@ def told(process: Process, width: int) -> list[str]:
         ("executable", process.executable or _UNKNOWN),
         ("build id", process.build_id or "none that could be read"),
         ("workload", process.workload),
-        ("sealed", f"{counted(memory.sealed_ranges, 'range')}, {_size(memory.sealed_bytes)}"),
+        ("sealed", f"{counted(memory.sealed_ranges, 'range')}, {rough(memory.sealed_bytes)}"),
         *(
-            (name, f"{_share(part, whole)} sealed: {_size(part)} of {_size(whole)}")
+            (name, f"{_share(part, whole)} sealed: {rough(part)} of {rough(whole)}")
             for name, part, whole in parts
             if whole
         ),
@@ -192,7 +182,7 @@ def told(process: Process, width: int) -> list[str]:
         columns = [
             Column("SEALED", [f"0x{m.start:x}-0x{m.end:x}" for m in process.sealed]),
             Column("PERM", [m.permissions for m in process.sealed]),
-            Column("SIZE", [_size(m.size) for m in process.sealed], is_number=True),
+            Column("SIZE", [rough(m.size) for m in process.sealed], is_number=True),
             Column("WHAT", [_what(m) for m in process.sealed]),
         ]
         lines += ["", *table(columns, width)]

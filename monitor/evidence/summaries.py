@@ -8,6 +8,7 @@ from monitor.evidence.events import Mapping, Sealed
 from monitor.kernel import abi
 from monitor.kernel.abi import Access, Cause, Disposition, Kind, Method, Reason, Role, Verdict
 from monitor.kernel.operations import Decoded, Operation
+from monitor.sizes import exact
 from monitor.untrusted.printable import printable
 from monitor.untrusted.terminal import plural
 
@@ -48,14 +49,6 @@ _DISPOSITION_TEXT = {
 
 def _range(start: int, length: int) -> str:
     return f"0x{start:x}-0x{start + length:x}" if length else f"0x{start:x}"
-
-
-def _size(length: int) -> str:
-    """Exact, in the largest unit that needs no fraction."""
-    for shift, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
-        if length and not length & ((1 << shift) - 1):
-            return f"{length >> shift} {unit}"
-    return f"{length} bytes"
 
 
 def _who(record: abi.Record) -> str:
@@ -111,7 +104,7 @@ def denial(
     )
     if record.partial_end > record.partial_start:
         text += (
-            f"; the {_size(record.partial_end - record.partial_start)} before the seal were changed"
+            f"; the {exact(record.partial_end - record.partial_start)} before the seal were changed"
         )
     return _with(text, probably)
 
@@ -137,7 +130,7 @@ def fault(
 
 def seal(record: abi.Record, mapping: Mapping | None) -> str:
     return (
-        f"{_who(record)} sealed {_size(record.length)} at "
+        f"{_who(record)} sealed {exact(record.length)} at "
         f"{_range(record.address, record.length)}{_what(mapping)}"
     )
 

@@ -29,6 +29,7 @@ from monitor.kernel import abi, arch, loader, privileges
 from monitor.kernel.privileges import Capability
 from monitor.life.last_run import DEFAULT_DIRECTORY, state_directory
 from monitor.metrics.source import store_bytes
+from monitor.sizes import mebibytes
 
 __all__ = [
     "calibration_rows",
@@ -270,10 +271,6 @@ def identity_rows(proc: Path = host.PROC) -> list[Row]:
 # ---- What is kept --------------------------------------------------------------------------------
 
 
-def _mebibytes(size: int) -> str:
-    return f"{size / (1 << 20):.1f} MiB"
-
-
 def kept_rows(config: Config, directory: Path | None) -> list[Row]:
     """Where word of a run and incidents are kept; `directory` is the state directory to use."""
     if directory is None:
@@ -294,13 +291,13 @@ def kept_rows(config: Config, directory: Path | None) -> list[Row]:
     if not config.incidents.enabled:
         return [*found, Row("Kept", "incidents", "ok", "off: incidents.enabled = false")]
     size = store_bytes(directory / INCIDENTS)
-    limit = _mebibytes(config.incidents.max_size)
+    limit = mebibytes(config.incidents.max_size)
     aside = sorted(directory.glob(f"{INCIDENTS}.bad-*"))
     if aside:
         finding = f"a broken database was set aside: {aside[-1]}"
         found.append(Row("Kept", "incidents", "degraded", finding, "look at it, then remove it"))
     else:
-        found.append(Row("Kept", "incidents", "ok", f"{_mebibytes(size)} of {limit} are used"))
+        found.append(Row("Kept", "incidents", "ok", f"{mebibytes(size)} of {limit} are used"))
     return found
 
 

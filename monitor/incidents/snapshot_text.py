@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from monitor.incidents.store import nanoseconds
+from monitor.sizes import kibibytes
 from monitor.untrusted.terminal import visible
 
 __all__ = ["summarized"]
@@ -85,7 +86,7 @@ def _limits(snapshot: Snapshot, _: Event | None) -> Iterator[str]:
 def _size(value: int | None) -> str:
     if value is None:
         return "unlimited"
-    return f"{value // 1024:,} KiB" if value else "0"
+    return kibibytes(value)
 
 
 def _seccomp(snapshot: Snapshot, _: Event | None) -> Iterator[str]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from monitor.evidence.memory_map import DELETED
 from monitor.incidents.search import Event
 from monitor.report import story
 from monitor.report.cases import Case
-from monitor.report.story import extent, size, value
+from monitor.report.story import extent, value
 from monitor.report.text import SECOND_NS, Fact, flat, frame_at, moment, range_of, span, text
+from monitor.sizes import rounded
 
 __all__ = ["lead", "other_facts", "what_facts", "who_facts"]
 
@@ -34,7 +36,7 @@ def _workload(event: Event) -> str:
 
 def _program(event: Event) -> str:
     path = text(event, "process", "executable")
-    name = path.removesuffix(" (deleted)").rpartition("/")[2]
+    name = path.removesuffix(DELETED).rpartition("/")[2]
     return name or text(event, "process", "name") or "a process"
 
 
@@ -113,7 +115,7 @@ def _did(case: Case) -> str:
             deed = f"{access} {hit} {fate}"
         case "seal":
             about = story.asked(event)
-            length = f"{size(about.end - about.start)} of " if about else ""
+            length = f"{rounded(about.end - about.start)} of " if about else ""
             deed = f"sealed {length}{_memory(event.get('mapping'))} for the rest of its life"
         case "bypass":
             of = "" if _is_own(event) else f" of {_target(event)}"
@@ -156,12 +158,14 @@ def lead(case: Case, later: Sequence[Event]) -> list[str]:
     deed = story.would(event) or ""
     part = story.changed(event)
     if event.get("kind") == "bypass":
-        length = f"{size(part.end - part.start)} at {part.start:#x} were changed. " if part else ""
+        length = (
+            f"{rounded(part.end - part.start)} at {part.start:#x} were changed. " if part else ""
+        )
         deed = f"{length}Nothing refused it: a seal protects the mapping, not its bytes."
     elif part:
         deed += (
-            f" The {size(part.end - part.start)} before the seal were changed all the same, before "
-            "the kernel came to the seal."
+            f" The {rounded(part.end - part.start)} before the seal were changed all the same, "
+            "before the kernel came to the seal."
         )
     elif _is_untouched(event):
         deed += " Nothing was changed."
@@ -186,7 +190,7 @@ def _mapping_text(mapping: object) -> tuple[str, str]:
     kind = story.place(mapping)
     if isinstance(path, str) and isinstance(offset, int):
         kind = f"{kind}, from offset {offset:#x}"
-    length = f" ({size(where.end - where.start)})" if where else ""
+    length = f" ({rounded(where.end - where.start)})" if where else ""
     span = range_of(where) if where else f"{text(mapping, 'start')}-{text(mapping, 'end')}"
     return kind, f"{span} {text(mapping, 'permissions')}{length}"
 
@@ -226,7 +230,7 @@ def what_facts(case: Case, later: Sequence[Event]) -> Iterator[Fact]:
         part = story.changed(event)
         yield Fact(
             "Changed before the refusal",
-            f"{size(part.end - part.start)}: this part stays changed although the call failed."
+            f"{rounded(part.end - part.start)}: this part stays changed although the call failed."
             if part
             else "Nothing."
             if _is_untouched(event)
@@ -251,7 +255,7 @@ def what_facts(case: Case, later: Sequence[Event]) -> Iterator[Fact]:
         part = story.changed(event)
         yield Fact(
             "Changed",
-            f"{size(part.end - part.start)}, {story.method(event)}" if part else "",
+            f"{rounded(part.end - part.start)}, {story.method(event)}" if part else "",
             range_of(part) if part else "",
         )
         whose = "Its own" if _is_own(event) else _target(event)

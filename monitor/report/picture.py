@@ -13,7 +13,8 @@ from itertools import pairwise
 from typing import Any
 
 from monitor.kernel.arch import PAGE_SIZE
-from monitor.report.story import Extent, asked, changed, extent, found_at, size, value
+from monitor.report.story import Extent, asked, changed, extent, found_at, value
+from monitor.sizes import rounded
 
 __all__ = ["WIDTH", "Band", "Picture", "picture"]
 
@@ -212,7 +213,7 @@ def _band(
     is_surveyed: bool,
 ) -> Band:
     is_changed = _within(where, partial)
-    length = size(where.end - where.start)
+    length = rounded(where.end - where.start)
     if mapping is not None:
         kind = "guard" if mapping.guard else _KINDS[mapping.sealed]
         label = mapping.label
@@ -272,7 +273,7 @@ def _run(bands: Sequence[Band]) -> list[Band]:
         return list(bands)
     mapped = sum(band.kind not in ("free", "unknown") for band in bands)
     sealed = sum(band.kind == "sealed" for band in bands)
-    detail = size(bands[-1].end - bands[0].start)
+    detail = rounded(bands[-1].end - bands[0].start)
     if sealed:
         detail = f"{sealed:,} sealed · {detail}"
     return [

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from monitor.report import story
 from monitor.report.cases import Case
-from monitor.report.story import Extent, extent, size, value
+from monitor.report.story import Extent, extent, value
 from monitor.report.text import Fact, flat, text
+from monitor.sizes import rounded
 
 __all__ = ["SnapshotView", "of_memory", "of_process", "snapshot_view"]
 
@@ -62,7 +63,7 @@ def _map_rows(
             MapRow(
                 f"{text(row, 'start')}-{text(row, 'end')}",
                 text(row, "permissions"),
-                size(where.end - where.start) if where else "",
+                rounded(where.end - where.start) if where else "",
                 what,
                 _marks(row),
                 is_hit,

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from monitor.evidence.assessment import BYPASSES, DENIALS, FAULTS, Row
 from monitor.kernel.arch import PAGE_SIZE
 from monitor.kernel.operations import OPERATIONS
+from monitor.sizes import rounded
 
 __all__ = [
     "ANONYMOUS",
@@ -31,7 +32,6 @@ __all__ = [
     "place",
     "proof",
     "result",
-    "size",
     "value",
     "what",
     "would",
@@ -78,16 +78,6 @@ def extent(part: object) -> Extent | None:
 
 def _whole(number: object) -> int | None:
     return number if isinstance(number, int) and not isinstance(number, bool) else None
-
-
-def size(length: int) -> str:
-    """In the largest unit of which there is one at least; exact where it is whole."""
-    for shift, unit in ((50, "PiB"), (40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
-        if length >= 1 << shift:
-            if not length & ((1 << shift) - 1):
-                return f"{length >> shift} {unit}"
-            return f"{length / (1 << shift):.1f} {unit}"
-    return f"{length} byte{'s' if length != 1 else ''}"
 
 
 # ---- Where ---------------------------------------------------------------------------------------
@@ -244,7 +234,7 @@ def would(event: Event) -> str | None:
     about = asked(event)
     it = _ABOUT.get(operation, "the memory")
     if about:
-        it = f"{size(about.end - about.start)} at {about.start:#x}"
+        it = f"{rounded(about.end - about.start)} at {about.start:#x}"
     elif (point := found_at(event)) is not None:
         it += f" at {point:#x}"
     return f"It would have {done.replace('{it}', it)}."

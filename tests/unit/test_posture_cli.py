@@ -234,23 +234,6 @@ def test_json(capsys: pytest.CaptureFixture[str], proc: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "expected"),
-    [
-        (0, "none"),
-        (512, "512 B"),
-        (4096, "4 KiB"),
-        (1536, "1.5 KiB"),
-        (10 * 1024 + 1023, "10 KiB"),
-        ((1 << 20) - 1, "1023 KiB"),
-        (3 << 40, "3 TiB"),
-        (5000 << 40, "5000 TiB"),
-    ],
-)
-def test_sizes(count: int, expected: str) -> None:
-    assert posture_cli._size(count) == expected
-
-
-@pytest.mark.parametrize(
     ("part", "whole", "expected"),
     [
         (0, 0, "-"),

@@ -164,22 +164,6 @@ def test_how_it_is_known() -> None:
     assert str(story.proof(changed("fault", "inferred", True))).startswith("Inferred from what")
 
 
-@pytest.mark.parametrize(
-    ("length", "expected"),
-    [
-        (1, "1 byte"),
-        (4095, "4.0 KiB"),
-        (4096, "4 KiB"),
-        (4096 * 3, "12 KiB"),
-        ((1 << 20) + 4096, "1.0 MiB"),
-        (10 << 30, "10 GiB"),
-        (0x7FFF_0000_0000, "128.0 TiB"),
-    ],
-)
-def test_size(length: int, expected: str) -> None:
-    assert story.size(length) == expected
-
-
 def test_no_word_is_escaped() -> None:
     """Straight quotes in our own sentences would come out as \\x27."""
     for kind in EVENTS.values():
