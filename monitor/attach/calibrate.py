@@ -47,13 +47,18 @@ class CalibrationError(Exception):
 
 
 def _partial_mprotect() -> bool:
-    """Whether a refused mprotect over [unsealed][sealed] leaves the unsealed part changed."""
+    """Whether a refused mprotect over [unsealed][sealed] leaves the unsealed part changed.
+
+    Not before "mm/mprotect: replace can_modify_mm with can_modify_vma", in 6.12: do_mprotect_pkey()
+    looked at the whole range first.
+    """
     pages = lay("wS")
     call("mprotect", pages.start, 2 * PAGE, PROT_READ)
     return next(m.permissions for m in mappings() if m.start == pages.start).startswith("r--")
 
 
 def _partial_madvise() -> bool:
+    """The same of madvise: "mseal: replace can_modify_mm_madv with a vma variant", in 6.12."""
     pages = lay("wS")
     with open("/proc/self/mem", "rb") as memory:
         call("madvise", pages.start, 2 * PAGE, MADV_DONTNEED)
@@ -62,7 +67,10 @@ def _partial_madvise() -> bool:
 
 
 def _partial_mremap() -> bool:
-    """Whether a fixed move takes [unsealed] along before it is refused at [sealed]."""
+    """Whether a fixed move takes [unsealed] along before it is refused at [sealed].
+
+    remap_move() in mm/mremap.c: "mm/mremap: permit mremap() move of multiple VMAs", in 6.17.
+    """
     pages, target = lay("rS"), lay("nn")
     flags = MREMAP_MAYMOVE | MREMAP_FIXED
     result = call("mremap", pages.start, 2 * PAGE, 2 * PAGE, flags, target.start)
@@ -79,7 +87,11 @@ PARTIAL_OPERATIONS = tuple(_PARTIAL)
 
 
 def _anonymous_by_ops() -> bool:
-    """Whether a private mapping of /dev/zero, a file without vm_ops, counts as anonymous."""
+    """Whether a private mapping of /dev/zero, a file without vm_ops, counts as anonymous.
+
+    can_madvise_modify() in mm/madvise.c asks vma_is_anonymous(); up to 6.16 is_ro_anon() in
+    mm/mseal.c asked for the file.
+    """
     start = lay("n").start
     descriptor = os.open("/dev/zero", os.O_RDONLY)
     need("mmap", start, PAGE, PROT_READ, MAP_PRIVATE | MAP_FIXED, descriptor, 0)
@@ -89,7 +101,10 @@ def _anonymous_by_ops() -> bool:
 
 
 def _guard_files() -> bool:
-    """Whether a guard region can be installed in a private mapping of a file (6.15 on)."""
+    """Whether a guard region can be installed in a private mapping of a file.
+
+    "mm: allow guard regions in file-backed and read-only mappings", in 6.15.
+    """
     start = lay("n").start
     descriptor = os.memfd_create("seal-monitor")
     os.ftruncate(descriptor, PAGE)

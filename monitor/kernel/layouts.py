@@ -48,11 +48,12 @@ MEMBERS: tuple[Member, ...] = (
         *arch.TASK_MEMBERS,
     ),
     *_members("mm_struct", "mm_mt.ma_root", "exe_file", "start_brk", "start_data", "end_data"),
-    # CONFIG_PER_VMA_LOCK. A seqcount_t from 6.14 on, which begins with its number.
+    # CONFIG_PER_VMA_LOCK. A seqcount_t, which begins with its number, since eb449bd96954 ("mm:
+    # convert mm_lock_seq to a proper seqcount"), in 6.14.
     Member("mm_struct", "mm_lock_seq", required=False),
     # CONFIG_MEMCG
     Member("mm_struct", "owner", required=False),
-    # Linear address masking, 6.4 on and only where it is configured.
+    # Linear address masking, 6.4 on: mm_untag_mask() in arch/x86/include/asm/mmu_context.h.
     *_members("mm_struct", *arch.MM_MEMBERS, required=False),
     *_members("vm_area_struct", "vm_start", "vm_end", "vm_mm", "vm_flags", "vm_pgoff", "vm_file"),
     *_members("vm_area_struct", "vm_ops", "anon_vma"),
@@ -65,7 +66,8 @@ MEMBERS: tuple[Member, ...] = (
     Member("dentry", "d_name.name"),
     Member("vfsmount", "mnt_flags"),
     *_members("inode", "i_ino", "i_sb", "i_private"),
-    # 6.11 on; a timespec64 before.
+    # A timespec64 before 3aa63a569c64 ("fs: switch timespec64 fields in inode to discrete
+    # integers"), in 6.11.
     *_members("inode", "i_ctime_sec", "i_ctime_nsec", required=False),
     *_members("super_block", "s_dev", "s_magic", "s_iflags", "s_blocksize"),
     *_members("shmem_inode_info", "vfs_inode", "seals", required=False),
@@ -82,7 +84,7 @@ MEMBERS: tuple[Member, ...] = (
     Member("ipc_ids", "ipcs_idr.idr_rt.xa_head"),
     *_members("xa_node", "shift", "slots"),
     *_members("shmid_kernel", "shm_perm.id", "shm_segsz", required=False),
-    # CONFIG_SECCOMP_FILTER, and the cache of 5.11 on.
+    # CONFIG_SECCOMP_FILTER, and the cache of 5.11 on: seccomp_cache_prepare() in kernel/seccomp.c.
     *_members("seccomp_filter", "cache.allow_native", "cache.allow_compat", required=False),
     *_members(
         "kernel_siginfo",
@@ -95,7 +97,8 @@ MEMBERS: tuple[Member, ...] = (
     *_members("io_kiocb", "opcode", "cqe.res", required=False),
     Member("io_uring_cqe", "res", required=False),
     Member("userfaultfd_ctx", "mm", required=False),
-    # What the functions in which a seal refuses are given.
+    # What the functions in which a seal refuses are given. madvise has its struct since
+    # 946fc11af061 ("mm/madvise: thread all madvise state through madv_behavior"), in 6.17.
     *_members("vma_munmap_struct", "vmi", "vma", "start", "end", required=False),
     Member("vma_iterator", "mas.index", required=False),
     Member("vma_remap_struct", "vma", required=False),
@@ -122,6 +125,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     },
 }
 SIZES = ("upid", "rlimit", "ipc_ids")
+# The iterator: 6018e1f407cc ("bpf: implement numbers iterator"), in 6.4.
 KFUNCS = (
     *("bpf_iter_num_new", "bpf_iter_num_next", "bpf_iter_num_destroy", "bpf_rdonly_cast"),
     *("bpf_preempt_disable", "bpf_preempt_enable"),

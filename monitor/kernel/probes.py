@@ -90,13 +90,14 @@ def _call(operation: str) -> tuple[Hook, ...]:
 
 _UNMAPPING = _at_seal("vms_gather_munmap_vmas")
 _PROTECTION = _at_seal("mprotect_fixup")
-# mm/madvise.c: a check of its own up to 6.16; from then on the function that called it.
+# A function of its own up to 6.16, can_modify_vma_madv() in mm/mseal.c. can_madvise_modify() in
+# mm/madvise.c came in its place, which is static and a part of the function that calls it.
 _ADVICE = (_at_seal("can_modify_vma_madv"), _at_seal("madvise_vma_behavior"))
 _AT_SEAL: dict[str, tuple[Hook, ...]] = {
     "mprotect": (_PROTECTION,),
     "pkey_mprotect": (_PROTECTION,),
-    # mm/mremap.c: the source is checked there from 6.17 on, before that inside the call's function.
-    # What the move replaces is unmapped.
+    # mm/mremap.c: check_prep_vma() looks at the source from 6.17 on, and before that the call's
+    # function itself. What the move replaces is unmapped.
     "mremap": (_at_seal("check_prep_vma", _UNMAPPING),),
     "madvise": _ADVICE,
     "process_madvise": _ADVICE,
@@ -126,12 +127,13 @@ def _around(function: str, *also: Hook) -> Hook:
 # mm/memory.c: what /proc/PID/mem and ptrace write by.
 _REMOTE = _around("access_remote_vm")
 _FILLING = _around("mfill_atomic_copy", _around("mfill_atomic_zeropage"))
-# mm/userfaultfd.c: on some kernels a part of its caller.
+# mm/userfaultfd.c: where the compiler made it a part of its caller, fs/userfaultfd.c calls that.
 _MOVING = (_around("move_pages"), _around("userfaultfd_ioctl"))
 _MSEAL, _MSEAL_32 = (
     Hook("fexit", function, f"fexit_{function}")
     for function in (native_function("mseal"), compat_function("mseal"))
 )
+# include/trace/events/io_uring.h: (ctx, req, user_data, res, ...), newer kernels (ctx, req, cqe).
 _IO_URING = ("raw_tracepoint", "io_uring_complete")
 PROBES: tuple[Probe, ...] = (
     *(Probe(op.name, _hooks(op.name)) for op in OPERATIONS if op.number is not None),
