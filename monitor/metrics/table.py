@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Literal
 
+from monitor.attach.calibrate import PARTIAL_OPERATIONS
 from monitor.evidence.workloads import OTHER
 from monitor.kernel.abi import Cause, Disposition, Method, Verdict
 from monitor.kernel.operations import OPERATIONS
+from monitor.kernel.probes import MODES
 from monitor.metrics import accounts
 from monitor.metrics.exposition import (
     CounterMetricFamily,
@@ -32,8 +34,6 @@ __all__ = ["METRICS", "Metric"]
 PREFIX = "seal_monitor_"
 
 OPERATION_NAMES = tuple(operation.name for operation in OPERATIONS)
-# Where a refusal may leave the part before the seal changed.
-PARTIAL_OPERATIONS = ("mprotect", "madvise", "mremap")
 VERDICT_NAMES = tuple(verdict.label for verdict in Verdict)
 CAUSE_NAMES = tuple(cause.label for cause in Cause)
 METHOD_NAMES = tuple(method.label for method in Method)
@@ -212,7 +212,7 @@ METRICS: tuple[Metric, ...] = (
         lambda reading: [
             ((state.probe, state.mode), int(state.attached)) for state in reading.probes
         ],
-        {"probe": "the probe's name", "mode": ("fexit", "tracepoint", "raw_tracepoint")},
+        {"probe": "the probe's name", "mode": MODES},
     ),
     Metric(
         "probe_missed_runs_total",
