@@ -41,9 +41,9 @@ from monitor.kernel.abi import (
     RecordFlag,
     Verdict,
 )
+from monitor.kernel.attacher import why_fexit_refused
 from monitor.kernel.btf import Btf
 from monitor.kernel.counters import missed_runs
-from monitor.kernel.loader import why_fexit_refused
 from monitor.kernel.operations import OPERATIONS
 from monitor.kernel.probes import AT_SEAL, PROBES
 from monitor.kernel.syscalls import call

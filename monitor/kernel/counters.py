@@ -26,7 +26,7 @@ from monitor.kernel.abi import (
     SharedBucket,
     Workload,
 )
-from monitor.kernel.loader import Loaded, possible_cpus
+from monitor.kernel.loaded import Loaded, possible_cpus
 from monitor.kernel.syscalls import call
 from monitor.untrusted.process_stat import parse_stat
 

@@ -25,6 +25,7 @@ __all__ = [
     "for_loading",
     "held",
     "keep",
+    "with_remedy",
 ]
 
 
@@ -166,3 +167,12 @@ def _can_be_read() -> bool:
         )
     finally:
         _set(effective, permitted)
+
+
+_REMEDY = "; run as root, or with CAP_BPF, CAP_PERFMON and CAP_DAC_READ_SEARCH"
+
+
+def with_remedy(problem: str) -> str:
+    """The problem, with the way out where a missing privilege is the reason."""
+    is_denied = "not permitted" in problem or "ermission denied" in problem
+    return problem + _REMEDY if is_denied and not problem.endswith(_REMEDY) else problem

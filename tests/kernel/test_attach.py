@@ -23,7 +23,7 @@ from harness import (
 )
 
 from monitor.attach import attached
-from monitor.kernel import loader, probes
+from monitor.kernel import attacher, loader, probes
 from monitor.kernel.loader import Loaded, LoadError, LoadRequest
 from monitor.kernel.operations import OPERATIONS
 from monitor.kernel.probes import AT_SEAL, OPTIONAL, PROBES, Hook, Probe
@@ -165,7 +165,7 @@ def test_a_function_that_sees_no_refusal_is_replaced(
         probe._replace(hooks=(silent, *probe.hooks[1:])) if "mprotect" in probe.name else probe
         for probe in PROBES
     )
-    for module in (loader, probes):
+    for module in (attacher, probes):
         monkeypatch.setattr(module, "PROBES", changed)
     monkeypatch.setattr(attached, "AT_SEAL", AT_SEAL | {name})
     with attached.Attached(LoadRequest(attach="fexit")) as programs:
@@ -209,7 +209,7 @@ def test_a_refused_probe_falls_back_alone(
 ) -> None:
     bogus = Hook("tracepoint", MISSING, "exit_mprotect", "exit_call", 0)
     raw = Hook("raw_tracepoint", "sys_exit", "raw_exit")
-    monkeypatch.setattr(loader, "PROBES", with_hooks("mprotect", bogus, raw))
+    monkeypatch.setattr(attacher, "PROBES", with_hooks("mprotect", bogus, raw))
     loaded = load("auto")
     found = by_probe(loaded)
     assert found["mprotect"] == ("raw_tracepoint", "sys_exit")
@@ -223,7 +223,7 @@ def test_a_refused_probe_leaves_the_others(
     load: LoadFunction, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bogus = Hook("tracepoint", MISSING, "exit_mprotect", "exit_call", 0)
-    monkeypatch.setattr(loader, "PROBES", with_hooks("mprotect", bogus))
+    monkeypatch.setattr(attacher, "PROBES", with_hooks("mprotect", bogus))
     loaded = load("tracepoint")
     (refused,) = [probe for probe in loaded.probes if probe.lost]
     assert (refused.probe, refused.mode, refused.target) == ("mprotect", "tracepoint", MISSING)
@@ -237,7 +237,7 @@ def test_a_refused_raw_tracepoint_leaves_the_others(
     load: LoadFunction, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bogus = Hook("raw_tracepoint", "no_such_tracepoint", "signal_deliver", only=True)
-    monkeypatch.setattr(loader, "PROBES", with_hooks("signal_deliver", bogus))
+    monkeypatch.setattr(attacher, "PROBES", with_hooks("signal_deliver", bogus))
     loaded = load("tracepoint")
     (refused,) = [probe for probe in loaded.probes if probe.lost]
     assert refused.probe == "signal_deliver"
@@ -247,7 +247,7 @@ def test_a_refused_raw_tracepoint_leaves_the_others(
 
 def test_nothing_attached_is_an_error(require_bpf: None, monkeypatch: pytest.MonkeyPatch) -> None:
     bogus = Hook("tracepoint", MISSING, "exit_mprotect", "exit_call", 0)
-    monkeypatch.setattr(loader, "PROBES", (Probe("mprotect", (bogus,)),))
+    monkeypatch.setattr(attacher, "PROBES", (Probe("mprotect", (bogus,)),))
     before = set(own_programs())
     with pytest.raises(LoadError, match=f"^cannot attach to {MISSING}: "):
         loader.load(LoadRequest(attach="tracepoint"))

@@ -450,7 +450,7 @@ class Collected:
 def test_a_lost_probe_is_told(monkeypatch: pytest.MonkeyPatch, require_bpf: None) -> None:
     lost = Hook("tracepoint", "syscalls:sys_exit_no_such_call", "exit_shmat", "exit_call", 7)
     table = [p._replace(hooks=(lost,)) if p.name == "shmat" else p for p in PROBES]
-    monkeypatch.setattr("monitor.kernel.loader.PROBES", table)
+    monkeypatch.setattr("monitor.kernel.attacher.PROBES", table)
     settings = config.load(
         None, {"attach": "tracepoint", "web.listen_address": "127.0.0.1:0"}, default=Path("/none")
     )

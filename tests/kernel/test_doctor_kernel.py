@@ -15,7 +15,7 @@ from harness import why_no_fexit
 from monitor.configuration import config
 from monitor.host import doctor
 from monitor.host import facts as host
-from monitor.kernel import loader
+from monitor.kernel import attacher, loader
 from monitor.kernel.operations import OPERATIONS
 from monitor.kernel.probes import PROBES
 from monitor.kernel.syscalls import call
@@ -146,7 +146,7 @@ def test_programs_that_cannot_be_loaded_are_a_failed_check(monkeypatch: pytest.M
     def refuse(*_: object) -> None:
         raise loader.LoadError("cannot load the BPF programs: no memory")
 
-    monkeypatch.setattr(loader, "_load_and_attach", refuse)
+    monkeypatch.setattr(attacher, "load_and_attach", refuse)
     rows = doctor.rows(config.load(None, {}, default=Path("/nonexistent")))
     failed = [row for row in rows if row.status == "failed"]
     assert [(row.check, row.finding) for row in failed] == [

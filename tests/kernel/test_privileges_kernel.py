@@ -21,7 +21,7 @@ from test_daemon import READY_SECONDS, Running, assert_conserved
 
 from monitor.incidents.search import Filter, Incidents
 from monitor.incidents.store import FILE
-from monitor.kernel import loader
+from monitor.kernel import attacher, loader
 from monitor.kernel.abi import Kind
 from monitor.kernel.privileges import IDENTITY, LOADING, LOST, Capability
 from monitor.provoke import table as provoke
@@ -156,13 +156,13 @@ def test_the_loader_has_given_up_the_rest_before_it_compiles(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, require_bpf: None
 ) -> None:
     status = tmp_path / "status"
-    look = loader._look_at_kernel
+    look = attacher._look_at_kernel
 
     def look_and_tell() -> object:  # in the child, after which it compiles
         status.write_text(Path("/proc/self/status").read_text())
         return look()
 
-    monkeypatch.setattr(loader, "_look_at_kernel", look_and_tell)
+    monkeypatch.setattr(attacher, "_look_at_kernel", look_and_tell)
     before = in_effect(Path("/proc/self/status"))
     loader.load(loader.LoadRequest()).close()
     fields = dict(line.split(":\t") for line in status.read_text().splitlines() if ":\t" in line)

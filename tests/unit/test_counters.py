@@ -23,7 +23,7 @@ from monitor.kernel.abi import (
     Verdict,
 )
 from monitor.kernel.counters import HashMap, KernelState, missed_runs
-from monitor.kernel.loader import Loaded, possible_cpus
+from monitor.kernel.loaded import Loaded, possible_cpus
 
 
 def file_of(size: int) -> int:

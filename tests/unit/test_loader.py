@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from monitor.kernel import compiler, loader
+from monitor.kernel import attacher, compiler, loader
 from monitor.kernel.btf import LayoutError
 from monitor.kernel.loader import AttachedProbe, LoadError, LoadRequest, Made
 from monitor.kernel.object import Object, serialize
@@ -39,10 +39,10 @@ def _no_child_is_left() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("error", [LoadError("no, because; do this"), LayoutError("no x")])
-def test_error_of_the_child_is_told_as_it_is(
+def test_error_of_the_child_is_reported_as_it_is(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr(loader, "_load_and_attach", refuse(error))
+    monkeypatch.setattr(attacher, "_load_and_attach", refuse(error))
     with pytest.raises(LoadError, match=f"^{re.escape(str(error))}$"):
         loader.load(LoadRequest())
 
@@ -50,7 +50,7 @@ def test_error_of_the_child_is_told_as_it_is(
 def test_unexpected_error_of_the_child_is_told_with_its_trace(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(loader, "_load_and_attach", refuse(RuntimeError("surprise")))
+    monkeypatch.setattr(attacher, "load_and_attach", refuse(RuntimeError("surprise")))
     with pytest.raises(LoadError, match=r"status 1 and said: (?s:.*)RuntimeError: surprise$"):
         loader.load(LoadRequest())
 
@@ -60,7 +60,7 @@ def test_killed_child(monkeypatch: pytest.MonkeyPatch) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(60)
 
-    monkeypatch.setattr(loader, "_load_and_attach", die)
+    monkeypatch.setattr(attacher, "load_and_attach", die)
     with pytest.raises(LoadError, match=r"^the loader ended with status -9 and said: nothing$"):
         loader.load(LoadRequest())
 
@@ -83,7 +83,7 @@ def test_descriptors_come_over_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path
         }
         return answer, [os.open(tmp_path / name, os.O_RDONLY) for name in names]
 
-    monkeypatch.setattr(loader, "_load_and_attach", child)
+    monkeypatch.setattr(attacher, "load_and_attach", child)
     before = set(os.listdir("/proc/self/fd"))
     loaded = loader.load(LoadRequest())
     attached, refused = loaded.probes

@@ -1,0 +1,117 @@
+"""What is asked of the loader, and what comes of it."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from monitor.kernel.probes import OPTIONAL
+
+__all__ = [
+    "AttachedProbe",
+    "LoadError",
+    "LoadRequest",
+    "Loaded",
+    "LoaderDied",
+    "Made",
+    "possible_cpus",
+]
+
+
+class LoadError(Exception):
+    """The programs cannot run on this host: what failed, and the way out."""
+
+
+class LoaderDied(LoadError):
+    """Whether they can is not known: the child was killed, failed, or was too slow."""
+
+
+@dataclass(frozen=True)
+class LoadRequest:
+    attach: str = "auto"
+    switches: frozenset[str] = frozenset()
+    without: frozenset[str] = frozenset()  # targets not to attach to
+    ring_size: int = 1 << 21
+    workloads_max: int = 1024
+    buckets_max: int = 4096
+    path: Path | None = None  # of the object; None: where setup and the package put it
+
+
+class AttachedProbe(NamedTuple):
+    """`mode` is the hook's, or the one tried last; `error` is empty when it is attached.
+
+    `fallback`: why it is not attached by the first of its hooks.
+    """
+
+    probe: str
+    mode: str
+    target: str
+    error: str
+    program: int  # descriptor, -1 when it is not attached
+    fallback: str = ""
+    also: tuple[int, ...] = ()  # descriptors of what is attached with it
+
+    @property
+    def programs(self) -> tuple[int, ...]:
+        """Descriptors of all that the probe consists of."""
+        return (self.program, *self.also) if self.attached else ()
+
+    @property
+    def attached(self) -> bool:
+        return not self.error
+
+    @property
+    def lost(self) -> bool:
+        """Whether it is missing without being one that the monitor is ready without."""
+        return bool(self.error) and self.probe not in OPTIONAL
+
+
+class Made(NamedTuple):
+    """Where the programs came from.
+
+    `path`: of the object, empty when they were compiled for this start. `built`: when it was
+    written, seconds since the epoch. `absent`: what this kernel lacks of what a mark stands for.
+    """
+
+    path: str
+    digest: str
+    built: float
+    compiler: str
+    absent: tuple[str, ...]
+
+
+_NOTHING = Made("", "", 0.0, "", ())
+
+
+@dataclass
+class Loaded:
+    """Descriptors of the maps and of what keeps the programs attached."""
+
+    maps: dict[str, int]
+    probes: list[AttachedProbe]
+    links: list[int]
+    notes: list[str] = field(default_factory=list)
+    made: Made = _NOTHING
+
+    def detach(self) -> None:
+        """Nothing runs any more when this returns; the maps stay readable."""
+        for descriptor in self.links:
+            os.close(descriptor)
+        self.links.clear()
+
+    def close(self) -> None:
+        self.detach()
+        programs = {number for probe in self.probes for number in probe.programs}
+        for descriptor in {*self.maps.values(), *programs}:
+            os.close(descriptor)
+        self.maps.clear()
+        self.probes.clear()
+
+
+def possible_cpus() -> int:
+    """Number of CPUs that may ever come online: the size of everything kept per CPU."""
+    text = Path("/sys/devices/system/cpu/possible").read_text(encoding="ascii")
+    return int(re.split("[-,]", text.strip())[-1]) + 1
