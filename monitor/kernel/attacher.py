@@ -130,7 +130,7 @@ def _impossible(
         both = parts(hook)
         functions = [part.target for part in both if part.target not in kernel.functions]
         silent = [part.target for part in both if part.target in request.without]
-        missing = {number for part in both for number in missing(part, compiled, kernel)}
+        absent = {number for part in both for number in missing(part, compiled, kernel)}
         if hook.mode == "fexit" and kernel.fexit_refused:
             found[hook] = kernel.fexit_refused
         elif hook.mode == "fexit" and functions:
@@ -139,8 +139,8 @@ def _impossible(
             )
         elif silent:
             found[hook] = f"a refusal made to try {silent[-1]} was not seen there"
-        elif missing:
-            names = sorted(layouts.describe(layouts.MARKS[number]) for number in missing)
+        elif absent:
+            names = sorted(layouts.describe(layouts.MARKS[number]) for number in absent)
             found[hook] = f"this kernel's BTF has no {', '.join(names)}"
     return found
 
