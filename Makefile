@@ -1,7 +1,8 @@
 # GNU make. `make` alone lists the targets.
 
 RUN_PACKAGES := libbpf1 python3-venv
-PACKAGES := $(RUN_PACKAGES) python3-bpfcc gcc libc6-dev clang-format openssl util-linux logrotate systemd systemd-container
+BUILD_PACKAGES := python3-bpfcc
+PACKAGES := $(RUN_PACKAGES) $(BUILD_PACKAGES) gcc libc6-dev clang-format openssl util-linux logrotate systemd systemd-container
 KERNEL_PACKAGES := qemu-system-x86 iproute2 debian-archive-keyring
 TEST_PACKAGES := chromium-headless-shell
 MONITORING_PACKAGES := prometheus prometheus-alertmanager
@@ -94,7 +95,7 @@ pictures: setup $(PROMETHEUS) ## draw the dashboards with Grafana's front end; n
 	$(PYTHON) tests/pictures.py $(ARGS)
 
 install: ## install the service below PREFIX (/usr/local); DESTDIR for a staged root
-	@$(if $(DESTDIR),,$(call install,$(RUN_PACKAGES)))
+	@$(if $(DESTDIR),,$(call install,$(RUN_PACKAGES) $(BUILD_PACKAGES)))
 	@umask 022; new='$(DESTDIR)$(PROGRAM).new'; made='build/lib build/bdist.*'; rm -rf "$$new" $$made; mkdir -p "$${new%/*}"; \
 	trap 'rm -rf "$$new" $$made *.egg-info' EXIT; \
 	/usr/bin/python3 -m venv --system-site-packages "$$new"; \
@@ -126,7 +127,7 @@ uninstall: ## stop the service and remove what install put there, but not settin
 	@$(if $(DESTDIR),,$(call tell_systemd))
 
 deb: ## build the Debian package: build/seal-monitor_*.deb
-	@$(call install,$(DEB_PACKAGES))
+	@$(call install,$(DEB_PACKAGES) $(BUILD_PACKAGES))
 	@systemd/debian/build-package build $(DEB_VERSION)
 	@ls build/seal-monitor_*.deb
 

@@ -1,5 +1,6 @@
 """Adds the compiled BPF programs to what pyproject.toml describes."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -16,7 +17,9 @@ class BuildWithObject(build_py):
     def run(self) -> None:
         if not self.editable_mode:
             command = ["/usr/bin/python3", "-m", "monitor.kernel.compiler", "object", _OBJECT]
-            if subprocess.run(command, cwd=ROOT, check=False).returncode:
+            # pip's build environment hides from every Python what Debian has installed.
+            kept = {name: text for name, text in os.environ.items() if name[:6] != "PYTHON"}
+            if subprocess.run(command, cwd=ROOT, env=kept, check=False).returncode:
                 raise SystemExit(
                     "the BPF programs are compiled when the package is built; run: apt-get install "
                     "python3-bpfcc, and build as root"

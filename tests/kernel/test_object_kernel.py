@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,6 +134,24 @@ def test_same_sources_same_bytes(require_bpf: None, tmp_path: Path) -> None:
     written = path.stat().st_mtime_ns
     subprocess.run(command, check=True, cwd=tmp_path, env=environment)
     assert path.stat().st_mtime_ns == written  # it does nothing twice
+
+
+def test_a_wheel_is_built_with_an_object(
+    require_bpf: None, hidden: dict[str, str], tmp_path: Path
+) -> None:
+    """Also where pip hides Debian's packages from the Python that builds."""
+    root = Path(__file__).parents[2]
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    for name in ("monitor", "bpf"):
+        ignored = shutil.ignore_patterns("__pycache__", compiler.OBJECT.name)
+        shutil.copytree(root / name, sources / name, ignore=ignored)
+    for name in ("setup.py", "pyproject.toml", "README.md"):
+        shutil.copy(root / name, sources)
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path / "built")]
+    subprocess.run(command, cwd=sources, env=hidden, check=True, capture_output=True)
+    built = tmp_path / "built/monitor/bpf" / compiler.OBJECT.name
+    assert built.read_bytes() == compiler.OBJECT.read_bytes()
 
 
 # Where a member is absent that a program reads without asking HAS() for it, that program alone is
