@@ -93,8 +93,9 @@ def test_handled_faults(harness: Harness, compiled: Compiled, processes: int, th
     total = processes * threads * count
     assert sum(line["handled"] for line in made.lines) == total
     faults = {cell: number for cell, number in made.counted.items() if cell[0] == "fault"}
-    assert harness.missed() == missed
-    assert faults == {("fault", "guard_region", "handler"): total}
+    lost = harness.missed() - missed  # of any program: on 7.0 and later the kernel may skip each
+    assert set(faults) == {("fault", "guard_region", "handler")}
+    assert total - lost <= sum(faults.values()) <= total
     assert made.counted == tally(made.records)
 
 
