@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from test_daemon import Collected
 
 from monitor.configuration.config import parse
 from monitor.host import facts
@@ -15,31 +16,11 @@ from monitor.kernel.ring import Drained
 from monitor.metrics import accounts
 from monitor.metrics.tally import Tally
 from monitor.provoke import table as provoke
-from monitor.sinks import outputs as sinks
 from monitor.sinks.delivery import Delivery
 from monitor.watch.watcher import Watcher
 
 DEFAULTS = parse("", "test")
 Event = dict[str, Any]
-
-
-class Collected:
-    """A sink that keeps what it is given."""
-
-    name = "collected"
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def render(self, event: Event) -> bytes:
-        return sinks.encode(event)
-
-    def write(self, data: bytes) -> None:
-        self.events.append(json.loads(data))
-
-    def reopen(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Setting:
