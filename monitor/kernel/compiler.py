@@ -28,7 +28,7 @@ SOURCES = next(
     if path.is_dir() or path.parent.name != "monitor"
 )
 OBJECT = SOURCES / "seal_monitor.object"
-# Some are set anew when the maps are made (loader.py): a checkout of any host has the same object.
+# Some are set again when the maps are made (programs.py): every host builds the same object.
 _SIZES = {
     "WORKLOADS_MAX": 1024,
     "BUCKETS_MAX": 4096,
