@@ -94,10 +94,11 @@ def test_without_an_object_it_is_compiled(require_bpf: None, tmp_path: Path) -> 
         expected = objects.read(compiler.OBJECT, compiler.digests())
         assert (loaded.made.path, loaded.made.digest) == ("", expected.digest)
         assert loaded.made.compiler == expected.compiler
-        assert loaded.notes[-1] == (
+        note = (
             f"no compiled programs at {tmp_path / 'none'}: compiled them for this start; "
             "run: make setup, in a checkout"
         )
+        assert note in loaded.notes  # a host without tracefs has a note more
         assert not [probe.probe for probe in loaded.probes if probe.lost]
     finally:
         loaded.close()
