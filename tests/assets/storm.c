@@ -2,7 +2,8 @@
  * storm THREADS COUNT SECONDS mprotect|munmap|madvise|mixed [--wait]
  *
  * Each thread makes COUNT denied calls on a sealed page of its own (0: until SECONDS have passed;
- * SECONDS 0: no limit). Prints how many of each there were in all, and the seconds they took.
+ * SECONDS 0: no limit). Prints how many of each there were in all, the seconds they took, and the
+ * threads' ids.
  */
 #define _GNU_SOURCE
 #include "asset.h"
@@ -17,6 +18,7 @@ static const char *const names[OPERATIONS] = {"mprotect", "munmap", "madvise"};
 
 struct thread {
     pthread_t id;
+    pid_t tid;
     char *page;
     unsigned long made[OPERATIONS];
 };
@@ -43,6 +45,7 @@ static void *storm(void *argument)
     struct thread *self = argument;
     int operation = first;
 
+    self->tid = gettid();
     pthread_barrier_wait(&start);
     for (unsigned long n = 0; !count || n < count; n++) {
         if (atomic_load_explicit(&stop, memory_order_relaxed))
@@ -131,6 +134,9 @@ int main(int argc, char **argv)
     printf("{\"threads\": %d", number);
     for (int operation = 0; operation < OPERATIONS; operation++)
         printf(", \"%s\": %lu", names[operation], made[operation]);
-    printf(", \"total\": %lu, \"seconds\": %.6f}\n", total, seconds);
+    printf(", \"total\": %lu, \"seconds\": %.6f, \"tids\": [", total, seconds);
+    for (int i = 0; i < number; i++)
+        printf("%s%d", i ? ", " : "", threads[i].tid);
+    printf("]}\n");
     return 0;
 }

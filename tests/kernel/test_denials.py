@@ -154,7 +154,8 @@ def test_user_and_thread(harness: Harness, compiled: Callable[[str], Path]) -> N
     (record,) = made.of_kind(Kind.DENIAL)
     assert (record.uid, record.gid) == (NOBODY, NOBODY - 1)
     assert record.pid == made.child.pid
-    assert record.tid == record.pid + 1
+    assert [record.tid] == made.line["tids"]
+    assert record.tid != record.pid
     assert record.vpid == record.pid
     assert record.executable == b"storm"
 
