@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 from monitor.attach.attached import Beginning
 from monitor.canary import Canary, Rounds
 from monitor.configuration.config import Config, ConfigError
-from monitor.evidence.workloads import Workloads
+from monitor.evidence.events import clock_offset
 from monitor.host import facts as host
+from monitor.incidents.opened import open_incidents
 from monitor.kernel import abi, privileges
 from monitor.life.last_run import LastRun, as_details, blind_seconds, state_directory
 from monitor.life.last_run import ended as how_it_ended
@@ -36,11 +37,10 @@ from monitor.metrics.reading import KernelFacts
 from monitor.metrics.source import KernelSource
 from monitor.metrics.tally import Tally
 from monitor.posture.rounds import PostureRounds
-from monitor.sinks import journal
-from monitor.sinks import outputs as sinks
 from monitor.sinks.delivery import Delivery
+from monitor.sinks.opened import open_sinks
+from monitor.sinks.outputs import Sink
 from monitor.version import revision, version
-from monitor.watch.pipeline import clock_offset
 from monitor.watch.pump import SWEEP_SECONDS
 from monitor.watch.watcher import Watcher
 from monitor.web import server as web
@@ -48,7 +48,6 @@ from monitor.web.configuration import WebConfiguration
 
 if TYPE_CHECKING:
     from monitor.incidents.snapshot_thread import Snapshots
-    from monitor.incidents.store import IncidentStore
 
 __all__ = ["Daemon", "run"]
 
@@ -70,9 +69,9 @@ def run(config: Config, reload: Callable[[], Config], beginning: Beginning) -> i
     """
     sys.setswitchinterval(SWITCH_SECONDS)
     faulthandler.enable(2)  # where it stood when a watchdog's SIGABRT ended it
-    directory = state_directory(config.state.directory)
-    last_run = LastRun(directory, host.host_facts().boot_id)
-    outputs, incidents = open_sinks(config), open_incidents(config, directory, last_run)
+    last_run = LastRun(state_directory(config.state.directory), host.host_facts().boot_id)
+    outputs: list[Sink] = open_sinks(config)
+    incidents = open_incidents(config.incidents, last_run.directory, last_run.problems.append)
     if incidents:
         outputs.append(incidents)
     database = incidents.path if incidents else None
@@ -89,43 +88,6 @@ def run(config: Config, reload: Callable[[], Config], beginning: Beginning) -> i
         daemon.loop()
         daemon.stop()
     return 0
-
-
-def open_sinks(config: Config) -> list[sinks.Sink]:
-    """The sinks that the configuration asks for. Raises ConfigError."""
-    form, is_terminal = config.output.format, os.isatty(1)
-    to_journal = form == "auto" and journal.has_standard_output()
-    opened: list[sinks.Sink] = []
-    if form == "pretty" or (form == "auto" and is_terminal):
-        opened.append(sinks.pretty(colours=is_terminal))
-    elif form != "none" and not to_journal:
-        opened.append(sinks.json_lines())
-    try:
-        if config.output.events_file is not None:
-            opened.append(sinks.json_file(config.output.events_file))
-    except OSError as error:
-        raise ConfigError(str(error)) from error
-    try:
-        if config.output.journal or to_journal:
-            opened.append(journal.JournalSink())
-    except OSError as error:
-        raise ConfigError(f"output.journal: {error}") from error
-    return opened
-
-
-def open_incidents(
-    config: Config, directory: Path | None, last_run: LastRun
-) -> IncidentStore | None:
-    """The store of incidents, if it is wanted and there is a state directory to write to."""
-    if not (config.incidents.enabled and last_run.is_kept and directory):
-        return None
-    if not os.access(directory, os.W_OK, effective_ids=True):
-        return None
-    from monitor.incidents.store import IncidentStore, Retention  # noqa: PLC0415 - SQLite: 2 MB
-
-    kept = config.incidents
-    retention = Retention(kept.max_age, kept.max_size, kept.events_kept)
-    return IncidentStore(directory, retention, last_run.problems.append)
 
 
 def give_back_memory() -> None:
@@ -146,7 +108,7 @@ class Daemon:
     def __init__(
         self,
         config: Config,
-        outputs: list[sinks.Sink],
+        outputs: list[Sink],
         reload: Callable[[], Config] | None = None,
         last_run: LastRun | None = None,
         beginning: Beginning | None = None,
@@ -198,9 +160,6 @@ class Daemon:
             self._canary = Canary(kernel, time.monotonic, findings.guard_regions)
             cleanup.callback(self._canary.stop)
             self._rounds = Rounds(self._canary, self._started)
-            directory = state_directory(config.state.directory) if self._last_run.is_kept else None
-            self._posture = PostureRounds(directory, config.workloads.maximum)
-            cleanup.callback(self._posture.stop)
             self.server = web.listen(
                 config.web.listen_address,
                 self._registry(database),
@@ -208,6 +167,8 @@ class Daemon:
                 self._web.access,
             )
             cleanup.callback(self.server.close)
+            self._posture = PostureRounds(self._last_run.directory, config.workloads.maximum)
+            cleanup.callback(self._posture.stop)
             self._start(restricted)
             self._cleanup = cleanup.pop_all()
 
@@ -244,10 +205,11 @@ class Daemon:
         return Snapshots(self.delivery, self.tally, take, kept.snapshots)
 
     def _registry(self, database: Path | None) -> CollectorRegistry:
-        watcher = self.watcher
-        workloads = Workloads(watcher.state, watcher.cgroups)
-        source = KernelSource(watcher.state, watcher.loaded, watcher.ring, workloads, database)
-        partial_updates = watcher.findings.partial_updates
+        watched = self.watcher
+        source = KernelSource(
+            watched.state, watched.loaded, watched.ring, watched.workloads, database
+        )
+        partial_updates = watched.findings.partial_updates
         facts = KernelFacts(self.facts.kernel_release, True, partial_updates)
         return collector.build(source, self.tally, facts, version(), revision())
 

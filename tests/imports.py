@@ -80,11 +80,12 @@ def _record(file: Path, command: list[str]) -> int:
 
 
 def _begin_run() -> int:
-    from monitor import daemon  # noqa: PLC0415
+    from monitor import daemon  # noqa: F401, PLC0415
     from monitor.configuration.config import parse  # noqa: PLC0415
+    from monitor.sinks.opened import open_sinks  # noqa: PLC0415
 
     config = parse('output = {format = "json", events_file = "/dev/null"}', "")
-    return len(daemon.open_sinks(config)) - 2
+    return len(open_sinks(config)) - 2
 
 
 if __name__ == "__main__":

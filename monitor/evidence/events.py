@@ -7,6 +7,7 @@ Addresses are "0x..." strings, sizes and offsets are bytes, times are RFC 3339 i
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping as ReadOnlyMapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -36,6 +37,7 @@ __all__ = [
     "Suppression",
     "Target",
     "Workload",
+    "clock_offset",
     "event_id",
     "schema",
     "timestamp",
@@ -308,6 +310,12 @@ def to_dict(event: Event) -> dict[str, object]:
 def event_id(boot_id: str, time_boot_ns: int, sequence: int) -> str:
     """An id that sorts by time within a boot and is unique; `sequence` wraps at 32 bits."""
     return f"{boot_id[:8]}-{time_boot_ns:016x}-{sequence & 0xFFFFFFFF:08x}"
+
+
+def clock_offset() -> int:
+    """Nanoseconds from the boot clock to the real-time clock, now."""
+    boot = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    return time.clock_gettime_ns(time.CLOCK_REALTIME) - boot
 
 
 def timestamp(boot_ns: int, offset_ns: int) -> str:

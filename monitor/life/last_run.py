@@ -177,14 +177,16 @@ def _read(directory: int) -> Run | None:
 class LastRun:
     """The state directory in the hands of the run that goes on.
 
-    `past` is what the last run left. `problems` are what was wrong, for the caller to take out and
-    tell. Writes happen in a thread; a failure is told once, and the next write tries again.
+    `directory` is its path, None where nothing is kept. `past` is what the last run left.
+    `problems` are what was wrong, for the caller to take out and report. Writes happen in a thread;
+    a failure is reported once, and the next write tries again.
     """
 
     def __init__(self, path: Path | None, boot_id: str) -> None:
         """Without a path, or with one that cannot be used, nothing is kept."""
         self.past: Run | None = None
         self.problems: list[str] = []
+        self.directory: Path | None = None
         self._directory = -1
         now = time.time()
         boot = time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -202,6 +204,7 @@ class LastRun:
                 f"cannot use {path}: {error.strerror}; the next start will not know of this run"
             )
             return
+        self.directory = path
         self._read(path)
 
     @property

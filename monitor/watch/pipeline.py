@@ -2,47 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from monitor.configuration.config import Config, Mute
 from monitor.evidence import classify, events
-from monitor.evidence.cgroups import NO_WORKLOAD, Cgroups
-from monitor.evidence.identity import Identities, Identity
+from monitor.evidence.attribution import Attribution
 from monitor.evidence.suppression import Gap
 from monitor.kernel import abi
 from monitor.metrics.tally import Tally
 from monitor.sinks.delivery import Delivery
-from monitor.untrusted.printable import printable
 
-__all__ = ["Pipeline", "clock_offset"]
-
-PROCESS_NAME_LIMIT = 64
-
-
-def clock_offset() -> int:
-    """Nanoseconds from the boot clock to the real-time clock, now."""
-    boot = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-    return time.clock_gettime_ns(time.CLOCK_REALTIME) - boot
-
-
-def _mapped_file(record: abi.Record, proc: Path) -> str | None:
-    """Full path of the mapped file while its process lives; the kernel told the base name."""
-    mapping = record.mapping
-    if not mapping.file:
-        return None
-    owner = record.bypass.pid if record.kind == abi.Kind.BYPASS else record.pid
-    entry = proc / str(owner) / "map_files" / f"{mapping.start:x}-{mapping.end:x}"
-    try:
-        path = os.readlink(os.fsencode(entry))
-    except OSError:  # the process is gone, the mapping has changed, or we may not look
-        return None
-    is_same = os.path.basename(path).startswith(mapping.file)
-    return printable(path, classify.PATH_LIMIT) if is_same else None
+__all__ = ["Pipeline"]
 
 
 class Pipeline:
@@ -53,36 +26,31 @@ class Pipeline:
         host: events.Host,
         sealed_mask: int,
         *,
-        identities: Identities,
-        cgroups: Cgroups,
+        attribution: Attribution,
         delivery: Delivery,
         tally: Tally,
         mutes: Sequence[Mute] = (),
-        proc: Path = Path("/proc"),
         ask_snapshot: Callable[[Mapping[str, Any], abi.Record], None] | None = None,
-        offset: Callable[[], int] = clock_offset,
+        offset: Callable[[], int] = events.clock_offset,
     ) -> None:
         """`ask_snapshot` hears of each event of a process, just before it is sent. `offset` is
         asked again for all records that are taken at once, and for each other event.
         """
         self._host = host
         self._sealed_mask = sealed_mask
-        self._identities = identities
-        self._cgroups = cgroups
+        self._attribution = attribution
         self._delivery = delivery
         self._tally = tally
         self._mutes = mutes
-        self._proc = proc
         self._ask_snapshot = ask_snapshot
         self._sequence = 0
         self._sample_offset = offset
-        # One offset for start times: when the clock is set, no process must seem to start again.
-        self._start_offset = self._offset = offset()
+        self._offset = offset()
 
     def reconfigure(self, config: Config) -> None:
         """Put in force what may change of mutes and command lines."""
         self._mutes = config.mutes
-        self._identities.reconfigure(config.events.command_line)
+        self._attribution.reconfigure(config.events.command_line)
 
     def take(self, records: Iterable[abi.Record]) -> None:
         """Make each record an event and send it, unless a mute applies.
@@ -100,27 +68,24 @@ class Pipeline:
             self._tally.decode_error()
             return
         if record.flags & abi.RecordFlag.SEALER:
-            self._identity(record)
-            self._workload(record.cgroup_id, record.pid)
+            self._attribution.learn(record)
             return
-        process = self._process(record)
-        origin = self._origin(
-            record.time_boot_ns, process, self._workload(record.cgroup_id, record.pid)
-        )
-        path = _mapped_file(record, self._proc)
+        owner = self._attribution.owner(record)
+        self._tally.identity(owner.lookup)
+        origin = self._origin(record.time_boot_ns, owner.process, owner.workload)
         try:
             event = classify.classify(
                 record,
                 origin,
                 sealed_mask=self._sealed_mask,
-                file_path=path,
-                target=self._target(record),
+                file_path=owner.file_path,
+                target=owner.target,
             )
         except classify.ClassifyError:
             self._tally.decode_error()
             self._tally.event(kind.label, "failed")
             return
-        if self._is_muted(event, process.executable):
+        if self._is_muted(event, owner.process.executable):
             self._tally.event(kind.label, "filtered")
             return
         told = events.to_dict(event)
@@ -133,7 +98,7 @@ class Pipeline:
         key, bucket = gap
         self._offset = self._sample_offset()
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        workload = self._workload(bucket.cgroup_id) if key.pid else None
+        workload = self._attribution.workload(bucket.cgroup_id) if key.pid else None
         origin = self._origin(now, None, workload)
         try:
             event = classify.suppression(key, bucket, origin, offset_ns=self._offset)
@@ -144,7 +109,7 @@ class Pipeline:
         if (
             self._mutes
             and key.pid
-            and self._is_muted(event, self._executable(key.pid, key.start_boot_ns))
+            and self._is_muted(event, self._attribution.executable(key.pid, key.start_boot_ns))
         ):
             self._tally.event("suppression", "filtered")
             return
@@ -188,56 +153,6 @@ class Pipeline:
             process,
             workload,
         )
-
-    def _target(self, record: abi.Record) -> events.Target | None:
-        target = record.bypass
-        if not target.pid:
-            return None
-        path = self._executable(target.pid, target.start_boot_ns)
-        return events.Target(
-            pid=target.pid,
-            start=events.timestamp(target.start_boot_ns, self._start_offset),
-            name=printable(target.task_name, PROCESS_NAME_LIMIT),
-            executable=path or printable(target.executable) or None,
-        )
-
-    def _process(self, record: abi.Record) -> events.Process:
-        identity = self._identity(record)
-        self._tally.identity(identity.result)
-        return events.Process(
-            pid=record.pid,
-            tid=record.tid,
-            parent_pid=record.parent_pid,
-            vpid=record.vpid,
-            name=printable(record.task_name, PROCESS_NAME_LIMIT),
-            executable=identity.executable or printable(record.executable) or None,
-            command_line=identity.command_line,
-            start=events.timestamp(record.start_boot_ns, self._start_offset),
-            uid=record.uid,
-            gid=record.gid,
-            user_name=identity.user_name,
-            group_name=identity.group_name,
-        )
-
-    def _identity(self, record: abi.Record) -> Identity:
-        try:
-            return self._identities.lookup(
-                record.pid, record.start_boot_ns, record.uid, record.executable, record.gid
-            )
-        except OSError:  # /proc hides it (hidepid), or no descriptor is left on the host
-            return Identity(None, None, None, "partial")
-
-    def _executable(self, pid: int, start_boot_ns: int) -> str | None:
-        try:
-            return self._identities.lookup(pid, start_boot_ns).executable
-        except OSError:
-            return None
-
-    def _workload(self, cgroup_id: int, pid: int | None = None) -> events.Workload:
-        try:
-            return self._cgroups.workload(cgroup_id, pid)
-        except OSError:  # cgroup2 is being unmounted
-            return NO_WORKLOAD
 
     def _is_muted(self, event: events.Event, executable: str | None) -> bool:
         now = datetime.now(UTC)

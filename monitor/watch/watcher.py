@@ -9,10 +9,12 @@ from typing import Any
 
 from monitor.attach.attached import Attached, Beginning, configure, request
 from monitor.configuration.config import Config
+from monitor.evidence.attribution import Attribution
 from monitor.evidence.cgroups import Cgroups
 from monitor.evidence.events import Host
 from monitor.evidence.identity import Identities
 from monitor.evidence.suppression import IDLE_NS, Suppressions
+from monitor.evidence.workloads import Workloads
 from monitor.kernel import abi
 from monitor.metrics.tally import Tally
 from monitor.sinks.delivery import Delivery
@@ -26,7 +28,8 @@ __all__ = ["Watcher"]
 class Watcher:
     """Used by one thread, as a context manager: leaving it detaches everything.
 
-    Records go from `ring` by `pump` and `pipeline` to the sinks; `state` has the counters.
+    Records go from `ring` by `pump` and `pipeline` to the sinks; `state` has the counters,
+    `workloads` the denials of each workload.
     """
 
     def __init__(
@@ -55,12 +58,13 @@ class Watcher:
             self.loaded, self.state, self.ring = attached.loaded, attached.state, attached.ring
             # Only now: an event made before would be taken for one of the calibration's.
             configure(self.state.config, config)
-            self.cgroups = Cgroups()
+            cgroups = Cgroups()
+            self.workloads = Workloads(self.state, cgroups)
+            attribution = Attribution(Identities(command_line=config.events.command_line), cgroups)
             self.pipeline = Pipeline(
                 host,
                 self.state.config.sealed_mask,
-                identities=Identities(command_line=config.events.command_line),
-                cgroups=self.cgroups,
+                attribution=attribution,
                 delivery=delivery,
                 tally=tally,
                 mutes=config.mutes,

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from monitor import cli, daemon
+from monitor import cli
 from monitor.attach import calibrate
 from monitor.configuration import config
 from monitor.evidence import events
 from monitor.host import facts as host
 from monitor.kernel import loader
+from monitor.sinks.opened import open_sinks
 from monitor.version import VERSION
 from monitor.web import server as web
 
@@ -201,7 +202,7 @@ def test_the_usage_is_that_of_the_command(arguments: tuple[str, ...], usage: str
 def test_an_events_file_that_cannot_be_opened() -> None:
     message = "events file /nonexistent/x: cannot open it: No such file or directory"
     with pytest.raises(config.ConfigError, match=f"^{message}$"):
-        daemon.open_sinks(config.load(None, {"output.events_file": "/nonexistent/x"}))
+        open_sinks(config.load(None, {"output.events_file": "/nonexistent/x"}))
 
 
 @pytest.mark.parametrize(

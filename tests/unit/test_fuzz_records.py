@@ -22,6 +22,7 @@ from test_ring import BUSY, DISCARDED, FRAME, LENGTH, PAGE, SIZE, KernelSide
 
 from monitor.configuration.config import Mute
 from monitor.evidence import events
+from monitor.evidence.attribution import Attribution
 from monitor.evidence.cgroups import Cgroups
 from monitor.evidence.identity import Identities
 from monitor.evidence.suppression import Gap
@@ -124,11 +125,9 @@ class Outputs:
         self.pipeline = Pipeline(
             HOST,
             SEALED_BIT,
-            identities=Identities(proc=folder),
-            cgroups=Cgroups(proc=folder),
+            attribution=Attribution(Identities(proc=folder), Cgroups(proc=folder), proc=folder),
             delivery=self._delivery,
             tally=self.tally,
-            proc=folder,
             ask_snapshot=self._snapshots.ask,
             **options,
         )

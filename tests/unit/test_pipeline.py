@@ -17,6 +17,7 @@ import pytest
 from monitor.configuration import config
 from monitor.configuration.config import Mute
 from monitor.evidence import events
+from monitor.evidence.attribution import Attribution
 from monitor.evidence.cgroups import Cgroups
 from monitor.evidence.identity import TICK_NS, Identities
 from monitor.evidence.suppression import Gap
@@ -26,7 +27,7 @@ from monitor.kernel.operations import OPERATIONS
 from monitor.metrics.tally import Tally
 from monitor.sinks.delivery import Delivery
 from monitor.sinks.outputs import encode
-from monitor.watch.pipeline import Pipeline, clock_offset
+from monitor.watch.pipeline import Pipeline
 
 VALIDATOR = jsonschema.Draft202012Validator(events.schema())
 HOST = events.Host("web-1", "1b4e28ba-2fa1-4d2e-883f-0016d3cca427", "6.18.44")
@@ -66,11 +67,16 @@ class Setting:
         self.sinks = [Sink(name) for name in sinks or ("json",)]
         self.tally = Tally(sink.name for sink in self.sinks)
         self.delivery = Delivery(self.sinks, self.tally)
-        options.setdefault("identities", Identities(proc=folder))
+        attribution = Attribution(
+            options.pop("identities", Identities(proc=folder)),
+            Cgroups(proc=folder),
+            proc=options.pop("proc", folder),
+            start_offset=0,
+        )
         self.pipeline = Pipeline(
             HOST,
             SEALED_BIT,
-            cgroups=Cgroups(proc=folder),
+            attribution=attribution,
             delivery=self.delivery,
             tally=self.tally,
             **options,
@@ -211,30 +217,10 @@ def test_times_follow_the_clock_and_a_process_starts_once(make: Make) -> None:
 
 def test_clock_offset() -> None:
     boot = time.clock_gettime(time.CLOCK_BOOTTIME)
-    assert clock_offset() / 1e9 == pytest.approx(time.time() - boot, abs=1)
+    assert events.clock_offset() / 1e9 == pytest.approx(time.time() - boot, abs=1)
 
 
 # ---- Processes -----------------------------------------------------------------------------------
-
-
-def test_a_dead_process_is_told_from_the_record(make: Make) -> None:
-    setting = make()
-    setting.pipeline.take([record(uid=0, gid=5)])
-    assert setting.events[0]["process"] == {
-        "pid": DEAD,
-        "tid": DEAD,
-        "parent_pid": 1,
-        "vpid": 7,
-        "name": "worker",
-        "executable": "python3",
-        "command_line": None,
-        "start": events.timestamp(5_000_000_000, setting.pipeline._start_offset),
-        "uid": 0,
-        "gid": 5,
-        "user_name": "root",
-        "group_name": "tty",
-    }
-    assert setting.tally.identity_lookups["gone"] == 1
 
 
 def ourselves(**values: Any) -> Record:
@@ -243,45 +229,12 @@ def ourselves(**values: Any) -> Record:
     return record(**{**own, **values})
 
 
-def test_a_living_process_is_told_from_proc(make: Make) -> None:
-    setting = make(identities=Identities(), proc=Path("/proc"))
-    setting.pipeline.take([ourselves()])
-    process = setting.events[0]["process"]
-    assert process["executable"] == os.readlink("/proc/self/exe")
-    assert process["command_line"]
-    assert setting.tally.identity_lookups["complete"] == 1
-
-
 def test_a_reload_turns_command_lines_off_at_once(make: Make) -> None:
     setting = make(identities=Identities())
     setting.pipeline.take([ourselves()])
     setting.pipeline.reconfigure(config.parse('events.command_line = "off"', "test"))
     setting.pipeline.take([ourselves()])
     assert [bool(event["process"]["command_line"]) for event in setting.events] == [True, False]
-
-
-class _Hidden(Identities):
-    def lookup(self, *_: object, **__: object) -> Any:
-        raise PermissionError(errno.EACCES, "hidden")
-
-
-def test_a_process_that_may_not_be_looked_at(make: Make) -> None:
-    setting = make(identities=_Hidden())
-    setting.pipeline.take([record()])
-    assert setting.events[0]["process"]["executable"] == "python3"
-    assert setting.tally.identity_lookups["partial"] == 1
-
-
-def test_path_of_a_mapped_file_while_it_is_the_same(make: Make, tmp_path: Path) -> None:
-    folder = tmp_path / str(DEAD) / "map_files"
-    folder.mkdir(parents=True)
-    (folder / f"{START:x}-{START + 0x1000:x}").symlink_to("/usr/lib/libfoo.so")
-    setting = make(proc=tmp_path)
-    for name in (b"libfoo.so", b"libbar.so"):
-        mapping = abi.Mapping(start=START, end=START + 0x1000, flags=SEALED_BIT, file=name)
-        setting.pipeline.take([record(mapping=mapping)])
-    paths = [event["sealed"]["file"]["path"] for event in setting.events]
-    assert paths == ["/usr/lib/libfoo.so", "libbar.so"]
 
 
 @pytest.mark.parametrize(

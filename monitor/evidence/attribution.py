@@ -1,0 +1,141 @@
+"""Whose a record is: the process, its workload, the file that it mapped, the target of a bypass.
+
+The kernel's facts come with the record. /proc, the user database and the cgroup tree add to them
+what they still have; what they refuse is missing, and no error.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from monitor.evidence import classify, events
+from monitor.evidence.cgroups import NO_WORKLOAD, Cgroups
+from monitor.evidence.identity import Identities, Identity, Lookup
+from monitor.kernel import abi
+from monitor.untrusted.printable import printable
+from monitor.untrusted.redact import CommandLine
+
+__all__ = ["Attribution", "Owner"]
+
+PROCESS_NAME_LIMIT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose a record is.
+
+    `lookup` says how complete `process` is. `file_path` is the whole path of the mapped file,
+    None where the kernel's base name is all that is known. `target`, of a bypass alone, is the
+    process whose memory it was.
+    """
+
+    process: events.Process
+    lookup: Lookup
+    workload: events.Workload
+    file_path: str | None
+    target: events.Target | None
+
+
+class Attribution:
+    """Used by one thread."""
+
+    def __init__(
+        self,
+        identities: Identities,
+        cgroups: Cgroups,
+        *,
+        proc: Path = Path("/proc"),
+        start_offset: int | None = None,
+    ) -> None:
+        """`start_offset`: nanoseconds from the boot clock to the real-time clock, for start times;
+        None: as it is now.
+        """
+        self._identities = identities
+        self._cgroups = cgroups
+        self._proc = proc
+        # Kept: when the clock is set, no process may seem to start again.
+        self._start_offset = events.clock_offset() if start_offset is None else start_offset
+
+    def reconfigure(self, command_line: CommandLine) -> None:
+        """How command lines are shown from now on."""
+        self._identities.reconfigure(command_line)
+
+    def learn(self, record: abi.Record) -> None:
+        """Look up a process that seals: it may be gone by the time of a violation."""
+        self._identity(record)
+        self.workload(record.cgroup_id, record.pid)
+
+    def owner(self, record: abi.Record) -> Owner:
+        """Whose this record of a violation is."""
+        identity = self._identity(record)
+        return Owner(
+            process=self._process(record, identity),
+            lookup=identity.result,
+            workload=self.workload(record.cgroup_id, record.pid),
+            file_path=self._mapped_file(record),
+            target=self._target(record.bypass),
+        )
+
+    def workload(self, cgroup_id: int, pid: int | None = None) -> events.Workload:
+        """The workload of a cgroup; `pid` is of a process in it."""
+        try:
+            return self._cgroups.workload(cgroup_id, pid)
+        except OSError:  # cgroup2 is being unmounted
+            return NO_WORKLOAD
+
+    def executable(self, pid: int, start_boot_ns: int) -> str | None:
+        """Path of the program of the process that started then, while it lives."""
+        try:
+            return self._identities.lookup(pid, start_boot_ns).executable
+        except OSError:
+            return None
+
+    def _identity(self, record: abi.Record) -> Identity:
+        try:
+            return self._identities.lookup(
+                record.pid, record.start_boot_ns, record.uid, record.executable, record.gid
+            )
+        except OSError:  # /proc hides it (hidepid), or no descriptor is left on the host
+            return Identity(None, None, None, "partial")
+
+    def _process(self, record: abi.Record, identity: Identity) -> events.Process:
+        return events.Process(
+            pid=record.pid,
+            tid=record.tid,
+            parent_pid=record.parent_pid,
+            vpid=record.vpid,
+            name=printable(record.task_name, PROCESS_NAME_LIMIT),
+            executable=identity.executable or printable(record.executable) or None,
+            command_line=identity.command_line,
+            start=events.timestamp(record.start_boot_ns, self._start_offset),
+            uid=record.uid,
+            gid=record.gid,
+            user_name=identity.user_name,
+            group_name=identity.group_name,
+        )
+
+    def _target(self, target: abi.Bypass) -> events.Target | None:
+        if not target.pid:
+            return None
+        path = self.executable(target.pid, target.start_boot_ns)
+        return events.Target(
+            pid=target.pid,
+            start=events.timestamp(target.start_boot_ns, self._start_offset),
+            name=printable(target.task_name, PROCESS_NAME_LIMIT),
+            executable=path or printable(target.executable) or None,
+        )
+
+    def _mapped_file(self, record: abi.Record) -> str | None:
+        mapping = record.mapping
+        if not mapping.file:
+            return None
+        pid = record.bypass.pid if record.kind == abi.Kind.BYPASS else record.pid
+        entry = self._proc / str(pid) / "map_files" / f"{mapping.start:x}-{mapping.end:x}"
+        try:
+            path = os.readlink(os.fsencode(entry))
+        except OSError:  # the process is gone, the mapping has changed, or we may not look
+            return None
+        is_same = os.path.basename(path).startswith(mapping.file)
+        return printable(path, classify.PATH_LIMIT) if is_same else None

@@ -1,0 +1,29 @@
+"""The store of incidents that a configuration asks for, opened; without one SQLite stays out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from monitor.configuration.config import Incidents
+
+if TYPE_CHECKING:
+    from monitor.incidents.store import IncidentStore
+
+__all__ = ["open_incidents"]
+
+
+def open_incidents(
+    wanted: Incidents, directory: Path | None, report: Callable[[str], None]
+) -> IncidentStore | None:
+    """The store, if it is wanted and `directory` can be written to. `report` hears of problems."""
+    if not (wanted.enabled and directory):
+        return None
+    if not os.access(directory, os.W_OK, effective_ids=True):
+        return None
+    from monitor.incidents.store import IncidentStore, Retention  # noqa: PLC0415 - SQLite: 2 MB
+
+    retention = Retention(wanted.max_age, wanted.max_size, wanted.events_kept)
+    return IncidentStore(directory, retention, report)
