@@ -63,9 +63,9 @@ enum outcome { OUTCOME_SUBMITTED, OUTCOME_SUPPRESSED, OUTCOME_FILTERED, OUTCOME_
 
 #define RECORD_CANARY 1u   /* a violation of our own canary: in no public count */
 #define RECORD_COMPAT 2u   /* 32-bit system call */
-#define RECORD_HIDDEN 4u   /* the caller was not told of the refusal */
+#define RECORD_HIDDEN 4u   /* the call returned no error */
 #define RECORD_INFERRED 8u /* another explanation of the fault cannot be excluded */
-#define RECORD_SEALER 16u  /* no event: a program that seals, told while it can be looked at */
+#define RECORD_SEALER 16u  /* no event: a program that seals, to be looked up */
 
 #define TASK_NAME_SIZE 16
 #define FILE_NAME_SIZE 64
@@ -150,7 +150,7 @@ struct record {
     u64 length;
     u64 partial_start; /* changed although the call failed; empty when start == end */
     u64 partial_end;
-    struct mapping mapping; /* all zero when there is none */
+    struct mapping mapping; /* all zero without a mapping */
     char task_name[TASK_NAME_SIZE];
     char executable[FILE_NAME_SIZE]; /* base name */
     struct bypass bypass;
@@ -198,8 +198,8 @@ struct bucket {
 /*
  * Buckets that are always there. For each kind: the whole host's, and the one that keys without a
  * place share, so that a flood of one kind, such as of faults that a program handles itself, holds
- * back no event of another. One that stays empty: new buckets are copies of it, for want of room on
- * the BPF stack. And that of the programs that seal.
+ * back no event of another. One that stays empty: new buckets are copies of it, as the BPF stack
+ * has no room for one. And that of the programs that seal.
  */
 enum shared_bucket {
     SHARED_HOST,
@@ -231,7 +231,7 @@ struct config {
     u8 raw_pokes;        /* not 0: raw_exit reports what ptrace wrote */
     u8 compat_pokes;     /* the same of 32-bit callers, raw_exit or raw_exit_compat */
     u8 guard_files;      /* MADV_GUARD_INSTALL takes mappings of files, too */
-    /* Bit per operation: who reports it, so that nothing is told twice. */
+    /* Bit per operation: who reports it, so that nothing is reported twice. */
     u32 raw_operations;      /* raw_exit */
     u32 compat_operations;   /* raw_exit or raw_exit_compat, for 32-bit callers */
     u32 function_operations; /* the functions in which a seal refuses */

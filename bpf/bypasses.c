@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Ways around a seal that the kernel's own functions alone tell, seen at their return (fexit).
- * Those by madvise and, without these, by ptrace are seen where the calls are.
+ * Ways around a seal that show in the kernel's own functions alone, seen at their return (fexit).
+ * Those by madvise are seen where that call is, and so are those by ptrace where fexit programs are
+ * refused.
  */
 
 #include "abi.h"
@@ -31,7 +32,7 @@ static __always_inline u64 owner_of(struct task_struct *task, u64 mm)
 
 #define FOLL_WRITE 1 /* include/linux/mm_types.h */
 
-/* What /proc/PID/mem and ptrace write by, whoever asks them, be it io_uring or sendfile. */
+/* /proc/PID/mem and ptrace write by this function, also where io_uring or sendfile asks them to. */
 int fexit_access_remote_vm(u64 *ctx)
 {
     struct change change = {METHOD_PROC_MEM_WRITE, ARGUMENT(ctx, access_remote_vm, mm)};
@@ -58,7 +59,7 @@ int fexit_access_remote_vm(u64 *ctx)
     }
     change.leader = owner_of(task, change.mm);
     set_written(&scratch->search, ARGUMENT(ctx, access_remote_vm, addr), written);
-    return find_and_tell(scratch, task, config, &change);
+    return find_and_report(scratch, task, config, &change);
 }
 
 /*
@@ -82,7 +83,7 @@ static __always_inline int filled(u32 owner, u64 context, u64 start, s64 bytes)
     change.mm = KERNEL_WORD(context, userfaultfd_ctx__mm);
     change.leader = owner_of(task, change.mm);
     set_written(&scratch->search, start, bytes);
-    return find_and_tell(scratch, task, config, &change);
+    return find_and_report(scratch, task, config, &change);
 }
 
 int fexit_mfill_atomic_copy(u64 *ctx)
@@ -121,7 +122,7 @@ static __always_inline int moved(u64 context, u64 destination, u64 source, s64 b
     search->end = source + bytes;
     search->next_start = destination;
     search->next_end = destination + bytes;
-    return find_and_tell(scratch, task, config, &change);
+    return find_and_report(scratch, task, config, &change);
 }
 
 int fexit_move_pages(u64 *ctx)
@@ -138,7 +139,10 @@ struct uffdio_move {
     s64 move; /* written by the kernel: the bytes that it has moved */
 };
 
-/* Where that function is none of its own: the arguments are those that the process shows. */
+/*
+ * Where the compiler has inlined move_pages(): the ioctl that calls it. The process can change its
+ * arguments meanwhile.
+ */
 int fexit_userfaultfd_ioctl(u64 *ctx)
 {
     struct uffdio_move asked;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Ways around a seal, which protects the mapping and not the bytes: calls that succeed in changing
- * what sealed memory holds. Here is what becomes of one that was found, and how one by madvise is.
+ * what sealed memory holds. This file finds those by madvise and ptrace, and reports all of them.
  */
 #ifndef SEAL_MONITOR_BYPASSES_H
 #define SEAL_MONITOR_BYPASSES_H
@@ -11,8 +11,8 @@
 #include "call.h"
 #include "counters.h"
 #include "definitions.h"
+#include "call_record.h"
 #include "describe.h"
-#include "emit.h"
 #include "kernel.h"
 #include "memory.h"
 #include "proof.h"
@@ -21,15 +21,12 @@
 
 /*
  * Counts a change of the mapping in `search->vma` from `search->start` to `search->end` and, within
- * the limits, tells of it. `leader`: of the process whose memory it is.
+ * the limits, reports it. `leader`: of the process whose memory it is.
  */
-static __always_inline int tell_bypass(struct scratch *scratch, struct task_struct *task,
-                                       struct config *config, u64 method, u64 leader)
+static __always_inline int report_bypass(struct scratch *scratch, struct task_struct *task,
+                                         struct config *config, u64 method, u64 leader)
 {
-    struct pt_regs *regs = saved_registers(task);
     struct search *search = &scratch->search;
-    struct call *call = &scratch->call;
-    struct bucket_key key = {};
     struct counters *count;
     struct record *record;
     bool canary;
@@ -41,33 +38,21 @@ static __always_inline int tell_bypass(struct scratch *scratch, struct task_stru
     if (!count || method >= METHODS)
         return 0;
     COUNT(count->bypasses[method]);
-    key.what = method;
-    key.caller = caller_of(instruction_pointer(regs), stack_pointer(regs), call->compat);
-    record = reserve(count, config, task, KIND_BYPASS, &key, canary);
-    if (!record)
-        return 0;
-    if (call->compat)
-        record->flags |= RECORD_COMPAT;
-    record->bypass.method = method;
-    fill_owner(&record->bypass, config, leader);
-    record->result = call->result;
-    __builtin_memcpy(record->arguments, call->arguments, sizeof(record->arguments));
-    record->instruction_pointer = instruction_pointer(regs);
-    record->stack_pointer = stack_pointer(regs);
-    record->caller = key.caller;
     if (search->start < search->vma.start)
         search->start = search->vma.start;
     if (search->end > search->vma.end)
         search->end = search->vma.end;
-    record->address = search->start;
-    record->length = search->end - search->start;
-    fill_mapping(&record->mapping, &search->vma);
-    fill_stack(&record->stack, &scratch->unwinder, search, task, regs, key.caller);
+    record = call_record(scratch, task, saved_registers(task), config, count, KIND_BYPASS, method,
+                         canary);
+    if (!record)
+        return 0;
+    record->bypass.method = method;
+    fill_owner(&record->bypass, config, leader);
     submit(record);
     return 0;
 }
 
-/* Whether madvise has gone through its range. It passes over holes, of which it tells at the end.
+/* Whether madvise has gone through its range. It passes over holes, and answers ENOMEM at the end.
  */
 static __always_inline bool went_through(u32 operation, s64 result)
 {
@@ -192,7 +177,7 @@ static __always_inline bool is_discard(u32 operation, struct pt_regs *regs, bool
     return is_discarding(fourth_argument(regs, compat));
 }
 
-/* All that advice costs that discards nothing, or discards where no seal is. */
+/* All that advice costs which discards nothing, or discards where no seal is. */
 static __always_inline bool may_discard(struct task_struct *task, u32 operation,
                                         struct pt_regs *regs, bool compat)
 {
@@ -217,15 +202,15 @@ struct change {
     u64 leader;
 };
 
-/* Tells of the change, if the ranges of the search hold a mapping of the kind that is wanted. */
-static __always_inline int find_and_tell(struct scratch *scratch, struct task_struct *task,
-                                         struct config *config, struct change *change)
+/* Reports the change, if the ranges of the search hold a mapping of the kind that is wanted. */
+static __always_inline int find_and_report(struct scratch *scratch, struct task_struct *task,
+                                           struct config *config, struct change *change)
 {
     scratch->search.mask = config->sealed_mask;
     find_vma(change->mm, config, &scratch->search);
     if (scratch->search.outcome != LOOKUP_FOUND)
         return 0;
-    return tell_bypass(scratch, task, config, change->method, change->leader);
+    return report_bypass(scratch, task, config, change->method, change->leader);
 }
 
 /* The kernel takes discarding advice for the caller's own memory alone. */
@@ -251,8 +236,8 @@ static __always_inline void set_discard(struct scratch *scratch, struct task_str
 }
 
 /*
- * What the kernel wrote for somebody, past the permissions of the mapping. Where the mapping is
- * writable its seal does not stand against it.
+ * What the kernel wrote for somebody, past the permissions of the mapping. In a writable mapping
+ * such a write goes around no seal.
  */
 static __always_inline void set_written(struct search *search, u64 start, u64 bytes)
 {
@@ -273,7 +258,7 @@ static __always_inline void set_poke(struct scratch *scratch, struct task_struct
     set_written(&scratch->search, a[2], scratch->call.compat ? sizeof(u32) : sizeof(u64));
 }
 
-/* A call that succeeded, and that may_discard() or is_poke() took for one to look at. */
+/* Looks at a call that succeeded and that may_discard() or is_poke() has picked. */
 static __always_inline int report_change(struct scratch *scratch, struct task_struct *task)
 {
     struct config *config = configuration();
@@ -290,7 +275,7 @@ static __always_inline int report_change(struct scratch *scratch, struct task_st
         return 0;
     if (HAS(mm_struct__mm_lock_seq))
         changes = mapping_changes(change.mm);
-    find_and_tell(scratch, task, config, &change);
+    find_and_report(scratch, task, config, &change);
     if (HAS(mm_struct__mm_lock_seq) && scratch->call.operation == OP_MADVISE)
         keep_unsealed(task, config, &scratch->search, changes);
     return 0;

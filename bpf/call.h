@@ -12,7 +12,7 @@ static __always_inline struct pt_regs *saved_registers(struct task_struct *task)
     return (struct pt_regs *)bpf_task_pt_regs(task);
 }
 
-/* OPERATIONS where the call is none that is watched. */
+/* OPERATIONS where the call is not watched. */
 static __always_inline u32 current_operation(struct task_struct *task, struct pt_regs *regs)
 {
     if (is_compat(task))

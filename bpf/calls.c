@@ -28,7 +28,7 @@ static __always_inline int on_return(s64 result, u32 operation)
     scratch->call.operation = operation;
     scratch->call.compat = compat;
     read_arguments(&scratch->call, regs);
-    return report(scratch, task, regs);
+    return judge_and_report(scratch, task, regs);
 }
 
 /* The same for every call, whose function it is attached to: see OPERATION. */

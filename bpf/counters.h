@@ -34,7 +34,7 @@ static __always_inline struct config *configuration(void)
 
 BPF_CGROUP_ARRAY(watched_cgroup, 1);
 
-/* Whether the current task is one whose violations are counted and told. */
+/* Whether violations of the current task are counted and reported. */
 static __always_inline bool is_watched(struct config *config)
 {
     return !config->one_cgroup || watched_cgroup.check_current_task(0) == 1;

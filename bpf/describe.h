@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* What a record tells of its process and of a mapping. */
+/* What a record says of its process, of where it was, and of a mapping. */
 #ifndef SEAL_MONITOR_DESCRIBE_H
 #define SEAL_MONITOR_DESCRIBE_H
 
@@ -132,6 +132,17 @@ static __always_inline void fill_mapping(struct mapping *mapping, struct vma *vm
     mapping->flags = vma->flags;
 }
 
+/* Where the task is in its program; `caller`: the user code that made the call. */
+static __always_inline void fill_place(struct record *record, struct pt_regs *regs, u64 caller,
+                                       bool compat)
+{
+    if (compat)
+        record->flags |= RECORD_COMPAT;
+    record->instruction_pointer = instruction_pointer(regs);
+    record->stack_pointer = stack_pointer(regs);
+    record->caller = caller;
+}
+
 static __always_inline void fill_process(struct record *record, struct config *config,
                                          struct task_struct *task)
 {
@@ -157,7 +168,7 @@ static __always_inline void fill_process(struct record *record, struct config *c
         read_file_name(record->executable, sizeof(record->executable), file);
 }
 
-/* Whose memory it was: `leader` of the threads that have it, 0 where nobody knows. */
+/* Whose memory it was; `leader` of the threads that have it, 0 where that is not known. */
 static __always_inline void fill_owner(struct bypass *bypass, struct config *config, u64 leader)
 {
     u64 mm, file;

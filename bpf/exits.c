@@ -2,8 +2,8 @@
 /*
  * System calls that a seal can refuse, seen at their exit.
  *
- * A program per call does one comparison and, for a refusal, tail-calls `denied`: that one holds
- * the proof, is verified once, and costs a call that succeeds nothing. The arguments come from the
+ * A program per call does one comparison and, for a refusal, tail-calls `denied`, which holds the
+ * proof: that is verified once, and costs a call that succeeds nothing. The arguments come from the
  * registers saved at entry, so no entry hook and no state between the two is needed.
  */
 
@@ -40,16 +40,16 @@ static __always_inline struct scratch *ended_call(struct sys_exit *ctx, u32 owne
     return scratch;
 }
 
-static __always_inline void tell_denied(struct sys_exit *ctx)
+static __always_inline void run_denied(struct sys_exit *ctx)
 {
     struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
     struct scratch *scratch = ended_call(ctx, SCRATCH_DENIED, task);
 
     if (scratch)
-        report(scratch, task, saved_registers(task));
+        judge_and_report(scratch, task, saved_registers(task));
 }
 
-static __always_inline void tell_changed(struct sys_exit *ctx)
+static __always_inline void run_changed(struct sys_exit *ctx)
 {
     struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
     struct scratch *scratch = ended_call(ctx, SCRATCH_CHANGED, task);
@@ -70,7 +70,7 @@ int denied(struct sys_exit *ctx)
 {
     tracepoint_tails.call(ctx, TAIL_NONE);
     begin_alone();
-    tell_denied(ctx);
+    run_denied(ctx);
     end_alone();
     /* What came before the seal may have been discarded around another one. */
     if (went_through(operation_of(ctx->number), ctx->result))
@@ -82,7 +82,7 @@ int changed(struct sys_exit *ctx)
 {
     tracepoint_tails.call(ctx, TAIL_NONE);
     begin_alone();
-    tell_changed(ctx);
+    run_changed(ctx);
     end_alone();
     return 0;
 }

@@ -132,7 +132,7 @@ static __always_inline void classify(struct fault *fault, struct task_struct *ta
      */
     if (known && has_faulted_at(task, fault->address))
         fault->cause = cause_of(config, fault, &search->vma);
-    /* What came as SI_KERNEL already could not be told from its second delivery. */
+    /* What came as SI_KERNEL looks the same as its second delivery. */
     if (fault->disposition == DISPOSITION_HANDLER && fault->code != SI_KERNEL) {
         struct handled first = {
             .address = fault->address,
@@ -206,12 +206,10 @@ int signal_deliver(struct bpf_raw_tracepoint_args *ctx)
     record->signal_code = fault.code;
     record->pkey = fault.pkey;
     record->address = fault.address;
-    record->instruction_pointer = fault.instruction_pointer;
-    record->stack_pointer = fault.stack_pointer;
-    record->caller = fault.instruction_pointer;
+    fill_place(record, regs, fault.instruction_pointer, false);
     if (covers(&scratch->search.vma, fault.address))
         fill_mapping(&record->mapping, &scratch->search.vma);
-    /* Code that cannot be executed was called or jumped to: the word at sp may tell from where. */
+    /* Code that cannot be executed was called or jumped to: the word at sp may show from where. */
     caller = instruction_pointer(regs);
     if (fault.access == ACCESS_EXECUTE)
         caller = caller_of(instruction_pointer(regs), stack_pointer(regs), false);

@@ -2,12 +2,12 @@
 /*
  * The kernel's own functions in which a seal refuses, seen at their return (fexit).
  *
- * Where one of them answers EPERM the proof is made: nothing but a seal has it answer so, and what
- * could have refused earlier did not. They are seen whoever calls them: also where the caller is
- * told of no failure, has a 32-bit system call, or one that nobody knows to touch mappings. No
- * other system call pays anything. The call and its arguments come from the registers saved at its
- * entry. All of them run under mmap_lock (or the lock of the mapping), so what is looked up is what
- * they saw.
+ * Where one of them answers EPERM the proof is made: nothing but a seal makes it answer so, and
+ * nothing before it has refused. They are seen whoever calls them: also in a call that returns no
+ * error, in a 32-bit one, and in one that nobody knows to touch mappings. No other system call pays
+ * anything. The call and its arguments come from the registers saved at its entry. All of these
+ * functions run under mmap_lock (or the lock of the mapping), so what is looked up is what they
+ * saw.
  */
 
 #include "abi.h"
@@ -23,23 +23,37 @@
 #include "seals.h"
 #include "task.h"
 
-/*
- * The call in which a function refused, unless another hook reports that call. io_uring's workers
- * have no call of their own: io_madvise() tells of theirs.
- */
-static __always_inline struct scratch *refused_call(u32 owner, struct task_struct *task,
-                                                    struct pt_regs *regs, struct config *config)
-{
+/* A refusal by one of these functions: who is in which call, and memory to work in. */
+struct refusal {
+    struct config *config;
+    struct task_struct *task;
+    struct pt_regs *regs;
     struct scratch *scratch;
+};
+
+/*
+ * The call in which a function has refused. False where it is not to be looked at, or another hook
+ * reports it. io_uring's workers have no call of their own: io_madvise() reports theirs.
+ */
+static __always_inline bool find_call(struct refusal *refusal, u32 owner)
+{
+    struct config *config = configuration();
+    struct task_struct *task;
+    struct pt_regs *regs;
     struct call *call;
 
+    task = (struct task_struct *)bpf_get_current_task_btf();
+    regs = saved_registers(task);
     if (!config || !config->sealed_mask || !TASK_FIELD(void *, task, mm) ||
         TASK_FIELD(u32, task, flags) & PF_IO_WORKER || !is_watched(config))
-        return NULL;
-    scratch = scratch_of(owner);
-    if (!scratch)
-        return NULL;
-    call = &scratch->call;
+        return false;
+    refusal->scratch = scratch_of(owner);
+    if (!refusal->scratch)
+        return false;
+    refusal->config = config;
+    refusal->task = task;
+    refusal->regs = regs;
+    call = &refusal->scratch->call;
     call->result = -EPERM;
     call->number = number_of(regs);
     call->compat = is_compat(task);
@@ -48,33 +62,47 @@ static __always_inline struct scratch *refused_call(u32 owner, struct task_struc
     if (call->operation >= OPERATIONS || TASK_FIELD(u32, task, flags) & PF_EXITING)
         call->operation = OP_OTHER;
     if (!(config->function_operations >> call->operation & 1))
-        return NULL;
+        return false;
     read_arguments(call, regs);
     if (call->operation == OP_OTHER) {
         /* Its arguments may be anything; which call it was is what helps. */
         __builtin_memset(call->arguments, 0, sizeof(call->arguments));
         call->arguments[0] = call->number;
-        /* io_destroy, close, exit: none of those that are known tells its caller. */
+        /* Those that are known, such as io_destroy, close and exit, return no error. */
         call->result = 0;
     }
-    return scratch;
+    return true;
 }
 
-/* Whether the function refused for a seal's sake; another reason would be none that we know. */
-static __always_inline void prove(struct scratch *scratch, struct config *config)
+/* These functions refuse nothing but seals: without one the cause is not known yet. */
+static __always_inline void prove(struct refusal *refusal)
 {
-    struct search *search = &scratch->search;
+    struct judgement *judgement = &refusal->scratch->judgement;
+    struct search *search = &refusal->scratch->search;
 
-    if (search->vma.flags & config->sealed_mask) {
-        scratch->judgement.verdict = VERDICT_SEALED;
-        return;
+    judgement->verdict = VERDICT_SEALED;
+    if (!(search->vma.flags & refusal->config->sealed_mask)) {
+        judgement->verdict = VERDICT_NOT_SEALED;
+        judgement->partial_start = judgement->partial_end = 0;
+        search->vma.address = 0;
     }
-    scratch->judgement.verdict = VERDICT_NOT_SEALED;
-    scratch->judgement.partial_start = scratch->judgement.partial_end = 0;
-    search->vma.address = 0;
 }
 
-/* Most calls begin with address and length; of another one the mapping is all that is known. */
+static __always_inline int report_refusal(struct refusal *refusal)
+{
+    return report(refusal->scratch, refusal->task, refusal->regs, refusal->config);
+}
+
+/* What lies in front of the mapping that refused is changed: the function came by it first. */
+static __always_inline void set_partial(struct scratch *scratch)
+{
+    if (scratch->search.start >= scratch->search.vma.start)
+        return;
+    scratch->judgement.partial_start = scratch->search.start;
+    scratch->judgement.partial_end = scratch->search.vma.start;
+}
+
+/* Most calls begin with address and length; of any other the mapping is all that is known. */
 static __always_inline void set_range(struct scratch *scratch, struct task_struct *task)
 {
     struct search *search = &scratch->search;
@@ -89,10 +117,10 @@ static __always_inline void set_range(struct scratch *scratch, struct task_struc
 }
 
 /* The calls that unmap a range have different arguments: the range is the one to be unmapped. */
-static __always_inline bool find_refusing_vma(struct scratch *scratch, struct task_struct *task,
-                                              struct config *config, u64 unmapping)
+static __always_inline bool find_refusing_vma(struct refusal *refusal, u64 unmapping)
 {
-    u64 mm = (u64)TASK_FIELD(void *, task, mm);
+    struct scratch *scratch = refusal->scratch;
+    u64 mm = (u64)TASK_FIELD(void *, refusal->task, mm);
     u64 start = KERNEL_WORD(unmapping, vma_munmap_struct__start);
     u64 end = KERNEL_WORD(unmapping, vma_munmap_struct__end);
     u64 iterator = KERNEL_WORD(unmapping, vma_munmap_struct__vmi);
@@ -106,8 +134,8 @@ static __always_inline bool find_refusing_vma(struct scratch *scratch, struct ta
     if (scratch->call.operation == OP_SHMDT)
         search->start = a[0];
     search->end = end;
-    search->mask = config->sealed_mask;
-    find_vma(mm, config, search);
+    search->mask = refusal->config->sealed_mask;
+    find_vma(mm, refusal->config, search);
     search->start = start;
     switch (scratch->call.operation) {
     case OP_MREMAP:
@@ -116,14 +144,14 @@ static __always_inline bool find_refusing_vma(struct scratch *scratch, struct ta
             break;
         }
         search->role = ROLE_SOURCE;
-        set_range(scratch, task);
+        set_range(scratch, refusal->task);
         break;
     case OP_BRK:
         scratch->call.result = end;
         break;
     case OP_SHMDT:
         scratch->call.result = 0;
-        /* An earlier part of the segment refused: this call has been told of. */
+        /* An earlier part of the segment refused: this call is reported already. */
         if (search->vma.address && search->vma.start < start && is_segment(search->vma.address))
             return false;
         read_vma(&search->vma, KERNEL_WORD(unmapping, vma_munmap_struct__vma));
@@ -135,91 +163,59 @@ static __always_inline bool find_refusing_vma(struct scratch *scratch, struct ta
 
 int fexit_vms_gather_munmap_vmas(u64 *ctx)
 {
-    struct task_struct *task;
-    struct scratch *scratch;
-    struct config *config;
-    struct pt_regs *regs;
+    struct refusal refusal;
+    struct judgement *judgement;
 
-    if ((s32)RESULT(ctx, vms_gather_munmap_vmas) != -EPERM)
+    if ((s32)RESULT(ctx, vms_gather_munmap_vmas) != -EPERM ||
+        !find_call(&refusal, SCRATCH_UNMAPPING) ||
+        !find_refusing_vma(&refusal, ARGUMENT(ctx, vms_gather_munmap_vmas, vms)))
         return 0;
-    config = configuration();
-    task = (struct task_struct *)bpf_get_current_task_btf();
-    regs = saved_registers(task);
-    scratch = refused_call(SCRATCH_UNMAPPING, task, regs, config);
-    if (!scratch)
-        return 0;
-    if (!find_refusing_vma(scratch, task, config, ARGUMENT(ctx, vms_gather_munmap_vmas, vms)))
-        return 0;
-    if (scratch->search.outcome == LOOKUP_FOUND) {
-        prove(scratch, config);
+    judgement = &refusal.scratch->judgement;
+    if (refusal.scratch->search.outcome == LOOKUP_FOUND) {
+        prove(&refusal);
     } else {
-        scratch->judgement.verdict = VERDICT_UNVERIFIED;
-        scratch->judgement.reason = REASON_CHANGED_MEANWHILE;
+        judgement->verdict = VERDICT_UNVERIFIED;
+        judgement->reason = REASON_CHANGED_MEANWHILE;
     }
-    return tell(scratch, task, regs, config);
+    return report_refusal(&refusal);
 }
 
 int fexit_mprotect_fixup(u64 *ctx)
 {
-    struct task_struct *task;
-    struct scratch *scratch;
-    struct config *config;
-    struct search *search;
-    struct pt_regs *regs;
+    struct refusal refusal;
 
-    if ((s32)RESULT(ctx, mprotect_fixup) != -EPERM)
+    if ((s32)RESULT(ctx, mprotect_fixup) != -EPERM || !find_call(&refusal, SCRATCH_PROTECTION))
         return 0;
-    config = configuration();
-    task = (struct task_struct *)bpf_get_current_task_btf();
-    regs = saved_registers(task);
-    scratch = refused_call(SCRATCH_PROTECTION, task, regs, config);
-    if (!scratch)
-        return 0;
-    search = &scratch->search;
-    read_vma(&search->vma, ARGUMENT(ctx, mprotect_fixup, vma));
-    set_range(scratch, task);
-    /* It came here mapping by mapping: what lies before this one was mapped, and is changed. */
-    if (config->partial_mprotect && search->start < search->vma.start) {
-        scratch->judgement.partial_start = search->start;
-        scratch->judgement.partial_end = search->vma.start;
-    }
-    prove(scratch, config);
-    return tell(scratch, task, regs, config);
+    read_vma(&refusal.scratch->search.vma, ARGUMENT(ctx, mprotect_fixup, vma));
+    set_range(refusal.scratch, refusal.task);
+    /* It came here mapping by mapping, and stops at a hole: the range was mapped up to here. */
+    if (refusal.config->partial_mprotect)
+        set_partial(refusal.scratch);
+    prove(&refusal);
+    return report_refusal(&refusal);
 }
 
 int fexit_check_prep_vma(u64 *ctx)
 {
-    struct task_struct *task;
-    struct scratch *scratch;
-    struct config *config;
+    struct refusal refusal;
     struct search *search;
-    struct pt_regs *regs;
 
-    if ((s32)RESULT(ctx, check_prep_vma) != -EPERM)
+    if ((s32)RESULT(ctx, check_prep_vma) != -EPERM || !find_call(&refusal, SCRATCH_MREMAP_SOURCE))
         return 0;
-    config = configuration();
-    task = (struct task_struct *)bpf_get_current_task_btf();
-    regs = saved_registers(task);
-    scratch = refused_call(SCRATCH_MREMAP_SOURCE, task, regs, config);
-    if (!scratch)
-        return 0;
-    search = &scratch->search;
+    search = &refusal.scratch->search;
     read_vma(&search->vma, KERNEL_WORD(ARGUMENT(ctx, check_prep_vma, vrm), vma_remap_struct__vma));
     search->role = ROLE_SOURCE;
-    set_range(scratch, task);
+    set_range(refusal.scratch, refusal.task);
     /* A fixed move of several mappings: those before this one have moved. */
-    if (changes_partially(&scratch->call, config, ROLE_SOURCE) &&
-        search->start < search->vma.start) {
-        scratch->judgement.partial_start = search->start;
-        scratch->judgement.partial_end = search->vma.start;
-    }
-    prove(scratch, config);
-    return tell(scratch, task, regs, config);
+    if (changes_partially(&refusal.scratch->call, refusal.config, ROLE_SOURCE))
+        set_partial(refusal.scratch);
+    prove(&refusal);
+    return report_refusal(&refusal);
 }
 
 /*
- * The range of the vector that the mapping lies in: what process_madvise had come to. The ranges
- * before it are done, and their bytes are what the caller is told.
+ * The range of the vector that the mapping lies in: process_madvise had come so far. The ranges
+ * before it are done, and the call returns their bytes.
  */
 static __always_inline void find_range_of(struct scratch *scratch, struct vma *vma)
 {
@@ -251,34 +247,30 @@ static __always_inline void find_range_of(struct scratch *scratch, struct vma *v
 
 static __always_inline int advice_refused(u64 address, bool is_proof)
 {
-    struct config *config = configuration();
-    struct task_struct *task;
+    struct refusal refusal;
     struct scratch *scratch;
     struct search *search;
-    struct pt_regs *regs;
     struct vma refusing;
 
-    task = (struct task_struct *)bpf_get_current_task_btf();
-    regs = saved_registers(task);
-    scratch = refused_call(SCRATCH_ADVICE, task, regs, config);
-    if (!scratch)
+    if (!find_call(&refusal, SCRATCH_ADVICE))
         return 0;
+    scratch = refusal.scratch;
     search = &scratch->search;
     read_vma(&search->vma, address);
-    /* Punching a hole into a file can fail here, too: no seal's business. */
-    if (!is_proof && !refuses_advice(config, &search->vma))
+    /* Punching a hole into a file can fail here, too, and that is no seal's doing. */
+    if (!is_proof && !refuses_advice(refusal.config, &search->vma))
         return 0;
     refusing = search->vma;
     if (scratch->call.operation == OP_PROCESS_MADVISE)
         find_range_of(scratch, &refusing);
     else
-        set_range(scratch, task);
-    if (config->partial_madvise && search->start < refusing.start) {
+        set_range(scratch, refusal.task);
+    if (refusal.config->partial_madvise && search->start < refusing.start) {
         u64 start = search->start, end = search->end;
 
         /* Unlike mprotect it passes over holes: something must have been there. */
         search->end = refusing.start;
-        find_vma(KERNEL_WORD(address, vm_area_struct__vm_mm), config, search);
+        find_vma(KERNEL_WORD(address, vm_area_struct__vm_mm), refusal.config, search);
         if (search->outcome == LOOKUP_FOUND) {
             scratch->judgement.partial_start = start;
             scratch->judgement.partial_end = refusing.start;
@@ -287,8 +279,8 @@ static __always_inline int advice_refused(u64 address, bool is_proof)
         search->end = end;
         search->vma = refusing;
     }
-    prove(scratch, config);
-    return tell(scratch, task, regs, config);
+    prove(&refusal);
+    return report_refusal(&refusal);
 }
 
 /*
@@ -331,11 +323,11 @@ static __always_inline int advice_taken(u32 advice, u64 address, u64 start, u64 
         else if (scratch->call.operation == OP_PROCESS_MADVISE)
             find_range_of(scratch, &vma);
     }
-    return tell_bypass(scratch, task, config, METHOD_MADVISE_DISCARD,
-                       (u64)TASK_FIELD(void *, task, group_leader));
+    return report_bypass(scratch, task, config, METHOD_MADVISE_DISCARD,
+                         (u64)TASK_FIELD(void *, task, group_leader));
 }
 
-/* What it permits is done, but for mappings of kinds that are refused next. */
+/* What can_modify_vma_madv() permits is done, except in mappings of these kinds. */
 #define VM_KEPT (VM_LOCKED | VM_PFNMAP | VM_HUGETLB)
 
 int fexit_can_modify_vma_madv(u64 *ctx)

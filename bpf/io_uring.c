@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * madvise by io_uring: no system call event tells of it. The completion carries the result, the
+ * madvise by io_uring: no system call event shows it. The completion carries the result, the
  * request the range. The kernel runs this request in a worker thread of the caller's own process.
  */
 
@@ -31,7 +31,7 @@ static __always_inline int on_completion(u64 request, s32 result)
         return 0;
     READ_KERNEL(advice, request, io_madvise__advice);
     config = configuration();
-    /* What it has discarded is told by the functions of madvise, where those are seen. */
+    /* Where the functions of madvise are seen, they report what it has discarded. */
     if (!refused &&
         (!config || !is_discarding(advice) || config->function_operations >> OP_MADVISE & 1))
         return 0;
@@ -46,7 +46,7 @@ static __always_inline int on_completion(u64 request, s32 result)
     task = (struct task_struct *)bpf_get_current_task_btf();
     if (!refused)
         return report_change(scratch, task);
-    return report(scratch, task, saved_registers(task));
+    return judge_and_report(scratch, task, saved_registers(task));
 }
 
 /*

@@ -78,8 +78,8 @@ struct search {
     u64 outcome;       /* enum lookup */
     u64 earlier_flags; /* vm_flags of the mappings passed on the way, all together */
     u64 earlier_files; /* not 0: one of them is a file's */
-    /* The walk, from here on: who asks need not clear it. The index it looks for, the node or entry
-     * it came to, that one's last index less 1. */
+    /* The walk, from here on, which nobody need clear: the index that it looks for, the node or
+     * entry that it came to, and the last index of that one less 1. */
     u64 index, next, before_last;
     /* The leaf to the right of whose `slot` the walk goes on, 0: it begins at the root again. */
     u64 leaf, slot, leaf_last;
@@ -152,7 +152,7 @@ static __always_inline bool read_range(u64 *vector, bool compat, u64 *base, u64 
     return true;
 }
 
-/* Goes on to the next range of the search. False: there is none. */
+/* Goes on to the next range of the search. False: there is no other. */
 static __always_inline bool next_range(struct search *search)
 {
     u64 base, length;

@@ -53,8 +53,8 @@ struct judgement {
 
 /*
  * Working memory of one run, in a map: the BPF stack is small. Each program has its own per CPU:
- * where programs can be preempted the kernel does not run one again on a CPU that is inside it, and
- * what it does not keep apart, the target of two programs' tail calls, report.h does.
+ * where programs can be preempted the kernel does not run one again on a CPU that is inside it. The
+ * target of two programs' tail calls it does not protect so: begin_alone() in report.h does.
  */
 struct scratch {
     struct call call;
@@ -297,7 +297,7 @@ static __always_inline bool has_other_cause(struct call *call, struct task_struc
     case OP_PROCESS_MADVISE:
         if ((u32)a[3] == MADV_REMOVE && search->earlier_flags)
             return true;
-        /* The error is not told: it may be the EINVAL of a mapping that came earlier. */
+        /* Its result hides the error, which may be the EINVAL of an earlier mapping. */
         return call->result >= 0 &&
                (search->earlier_files ||
                 (search->earlier_flags & (VM_SHARED | VM_LOCKED | VM_PFNMAP | VM_HUGETLB)));
@@ -305,17 +305,15 @@ static __always_inline bool has_other_cause(struct call *call, struct task_struc
     return false;
 }
 
+/* Whether a refused call has changed what lies in front of the mapping that refused. */
 static __always_inline bool changes_partially(struct call *call, struct config *config, u8 role)
 {
     switch (call->operation) {
-    case OP_MPROTECT:
-    case OP_PKEY_MPROTECT:
+    PARTIAL_LIKE_MPROTECT:
         return config->partial_mprotect;
-    case OP_MADVISE:
-    case OP_IO_URING_MADVISE:
-    case OP_PROCESS_MADVISE:
+    PARTIAL_LIKE_MADVISE:
         return config->partial_madvise;
-    case OP_MREMAP:
+    PARTIAL_LIKE_MREMAP:
         /* What shrinks on its way is cut first, whole or not at all. */
         return role == ROLE_SOURCE && (call->arguments[3] & MREMAP_FIXED) &&
                PAGE_ALIGN(call->arguments[1]) == PAGE_ALIGN(call->arguments[2]) &&

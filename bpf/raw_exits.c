@@ -34,16 +34,16 @@ static __always_inline struct scratch *raw_call(struct bpf_raw_tracepoint_args *
     return scratch;
 }
 
-static __always_inline void tell_raw_denied(struct bpf_raw_tracepoint_args *ctx)
+static __always_inline void run_raw_denied(struct bpf_raw_tracepoint_args *ctx)
 {
     struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
     struct scratch *scratch = raw_call(ctx, SCRATCH_RAW_DENIED, task);
 
     if (scratch)
-        report(scratch, task, saved_registers(task));
+        judge_and_report(scratch, task, saved_registers(task));
 }
 
-static __always_inline void tell_raw_changed(struct bpf_raw_tracepoint_args *ctx)
+static __always_inline void run_raw_changed(struct bpf_raw_tracepoint_args *ctx)
 {
     struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
     struct scratch *scratch = raw_call(ctx, SCRATCH_RAW_CHANGED, task);
@@ -67,7 +67,7 @@ int raw_denied(struct bpf_raw_tracepoint_args *ctx)
 {
     raw_tails.call(ctx, TAIL_NONE);
     begin_alone();
-    tell_raw_denied(ctx);
+    run_raw_denied(ctx);
     end_alone();
     raw_discard_exit(ctx);
     return 0;
@@ -77,7 +77,7 @@ int raw_changed(struct bpf_raw_tracepoint_args *ctx)
 {
     raw_tails.call(ctx, TAIL_NONE);
     begin_alone();
-    tell_raw_changed(ctx);
+    run_raw_changed(ctx);
     end_alone();
     return 0;
 }

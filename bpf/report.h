@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* What becomes of a refused call: it is judged, counted and, within the limits, told. */
+/* What becomes of a refused call: it is judged, counted and, within the limits, reported. */
 #ifndef SEAL_MONITOR_REPORT_H
 #define SEAL_MONITOR_REPORT_H
 
@@ -8,8 +8,7 @@
 #include "call.h"
 #include "counters.h"
 #include "definitions.h"
-#include "describe.h"
-#include "emit.h"
+#include "call_record.h"
 #include "kernel.h"
 #include "memory.h"
 #include "proof.h"
@@ -35,15 +34,13 @@ static __always_inline void end_alone(void)
     CALL_KFUNC0(KFUNC_bpf_preempt_enable);
 }
 
-/* Counts one judged refusal and, within the limits, tells of it. */
-static __always_inline int tell(struct scratch *scratch, struct task_struct *task,
-                                struct pt_regs *regs, struct config *config)
+/* Counts one judged refusal and, within the limits, reports it. */
+static __always_inline int report(struct scratch *scratch, struct task_struct *task,
+                                  struct pt_regs *regs, struct config *config)
 {
     struct judgement *judgement = &scratch->judgement;
-    struct search *search = &scratch->search;
     struct call *call = &scratch->call;
     u64 operation = call->operation, verdict = judgement->verdict;
-    struct bucket_key key = {};
     struct counters *count;
     struct record *record;
     bool canary;
@@ -52,7 +49,7 @@ static __always_inline int tell(struct scratch *scratch, struct task_struct *tas
     count = counters_of(canary ? BANK_CANARY : BANK_HOST);
     if (!count || operation >= OPERATIONS || verdict >= VERDICTS)
         return 0;
-    /* The workload first: whoever sees the total has seen its parts. */
+    /* The workload first: a reader that sees the total then sees its parts, too. */
     if (!canary)
         count_workload(count, verdict);
     COUNT(count->denials[operation][verdict]);
@@ -62,38 +59,24 @@ static __always_inline int tell(struct scratch *scratch, struct task_struct *tas
         COUNT(count->events[KIND_DENIAL][OUTCOME_FILTERED]);
         return 0;
     }
-    key.what = operation;
-    key.caller = caller_of(instruction_pointer(regs), stack_pointer(regs), call->compat);
-    record = reserve(count, config, task, KIND_DENIAL, &key, canary);
+    record = call_record(scratch, task, regs, config, count, KIND_DENIAL, operation, canary);
     if (!record)
         return 0;
-    if (call->compat)
-        record->flags |= RECORD_COMPAT;
     if (call->result != -EPERM)
         record->flags |= RECORD_HIDDEN;
     record->operation = operation;
     record->verdict = verdict;
     record->reason = judgement->reason;
-    record->role = search->role;
-    record->result = call->result;
-    __builtin_memcpy(record->arguments, call->arguments, sizeof(record->arguments));
-    record->instruction_pointer = instruction_pointer(regs);
-    record->stack_pointer = stack_pointer(regs);
-    record->caller = key.caller;
-    record->address = search->start;
-    record->length = search->end - search->start;
+    record->role = scratch->search.role;
     record->partial_start = judgement->partial_start;
     record->partial_end = judgement->partial_end;
-    if (search->vma.address)
-        fill_mapping(&record->mapping, &search->vma);
-    fill_stack(&record->stack, &scratch->unwinder, search, task, regs, key.caller);
     submit(record);
     return 0;
 }
 
-/* Judges a call that was refused or may have been, and tells of it. */
-static __always_inline int report(struct scratch *scratch, struct task_struct *task,
-                                  struct pt_regs *regs)
+/* Judges a call that was refused or may have been, and reports a refusal. */
+static __always_inline int judge_and_report(struct scratch *scratch, struct task_struct *task,
+                                            struct pt_regs *regs)
 {
     struct config *config = configuration();
 
@@ -102,16 +85,13 @@ static __always_inline int report(struct scratch *scratch, struct task_struct *t
     judge(scratch, task, config);
     if (scratch->call.result != -EPERM && scratch->judgement.verdict == VERDICT_NOT_SEALED)
         return 0; /* a success that only looked like a hidden refusal */
-    return tell(scratch, task, regs, config);
+    return report(scratch, task, regs, config);
 }
 
-/*
- * brk returns the old break, shmdt 0, process_madvise the bytes done: three calls do not tell their
- * caller of a refusal, so a success of theirs is looked at.
- */
+/* Whether the call can be refused and succeed all the same: operations.py says which. */
 static __always_inline bool hides_refusal(u32 operation)
 {
-    return operation == OP_BRK || operation == OP_SHMDT || operation == OP_PROCESS_MADVISE;
+    return HIDES_REFUSAL(operation);
 }
 
 /* All that a call costs that is not refused. */

@@ -8,6 +8,8 @@
  *
  *     OP_x, OPERATIONS, NR_x   the watched calls and their numbers         operations.py, arch.py
  *     PLAIN_RANGES             cases: calls with address and length first  operations.py
+ *     HIDES_REFUSAL            whether a refused call may return no error  operations.py
+ *     PARTIAL_LIKE_x           cases: calls that change a part as x does   operations.py
  *     MARK_x                   a name's place in the table of marks        layouts.py
  *     OFF_struct__member       offset of a member, in bytes                a mark, see kernel.h
  *     SIZE_struct, TYPE_struct size in bytes, BTF id                       marks

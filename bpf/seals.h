@@ -19,7 +19,7 @@
 #define SEALERS_INTERVAL (5 * 1000 * 1000)
 #define SEALERS_BURST (99 * SEALERS_INTERVAL)
 
-/* By pid, the program that was last told to seal. */
+/* By pid, the program that was last reported as one that seals. */
 struct sealer {
     u64 start_boot_ns;
     u64 mm; /* another one after exec */
@@ -27,20 +27,20 @@ struct sealer {
 BPF_TABLE("lru_hash", u32, struct sealer, sealers, SEALERS_MAX);
 
 /*
- * Sealing comes before violations: who seals is told once, so that the daemon knows a process that
- * is gone when its violation is read. One that is held back by the limit or a full ring is looked
- * up at its violation, like any other.
+ * Sealing comes before violations: a program that seals is reported once, so that the daemon knows
+ * a process that is gone when its violation is read. One that is held back by the limit or a full
+ * ring is looked up at its violation, like any other.
  */
-static __always_inline void tell_sealer(struct config *config, struct task_struct *task, u64 mm)
+static __always_inline void report_sealer(struct config *config, struct task_struct *task, u64 mm)
 {
     u32 pid = bpf_get_current_pid_tgid() >> 32, key = SHARED_SEALERS;
     struct sealer now = {.start_boot_ns = process_start(task), .mm = mm};
     struct bucket *limit = shared_buckets.lookup(&key);
-    struct sealer *told = sealers.lookup(&pid);
+    struct sealer *last = sealers.lookup(&pid);
     u64 time = bpf_ktime_get_boot_ns();
     struct record *record;
 
-    if (told && told->start_boot_ns == now.start_boot_ns && told->mm == now.mm)
+    if (last && last->start_boot_ns == now.start_boot_ns && last->mm == now.mm)
         return;
     if (!limit || !conforms(limit, time, SEALERS_INTERVAL, SEALERS_BURST))
         return;
@@ -76,22 +76,18 @@ static __always_inline int sealed(u32 scratch_owner, struct task_struct *task, s
     COUNT_MORE(count->sealed_bytes, PAGE_ALIGN(length));
     if (!canary && !config->emit_seals) {
         COUNT(count->events[KIND_SEAL][OUTCOME_FILTERED]);
-        tell_sealer(config, task, mm);
+        report_sealer(config, task, mm);
         return 0;
     }
     key.caller = caller_of(instruction_pointer(regs), stack_pointer(regs), compat);
     record = reserve(count, config, task, KIND_SEAL, &key, canary);
     if (!record)
         return 0;
-    if (compat)
-        record->flags |= RECORD_COMPAT;
+    fill_place(record, regs, key.caller, compat);
     record->result = result;
     record->arguments[0] = start;
     record->arguments[1] = length;
     record->arguments[2] = argument_at(regs, 2, compat);
-    record->instruction_pointer = instruction_pointer(regs);
-    record->stack_pointer = stack_pointer(regs);
-    record->caller = key.caller;
     record->address = start;
     record->length = PAGE_ALIGN(length);
     address = user_address(mm, start);

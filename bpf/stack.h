@@ -2,7 +2,7 @@
 /*
  * The user code that led to a violation, gathered while its process is there to be asked.
  *
- * bpf_get_stack() would not do: it does not tell why a walk ended, and it finds build ids only
+ * bpf_get_stack() would not do: it does not say why a walk ended, and it finds build ids only
  * where it may take mmap_lock, which the functions that fexit programs are attached to hold
  * (kernel/bpf/stackmap.c, stack_map_get_build_id_offset()). Frames and build ids are read in the
  * process's own memory: they are what the process shows. The file of a module is the kernel's word.
@@ -232,8 +232,8 @@ static __always_inline void add_module(struct stack *stack, struct unwinder *unw
 }
 
 /*
- * What the mapping of the address looked up tells; true when another one must be looked up for the
- * same frame. The ELF header lies in the same mapping as the code, or some mappings below.
+ * Looks at the mapping of the address; true when another one must be looked up for the same
+ * frame. The ELF header lies in the same mapping as the code, or some mappings below.
  */
 static __always_inline bool look_at_mapping(struct stack *stack, struct unwinder *unwinder,
                                             struct vma *vma)

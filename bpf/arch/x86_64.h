@@ -56,7 +56,7 @@ static __always_inline bool is_native_code(struct pt_regs *regs)
 
 /*
  * i386 has two more ways to calls of the table (ipc/syscall.c, arch/x86/kernel/sys_ia32.c): one
- * number for all of System V IPC, told apart by the first argument, and an mmap whose arguments lie
+ * number for all of System V IPC, where the first argument says which, and an mmap whose arguments lie
  * in memory.
  */
 #define NR_OLD_MMAP_32 90
@@ -88,7 +88,7 @@ static __always_inline u32 native_number(u32 number)
     return number & ~X32_SYSCALL_BIT;
 }
 
-/* Filters of seccomp tell x32 apart, their cache has no place for it. */
+/* Filters of seccomp distinguish x32 callers; their cache has no place for them. */
 static __always_inline bool is_in_seccomp_cache(u32 number)
 {
     return number < X32_SYSCALL_BIT;

@@ -6,7 +6,7 @@ against `c_definitions()`, so C and Python cannot disagree.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from monitor.kernel.arch import COMPAT_NUMBERS, NUMBERS
@@ -124,8 +124,11 @@ class Operation:
     alone where the kernel knows the length; empty where it is neither. `odd`: proof.h has a case
     of its own for the range. `wanted`: what the process did, in front of a range; {fields} are
     decoded arguments. `would`: what the call would have done to {it} without the seal, where that
-    does not depend on its arguments. `number` and `number_32`: of the system call, native and for
-    32-bit callers; None where there is none of its own.
+    does not depend on its arguments. `hides_refusal`: it may be refused and return no error (brk
+    returns the old break, shmdt 0, process_madvise the bytes done), so a success is looked at.
+    `partial`: like this call it may have changed what lies in front of the seal, as calibration
+    finds out (attach/calibrate.py). `number` and `number_32`: of the system call, native and for
+    32-bit callers; None where it has no number.
     """
 
     name: str
@@ -134,6 +137,8 @@ class Operation:
     would: str = ""
     range: tuple[str, ...] = ()
     odd: bool = False
+    hides_refusal: bool = False
+    partial: str = ""
     number: int | None = None
     number_32: int | None = None
 
@@ -158,12 +163,14 @@ _ROWS: tuple[Operation, ...] = (
         _RANGE_AND_PROTECTION,
         "asked for {prot} on",
         range=("addr", "size"),
+        partial="mprotect",
     ),
     Operation(
         "pkey_mprotect",
         (*_RANGE_AND_PROTECTION, ("pkey", _signed)),
         "asked for {prot} with key {pkey} on",
         range=("addr", "size"),
+        partial="mprotect",
     ),
     Operation(
         "munmap",
@@ -182,6 +189,7 @@ _ROWS: tuple[Operation, ...] = (
             ("new_address", _address),
         ),
         "tried to move or resize",
+        partial="mremap",
     ),
     Operation(
         "mmap",
@@ -203,6 +211,7 @@ _ROWS: tuple[Operation, ...] = (
         "advised {advice} on",
         range=("addr", "length"),
         odd=True,
+        partial="madvise",
     ),
     Operation(
         "process_madvise",
@@ -214,6 +223,8 @@ _ROWS: tuple[Operation, ...] = (
             ("flags", _size),
         ),
         "advised {advice} on",
+        hides_refusal=True,
+        partial="madvise",
     ),
     Operation(
         "shmat",
@@ -228,6 +239,7 @@ _ROWS: tuple[Operation, ...] = (
         "tried to detach shared memory at",
         "unmapped {it}",
         range=("shmaddr",),
+        hides_refusal=True,
     ),
     Operation(
         "brk",
@@ -235,6 +247,7 @@ _ROWS: tuple[Operation, ...] = (
         "tried to give back heap memory at",
         "given {it} back",
         range=("addr",),
+        hides_refusal=True,
     ),
     Operation(
         "remap_file_pages",
@@ -250,6 +263,7 @@ _ROWS: tuple[Operation, ...] = (
         "advised {advice} on",
         range=("addr", "length"),
         odd=True,
+        partial="madvise",
     ),
     # Any other call in which the kernel came to unmap or re-protect sealed memory.
     Operation(
@@ -280,22 +294,34 @@ def _number_switch(function: str, numbers: Sequence[tuple[int, str]]) -> str:
     )
 
 
-def c_definitions(operations: Sequence[Operation] = OPERATIONS) -> str:
-    """C source: enumerators, numbers of calls and what they mean, and the plain ranges as cases.
+def _cases(operations: Iterable[Operation]) -> str:
+    return ": ".join(f"case {operation.constant}" for operation in operations)
 
-    proof.h has cases for the others; clang refuses it where an operation has neither.
+
+def c_definitions(operations: Sequence[Operation] = OPERATIONS) -> str:
+    """C source: enumerators, numbers of calls and what they mean, and properties of calls as cases.
+
+    proof.h has cases for the ranges that are not plain; clang refuses it where an operation has
+    neither.
     """
     names = ", ".join(operation.constant for operation in operations)
     native = [(op.number, op.constant) for op in operations if op.number is not None]
     compat = [(op.number_32, op.constant) for op in operations if op.number_32 is not None]
-    plain = ": ".join(f"case {each.constant}" for each in operations if each.is_plain)
+    partial = {
+        like: _cases(each for each in operations if each.partial == like)
+        for like in ("mprotect", "madvise", "mremap")
+    }
+    # Comparisons, and no switch: the verifier knows the operation, and drops each that is false.
+    hiding = " || ".join(f"(operation) == {op.constant}" for op in operations if op.hides_refusal)
     return "\n".join(
         (
             f"enum operation {{ {names}, OPERATIONS }};",
             f"#define NR_MSEAL {NUMBERS['mseal']}",
             f"#define NR_PTRACE {NUMBERS['ptrace']}",
             f"#define NR_PTRACE_32 {COMPAT_NUMBERS['ptrace']}",
-            f"#define PLAIN_RANGES {plain}",
+            f"#define PLAIN_RANGES {_cases(each for each in operations if each.is_plain)}",
+            f"#define HIDES_REFUSAL(operation) ({hiding})",
+            *(f"#define PARTIAL_LIKE_{like.upper()} {cases}" for like, cases in partial.items()),
             _number_switch("operation_of", native),
             _number_switch("operation_of_32", compat),
         )
