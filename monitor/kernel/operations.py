@@ -312,7 +312,9 @@ def c_definitions(operations: Sequence[Operation] = OPERATIONS) -> str:
         for like in ("mprotect", "madvise", "mremap")
     }
     # Comparisons, and no switch: the verifier knows the operation, and drops each that is false.
-    hiding = " || ".join(f"(operation) == {op.constant}" for op in operations if op.hides_refusal)
+    # From the last one to the first clang makes two instructions fewer of them.
+    hidden = [op.constant for op in reversed(operations) if op.hides_refusal]
+    hiding = " || ".join(f"(operation) == {constant}" for constant in hidden)
     return "\n".join(
         (
             f"enum operation {{ {names}, OPERATIONS }};",

@@ -1,7 +1,7 @@
 """ELF files: build id, addresses and functions.
 
 They belong to monitored processes and may say anything, so what is read and how long is bounded;
-what is no proper file is an ElfError and never more.
+whatever is wrong with one is an ElfError. `segments.py` reads the little that the daemon needs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from monitor.symbols.segments import NOTES_LIMIT, SEGMENTS_LIMIT, build_id_of
 
@@ -31,11 +31,43 @@ NEIGHBOURS = 256
 _SYMBOLS_READ = 4096  # at a time
 
 # elf(5)
-_PT_LOAD, _PT_NOTE, _PF_X = "PT_LOAD", "PT_NOTE", 1
-_SHF_EXECINSTR = 4
+_MAGIC = b"\x7fELF"
+_PT_LOAD, _PT_NOTE, _PF_X = 1, 4, 1
+_SHT_NOTE, _SHT_NOBITS, _SHF_EXECINSTR = 7, 8, 4
+_TABLES = {"SHT_SYMTAB": 2, "SHT_DYNSYM": 11}
 _STT_NOTYPE, _STT_FUNC, _STT_GNU_IFUNC = 0, 2, 10
 _STB_LOCAL = 0
 _SHN_UNDEF, _SHN_LORESERVE = 0, 0xFF00
+
+
+class _Layout(NamedTuple):
+    """Of Ehdr: where segments and sections are, size and number of each, which section has the
+    names. `fields` of Phdr: type, flags, offset, size in the file, address. Shdr has its
+    fields in the same order in both classes.
+    """
+
+    header: struct.Struct
+    segment: struct.Struct
+    fields: tuple[int, ...]
+    section: struct.Struct
+    symbol: struct.Struct
+
+
+_WIDE = _Layout(
+    struct.Struct("<32xQQ6x5H"),
+    struct.Struct("<2I6Q"),
+    (0, 1, 2, 5, 3),
+    struct.Struct("<2I4Q2I16x"),
+    struct.Struct("<IBxHQQ"),
+)
+_NARROW = _Layout(
+    struct.Struct("<28xII6x5H"),
+    struct.Struct("<8I"),
+    (0, 6, 1, 4, 2),
+    struct.Struct("<8I8x"),
+    struct.Struct("<IIIBxH"),
+)
+_LAYOUTS = {b"\2\1": _WIDE, b"\1\1": _NARROW}  # class, and little-endian
 
 
 class ElfError(Exception):
@@ -46,13 +78,23 @@ class ElfError(Exception):
 class _Part:
     """A segment or a section."""
 
-    kind: str
+    kind: int
     flags: int
     offset: int
     size: int
     address: int
     name: bytes = b""
     link: int = 0
+
+
+def _segment(row: tuple[int, ...], fields: tuple[int, ...]) -> _Part:
+    kind, flags, offset, size, address = (row[index] for index in fields)
+    return _Part(kind, flags, offset, size, address)
+
+
+def _section(row: tuple[int, ...], names: bytes = b"") -> _Part:
+    name, kind, flags, address, offset, size, link, _info = row
+    return _Part(kind, flags, offset, size, address, names[name:].partition(b"\0")[0], link)
 
 
 class Functions:
@@ -120,78 +162,57 @@ class Elf:
         except ElfError:
             file.close()
             raise
-        # pyelftools promises no set of exceptions for a broken file.
-        except Exception as error:
+        except (OSError, OverflowError, ValueError, struct.error) as error:
             file.close()
-            raise ElfError(f"broken ELF file ({type(error).__name__}: {error})"[:200]) from error
+            raise ElfError(f"broken ELF file ({error})"[:200]) from error
 
     def close(self) -> None:
         self._file.close()
 
     def _parse(self) -> None:
-        from elftools.common.exceptions import ELFError  # noqa: PLC0415 - the daemon never needs it
-        from elftools.elf.elffile import ELFFile  # noqa: PLC0415
-
-        try:
-            elf = ELFFile(self._file)
-        except ELFError as error:
-            raise ElfError(f"no ELF file ({error})"[:200]) from error
-        if not elf.little_endian:
+        head = self._read(0, _WIDE.header.size)
+        if not head.startswith(_MAGIC):
+            raise ElfError("no ELF file")
+        layout = _LAYOUTS.get(head[4:6])
+        if layout is None:
             raise ElfError("an ELF file of another machine")
-        self._wide = elf.elfclass == 64
-        self._segments = self._parts(elf, "ph", elf.structs.Elf_Phdr, SEGMENTS_LIMIT)
-        self._sections = self._parts(elf, "sh", elf.structs.Elf_Shdr, SECTIONS_LIMIT)
-        index = elf["e_shstrndx"]
-        if index < len(self._sections):
-            names = self._bytes(self._sections[index], NAMES_LIMIT)
-            self._sections = [self._named(part, names) for part in self._sections]
+        segments, sections, segment_size, segment_count, section_size, section_count, names_at = (
+            layout.header.unpack_from(head)
+        )
+        if segment_count > SEGMENTS_LIMIT:
+            raise ElfError(f"{segment_count} segments")
+        if section_count > SECTIONS_LIMIT:
+            raise ElfError(f"{section_count} sections")
+        self._layout = layout
+        self._segments = [
+            _segment(row, layout.fields)
+            for row in self._rows(layout.segment, segments, segment_size, segment_count)
+        ]
+        rows = self._rows(layout.section, sections, section_size, section_count)
+        names = self._bytes(_section(rows[names_at]), NAMES_LIMIT) if names_at < len(rows) else b""
+        self._sections = [_section(row, names) for row in rows]
         self.build_id = self._find_build_id()
 
-    @staticmethod
-    def _named(part: _Part, names: bytes) -> _Part:
-        # Until it has its name, the offset of the name stands there.
-        name = names[int(part.name) :].partition(b"\0")[0]
-        return _Part(part.kind, part.flags, part.offset, part.size, part.address, name, part.link)
-
-    def _parts(self, elf: Any, table: str, layout: Any, limit: int) -> list[_Part]:
-        from elftools.common.utils import struct_parse  # noqa: PLC0415
-
-        # Not pyelftools' own lists: those follow links and sizes wherever they lead.
-        count = elf[f"e_{table}num"]
-        if count > limit:
-            raise ElfError(f"{count} {'segments' if table == 'ph' else 'sections'}")
-        prefix = "p" if table == "ph" else "sh"
-        parts = []
-        for index in range(count):
-            position = elf[f"e_{table}off"] + index * elf[f"e_{table}entsize"]
-            row = struct_parse(layout, self._file, stream_pos=position)
-            parts.append(
-                _Part(
-                    str(row[f"{prefix}_type"]),
-                    row[f"{prefix}_flags"],
-                    row[f"{prefix}_offset"],
-                    row["p_filesz" if prefix == "p" else "sh_size"],
-                    row["p_vaddr" if prefix == "p" else "sh_addr"],
-                    b"%d" % row["sh_name"] if prefix == "sh" else b"",
-                    row["sh_link"] if prefix == "sh" else 0,
-                )
-            )
-        return parts
+    def _rows(
+        self, layout: struct.Struct, offset: int, size: int, count: int
+    ) -> list[tuple[int, ...]]:
+        places = (offset + size * index for index in range(count))
+        return [layout.unpack(self._read(place, layout.size)) for place in places]
 
     def _read(self, offset: int, size: int) -> bytes:
         self._file.seek(offset)
         return self._file.read(size)
 
     def _bytes(self, part: _Part, limit: int) -> bytes:
-        if part.kind == "SHT_NOBITS":
+        if part.kind == _SHT_NOBITS:
             return b""
         return self._read(part.offset, min(part.size, limit))
 
     def _find_build_id(self) -> str | None:
         """Of the note that the linker made (ld --build-id), in hexadecimal."""
-        for part in (*self._sections, *self._segments):
-            if part.kind not in (_PT_NOTE, "SHT_NOTE"):
-                continue
+        notes = [part for part in self._sections if part.kind == _SHT_NOTE]
+        notes += [part for part in self._segments if part.kind == _PT_NOTE]
+        for part in notes:
             if found := build_id_of(self._bytes(part, NOTES_LIMIT)):
                 return found
         return None
@@ -204,13 +225,13 @@ class Elf:
                 return part.address + offset - part.offset
         return None
 
-    def _section(self, name: bytes) -> _Part | None:
+    def _named(self, name: bytes) -> _Part | None:
         return next((part for part in self._sections if part.name == name), None)
 
     @property
     def debug_link(self) -> str | None:
         """Base name of the file with the symbols, as objcopy --add-gnu-debuglink left it."""
-        part = self._section(b".gnu_debuglink")
+        part = self._named(b".gnu_debuglink")
         name = self._guarded(lambda: self._bytes(part, 4096) if part else b"").partition(b"\0")[0]
         if not name or b"/" in name or name in (b".", b".."):
             return None
@@ -218,7 +239,7 @@ class Elf:
 
     def mini_debug(self) -> Elf | None:
         """The file with more symbols that some distributions pack into .gnu_debugdata."""
-        part = self._section(b".gnu_debugdata")
+        part = self._named(b".gnu_debugdata")
         if part is None:
             return None
         if part.size > MINI_PACKED_LIMIT:
@@ -249,7 +270,7 @@ class Elf:
             raise ElfError(f"broken table of symbols ({error})") from error
 
     def _functions(self, table: str) -> Functions:
-        part = next((part for part in self._sections if part.kind == table), None)
+        part = next((part for part in self._sections if part.kind == _TABLES[table]), None)
         if part is None or part.link >= len(self._sections):
             return Functions()
         strings = self._sections[part.link]
@@ -287,7 +308,7 @@ class Elf:
 
     def _symbols(self, part: _Part) -> Iterator[tuple[int, int, int, int, int]]:
         """Name, info, section, value, size of each (Elf32_Sym, Elf64_Sym)."""
-        layout = struct.Struct("<IBxHQQ" if self._wide else "<IIIBxH")
+        layout = self._layout.symbol
         count = part.size // layout.size
         if count > SYMBOLS_LIMIT:
             raise ElfError(f"{count} symbols")
@@ -296,7 +317,7 @@ class Elf:
             data = self._read(part.offset + layout.size * first, size)
             if len(data) < size:
                 raise ElfError("its table of symbols is cut off")
-            if self._wide:
+            if self._layout is _WIDE:
                 yield from layout.iter_unpack(data)
             else:
                 for name, start, length, info, section in layout.iter_unpack(data):

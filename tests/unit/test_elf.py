@@ -122,7 +122,7 @@ def test_any_bytes(content: bytes, like_elf: bool) -> None:
 @pytest.mark.parametrize(
     ("position", "layout", "value", "error"),
     [
-        (0, "<B", 0, "no ELF file (Magic number does not match)"),
+        (0, "<B", 0, "no ELF file"),
         (5, "<B", 2, "an ELF file of another machine"),
         (E_PHNUM, "<H", 0xFFFF, "65535 segments"),
         (E_SHNUM, "<H", 0xFFFF, "65535 sections"),

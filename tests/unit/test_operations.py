@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from monitor.attach.calibrate import PARTIAL_OPERATIONS
 from monitor.kernel.arch import COMPAT_NUMBERS, NUMBERS
 from monitor.kernel.operations import OPERATIONS, c_definitions, decode_arguments
 
@@ -134,6 +135,24 @@ def test_ranges_are_arguments() -> None:
         assert {*operation.range} <= {name for name, _ in operation.arguments}
     plain = "case OP_MPROTECT: case OP_PKEY_MPROTECT: case OP_MUNMAP"
     assert f"#define PLAIN_RANGES {plain}\n" in c_definitions()
+
+
+def test_what_a_refused_call_returns_and_leaves_behind() -> None:
+    hiding = [operation.name for operation in OPERATIONS if operation.hides_refusal]
+    assert hiding == ["process_madvise", "shmdt", "brk"]
+    assert "#define HIDES_REFUSAL(operation) ((operation) == OP_BRK || " in c_definitions()
+    partial = {operation.name: operation.partial for operation in OPERATIONS if operation.partial}
+    assert partial == {
+        "mprotect": "mprotect",
+        "pkey_mprotect": "mprotect",
+        "mremap": "mremap",
+        "madvise": "madvise",
+        "process_madvise": "madvise",
+        "io_uring_madvise": "madvise",
+    }
+    assert set(partial.values()) == {*PARTIAL_OPERATIONS}
+    cases = "case OP_MPROTECT: case OP_PKEY_MPROTECT"
+    assert f"#define PARTIAL_LIKE_MPROTECT {cases}\n" in c_definitions()
 
 
 def test_a_new_call_is_a_row() -> None:

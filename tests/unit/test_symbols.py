@@ -467,7 +467,7 @@ def test_a_debuginfod_that_lies(build: Build, tmp_path: Path, reasons: list[str]
         environment["DEBUGINFOD_URLS"] = url
         with Resolver(environment, reasons.append) as resolver:
             assert program.names(resolver) == only(program, [])
-    assert "no ELF file (Magic number does not match)" in reasons[0]
+    assert ": no ELF file" in reasons[0]
 
 
 def test_a_debuginfod_that_breaks_off(build: Build, tmp_path: Path, reasons: list[str]) -> None:
