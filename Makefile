@@ -6,7 +6,8 @@ PACKAGES := $(RUN_PACKAGES) $(BUILD_PACKAGES) gcc libc6-dev clang-format openssl
 KERNEL_PACKAGES := qemu-system-x86 iproute2 debian-archive-keyring
 TEST_PACKAGES := chromium-headless-shell
 MONITORING_PACKAGES := prometheus prometheus-alertmanager
-PICTURE_PACKAGES := $(TEST_PACKAGES) fonts-inter-variable pngquant
+REPORT_PACKAGES := $(TEST_PACKAGES) pngquant
+PICTURE_PACKAGES := $(REPORT_PACKAGES) fonts-inter-variable
 BENCH_PACKAGES := bpftrace linux-perf strace
 DEB_PACKAGES := debhelper dh-python dpkg-dev
 DEB_TEST_PACKAGES := $(DEB_PACKAGES) mmdebstrap lintian systemd-container debian-archive-keyring
@@ -39,10 +40,10 @@ INSTALLED := \
     $(foreach file,$(DASHBOARDS),$(file):$(PREFIX)/share/seal-monitor/$(file:dashboards/%=%))
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup demo run doctor test test-kernels lint check bench instructions soak docs pictures install uninstall deb test-deb clean
+.PHONY: help setup demo run doctor test test-kernels lint check bench instructions soak docs pictures report-picture install uninstall deb test-deb clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
 
 setup: $(READY) ## install what is missing (Debian packages as root, .venv, compiled programs); does nothing twice
 	@$(compile)
@@ -93,6 +94,10 @@ pictures: setup $(PROMETHEUS) ## draw the dashboards with Grafana's front end; n
 	@command -v npm >/dev/null || { echo "npm is missing; it comes with Node.js, 20.19 or later" >&2; exit 1; }
 	@$(call install,$(PICTURE_PACKAGES))
 	$(PYTHON) tests/pictures.py $(ARGS)
+
+report-picture: setup ## draw docs/report.png, the page of an incident
+	@$(call install,$(REPORT_PACKAGES))
+	$(PYTHON) tests/report_picture.py
 
 install: ## install the service below PREFIX (/usr/local); DESTDIR for a staged root
 	@$(if $(DESTDIR),,$(call install,$(RUN_PACKAGES) $(BUILD_PACKAGES)))
