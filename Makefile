@@ -40,7 +40,7 @@ INSTALLED := \
     $(foreach file,$(DASHBOARDS),$(file):$(PREFIX)/share/seal-monitor/$(file:dashboards/%=%))
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup demo run doctor test test-kernels lint check bench instructions soak docs pictures report-picture install uninstall deb test-deb clean
+.PHONY: help setup demo run doctor test test-kernels lint check bench instructions soak docs pictures report-picture install uninstall deb test-deb release-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -139,6 +139,10 @@ deb: ## build the Debian package: build/seal-monitor_*.deb
 test-deb: setup ## install, start, upgrade and remove the package in real trees of Debian
 	@$(call install,$(DEB_TEST_PACKAGES))
 	$(PYTHON) -m pytest tests/package $(ARGS)
+
+release-check: setup ## check what must hold before a version is tagged
+	@$(call install,$(DEB_PACKAGES) $(BUILD_PACKAGES) lintian)
+	@$(PYTHON) tests/release.py
 
 clean: ## remove everything that make has made
 	rm -rf .venv build $(OBJECT) *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
