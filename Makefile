@@ -6,7 +6,8 @@ PACKAGES := $(RUN_PACKAGES) $(BUILD_PACKAGES) gcc libc6-dev clang-format openssl
 KERNEL_PACKAGES := qemu-system-x86 iproute2 debian-archive-keyring
 TEST_PACKAGES := chromium-headless-shell
 MONITORING_PACKAGES := prometheus prometheus-alertmanager
-PICTURE_PACKAGES := $(TEST_PACKAGES) fonts-inter-variable pngquant
+REPORT_PACKAGES := $(TEST_PACKAGES) pngquant
+PICTURE_PACKAGES := $(REPORT_PACKAGES) fonts-inter-variable
 BENCH_PACKAGES := bpftrace linux-perf strace
 DEB_PACKAGES := debhelper dh-python dpkg-dev
 DEB_TEST_PACKAGES := $(DEB_PACKAGES) mmdebstrap lintian systemd-container debian-archive-keyring
@@ -39,10 +40,10 @@ INSTALLED := \
     $(foreach file,$(DASHBOARDS),$(file):$(PREFIX)/share/seal-monitor/$(file:dashboards/%=%))
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup demo run doctor test test-kernels lint check bench instructions soak docs pictures install uninstall deb test-deb clean
+.PHONY: help setup demo run doctor test test-kernels lint check bench instructions soak docs pictures report-picture install uninstall deb test-deb release-check clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
 
 setup: $(READY) ## install what is missing (Debian packages as root, .venv, compiled programs); does nothing twice
 	@$(compile)
@@ -94,6 +95,10 @@ pictures: setup $(PROMETHEUS) ## draw the dashboards with Grafana's front end; n
 	@$(call install,$(PICTURE_PACKAGES))
 	$(PYTHON) tests/pictures.py $(ARGS)
 
+report-picture: setup ## draw docs/report.png, the page of an incident
+	@$(call install,$(REPORT_PACKAGES))
+	$(PYTHON) tests/report_picture.py
+
 install: ## install the service below PREFIX (/usr/local); DESTDIR for a staged root
 	@$(if $(DESTDIR),,$(call install,$(RUN_PACKAGES) $(BUILD_PACKAGES)))
 	@umask 022; new='$(DESTDIR)$(PROGRAM).new'; made='build/lib build/bdist.*'; rm -rf "$$new" $$made; mkdir -p "$${new%/*}"; \
@@ -134,6 +139,10 @@ deb: ## build the Debian package: build/seal-monitor_*.deb
 test-deb: setup ## install, start, upgrade and remove the package in real trees of Debian
 	@$(call install,$(DEB_TEST_PACKAGES))
 	$(PYTHON) -m pytest tests/package $(ARGS)
+
+release-check: setup ## check what must hold before a version is tagged
+	@$(call install,$(DEB_PACKAGES) $(BUILD_PACKAGES) lintian)
+	@$(PYTHON) tests/release.py
 
 clean: ## remove everything that make has made
 	rm -rf .venv build $(OBJECT) *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -29,6 +29,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import drawn
 from browser import Browser, browser
 from fleet import MINUTE, exposition
 from prometheus import backfilled
@@ -193,6 +194,9 @@ def main() -> int:
             problems = draw(tab, url, name, {**shown, **chosen}, picture)
             print(f"{picture}: {'; '.join(problems) or 'every panel is drawn'}")
             wrong |= bool(problems)
+            if keep and not problems:
+                document = json.loads((DASHBOARDS / f"{name}.json").read_text("utf-8"))
+                drawn.record(str(picture.relative_to(ROOT)), drawn.dashboard(document))
     return wrong
 
 

@@ -17,7 +17,7 @@ from monitor.kernel.privileges import with_remedy
 from monitor.kernel.probes import PROBES, Hook, Probe, candidates
 from monitor.kernel.programs import Kernel, Programs, missing, parts
 
-__all__ = ["load_and_attach", "why_fexit_refused"]
+__all__ = ["load_and_attach", "look_at_kernel", "why_fexit_refused"]
 
 _MAPS = (
     "ring",
@@ -49,7 +49,7 @@ def _load_and_attach(request: LoadRequest, diagnostics: int) -> tuple[dict[str, 
     wanted = [(probe, candidates(probe, request.attach, request.switches)) for probe in PROBES]
     path = request.path or compiler.OBJECT
     compiled, found = _object(path, diagnostics)
-    kernel = _look_at_kernel()
+    kernel = look_at_kernel()
     impossible = _impossible(request, wanted, kernel, compiled)
     first = _first_choices(wanted, impossible)
     if mounted.problem and any(hook.mode == "tracepoint" for hook in first):
@@ -96,7 +96,8 @@ def _made(compiled: object.Object, path: Path | None, kernel: Kernel) -> Made:
     return Made(where, compiled.digest, built, compiled.compiler, tuple(absent))
 
 
-def _look_at_kernel() -> Kernel:
+def look_at_kernel() -> Kernel:
+    """Raises LayoutError."""
     with Btf() as btf:
         refused = why_fexit_refused(btf)
         return Kernel(layouts.values(btf), layouts.functions(btf), refused)

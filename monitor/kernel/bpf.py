@@ -25,6 +25,7 @@ __all__ = [
     "libbpf",
     "load_program",
     "set_element",
+    "verifier_log",
 ]
 
 # include/uapi/linux/bpf.h: enum bpf_prog_type, bpf_attach_type.
@@ -34,6 +35,8 @@ _EVENTS = Path("/sys/kernel/tracing/events")
 _PERF_TYPE_TRACEPOINT, _PERF_FLAG_FD_CLOEXEC = 2, 8
 _PERF_EVENT_IOC_ENABLE, _PERF_EVENT_IOC_SET_BPF = 0x2400, 0x40042408
 _LOG_SIZE = 1 << 16
+_FULL_LOG_SIZE = 1 << 26  # the log of the longest programs has some MiB
+_FULL_LOG_LEVEL = 2  # every instruction with the registers after it, taken or refused
 _SIZE_T = ctypes.c_size_t
 
 
@@ -134,18 +137,20 @@ def set_element(descriptor: int, key: int, value: int) -> None:
     )
 
 
-def load_program(kind: int, name: str, instructions: bytes, function: int = 0) -> int:
-    """Verify and load. `function`: BTF id of the function at whose return a fexit program runs.
+def _load(
+    kind: int, name: str, instructions: bytes, function: int, *, log_size: int, log_level: int
+) -> tuple[int, int, str]:
+    """The descriptor or -1, the error's number, and the verifier's log.
 
-    The error has the verifier's last line. The verifier works outside of Python's lock: several
-    programs can be loaded by as many threads.
+    With level 0 there is a log of refused programs only: libbpf asks again, with level 1.
     """
-    log = ctypes.create_string_buffer(_LOG_SIZE)
+    log = ctypes.create_string_buffer(log_size)
     options = _LoadOptions(
         sz=ctypes.sizeof(_LoadOptions),
         expected_attach_type=_TRACE_FEXIT if function else 0,
         attach_btf_id=function,
-        log_size=_LOG_SIZE,
+        log_level=log_level,
+        log_size=log_size,
         log_buf=ctypes.cast(log, ctypes.c_char_p),
     )
     descriptor: int = libbpf().bpf_prog_load(
@@ -156,13 +161,38 @@ def load_program(kind: int, name: str, instructions: bytes, function: int = 0) -
         _SIZE_T(len(instructions) // 8),
         ctypes.byref(options),
     )
+    number = ctypes.get_errno() if descriptor < 0 else 0
+    return descriptor, number, log.value.decode(errors="replace")
+
+
+def load_program(kind: int, name: str, instructions: bytes, function: int = 0) -> int:
+    """Verify and load. `function`: BTF id of the function at whose return a fexit program runs.
+
+    The error has the verifier's last line. The verifier works outside of Python's lock: several
+    programs can be loaded by as many threads.
+    """
+    descriptor, number, log = _load(
+        kind, name, instructions, function, log_size=_LOG_SIZE, log_level=0
+    )
     if descriptor < 0:
-        number = ctypes.get_errno()
-        lines = [line for line in log.value.decode(errors="replace").splitlines() if line.strip()]
+        lines = [line for line in log.splitlines() if line.strip()]
         # The very last lines are the verifier's statistics.
         said = next((line for line in reversed(lines) if not line.startswith("processed ")), "")
         raise OSError(number, os.strerror(number) + (f": {said}" if said else ""))
     return descriptor
+
+
+def verifier_log(
+    kind: int, name: str, instructions: bytes, function: int = 0
+) -> tuple[str, OSError | None]:
+    """All that the verifier prints about a program, and why it refuses it. Nothing stays loaded."""
+    descriptor, number, log = _load(
+        kind, name, instructions, function, log_size=_FULL_LOG_SIZE, log_level=_FULL_LOG_LEVEL
+    )
+    if descriptor < 0:
+        return log, OSError(number, os.strerror(number))
+    os.close(descriptor)
+    return log, None
 
 
 def attach_fexit(program: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from monitor.kernel import bpf, layouts, object
@@ -119,6 +119,17 @@ class Programs:
                 raise found
             descriptor = found
         return descriptor
+
+    def logs(
+        self, hook: Hook, wanted: Callable[[str], bool]
+    ) -> Iterator[tuple[str, str, OSError | None]]:
+        """Of a hook's programs with a wanted name: name, the verifier's log, why it is refused."""
+        for kind, name, program, function, operation in self._jobs(hook):
+            if not wanted(name):
+                continue
+            values = _with_operation(self._kernel.values, operation)
+            instructions = program.patched(self._descriptors, values)
+            yield name, *bpf.verifier_log(kind, name, instructions, function)
 
     def arrays(self) -> dict[str, int]:
         """The program arrays that a loaded program may call into."""

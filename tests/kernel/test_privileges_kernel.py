@@ -156,13 +156,13 @@ def test_the_loader_has_given_up_the_rest_before_it_compiles(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, require_bpf: None
 ) -> None:
     status = tmp_path / "status"
-    look = attacher._look_at_kernel
+    look = attacher.look_at_kernel
 
     def look_and_tell() -> object:  # in the child, after which it compiles
         status.write_text(Path("/proc/self/status").read_text())
         return look()
 
-    monkeypatch.setattr(attacher, "_look_at_kernel", look_and_tell)
+    monkeypatch.setattr(attacher, "look_at_kernel", look_and_tell)
     before = in_effect(Path("/proc/self/status"))
     loader.load(loader.LoadRequest()).close()
     fields = dict(line.split(":\t") for line in status.read_text().splitlines() if ":\t" in line)

@@ -139,9 +139,9 @@ def test_commands_and_flags() -> None:
 
 
 def test_make_targets() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for page, text in PAGES.items():
-        named = set(re.findall(r"(?:^    |`)make ([a-z]+)", text, re.MULTILINE))
+        named = set(re.findall(r"(?:^    |`)make ([a-z-]+)", text, re.MULTILINE))
         assert named <= targets, page
     assert {"demo", "run", "test"} <= set(re.findall(r"^    make (\w+)", README, re.MULTILINE))
 
