@@ -56,8 +56,8 @@ static __always_inline bool is_native_code(struct pt_regs *regs)
 
 /*
  * i386 has two more ways to calls of the table (ipc/syscall.c, arch/x86/kernel/sys_ia32.c): one
- * number for all of System V IPC, where the first argument says which, and an mmap whose arguments lie
- * in memory.
+ * number for all of System V IPC, where the first argument says which, and an mmap whose arguments
+ * lie in memory.
  */
 #define NR_OLD_MMAP_32 90
 #define NR_IPC_32 117

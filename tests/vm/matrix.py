@@ -313,6 +313,10 @@ def main() -> int:
     except KernelError as error:
         print(f"test-kernels: {error}", file=sys.stderr)
         return 2
+    jobs = [job for job in _jobs(found) if is_wanted(f"{job.kernel.release} {job.name}")]
+    if not (jobs or is_wanted("instructions")):
+        print(f"test-kernels: no guest is named {' or '.join(arguments.only)}", file=sys.stderr)
+        return 2
     logs = BUILD / "kernels"
     logs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=BUILD) as name:
@@ -321,7 +325,6 @@ def main() -> int:
         except GuestError as error:
             print(f"test-kernels: {error}", file=sys.stderr)
             return 2
-        jobs = [job for job in _jobs(found) if is_wanted(f"{job.kernel.release} {job.name}")]
         with ThreadPoolExecutor(GUESTS_AT_A_TIME) as pool:
             results = pool.map(lambda job: _run(job, initramfs, logs, attempts), jobs)
             counted = pool.submit(_counted, found, initramfs) if is_wanted("instructions") else None
