@@ -89,7 +89,10 @@ class Incident:
 
 
 def as_object(incident: Incident) -> dict[str, object]:
-    """Ready for JSON. `facets` count the events told one by one."""
+    """Ready for JSON. `facets` count the delivered events.
+
+    "told" is the old name of `delivered`, printed until 1.0.
+    """
     return {
         "id": incident.id,
         "kind": incident.kind,
@@ -102,6 +105,7 @@ def as_object(incident: Incident) -> dict[str, object]:
         "first_seen": timestamp(incident.first_ns, 0),
         "last_seen": timestamp(incident.last_ns, 0),
         "count": incident.count,
+        "delivered": incident.events,
         "told": incident.events,
         "suppressed": incident.suppressed,
         "program": incident.executable,

@@ -141,7 +141,8 @@ def test_list_with_filters(database: Path) -> None:
 
 def test_show(database: Path) -> None:
     (found,) = json.loads(command(database, "list", "--json", "--operation", "mprotect"))
-    assert (found["count"], found["told"], found["suppressed"]) == (3997, 1, 3996)
+    assert (found["count"], found["delivered"], found["suppressed"]) == (3997, 1, 3996)
+    assert found["told"] == 1  # the old name of `delivered`, until 1.0
     story = command(database, "show", found["id"][:6].upper())
     for line in (
         f"incident {found['id']}: mprotect of sealed memory refused",
