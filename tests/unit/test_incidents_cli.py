@@ -395,7 +395,7 @@ def test_no_advice_to_remove_what_is_not_ours(tmp_path: Path, stranger: Path) ->
     for version in (0, 2, 70):
         change(others, "CREATE TABLE IF NOT EXISTS bookmarks (url)")
         change(others, f"PRAGMA user_version = {version}")
-        assert why(others) == f"{others} is not an incidents database: its tables are others"
+        assert why(others) == f"{others} is not an incidents database: it has other tables"
     with stranger.open("r+b") as file:
         file.truncate(stranger.stat().st_size // 2)
     assert why(stranger).startswith(f"cannot read {stranger}: database disk image is malformed; if")
@@ -410,8 +410,8 @@ def test_a_copy_of_a_database_that_is_written_to(tmp_path: Path) -> None:
     alone = Path(shutil.copy(store.path, tmp_path / "alone.db"))
     shown = seal_monitor("incidents", "list", "--database", alone)
     assert shown.stderr == (
-        f"seal-monitor: there are no incidents in {alone} yet; if it is a copy, copy "
-        "alone.db-wal, too, or use 'incidents backup'\n"
+        f"seal-monitor: there are no incidents in {alone} yet; if it is a copy, also copy "
+        "alone.db-wal, or use 'incidents backup'\n"
     )
     copied = tmp_path / "copied.db"
     assert command(store.path, "backup", "-o", str(copied)) == ""
