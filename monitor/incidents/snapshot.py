@@ -158,8 +158,7 @@ def _part(missing: dict[str, str], name: str, reader: Callable[[], _T]) -> _T | 
 
 
 def _fitting(snapshot: Snapshot, touched: int, limit: int) -> bytes:
-    """The snapshot as JSON text of at most `limit` bytes: its longest part is halved until it fits.
-    """
+    """The snapshot as JSON text of at most `limit` bytes: halves its longest part until it fits."""
     while len(text := encode(snapshot)) > limit:
         part = max(("memory_map", "modules"), key=lambda name: len(snapshot[name] or ()))
         entries = snapshot[part] or []

@@ -49,8 +49,8 @@ VALUES_KEPT = 32
 TEXT_LIMIT = 4096
 
 # `events` counts the delivered events of an incident, `suppressed` those that the rate limit held
-# back. A facet counts the events of an incident that have a value in common. `number` and `seq` only
-# grow, so new rows lie together and a small cache is enough.
+# back. A facet counts the events of an incident that have a value in common. `number` and `seq`
+# only grow, so new rows lie together and a small cache is enough.
 _SCHEMA_1 = (
     "CREATE TABLE incidents (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, "
     "kind TEXT NOT NULL, what TEXT NOT NULL, "
