@@ -215,8 +215,8 @@ def test_an_events_file_that_cannot_be_opened() -> None:
         (
             "[watch]\ncompat = 1\n\n[ring]\nsize = '1M'\n",
             [
-                ":2: key 'watch.compat': 1 is no switch; write true or false",
-                ":5: key 'ring.size': '1M' is no integer; write one from 65536 to 67108864",
+                ":2: key 'watch.compat': 1 is not a switch; write true or false",
+                ":5: key 'ring.size': '1M' is not an integer; write one from 65536 to 67108864",
             ],
         ),
         (
