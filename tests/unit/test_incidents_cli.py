@@ -234,8 +234,8 @@ def test_not_found(database: Path, arguments: tuple[str, ...], message: str) -> 
     ("arguments", "message"),
     [
         ((), "seal-monitor incidents: error: the following arguments are required: COMMAND"),
-        (("list", "--since", "noon"), "seal-monitor: command line: --since: noon is no time; "),
-        (("timeline", "1", "x"), "seal-monitor: command line: START: x is no time; "),
+        (("list", "--since", "noon"), "seal-monitor: command line: --since: noon is not a time; "),
+        (("timeline", "1", "x"), "seal-monitor: command line: START: x is not a time; "),
         (("timeline", "0"), "argument PID: '0' is no number from 1 to 2147483647"),
         (("list", "--limit", "-1"), "argument --limit: '-1' is no number from 1 to 2147483647"),
         (("list", "--kind", "x"), "argument --kind: invalid choice: 'x'"),
@@ -441,5 +441,5 @@ def test_moment(text: str | None, expected: int | None) -> None:
 
 @pytest.mark.parametrize("text", ["", "7", "d", "-1d", "7 d", "yesterday", "2026-13-01", "٣d"])
 def test_no_moment(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"command line: --since: .* is no time; write a date"):
+    with pytest.raises(ConfigError, match=r"command line: --since: .* is not a time; write a date"):
         moment("--since", text, NOW)
