@@ -400,8 +400,8 @@ def test_debugging_shows_where(
         (("--",), "seal-monitor exec: error: no command"),
         (
             ("--fail-on", "denial,wrong", "--", "true"),
-            "exec: error: argument --fail-on: 'wrong' is none of denial, fault and bypass; "
-            "several are separated by commas",
+            "exec: error: argument --fail-on: 'wrong' is not one of denial, fault and bypass; "
+            "separate several by commas",
         ),
         (("--nothing", "--", "true"), "error: unrecognized arguments: --nothing"),
         (

@@ -183,10 +183,7 @@ def test_listen_address_refused(text: str) -> None:
         ),
         (
             '[output]\nevents_file = "a\\u0000b"',
-            [
-                "2: key 'output.events_file': 'a\\x00b' has a NUL character; "
-                "no file has such a name"
-            ],
+            ["2: key 'output.events_file': 'a\\x00b' has a NUL character; no file has such a name"],
         ),
         (
             '[events]\nseals = "no"',
@@ -211,7 +208,8 @@ def test_listen_address_refused(text: str) -> None:
             [
                 "2: key 'rate_limit.burst': 0 is out of range; write 1 to 1000000",
                 "3: key 'rate_limit.host': 1.5 is not an integer; write one from 1 to 1000000",
-                "4: key 'rate_limit.per_caller': true is not an integer; write one from 1 to 1000000",
+                "4: key 'rate_limit.per_caller': true is not an integer; "
+                "write one from 1 to 1000000",
             ],
         ),
         (

@@ -96,7 +96,10 @@ def test_empty_web_config(tmp_path: Path, text: str) -> None:
         ),
         (
             "basic_auth_users: [a]",
-            ["{}:1: key 'basic_auth_users': it is not a mapping; write its keys indented beneath it"],
+            [
+                "{}:1: key 'basic_auth_users': it is not a mapping; "
+                "write its keys indented beneath it"
+            ],
         ),
         (
             TLS
