@@ -132,8 +132,8 @@ def test_empty_web_config(tmp_path: Path, text: str) -> None:
         (
             TLS + "  cipher_suites: TLS_AES_128_GCM_SHA256\n",
             [
-                "{}:4: key 'tls_server_config.cipher_suites': it is not a list; write an item a line, "
-                "each after '- '"
+                "{}:4: key 'tls_server_config.cipher_suites': it is not a list; "
+                "write an item a line, each after '- '"
             ],
         ),
         (
