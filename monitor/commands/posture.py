@@ -246,7 +246,7 @@ def as_document(processes: Sequence[Process], by: str, everything: bool) -> dict
 def _one(pid: int, proc: Path) -> Process:
     process = Reader(proc, page_tables_limit=None, keep=MAPPINGS_SHOWN).process(pid)
     if process is None:
-        raise ProcessLookupError(f"there is no process {pid} with user memory")
+        raise ProcessLookupError(f"there is no process {pid} with memory of its own")
     if process.state == "unreadable":
         hint = "" if os.geteuid() == 0 else "; run as its user or as root"
         raise PermissionError(f"the mappings of process {pid} may not be read{hint}")
