@@ -570,7 +570,7 @@ HOST = Dashboard(
 HEALTH = Dashboard(
     "seal-monitor-health",
     "seal-monitor / Monitor health",
-    "Whether the monitors see, tell and hold what they promise.",
+    "Whether the monitors see, report and hold what they promise.",
     (JOB, HOSTS),
     (
         Row(
@@ -704,7 +704,7 @@ HEALTH = Dashboard(
             ),
         ),
         Row(
-            "Does it tell?",
+            "Does it report?",
             (
                 Panel(
                     "Events by result",
