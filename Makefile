@@ -81,7 +81,7 @@ bench: setup ## measure what watching costs, next to other observers; writes doc
 soak: setup ## watch a steady load for MINUTES=60; counts must be exact, nothing may grow
 	$(PYTHON) tests/soak.py --minutes $(MINUTES)
 
-instructions: setup ## count anew the instructions of each call, in an emulated machine
+instructions: setup ## count the instructions of each call again, in an emulated machine
 	@$(call install,$(KERNEL_PACKAGES))
 	$(PYTHON) tests/vm/instructions.py --write
 
@@ -119,7 +119,7 @@ install: ## install the service below PREFIX (/usr/local); DESTDIR for a staged 
 	    install -D -m 0644 systemd/seal-monitor.logrotate '$(DESTDIR)/etc/logrotate.d/seal-monitor'; \
 	[[ -e '$(DESTDIR)/etc/seal-monitor/config.toml' ]] || \
 	    install -D -m 0644 docs/config.example.toml '$(DESTDIR)/etc/seal-monitor/config.toml'
-	@$(if $(DESTDIR),,$(call tell_systemd,installed))
+	@$(if $(DESTDIR),,$(call refresh_systemd,installed))
 
 uninstall: ## stop the service and remove what install put there, but not settings and logs
 	@if [[ -z '$(DESTDIR)' && -d /run/systemd/system ]]; then \
@@ -129,7 +129,7 @@ uninstall: ## stop the service and remove what install put there, but not settin
 	@rm -rf '$(DESTDIR)$(PROGRAM)' '$(DESTDIR)$(PREFIX)/share/doc/seal-monitor' \
 	    '$(DESTDIR)$(PREFIX)/share/seal-monitor'
 	@rm -f '$(DESTDIR)$(PREFIX)/bin/seal-monitor'
-	@$(if $(DESTDIR),,$(call tell_systemd))
+	@$(if $(DESTDIR),,$(call refresh_systemd))
 
 deb: ## build the Debian package: build/seal-monitor_*.deb
 	@$(call install,$(DEB_PACKAGES) $(BUILD_PACKAGES))
@@ -148,8 +148,8 @@ clean: ## remove everything that make has made
 	rm -rf .venv build $(OBJECT) *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-# Where systemd runs: users and directories, when installing, and the units read anew.
-define tell_systemd
+# Where systemd runs: make the user and directories when installing, and have the units read again.
+define refresh_systemd
 if [[ -d /run/systemd/system ]]; then \
     $(if $(1),systemd-sysusers seal-monitor.conf; systemd-tmpfiles --create seal-monitor.conf;) \
     journalctl --update-catalog; \
@@ -157,7 +157,7 @@ if [[ -d /run/systemd/system ]]; then \
 fi
 endef
 
-# The BPF programs for every kernel, and for readers the C that is generated. By Debian's Python, which has bcc.
+# The BPF programs for every kernel, and the generated C for readers. By Debian's Python, which has bcc.
 define compile
 /usr/bin/python3 -m monitor.kernel.compiler object $(OBJECT) || (( EUID )) || exit 1; \
 mkdir -p build; /usr/bin/python3 -m monitor.kernel.compiler definitions >build/definitions.h
@@ -166,7 +166,7 @@ endef
 # Debian packages, where they are missing.
 define install
 command -v dpkg-query >/dev/null || { \
-    echo "make knows how to install on Debian and its kin alone; it needs: $(1)" >&2; exit 1; }; \
+    echo "make can only install packages on Debian and its kin; it needs: $(1)" >&2; exit 1; }; \
 missing=(); for package in $(1); do \
     state=$$(dpkg-query -W -f '$${db:Status-Abbrev}' "$$package" 2>/dev/null || true); \
     [[ $$state == ii* ]] || missing+=("$$package"); \

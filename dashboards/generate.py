@@ -129,7 +129,7 @@ def _timeseries(panel: Panel) -> Json:
         "lineWidth": 0,
         "stacking": {"mode": "normal", "group": "A"},
     }
-    are_hosts = any("instance" in each.legend for each in panel.queries)  # they hide each other
+    are_hosts = any("instance" in each.legend for each in panel.queries)  # areas would overlap
     lines = {
         "drawStyle": "line",
         "fillOpacity": 0 if are_hosts else 10,
@@ -283,7 +283,7 @@ def _row(row: Row, number: int, y: int) -> Json:
 
 
 def _panels(rows: Sequence[Row]) -> list[Json]:
-    """From left to right, in the next line where one is full."""
+    """The panels placed from left to right; when a line is full, the next one begins."""
     placed: list[Json] = []
     y = 0
     for row in rows:
@@ -300,7 +300,7 @@ def _panels(rows: Sequence[Row]) -> list[Json]:
 
 
 def document(dashboard: Dashboard) -> Json:
-    """The dashboard as Grafana reads it."""
+    """The dashboard in the form that Grafana reads."""
     datasource = {
         "type": "datasource",
         "name": "datasource",

@@ -1,7 +1,7 @@
 """The dashboards, as tables of panels; generate.py writes them in Grafana's form.
 
-A panel is a row; a metric that is new needs one more. Metrics stand here without `seal_monitor_`,
-as `~name`, and SELECT for the hosts that are chosen.
+A panel is a row; a new metric needs one. Here `~name` stands for the metric `seal_monitor_name`,
+and SELECT for the chosen hosts.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ COLORS = {
 
 @dataclass(frozen=True)
 class Query:
-    """`legend`: what a series is called, with {{label}}."""
+    """`legend` is the name of a series; {{label}} in it stands for the label's value."""
 
     expression: str
     legend: str = "__auto"
@@ -55,7 +55,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Panel:
-    """`width` is in 24ths. Of a stat `alarm`: the value from which on it is red."""
+    """`width` is in 24ths. A stat is red from the value `alarm`."""
 
     title: str
     kind: Kind
@@ -570,7 +570,7 @@ HOST = Dashboard(
 HEALTH = Dashboard(
     "seal-monitor-health",
     "seal-monitor / Monitor health",
-    "Whether the monitors see, tell and hold what they promise.",
+    "Whether the monitors see, report and hold what they promise.",
     (JOB, HOSTS),
     (
         Row(
@@ -704,7 +704,7 @@ HEALTH = Dashboard(
             ),
         ),
         Row(
-            "Does it tell?",
+            "Does it report?",
             (
                 Panel(
                     "Events by result",

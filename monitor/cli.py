@@ -1,4 +1,4 @@
-"""Commands and flags of `seal-monitor`; no logic of their own."""
+"""Commands and flags of `seal-monitor`; what they do is in other modules."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["main"]
 
 
 def _columns() -> int:
-    """As shutil.get_terminal_size() has it, without what shutil imports: libraries for archives."""
+    """The width of the terminal, without shutil, which would import libraries for archives."""
     given = os.environ.get("COLUMNS", "")[:5]
     if given.isdecimal() and int(given):
         return int(given)
@@ -32,7 +32,7 @@ def _columns() -> int:
 
 
 class _Formatter(argparse.HelpFormatter):
-    """argparse makes one for each flag, and asks shutil how wide the terminal is."""
+    """Knows the width: argparse makes one for each flag, and would import shutil for it."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **{"width": _columns() - 2} | options)
@@ -41,7 +41,8 @@ class _Formatter(argparse.HelpFormatter):
 class Parser(argparse.ArgumentParser):
     """`wrong_usage` is the exit code for a mistake on the command line.
 
-    What it parsed has it as `parser`: a mistake found later shows the usage of that very command.
+    The parsed arguments have it as `parser`: a mistake that is found later shows the usage of the
+    same command.
     """
 
     wrong_usage = 2
@@ -69,10 +70,10 @@ _VALUES = {
 }
 _DESCRIPTION = """\
 Watches every attempt to change memory that mseal(2) has sealed, and every fault on a guard page or
-a protection: counts them in the kernel, proves what they were, and tells who made them.
+a protection: counts them in the kernel, proves what they were, and reports who made them.
 """
 _EPILOG = """\
-'seal-monitor COMMAND --help' tells the flags of a command.
+'seal-monitor COMMAND --help' lists the flags of a command.
 
 examples:
   seal-monitor demo                   see what the monitor says of real violations
@@ -98,7 +99,7 @@ SEAL_MONITOR_DEBUG=1 in the environment shows where an error was raised.
 
 
 class _Help(_Formatter, argparse.RawDescriptionHelpFormatter):
-    """argparse counts two columns too few for the names of commands, and breaks lines."""
+    """Corrects argparse, which leaves two columns too few for the names of commands."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -135,7 +136,7 @@ def _parser() -> Parser:
         return command
 
     run = add("run", _run, "watch in the foreground until SIGTERM or SIGINT")
-    demo = add("demo", _demo, "provoke one of each violation and show what is said of it")
+    demo = add("demo", _demo, "provoke one of each violation and show the report of it")
     _add_exec(add("exec", _exec, "run a command and report the violations of it and its children"))
     doctor = add("doctor", _doctor, "show what this host can and can't do, and the remedy")
     for command, keys in (
@@ -159,7 +160,7 @@ def _parser() -> Parser:
         type=Path,
         action="append",
         default=[],
-        help="a directory to look for programs in, too; may be given again",
+        help="another directory to look for programs in; may be given again",
     )
     symbolize.add_argument("--verbose", action="store_true", help="say why a name is missing")
     _add_incidents(add("incidents", _incidents, "show what was kept of violations, grouped"))
@@ -172,7 +173,7 @@ def _add_config(parser: Parser, text: str) -> None:
 
 
 def _add_keys(parser: Parser, names: Sequence[str]) -> None:
-    """Flags for these keys of the configuration; what is not given is not set."""
+    """Add flags for these keys of the configuration; a flag that is not given sets nothing."""
     for key in config.KEYS:
         if key.flag and key.name in names:
             text = key.description + (f" Default: {key.default}" if key.default else "")
@@ -237,7 +238,7 @@ def _kinds(text: str) -> tuple[str, ...]:
     kinds = tuple(dict.fromkeys(text.split(",")))
     if unknown := set(kinds) - {"denial", "fault", "bypass"}:
         raise argparse.ArgumentTypeError(
-            f"{min(unknown)[:20]!r} is none of denial, fault and bypass; several are separated by "
+            f"{min(unknown)[:20]!r} is not one of denial, fault and bypass; separate several by "
             "commas"
         )
     return kinds
@@ -280,7 +281,7 @@ def _add_incidents(parser: Parser) -> None:
     )
     export = add("export", "pack all about one incident, for somebody else")
     export.add_argument("id", metavar="ID", help="its id, or the beginning of it")
-    backup = add("backup", "copy the whole database, while a daemon writes to it, too")
+    backup = add("backup", "copy the whole database, even while a daemon writes to it")
     for verb, file in ((report, "FILE.html"), (export, "FILE.tar.gz"), (backup, "FILE.db")):
         verb.add_argument(
             *("-o", "--output-file"),
@@ -291,13 +292,13 @@ def _add_incidents(parser: Parser) -> None:
 
 
 def _incident_filters() -> Parser:
-    """Those of list and report."""
+    """The filters of list and report."""
     listing = Parser(add_help=False, allow_abbrev=False)
     for flag, metavar, text in (
         (
             "--since",
             "TIME",
-            "seen since then: a date or time in UTC, or so long ago: 24h, 7d",
+            "seen since then: a date or time in UTC, or how long ago: 24h, 7d",
         ),
         ("--until", "TIME", "seen before then"),
         ("--operation", "GLOB", "operation of denials, cause of faults, method of bypasses"),
@@ -307,7 +308,7 @@ def _incident_filters() -> Parser:
     ):
         listing.add_argument(flag, metavar=metavar, help=text)
     listing.add_argument(
-        "--likely", choices=("attack", "bug", "leak", "handled"), help="what some of it may be"
+        "--likely", choices=("attack", "bug", "leak", "handled"), help="what some of them may be"
     )
     kinds = ("violation", "denial", "fault", "bypass", "seal", "health", "all")
     listing.add_argument(
@@ -317,14 +318,14 @@ def _incident_filters() -> Parser:
         help="default: violation, that is denials, faults and bypasses",
     )
     listing.add_argument(
-        "--limit", type=_positive, default=50, metavar="N", help="at most so many (default: 50)"
+        "--limit", type=_positive, default=50, metavar="N", help="at most N (default: 50)"
     )
     return listing
 
 
 def _positive(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and 0 < int(text[:12]) < 1 << 31):
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no number from 1 to 2147483647")
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a number from 1 to 2147483647")
     return int(text[:12])
 
 
@@ -342,7 +343,7 @@ def _load(arguments: argparse.Namespace) -> config.Config:
 
 def _run(arguments: argparse.Namespace) -> int:
     settings = _load(arguments)
-    from monitor import start  # noqa: PLC0415 - here and below: only what the command needs
+    from monitor import start  # noqa: PLC0415 - a command imports only what it needs
 
     with contextlib.closing(start.begin(settings)) as beginning:
         from monitor import daemon  # noqa: PLC0415 - while the programs are being loaded
@@ -370,7 +371,7 @@ def _exec(arguments: argparse.Namespace) -> int:
     words = arguments.words[arguments.words[:1] == ["--"] :]
     if not words:
         arguments.parser.error("no command")
-    # No file: what a command is told does not depend on the host that it runs on.
+    # No configuration file: the result should not depend on the host.
     settings = config.load(Path(os.devnull), _overrides(arguments))
     from monitor.execute import command as execute_command  # noqa: PLC0415
     from monitor.execute import run as execute  # noqa: PLC0415
@@ -441,7 +442,7 @@ def _as_written(value: object) -> str:
 
 
 def _differences(settings: config.Config) -> list[str]:
-    """What the file changes, a line each."""
+    """Lines that show what the file changes."""
     defaults = config.parse("", "")
     lines = [
         f"{key.name} = {_as_written(value)} (default: {_as_written(usual)})"
@@ -462,8 +463,8 @@ def _differences(settings: config.Config) -> list[str]:
 
 
 def _report(error: Exception) -> int:
-    """Tell the error on standard error; the exit code."""
-    # Only now: help, and commands that need none of it, load nothing heavy.
+    """Print the error on standard error; returns the exit code."""
+    # Imported here, so that help and simple commands load nothing heavy.
     from monitor.attach import calibrate  # noqa: PLC0415
     from monitor.host import facts as host  # noqa: PLC0415
     from monitor.kernel import loader  # noqa: PLC0415
@@ -502,10 +503,12 @@ def _one_line(error: Exception) -> str:
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
-    """Nothing is left of the parser but the command's own part: half a MiB in a daemon."""
+    """The parsed command line. Of the parser only the command's part is kept: that saves half a
+    MiB in a daemon.
+    """
     parser = _parser()
     if words and words[0].startswith("-") and words[0] not in ("-h", "--help", "--version"):
-        # Else its value would be taken for the command.
+        # Otherwise argparse would take its value for the command.
         parser.error(f"{words[0]} stands before the command; flags come after it")
     arguments, unknown = parser.parse_known_args(words)
     if unknown:
@@ -514,14 +517,17 @@ def _parse(words: list[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv`; the exit code. Raises SystemExit for wrong usage and --help."""
+    """Run the command line `argv`; returns the exit code.
+
+    Raises SystemExit for wrong usage and --help.
+    """
     arguments = _parse(sys.argv[1:] if argv is None else list(argv))
     try:
         code = arguments.does(arguments)
         if sys.stdout is not None:  # it may have been closed before we were started
             sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read standard output has gone; the interpreter must not try to flush at its end.
+        # The reader of standard output has gone; the interpreter must not try to flush at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return arguments.failure or FAILED
     except KeyboardInterrupt:

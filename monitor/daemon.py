@@ -1,7 +1,7 @@
 """The daemon's life: load, calibrate, prove itself, watch, drain, stop.
 
-One thread does everything but answering HTTP and writing to sinks, and waits for neither a process
-nor, but for seconds at the end, a sink.
+One thread does everything but answering HTTP and writing to sinks. It never waits for a process,
+and for a sink only at the end, for seconds.
 """
 
 from __future__ import annotations
@@ -53,22 +53,23 @@ __all__ = ["Daemon", "run"]
 
 MISSED_SECONDS = 10.0
 DRAIN_SECONDS = 2.0
-SWITCH_SECONDS = 0.0005  # for so long a storm keeps the interpreter from the sinks and from scrapes
-FLUSH_SECONDS = 2.0  # for a sink to take the next of what waits at the end, and
-FLUSH_AT_MOST_SECONDS = 10.0  # for all of it, on a slow disk; TimeoutStopSec= allows for it
+SWITCH_SECONDS = 0.0005  # how long a storm may keep the interpreter from sinks and scrapes
+FLUSH_SECONDS = 2.0  # at the end, for a sink to take the next waiting event, and
+FLUSH_AT_MOST_SECONDS = 10.0  # for all of them, on a slow disk; TimeoutStopSec= allows for it
 SNAPSHOT_SECONDS = 0.5  # for the snapshots that were asked for last
-LAST_SECONDS = 1.0  # for the event that tells the final counts
+LAST_SECONDS = 1.0  # for the event with the final counts
 CANARY_POLL_SECONDS = 0.01
 
 
 def run(config: Config, reload: Callable[[], Config], beginning: Beginning) -> int:
-    """Run in the foreground until SIGTERM or SIGINT; 0. `reload` reads the configuration again;
-    `beginning` comes from start.begin().
+    """Run in the foreground until SIGTERM or SIGINT; returns 0.
+
+    `reload` reads the configuration again; `beginning` comes from start.begin().
 
     Raises HostError, LoadError, CalibrationError, ConfigError, WebError.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
-    faulthandler.enable(2)  # where it stood when a watchdog's SIGABRT ended it
+    faulthandler.enable(2)  # prints the stack when the watchdog ends it by SIGABRT
     last_run = LastRun(state_directory(config.state.directory), host.host_facts().boot_id)
     outputs: list[Sink] = open_sinks(config)
     incidents = open_incidents(config.incidents, last_run.directory, last_run.problems.append)
@@ -91,14 +92,14 @@ def run(config: Config, reload: Callable[[], Config], beginning: Beginning) -> i
 
 
 def give_back_memory() -> None:
-    """What the start needed and glibc keeps, a third of a MiB, back to the kernel."""
+    """Give the kernel the memory that the start needed and glibc keeps: a third of a MiB."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
     if trim:
         trim(ctypes.c_size_t(0))
 
 
 def _clocks() -> tuple[float, float]:
-    """Now, in seconds of the boot clock and of the real-time clock."""
+    """The time now, in seconds: by the boot clock, and by the real-time clock."""
     return time.clock_gettime(time.CLOCK_BOOTTIME), time.time()
 
 
@@ -116,8 +117,10 @@ class Daemon:
         database: Path | None = None,
         restricted: bool = False,
     ) -> None:
-        """`database`: of the incidents, if one of the outputs is their store. `restricted`: give
-        up every capability but those of identity, once all is open.
+        """`database` is that of the incidents, if one of the outputs is their store.
+
+        `restricted`: once everything is open, give up all capabilities but those that read the
+        identity of processes.
         """
         self._started = time.monotonic()
         self._config = config
@@ -179,7 +182,7 @@ class Daemon:
         self._cleanup.close()
 
     def _start(self, restricted: bool) -> None:
-        """Once everything is open: a thread started before would keep what is given up here."""
+        """Called once everything is open: a thread started earlier would keep its capabilities."""
         if restricted:
             privileges.keep(privileges.IDENTITY)
         self._canary.start()
@@ -221,7 +224,7 @@ class Daemon:
         return f"{scheme}://{shown}:{port}/metrics"
 
     def not_ready(self) -> list[str]:
-        """Why the daemon is not ready, a reason a line; empty when it is."""
+        """Why the daemon is not ready, one reason an item; empty when it is ready."""
         reasons = [
             f"probe {probe.probe} is not attached: {probe.error}"
             for probe in self.watcher.loaded.probes
@@ -236,7 +239,7 @@ class Daemon:
     # ---- the loop --------------------------------------------------------------------------------
 
     def watch_signals(self) -> None:
-        """SIGTERM and SIGINT stop, SIGHUP reloads."""
+        """From now on SIGTERM and SIGINT stop the daemon, and SIGHUP reloads."""
         reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._cleanup.callback(os.close, reader)
         self._cleanup.callback(os.close, writer)
@@ -259,7 +262,7 @@ class Daemon:
             self._cleanup.callback(signal.signal, number, signal.signal(number, handler))
 
     def loop(self, until: Callable[[], bool] = lambda: False) -> None:
-        """Watch until a signal asks to stop, or `until` is true after some turn."""
+        """Watch until a signal asks to stop, or `until` is true after a turn."""
         with select.epoll() as poll:
             poll.register(self.watcher.ring.descriptor, select.EPOLLIN)
             poll.register(self.delivery.descriptor, select.EPOLLIN)
@@ -273,13 +276,13 @@ class Daemon:
                 self.turn()
 
     def turn(self) -> None:
-        """Drain what is there and do what is due."""
+        """One turn of the loop: drain the ring, and do everything that is due."""
         now = time.monotonic()
         is_drained = self.watcher.pump.drain() > 0 or not self.watcher.ring.used_bytes
         if self._snapshots:
             self._snapshots.collect()
         self.delivery.collect()
-        self._tell_pending()
+        self._report_pending()
         self._run_canary(now)
         self._look_at_posture(now)
         self.watcher.pump.sweep_when_due(now)
@@ -317,7 +320,7 @@ class Daemon:
             self._report("canary_failed", outcome.problem)
         elif not self._has_started:
             self._has_started = True
-            self._tell_started()
+            self._report_started()
         elif outcome.blind_seconds is not None:
             words = f"after {outcome.blind_seconds:.0f} s"
             self._report("canary_recovered", words, outcome.blind_seconds)
@@ -333,7 +336,7 @@ class Daemon:
         for change in outcome.changes:
             self._report(change.event, change.message, details=change.details)
 
-    def _tell_started(self) -> None:
+    def _report_started(self) -> None:
         ready_after = time.monotonic() - self._started
         modes = sorted({probe.mode for probe in self.watcher.loaded.probes if probe.attached})
         past, boot_id, blind = self._last_run.past, self.facts.boot_id, None
@@ -375,20 +378,20 @@ class Daemon:
         else:
             self._pending_health.append(("sink_failed", f"{name}: {error}"))
 
-    def _tell_web_configuration(self, error: web.WebError | None) -> None:
-        """It was read anew, most often by a thread that answers HTTP."""
+    def _report_web_configuration(self, error: web.WebError | None) -> None:
+        """The web configuration was read again, most often by a thread that answers HTTP."""
         if error is None:
-            said = ("reloaded", "the web configuration was read anew and is in force")
+            said = ("reloaded", "the web configuration was read again and is in force")
         else:
             said = ("reload_failed", f"{error}; the web configuration stays as it was")
         self._in_force.has_read("web configuration", error is None)
         self._report(*said)
 
-    def _tell_pending(self) -> None:
+    def _report_pending(self) -> None:
         while self._last_run.problems:
             self._report("state_failed", self._last_run.problems.pop(0))
         for outcome in self._web.outcomes():
-            self._tell_web_configuration(outcome)
+            self._report_web_configuration(outcome)
         while self._pending_health:
             self._report(*self._pending_health.popleft())
 
@@ -412,13 +415,13 @@ class Daemon:
     # ---- the end ---------------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Detach, drain, close every gap, tell the final counts."""
+        """Detach, drain, deliver what waits, and report the final counts."""
         self._stopping = True
         self._service.stopping()
         self._canary.stop()
         self._posture.stop()
         self.watcher.loaded.detach()
-        if self._has_started:  # else what the run before has left still holds
+        if self._has_started:  # else the file of the run before still holds
             self._last_run.alive(accounts.totals(self.watcher.state.counters()))
         self.watcher.pump.finish(DRAIN_SECONDS)
         if self._snapshots:
@@ -428,7 +431,7 @@ class Daemon:
         reason = f"stopped by {self._stopped_by}" if self._stopped_by else "stopped"
         if self._has_started:
             self._last_run.end(reason, accounts.totals(counters))
-        self._tell_pending()
+        self._report_pending()
         self._report(
             "stopped", self._final_words(counters), details=accounts.final(counters, self.tally)
         )
@@ -440,6 +443,6 @@ class Daemon:
         return f"{accounts.in_words(counters)} in {life:.0f} s{by}; nothing is seen from now on"
 
     def _status(self) -> str:
-        """For `systemctl status`."""
+        """The line for `systemctl status`."""
         state = "; ".join(f"not ready: {reason}" for reason in self.not_ready()) or "watching"
         return f"{state}; {accounts.in_words(self.watcher.state.counters())}"

@@ -1,4 +1,4 @@
-"""`seal-monitor demo`: one of every violation, and what the monitor says of each."""
+"""`seal-monitor demo`: provokes one of every violation, and shows what the monitor says of it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from monitor.sinks import outputs as sinks
 
 __all__ = ["counted", "not_shown", "run"]
 
-WIDTHS = (60, 120)  # of what is printed, at a terminal that is narrower or wider
+WIDTHS = (60, 120)  # the least and the greatest width of the output
 READY_SECONDS = 10.0
 EVENT_SECONDS = 2.0
-_UNBROKEN = "\N{NO-BREAK SPACE}"  # textwrap takes it for a letter
+_UNBROKEN = "\N{NO-BREAK SPACE}"  # textwrap does not break a line here
 _TITLES = {
     "denial": "Refused by a seal",
     "fault": "Stopped by a guard page, a seal or a protection",
@@ -55,7 +55,7 @@ class _Collected:
         self.events.clear()
 
     def take(self, pid: int) -> list[dict[str, Any]]:
-        """The events of this process and its children, which are then forgotten."""
+        """The events of this process and its children, which are removed here."""
         found = [
             event
             for event in self.events
@@ -66,7 +66,7 @@ class _Collected:
 
 
 def _is_as_expected(facts: dict[str, Any], events: list[dict[str, Any]]) -> bool:
-    """Whether the last event says what the provocation did; none where none is due."""
+    """Whether the last event says what the provocation did or, without events, none is due."""
     cause = facts.get("cause")
     verdict = facts.get("verdict")
     if not _expects_event(facts):
@@ -107,15 +107,15 @@ def _item(text: str, width: int) -> list[str]:
 
 
 def _due(daemon: Daemon, facts: dict[str, Any]) -> dict[str, Any]:
-    """The facts as they are to be told with the hooks that are attached."""
+    """The facts that should be reported with the hooks that are attached."""
     probes = daemon.watcher.loaded.probes
     method = facts.get("method")
     if method and not any(p.probe == method and p.attached for p in probes):
-        return facts | {"unsupported": "it is made, and nothing attached here sees it"}
+        return facts | {"unsupported": "it is provoked, but nothing attached here sees it"}
     at_seal = any(p.probe == facts.get("operation") and p.target in AT_SEAL for p in probes)
     seen = as_seen(facts, at_seal)
     if seen is None and facts["kind"] == "denial":
-        return facts | {"unsupported": "it is made and hidden; only fexit sees it"}
+        return facts | {"unsupported": "it is provoked, but hidden; only fexit sees it"}
     return seen or facts | {"verdict": "not_sealed"}
 
 
@@ -147,7 +147,8 @@ def _provoke(
 
 
 def run(config: Config) -> int:
-    """Show every violation that this host can make; 0, or 1 when one was told wrong or not told.
+    """Show every violation that this host can provoke; 1 if one was reported wrongly or not at all,
+    else 0.
 
     Raises what starting the daemon raises.
     """
@@ -159,7 +160,7 @@ def run(config: Config) -> int:
         rate_limit=defaults.rate_limit,
         mutes=(),
         watch=Watch(compat=True, io_uring=True),
-        web=Web(listen_address=("127.0.0.1", 0), config_file=None),  # it reads them itself
+        web=Web(listen_address=("127.0.0.1", 0), config_file=None),  # nobody asks for metrics
     )
     narrowest, widest = WIDTHS
     width = max(narrowest, min(shutil.get_terminal_size((100, 24)).columns, widest))
@@ -219,7 +220,7 @@ def _show_all(
 
 
 def not_shown(skipped: Sequence[tuple[Provocation, str]], width: int) -> list[str]:
-    """What could not be shown on this host, by reason; lines of `width` at most."""
+    """The violations that could not be shown on this host, by reason; lines of `width` at most."""
     by_reason: dict[str, list[str]] = {}
     for provocation, reason in skipped:
         by_reason.setdefault(reason, []).append(provocation.description)
@@ -232,7 +233,7 @@ def not_shown(skipped: Sequence[tuple[Provocation, str]], width: int) -> list[st
 
 
 def _moved(counters: Counters) -> dict[str, dict[str, int]]:
-    """By metric, then by its label that tells most."""
+    """Counts by metric, then by its most informative label."""
     verdicts = zip(*counters.denials, strict=True)  # of all operations
     return {
         "seal_monitor_denials_total": {
@@ -253,13 +254,13 @@ def counted(counters: Counters, width: int) -> list[str]:
     lines = ["The kernel counted meanwhile, on the whole host:"]
     for metric, values in moved.items():
         numbers = (f"{n}{_UNBROKEN}{label}".rstrip() for label, n in values.items() if n)
-        told = textwrap.wrap(
+        wrapped = textwrap.wrap(
             ", ".join(numbers) or "0",
             width,
             initial_indent=f"  {metric}".ljust(indent),
             subsequent_indent=" " * indent,
         )
-        lines += [line.replace(_UNBROKEN, " ") for line in told]
+        lines += [line.replace(_UNBROKEN, " ") for line in wrapped]
     address, port = parse("", "").web.listen_address
     lines.append(f"All metrics: http://{address}:{port}/metrics while 'seal-monitor run' runs.")
     return lines

@@ -1,7 +1,7 @@
 """`seal-monitor incidents`: what the store holds, as text for a person or JSON for a program.
 
-Text is made by pure functions. The database may be a stranger's: all that it holds passes
-`printable` on its way to a terminal, a finished line once more.
+Pure functions make the text. The database may come from a stranger: every value passes `printable`
+on its way to a terminal, and every finished line again.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from monitor.untrusted import terminal
 from monitor.untrusted.printable import printable
 from monitor.untrusted.terminal import Column, table, visible
 
-__all__ = ["listed", "moment", "run", "shown", "told"]
+__all__ = ["listed", "moment", "run", "shown", "timeline_lines"]
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}  # seconds
 _SECOND_NS = 1_000_000_000
@@ -63,7 +63,7 @@ _KINDS = {
 
 
 def moment(flag: str, text: str | None, now_ns: int) -> int | None:
-    """Unix time in ns of a date, a time (UTC unless it tells its zone) or a span before now.
+    """Unix time in ns of a date, a time (UTC unless it has a zone) or a span before now.
 
     Raises ConfigError, which names the flag.
     """
@@ -77,30 +77,30 @@ def moment(flag: str, text: str | None, now_ns: int) -> int | None:
         return seconds * _SECOND_NS + then.microsecond * 1000
     except (ValueError, OverflowError):
         raise ConfigError(
-            f"command line: {flag}: {printable(text)} is no time; write a date or time in UTC as "
-            "in 2026-11-21 or 2026-11-21T17:07:52, or how long ago as in 90m, 24h or 7d"
+            f"command line: {flag}: {printable(text)} is not a time; write a date or time in UTC "
+            "as in 2026-11-21 or 2026-11-21T17:07:52, or how long ago as in 90m, 24h or 7d"
         ) from None
 
 
 def _clock(ns: int) -> str:
-    """In UTC, to the second."""
+    """A time in UTC, to the second."""
     return timestamp(ns, 0)[:19].replace("T", " ")
 
 
 def _milliseconds(time: str) -> str:
-    """Of a time as events have it."""
+    """A time of an event, cut to milliseconds."""
     return time[:23].replace("T", " ")
 
 
 def _most(values: Mapping[str, int]) -> str:
-    """The value that most have, and how many others there are."""
+    """The most frequent value, and how many others there are."""
     first, *others = values or {"": 0}
     return f"{first} +{len(others)}" if others else first
 
 
 @contextlib.contextmanager
 def _as_written(what: str) -> Iterator[None]:
-    """Text is made of it as seal-monitor writes it. Raises IncidentError where it is another's."""
+    """Around code that reads `what` as written by seal-monitor; else raises IncidentError."""
     try:
         yield
     except (
@@ -117,7 +117,7 @@ def _as_written(what: str) -> Iterator[None]:
 
 # ---- As text -------------------------------------------------------------------------------------
 
-# Title, whether it is a number, how wide at most, the cell.
+# Title, whether it is a number, the greatest width, the cell.
 _COLUMNS: Sequence[tuple[str, bool, int, Callable[[Incident], str]]] = (
     ("ID", False, 12, lambda incident: incident.id),
     ("LAST SEEN (UTC)", False, 19, lambda incident: _clock(incident.last_ns)),
@@ -131,7 +131,7 @@ _COLUMNS: Sequence[tuple[str, bool, int, Callable[[Incident], str]]] = (
 
 
 def listed(incidents: Sequence[Incident], more: bool) -> list[str]:
-    """A table, a line each; `more`: there are others."""
+    """A table with a line for each incident; `more`: there are others."""
     if not incidents:
         return ["no incident matches"]
     lines = table(
@@ -169,14 +169,14 @@ def _short(event: Event) -> str:
 
 
 def _reasoning(event: Event) -> str | None:
-    """Why it is taken for what the summary says; None of an event without an assessment."""
+    """The reason for the assessment of an event; None if it has no assessment."""
     return REASONING.get((event.get("assessment") or {}).get("name", ""))
 
 
 def shown(
     incident: Incident, events: Sequence[Event], snapshots: Sequence[Snapshot] = ()
 ) -> list[str]:
-    """The story of an incident; `events` and `snapshots` are those kept, the last one last."""
+    """The story of an incident; `events` and `snapshots` are the kept ones, in order."""
     facets = incident.facets
     count = f"{incident.count:,}"
     if incident.suppressed:
@@ -228,7 +228,7 @@ def _explained(event: Event) -> list[str]:
     return lines
 
 
-def told(pid: int, process: Process, timeline: Sequence[tuple[Event, str]]) -> list[str]:
+def timeline_lines(pid: int, process: Process, timeline: Sequence[tuple[Event, str]]) -> list[str]:
     """What a process did, in order: seconds since its start, what, in which incident."""
     steps = []
     for number, (event, incident) in enumerate(timeline, 1):
@@ -301,7 +301,7 @@ def _list(arguments: Namespace, database: Path) -> int:
 
 
 def _one(incidents: Incidents, given: str) -> Incident:
-    """The one whose id begins so. Raises IncidentError."""
+    """The one incident whose id begins with `given`. Raises IncidentError."""
     prefix = given.lower()
     found = incidents.find(prefix) if re.fullmatch("[0-9a-f]{1,12}", prefix) else []
     if len(found) != 1:
@@ -349,7 +349,7 @@ def _timeline(arguments: Namespace, database: Path) -> int:
         "boot_id": process.boot_id,
         "events": [{"incident": number, "event": event} for event, number in timeline],
     }
-    return _print(told(pid, process, timeline), document, arguments.json)
+    return _print(timeline_lines(pid, process, timeline), document, arguments.json)
 
 
 _COMMANDS: Mapping[str, Callable[[Namespace, Path], int]] = {
@@ -361,13 +361,13 @@ _COMMANDS: Mapping[str, Callable[[Namespace, Path], int]] = {
 
 @contextlib.contextmanager
 def _as_owner(database: Path) -> Iterator[None]:
-    """Root reads as the user whose database it is: SQLite parses it, and makes files beside it.
+    """Root reads the database as its owner: SQLite parses it, and makes files beside it.
 
-    Whoever has taken over the daemon's user gains nothing from that.
+    So somebody who has taken over the daemon's user cannot attack root through it.
     """
     try:
         status = database.stat()
-    except OSError:  # told by who opens it
+    except OSError:  # reported where the database is opened
         status = None
     if os.geteuid() != 0 or status is None or status.st_uid == 0:
         yield
@@ -385,7 +385,7 @@ def _as_owner(database: Path) -> Iterator[None]:
 
 
 def _report(arguments: Namespace, database: Path) -> int:
-    from monitor.report import page as report  # noqa: PLC0415 - and templates: what the others do not need
+    from monitor.report import page as report  # noqa: PLC0415 - only this command needs templates
 
     given = [flag for flag in _FILTERS if getattr(arguments, flag) is not None]
     if arguments.id is not None and given:
@@ -433,7 +433,7 @@ def _output(file: str, data: bytes) -> None:
         write_private(Path(file), data)
 
 
-# What these write belongs to who asks for it, not to the owner of the database.
+# The files that these write belong to the caller, not to the owner of the database.
 _FILES: Mapping[str, Callable[[Namespace, Path], int]] = {
     "report": _report,
     "export": _export,
@@ -442,7 +442,10 @@ _FILES: Mapping[str, Callable[[Namespace, Path], int]] = {
 
 
 def run(arguments: Namespace, database: Path) -> int:
-    """Print or write what `arguments` ask for; 0. Raises IncidentError, ConfigError, OSError."""
+    """Print or write what `arguments` ask for; returns 0.
+
+    Raises IncidentError, ConfigError, OSError.
+    """
     if write := _FILES.get(arguments.verb):
         return write(arguments, database)
     with _as_owner(database):

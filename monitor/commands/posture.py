@@ -24,14 +24,14 @@ from monitor.sizes import rough
 from monitor.untrusted.printable import printable
 from monitor.untrusted.terminal import Column, counted, table, text
 
-__all__ = ["as_document", "listed", "run", "told"]
+__all__ = ["as_document", "listed", "process_lines", "run"]
 
 MAPPINGS_SHOWN = 1000
 _NARROWEST = 80
 _PATH_LIMIT = 4096
 _UNKNOWN = "unknown"
 
-# For a line: what it stands for, and where it gets its name from.
+# What a line may stand for, and where its name comes from.
 _KEYS: Mapping[str, Callable[[Process], str]] = {
     "process": lambda process: str(process.pid),
     "executable": lambda process: process.executable or _UNKNOWN,
@@ -43,14 +43,14 @@ _KEYS: Mapping[str, Callable[[Process], str]] = {
 
 
 def _share(part: int, whole: int) -> str:
-    """In per cent, rounded down: 100% is all of it."""
+    """A share in per cent, rounded down, so that 100% means all of it."""
     if not whole:
         return "-"
     return "<1%" if 0 < part * 100 < whole else f"{part * 100 // whole}%"
 
 
 def _whole(processes: Sequence[Process]) -> Group:
-    """All of them together."""
+    """One group of all the processes."""
     empty = Group("", dict.fromkeys(STATES, 0), Memory())
     return next(iter(grouped(processes, lambda _: "")), empty)
 
@@ -81,7 +81,7 @@ def _numbers(groups: Sequence[Group]) -> list[Column]:
 
 
 def _is_read(group: Group) -> bool:
-    """Whether there is anything to say of its memory."""
+    """Whether the memory of any process of the group was read."""
     return group.states["sealing"] + group.states["not_sealing"] > 0
 
 
@@ -100,7 +100,7 @@ def _summary(processes: Sequence[Process], whole: Group) -> list[str]:
         code = _share(memory.executable_sealed_bytes, memory.executable_bytes)
         relro = _share(memory.relro_sealed_bytes, memory.relro_bytes)
         lines.append(
-            f"of all processes' executable memory {code} is sealed, of their RELRO {relro}"
+            f"{code} of all processes' executable memory is sealed, and {relro} of their RELRO"
         )
     if count := states["unreadable"]:
         hint = "" if os.geteuid() == 0 else "; root may read more"
@@ -108,7 +108,7 @@ def _summary(processes: Sequence[Process], whole: Group) -> list[str]:
     if count := states["too_large"]:
         lines.append(
             f"{counted(count, 'process')} with more than {rough(PAGE_TABLES_LIMIT)} of page tables "
-            f"{'was' if count == 1 else 'were'} left alone; --pid reads one all the same"
+            f"{'was' if count == 1 else 'were'} not read; --pid reads one"
         )
     return lines
 
@@ -124,7 +124,7 @@ def _shown(processes: Sequence[Process], by: str, everything: bool) -> list[Grou
 
 
 def listed(processes: Sequence[Process], by: str, everything: bool, width: int) -> list[str]:
-    """A table, those with the most sealed memory first, and a summary; a line each."""
+    """The lines of a table, the most sealed memory first, and of a summary."""
     if by == "process":
         shown = sorted((p for p in processes if everything or p.state == "sealing"), key=_order)
         columns = [
@@ -158,8 +158,8 @@ def _what(mapping: MemoryMapping) -> str:
     return f"{printable(mapping.path, _PATH_LIMIT)}+0x{mapping.offset or 0:x}"
 
 
-def told(process: Process, width: int) -> list[str]:
-    """All of one process that could be read."""
+def process_lines(process: Process, width: int) -> list[str]:
+    """All that could be read of one process, as lines."""
     memory = process.memory or Memory()
     lines = [f"process {process.pid}, {process.name}"]
     parts = (
@@ -230,7 +230,7 @@ def _group(group: Group) -> dict[str, object]:
 
 
 def as_document(processes: Sequence[Process], by: str, everything: bool) -> dict[str, object]:
-    """The same as `listed`; sizes are in bytes."""
+    """The same as `listed`, ready for JSON; sizes are in bytes."""
     rows: list[dict[str, object]]
     if by == "process":
         shown = sorted((p for p in processes if everything or p.state == "sealing"), key=_order)
@@ -254,13 +254,13 @@ def _one(pid: int, proc: Path) -> Process:
 
 
 def run(arguments: Namespace, proc: Path = Path("/proc")) -> int:
-    """Print what `arguments` ask for; 0. Raises HostError, OSError."""
+    """Print what `arguments` ask for; returns 0. Raises HostError, OSError."""
     host.require_mseal()
     width = max(shutil.get_terminal_size((100, 24)).columns, _NARROWEST)
     document: dict[str, object]
     if arguments.pid is not None:
         process = _one(arguments.pid, proc)
-        lines = told(process, width)
+        lines = process_lines(process, width)
         document = _process(process) | {"sealed": [_mapping(m) for m in process.sealed]}
     else:
         processes = list(Reader(proc).processes())

@@ -17,14 +17,14 @@ LINE_LIMIT = 1 << 20
 
 
 def run(file: Path | None, search: Sequence[Path], verbose: bool) -> int:
-    """Each event of the file, or of standard input, with its symbols; 1 if a line was none.
+    """Print each event of the file, or of standard input, with its symbols; 1 if a line is not one.
 
-    What is no event goes through as it is. Raises OSError.
+    A line that is not an event is printed unchanged. Raises OSError.
     """
     if file is None:
         return _copy(sys.stdin.buffer, search, verbose)
     try:
-        lines = open(file, "rb")  # noqa: SIM115 - what reading raises is no matter of the name
+        lines = open(file, "rb")  # noqa: SIM115 - only an error of open() has this message
     except OSError as error:
         raise OSError(f"cannot read {file}: {error.strerror}") from error
     with lines:
@@ -32,12 +32,12 @@ def run(file: Path | None, search: Sequence[Path], verbose: bool) -> int:
 
 
 def _copy(lines: BinaryIO, search: Sequence[Path], verbose: bool) -> int:
-    def tell(text: str) -> None:
+    def say(text: str) -> None:
         if verbose:
             print(f"seal-monitor: {text}", file=sys.stderr)
 
     code = 0
-    with Resolver(os.environ, tell, search) as resolver:
+    with Resolver(os.environ, say, search) as resolver:
         number = 0
         while line := lines.readline(LINE_LIMIT):
             number += 1
@@ -48,15 +48,15 @@ def _copy(lines: BinaryIO, search: Sequence[Path], verbose: bool) -> int:
             if isinstance(event, dict):
                 line = _encode(resolver.resolve(event))
             else:
-                print(f"seal-monitor: line {number} is no JSON object", file=sys.stderr)
+                print(f"seal-monitor: line {number} is not a JSON object", file=sys.stderr)
                 code = 1
             sys.stdout.buffer.write(line)
-            # Whoever pipes a live journal in wants each event at once.
+            # The input may be a live journal: each event is wanted at once.
             sys.stdout.buffer.flush()
     return code
 
 
 def _encode(event: dict[str, object]) -> bytes:
-    """As the sinks write it."""
+    """The event as the sinks write it."""
     text = json.dumps(event, separators=(",", ":"), ensure_ascii=False)
     return text.encode("utf-8", "backslashreplace") + b"\n"

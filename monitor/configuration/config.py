@@ -1,4 +1,4 @@
-"""TOML and command-line overrides -> one frozen `Config`; every mistake a clear message.
+"""TOML and command-line overrides -> one frozen `Config`; a clear message for every mistake.
 
 `KEYS` is the table of what can be configured: a new key is a row there and a field in its section.
 """
@@ -51,7 +51,7 @@ _SIZE_LIMIT = 256 * 1024  # bytes of a configuration file
 
 
 class ConfigError(Exception):
-    """All mistakes found, one a line, each with its place and the way out."""
+    """All mistakes, one a line, each with its place and the way out."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Events:
 class RateLimit:
     per_caller: int
     burst: int
-    host: int  # 0, which no file may ask for: no limit
+    host: int  # 0: no limit; a file cannot set that
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Posture:
 
 @dataclass(frozen=True)
 class Mute:
-    """Known violations that make no events. They are still counted."""
+    """Violations that are known and make no events. They are still counted."""
 
     executable: str | None
     operation: str | None
@@ -203,9 +203,9 @@ _METHODS = tuple(method.label for method in Method)
 
 @dataclass(frozen=True)
 class Key:
-    """One key: `default` as it would be written in the file, `flag` that overrides it.
+    """A key: `default` as it would be written in the file, and the `flag` that overrides it.
 
-    `reloads`: whether a change takes effect on SIGHUP; else it waits for a restart.
+    `reloads`: whether a change takes effect on SIGHUP, or only after a restart.
     """
 
     name: str
@@ -241,7 +241,7 @@ KEYS: tuple[Key, ...] = (
         "",
         optional_path,
         'TLS and basic auth, in the format of the Prometheus exporter toolkit; "" for neither. It '
-        "is read anew when it changes.",
+        "is read again when it changes.",
         "--web.config.file",
     ),
     Key(
@@ -343,9 +343,9 @@ KEYS: tuple[Key, ...] = (
         "state.directory",
         "",
         optional_path,
-        "A directory for incidents and for word from a run to the next one: when it last lived, "
-        'how it ended; "" for the one that systemd gives, else /var/lib/seal-monitor if it is '
-        "there.",
+        "A directory for incidents, and for what the next run needs to know of this one: when it "
+        'was last alive, how it ended; "" for the one that systemd gives, else '
+        "/var/lib/seal-monitor if it is there.",
     ),
     Key(
         "incidents.enabled",
@@ -376,7 +376,7 @@ KEYS: tuple[Key, ...] = (
         "incidents.snapshots",
         True,
         switch,
-        "Whether the process of a violation is looked at while it lives, once for each incident: "
+        "Whether a snapshot of the violating process is taken, once for each incident: "
         "its mappings with their seals, modules, limits, seccomp and parents.",
         reloads=True,
     ),
@@ -417,7 +417,7 @@ def _unknown(path: KeyPath, keys: Mapping[tuple[str, ...], Key]) -> str:
     names = [".".join(known) for known in keys]
     if len(path) == 1:
         names += [*_SECTIONS, "mute"]
-    import difflib  # noqa: PLC0415 - for mistakes alone
+    import difflib  # noqa: PLC0415 - only needed for mistakes
 
     nearest = difflib.get_close_matches(_dotted(path), names, n=1, cutoff=0.0)[0]
     return f"there is no such key; the nearest valid one is '{nearest}'"
@@ -541,7 +541,7 @@ def _read(text: str, name: str, overrides: Mapping[str, object]) -> Config:
 
 
 def parse(text: str, name: str) -> Config:
-    """The configuration that `text` describes; `name` is the file that messages speak of.
+    """The configuration in `text`; `name` is the file that messages name.
 
     Raises ConfigError with all mistakes.
     """
@@ -569,8 +569,8 @@ def load(
 ) -> Config:
     """The configuration of the file at `path`, with `overrides` (dotted key -> value) on top.
 
-    Without a path it is the file at `default`, or the defaults where there is none. Raises
-    ConfigError with all mistakes, or with the reason why the file cannot be read.
+    Without a path the file at `default` is read; if it is not there, every key has its default.
+    Raises ConfigError with all mistakes, or with the reason why the file cannot be read.
     """
     file = default if path is None else path
     try:

@@ -1,4 +1,4 @@
-"""Where a key stands in a TOML file: tomllib does not tell."""
+"""The line of each key in a TOML file, which tomllib does not report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["KeyPath", "key_lines", "line_of"]
 
 KeyPath = tuple[str | int, ...]
 
-_DEPTH = 4  # deeper keys are unknown ones; their line is that of their first parts
+_DEPTH = 4  # deeper keys are always unknown; their line is that of their first parts
 _TOKEN = re.compile(
     r'(?P<string>"""(?:\\.|[^\\])*?""""{0,2}'
     r"|'''.*?''''{0,2}"
@@ -27,8 +27,8 @@ _TOKEN = re.compile(
 def key_lines(text: str) -> dict[KeyPath, int]:
     """The line of every key and table header of a text that is valid TOML.
 
-    tomllib does not tell. Keys inside an inline table have the line of the key that holds it. The
-    n-th `[[name]]` has the path (name, n).
+    Keys inside an inline table have the line of the key that holds the table. The n-th `[[name]]`
+    has the path (name, n).
     """
     lines: dict[KeyPath, int] = {}
     elements: dict[KeyPath, int] = {}  # array of tables -> index of its last one

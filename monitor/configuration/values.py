@@ -26,14 +26,14 @@ __all__ = [
 
 
 class Invalid(Exception):
-    """What is wrong with a value; the way out."""
+    """What is wrong with a value, and the way out."""
 
 
 Check = Callable[[object], Any]  # returns the value as the program uses it, or raises Invalid
 
 
 def _shown(value: object) -> str:
-    """`value` for a message: bounded, printable, whatever it is."""
+    """Any value as a short, printable text for a message."""
     match value:
         case bool():
             return str(value).lower()
@@ -52,13 +52,13 @@ def _listed(names: tuple[str, ...]) -> str:
 
 def string(value: object) -> str:
     if not isinstance(value, str):
-        raise Invalid(f"{_shown(value)} is no string; write it in quotes")
+        raise Invalid(f"{_shown(value)} is not a string; write it in quotes")
     return value
 
 
 def switch(value: object) -> bool:
     if not isinstance(value, bool):
-        raise Invalid(f"{_shown(value)} is no switch; write true or false")
+        raise Invalid(f"{_shown(value)} is not a switch; write true or false")
     return value
 
 
@@ -76,7 +76,7 @@ def some_of(*valid: str) -> Check:
 
     def check(value: object) -> tuple[str, ...]:
         if not isinstance(value, list):
-            raise Invalid(f"{_shown(value)} is no list; write [] or a list of {_listed(valid)}")
+            raise Invalid(f"{_shown(value)} is not a list; write [] or a list of {_listed(valid)}")
         return tuple(dict.fromkeys(one(item) for item in value))
 
     return check
@@ -85,7 +85,7 @@ def some_of(*valid: str) -> Check:
 def integer(low: int, high: int) -> Check:
     def check(value: object) -> int:
         if not isinstance(value, int) or isinstance(value, bool):
-            raise Invalid(f"{_shown(value)} is no integer; write one from {low} to {high}")
+            raise Invalid(f"{_shown(value)} is not an integer; write one from {low} to {high}")
         if not low <= value <= high:
             raise Invalid(f"{_shown(value)} is out of range; write {low} to {high}")
         return value
@@ -96,14 +96,14 @@ def integer(low: int, high: int) -> Check:
 def ring_size(value: object) -> int:
     size: int = integer(64 * 1024, 64 * 1024 * 1024)(value)
     if size & (size - 1):  # a power of two in this range is a multiple of every page size
-        raise Invalid(f"{size} is no power of two; the next one is {1 << size.bit_length()}")
+        raise Invalid(f"{size} is not a power of two; the next one is {1 << size.bit_length()}")
     return size
 
 
 def optional_path(value: object) -> Path | None:
     text = string(value)
     if "\0" in text:
-        raise Invalid(f"{_shown(value)} holds a NUL character; no file has such a name")
+        raise Invalid(f"{_shown(value)} has a NUL character; no file has such a name")
     return Path(text) if text else None
 
 
@@ -144,10 +144,10 @@ def listen_address(value: object) -> tuple[str, int]:
 
 
 def until(value: object) -> datetime.datetime:
-    """A date lasts to its end; a time without a zone is UTC."""
+    """The end of a date, or a time; without a zone it is UTC."""
     match value:
         case datetime.datetime():
             return value if value.tzinfo else value.replace(tzinfo=datetime.UTC)
         case datetime.date():
             return datetime.datetime.combine(value, datetime.time.max, datetime.UTC)
-    raise Invalid(f"{_shown(value)} is no date; write 2030-12-31 or 2030-12-31T18:00:00Z")
+    raise Invalid(f"{_shown(value)} is not a date; write 2030-12-31 or 2030-12-31T18:00:00Z")

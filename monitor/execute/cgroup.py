@@ -1,4 +1,4 @@
-"""A cgroup of a command's own: whatever the command starts is in it, and nothing else is."""
+"""A cgroup for one command: it holds the processes that the command starts, and no others."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Member(NamedTuple):
 def _mount() -> int:
     """The descriptor of a cgroup2 mount that nobody else sees. Raises OSError.
 
-    Only where there is no other: a second mount in the initial cgroup namespace would take over its
-    options for all (kernel/cgroup/cgroup.c, apply_cgroup_root_flags()).
+    Called only if nothing else mounts cgroup2: in the initial cgroup namespace a second mount would
+    change the options for everyone (kernel/cgroup/cgroup.c, apply_cgroup_root_flags()).
     """
     kind = ctypes.create_string_buffer(b"cgroup2")
     context = _must("fsopen", ctypes.addressof(kind), _CLOEXEC)
@@ -55,7 +55,7 @@ def _must(name: str, *arguments: int) -> int:
 
 
 def _own_path(proc: Path) -> str:
-    """The caller's place in the hierarchy, from its root: "" for the root itself."""
+    """The path of the caller's cgroup below the root of the hierarchy; "" for the root itself."""
     path = unified_path((proc / "self/cgroup").read_bytes())
     if path is None:
         raise CgroupError(
@@ -65,7 +65,7 @@ def _own_path(proc: Path) -> str:
 
 
 class CommandCgroup:
-    """A child of the caller's cgroup: the same limits hold. Close it. Raises CgroupError."""
+    """A child of the caller's cgroup, so the same limits apply. Close it. Raises CgroupError."""
 
     def __init__(self, proc: Path = Path("/proc"), root: Path | None = None) -> None:
         """`root` is the cgroup2 mount; found in /proc/self/mountinfo when it is None."""
@@ -85,7 +85,7 @@ class CommandCgroup:
                 undo.callback(self._path.rmdir)
                 self.descriptor = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 undo.callback(os.close, self.descriptor)
-                # Whoever writes "0" to it is in the cgroup from then on.
+                # A process that writes "0" to it moves into the cgroup.
                 self.entry = os.open(self._path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
             except CgroupError:
                 raise
@@ -97,7 +97,7 @@ class CommandCgroup:
             undo.pop_all()
 
     def members(self) -> list[Member]:
-        """The processes that are alive in it and below."""
+        """The living processes in the cgroup and below it."""
         found = []
         for pid in self._pids():
             with suppress(OSError):  # it has just ended
@@ -107,11 +107,11 @@ class CommandCgroup:
 
     def _pids(self) -> Iterator[int]:
         for directory in self._directories():
-            with suppress(OSError):  # removed meanwhile, or threaded: its domain above lists them
+            with suppress(OSError):  # removed meanwhile, or threaded: the domain above lists them
                 yield from map(int, (directory / "cgroup.procs").read_text("ascii").split())
 
     def _directories(self) -> list[Path]:
-        """Its own and those that the command made below, the deepest first."""
+        """The cgroup's directory and those that the command made below it, the deepest first."""
         walk = os.walk(self._path, topdown=False)
         return [Path(directory) for directory, _, _ in walk]
 

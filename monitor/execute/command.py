@@ -1,4 +1,4 @@
-"""The command that is watched: started as its user, in its cgroup, as if by the caller itself."""
+"""The watched command: started as its user, in its cgroup, as if the caller had started it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class UserError(OSError):
 
 
 class CannotStart(OSError):
-    """Why the command could not be started; `code` is the exit code that tells it."""
+    """Why the command could not be started; `code` is the exit code that stands for it."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -63,7 +63,7 @@ class User(NamedTuple):
 
 
 def user_named(name: str) -> User:
-    """From the user database, with all groups. Raises UserError."""
+    """A user of the user database, with all groups. Raises UserError."""
     try:
         found = pwd.getpwnam(name)
     except KeyError:
@@ -73,7 +73,10 @@ def user_named(name: str) -> User:
 
 
 def environment(user: User | None, proc: Path = Path("/proc")) -> dict[bytes, bytes]:
-    """What the caller had: Python may have set LC_CTYPE since. Of the user, as login sets it."""
+    """The caller's environment, from /proc because Python may have set LC_CTYPE since.
+
+    With a user, HOME, USER and LOGNAME are that user's.
+    """
     entries = (proc / "self/environ").read_bytes().split(b"\0")
     found = dict(entry.split(b"=", 1) for entry in entries if b"=" in entry[1:])
     if user is not None:
@@ -86,9 +89,10 @@ def environment(user: User | None, proc: Path = Path("/proc")) -> dict[bytes, by
 
 
 class Signals:
-    """Holds the FORWARDED signals back from this process, to be read. Before threads are started.
+    """Blocks the FORWARDED signals in this process, so that they can be read. Make it before any
+    thread starts.
 
-    What it held when it is closed is gone.
+    Signals that were not read when it is closed are lost.
     """
 
     def __init__(self) -> None:
@@ -101,9 +105,9 @@ class Signals:
         self.descriptor = descriptor
 
     def take(self) -> list[int]:
-        """Those that came since and were meant for this process alone.
+        """The signals that came since the last call and were sent to this process only.
 
-        What the terminal sends (Ctrl-C) goes to all of its foreground group: the command has it.
+        A signal of the terminal (Ctrl-C) goes to the whole foreground group: the command has it.
         """
         found = []
         with contextlib.suppress(BlockingIOError):
@@ -124,7 +128,7 @@ class Signals:
 
 
 class Start(NamedTuple):
-    """`variables` is the environment, `mask` the signals that the command holds back."""
+    """`variables` is the environment, `mask` the signals that are blocked in the command."""
 
     words: list[str]
     variables: Mapping[bytes, bytes]
@@ -133,7 +137,8 @@ class Start(NamedTuple):
 
 
 class Command:
-    """A child of this process, in its process group and session: terminal and jobs work as ever.
+    """A child of this process, in the same process group and session, so that the terminal and job
+    control work as usual.
 
     It begins in the cgroup whose `cgroup.procs` is open as `entry`. Raises CannotStart.
     """
@@ -172,7 +177,7 @@ def _become(
     entry: int,
     answer: int,
 ) -> NoReturn:
-    """Runs in the child: become the command, or tell why not."""
+    """Runs in the child: becomes the command, or writes to `answer` what failed."""
     step = ""
     try:
         step = "enter its cgroup"
@@ -184,7 +189,7 @@ def _become(
             os.setresuid(user.uid, user.uid, user.uid)
         step = "execute"
         for number in (signal.SIGPIPE, signal.SIGXFSZ, *FORWARDED):
-            # Python ignores the first two; what the caller ignored is ignored by the command, too.
+            # Python ignores the first two. The command ignores the others if the caller did.
             if number not in FORWARDED or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, start.mask)

@@ -1,6 +1,6 @@
-"""Files of the place where a command was started: those of processes that were gone too soon.
+"""Where to look for the files of processes that ended too soon: near where a command was started.
 
-Only where to look: a file is taken for what was mapped by its build id alone.
+This only says where to look. Whether a file is the one that was mapped, its build id decides.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _LEFT_OUT = frozenset({".git", ".hg", ".svn", "node_modules", "__pycache__"})
 
 
 class Nearby:
-    """Directories below `top` by the names of the files in them; looked through once, when asked.
+    """Directories below `top` by the names of their files; searched once, at the first question.
 
-    Not beyond so many files, or so many seconds; links to directories are not followed.
+    The search ends after `files_most` files or `seconds_most`; it follows no link to a directory.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Nearby:
         self._found: dict[str, list[Path]] | None = None
 
     def directories(self, name: str) -> list[Path]:
-        """Those in which there is a file of this name, the nearest first."""
+        """The directories that have a file of this name, the nearest first."""
         if self._found is None:
             self._found = self._walk()
         return self._found.get(name, [])

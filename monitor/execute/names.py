@@ -1,5 +1,5 @@
-"""Names for the functions in the events of a command, while its processes live or from the files
-near where it was started.
+"""Names for the functions in the events of a command: from its processes while they live, or from
+files near where it was started.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Names:
     """Used by one thread."""
 
     def __init__(self, resolver: Resolver, search: list[Path], nearby: Nearby) -> None:
-        """`search` is the resolver's: what is found nearby is added to it."""
+        """`search` is the resolver's list of directories: those found nearby are added to it."""
         self._resolver = resolver
         self._search = search
         self._nearby = nearby
@@ -34,8 +34,8 @@ class Names:
     def named(self, event: Event) -> Event:
         """The event with the names of its functions.
 
-        The resolver is asked once for each place that has a name; for one without again and again:
-        another process may be there to look at.
+        The resolver is asked once for each place that has a name. For a place without a name it is
+        asked every time: another process may still live, and have the file.
         """
         stack = event.get("stack") or []
         symbols = [self._known.get(_place(frame)) for frame in stack]

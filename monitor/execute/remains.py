@@ -1,4 +1,4 @@
-"""What an exec made and, ended by SIGKILL, could not remove: the next one finds it by its name."""
+"""What an exec left behind when SIGKILL ended it: the next exec finds it by name and removes it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ NAME = "seal-monitor-exec"
 
 
 def _prefix(proc: Path) -> str:
-    """Of one boot and pid namespace: elsewhere its pids are others'."""
+    """The beginning of a name: it holds for one boot and pid namespace, as pids do."""
     boot = (proc / "sys/kernel/random/boot_id").read_text("ascii")[:8]
     return f"{NAME}-{boot}-{(proc / 'self/ns/pid').stat().st_ino}-"
 
 
 def new_prefix(proc: Path = Path("/proc")) -> str:
-    """Of the name of whatever this process is to remove in the end. Raises OSError."""
+    """The beginning of the names of what this process removes at its end. Raises OSError."""
     return f"{_prefix(proc)}{os.getpid()}-"
 
 
 def _left(folder: Path, proc: Path) -> Iterator[Path]:
-    """What is in `folder` and was made by processes that are gone."""
+    """The entries of `folder` that were made by processes which have ended."""
     pattern = re.compile(re.escape(_prefix(proc)) + r"([1-9]\d{0,8})-\w+", re.ASCII)
     for path in folder.iterdir():
         if (found := pattern.fullmatch(path.name)) and not _is_alive(int(found[1])):
@@ -45,7 +45,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def remove_cgroups(parent: Path, proc: Path = Path("/proc")) -> None:
-    """Those in which no process is left; what cannot be removed stays."""
+    """Remove the cgroups left below `parent` that have no process; what cannot be removed stays."""
     with suppress(OSError):
         for path in _left(parent, proc):
             with suppress(OSError):
@@ -55,13 +55,13 @@ def remove_cgroups(parent: Path, proc: Path = Path("/proc")) -> None:
 
 
 def remove_directories(folder: Path, proc: Path = Path("/proc")) -> None:
-    """Temporary ones of the caller; what cannot be removed stays."""
+    """Remove the caller's temporary directories left in `folder`; what cannot be removed stays."""
     with suppress(OSError):
         for path in _left(folder, proc):
             with suppress(OSError):
                 found = path.lstat()
-                # As tempfile makes them: nobody else can have put one of these here, even where
-                # everybody may write.
+                # With the mode and owner that tempfile gives: nobody else can have made it, even
+                # where everybody may write.
                 if (stat.S_IFMT(found.st_mode), stat.S_IMODE(found.st_mode), found.st_uid) == (
                     *(stat.S_IFDIR, 0o700),
                     os.geteuid(),

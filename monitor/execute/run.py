@@ -1,8 +1,7 @@
-"""`seal-monitor exec`: runs a command and tells the violations of it and its children, of nobody
-else.
+"""`seal-monitor exec`: runs a command and reports its violations and those of its children.
 
-The command is in a cgroup of its own, and the kernel counts what happens there alone: its counters
-are the command's. One thread does everything but writing to sinks.
+The command is in a separate cgroup, and the kernel counts only what happens there: its counters are
+the command's. One thread does everything but writing to sinks.
 """
 
 from __future__ import annotations
@@ -54,13 +53,13 @@ __all__ = ["ExecError", "Options", "run"]
 
 FAILED_ON = 4  # exit code
 
-BACKLOG_SECONDS = 0.5  # for what waits for the sink, between two parts of the ring
-ENDING_SECONDS = 0.2  # processes that end so soon after the command are no news
+BACKLOG_SECONDS = 0.5  # to wait for the sink, between two parts of the ring
+ENDING_SECONDS = 0.2  # processes that end so soon after the command are not reported
 DRAIN_SECONDS = 10.0
 FLUSH_SECONDS = 10.0
-# Every place has its events, and a storm at one place leaves room for the others.
+# Every place gets events, and a storm at one place leaves room for the others.
 RATE_LIMIT = RateLimit(per_caller=1, burst=20, host=0)
-IDLE_NS = 2_000_000_000  # of a bucket: thousands of short-lived processes find one
+IDLE_NS = 2_000_000_000  # then a bucket is free again: thousands of short processes find one
 RING_SIZE = 16 << 20
 RETENTION = Retention(age=1, size=1 << 30, events=RATE_LIMIT.burst)
 CALLERS = 1 << 16  # whose suppressed events find their incident
@@ -73,7 +72,7 @@ class ExecError(OSError):
 
 @dataclass(frozen=True)
 class Options:
-    """`user`: None is whoever called sudo, else the caller. `fail_on`: kinds of violations."""
+    """`user`: None for the user of sudo, else the caller. `fail_on`: kinds of violations."""
 
     words: Sequence[str]
     user: str | None
@@ -95,13 +94,13 @@ def _may_write(directory: os.stat_result, user: User) -> bool:
 class _Output:
     """Standard output for "-", else a file. A context manager.
 
-    It belongs to the user that the command runs as where that user could have made it, else to the
-    caller: the directory may be a link that an earlier command has left.
-    Nothing of a file is touched before there is something to write: the command may not start.
+    The file belongs to the command's user if that user may write to the directory, else to the
+    caller: the directory may be a link that an earlier command has left. A file that is there stays
+    as it is until there is something to write: the command may fail to start.
     """
 
     def __init__(self, name: str, user: User | None) -> None:
-        """Raises OSError, ExecError: before the command runs, not after."""
+        """Raises OSError, ExecError, so that a mistake is found before the command runs."""
         self._owner: tuple[int, int] | None = None
         self._file = None if name == "-" else PrivateFile(Path(name))
         if self._file and user and _may_write(self._file.directory(), user):
@@ -126,7 +125,7 @@ class _Output:
 
 def _page(database: Path) -> bytes:
     """Every incident of the database as an HTML page."""
-    from monitor.report import page as report  # noqa: PLC0415 - Jinja2, for who wants a page
+    from monitor.report import page as report  # noqa: PLC0415 - Jinja2, only needed for a page
 
     page = io.BytesIO()
     with Incidents(database, own=True) as incidents:
@@ -143,7 +142,7 @@ def _json(result: Result) -> bytes:
 
 
 class _Terminal:
-    """Standard error, which the command writes to as well: whole texts, one write each."""
+    """Standard error, which the command writes to as well: each text is one write."""
 
     def __init__(self, stream: TextIO | None) -> None:
         is_terminal = stream is not None and stream.isatty()
@@ -157,7 +156,7 @@ class _Terminal:
     def write(self, text: str) -> None:
         if self._stream is None:  # the caller has closed it
             return
-        with contextlib.suppress(OSError):  # whoever read it has gone: the command goes on
+        with contextlib.suppress(OSError):  # the reader has gone: the command goes on
             self._stream.write(text)
             self._stream.flush()
 
@@ -192,13 +191,13 @@ class _Watch:
             for probe in self.watcher.loaded.probes:
                 if not (probe.attached or probe.probe in OPTIONAL):
                     self.notes.append(f"probe {probe.probe} is not attached: {probe.error}")
-            self._signals = Signals()  # only now: Ctrl-C still ends what was before
+            self._signals = Signals()  # only now: until here Ctrl-C ends this process
             cleanup.callback(self._signals.close)
             self._cgroup = CommandCgroup()
             cleanup.callback(self._cgroup.close)
             self.watcher.state.watch_cgroup(self._cgroup.descriptor)
             while self.watcher.ring.drain().records:
-                pass  # of others, from before
+                pass  # records of other processes, from before
             self._cleanup = cleanup.pop_all()
 
     def __enter__(self) -> _Watch:
@@ -208,11 +207,11 @@ class _Watch:
         self._cleanup.close()
 
     def run(self, words: Sequence[str], user: User | None) -> int:
-        """How the command ended, as Command.wait() tells. Raises CannotStart."""
+        """How the command ended, as Command.wait() returns it. Raises CannotStart."""
         command = Command(
             Start(list(words), environment(user), user, self._signals.before), self._cgroup.entry
         )
-        # The command may have taken the terminal, and be a shell that gives it to its jobs.
+        # The command may be a shell that gives the terminal to its jobs: writing must not stop us.
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         with select.epoll() as poll:
             for descriptor in (
@@ -244,11 +243,11 @@ class _Watch:
         self.watcher.pump.sweep_when_due(time.monotonic())
 
     def _is_taken(self) -> bool:
-        """Whether the sink has nothing left to do: the ring has more room than its queue."""
+        """Whether the sink has nothing left to do: until then events wait in the larger ring."""
         return self._delivery.wait(BACKLOG_SECONDS)
 
     def finish(self) -> None:
-        """Detach; the counters are final and all events with the store after that."""
+        """Detach; afterwards the counters are final, and the store has all events."""
         self.watcher.loaded.detach()
         self.watcher.pump.finish(DRAIN_SECONDS)
         self._delivery.finish(FLUSH_SECONDS)
@@ -275,7 +274,7 @@ class _Watch:
 
 
 def _found(database: Path) -> list[tuple[Incident, list[Event]]]:
-    """Every incident with the events that are kept of it, the one that began first at the front."""
+    """Every incident with its kept events; the incident that was last seen comes last."""
     if not database.exists():  # no event has opened it
         return []
     with Incidents(database, own=True) as incidents:
@@ -284,13 +283,13 @@ def _found(database: Path) -> list[tuple[Incident, list[Event]]]:
 
 
 def _user(name: str | None) -> User | None:
-    """Whom to run the command as; None: as the caller."""
+    """The user to run the command as; None: the caller."""
     name = name or (os.environ.get("SUDO_USER") if os.geteuid() == 0 else None)
     return user_named(name) if name else None
 
 
 def _settings(config: Config) -> Config:
-    """Nothing that the command could do is left out, and there is room for a storm."""
+    """The configuration with everything watched, nothing muted, and room for a storm."""
     return replace(
         config,
         watch=Watch(compat=True, io_uring=True),
@@ -301,10 +300,11 @@ def _settings(config: Config) -> Config:
 
 
 def _end_in_order() -> Callable[[], None]:
-    """What would end this process at once raises SystemExit, so that nothing is left behind.
+    """Make signals that would end this process raise SystemExit, so that nothing is left behind.
 
-    Once the command runs it is the command's. What the caller has ignored stays so. What comes back
-    raises it once more, if it was raised: Python ignores it in what a fork calls.
+    Signals that the caller ignores stay ignored; once the command runs, signals go to the command.
+    Call the returned function to exit if a signal came before: Python ignores exceptions in the
+    functions that a fork calls.
     """
     codes: list[int] = []
 
@@ -324,7 +324,9 @@ def _end_in_order() -> Callable[[], None]:
 
 @contextlib.contextmanager
 def _directory() -> Iterator[Path]:
-    """A temporary one. No signal ends us between its making and the promise to remove it."""
+    """A temporary directory. No signal ends this process between making it and arranging for its
+    removal.
+    """
     remove_directories(Path(tempfile.gettempdir()))
     with contextlib.ExitStack() as cleanup:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
@@ -367,7 +369,7 @@ def _watched(
 
 
 def run(config: Config, options: Options) -> int:
-    """Run the command, tell its violations; the exit code.
+    """Run the command and report its violations; returns the exit code.
 
     Raises what starting the daemon raises, and ExecError, UserError, CannotStart, CgroupError.
     """

@@ -1,4 +1,4 @@
-"""Where the events of a watched command go: named, kept as incidents, each of these shown once."""
+"""The sink of a watched command: gives functions their names, keeps incidents, shows each once."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Event = dict[str, Any]
 
 
 class CommandSink:
-    """Passes on to the store. `named` and `show` are called in the writer's thread."""
+    """Passes events on to the store. `named` and `show` are called in the writer's thread."""
 
     name = "incidents"
 
     def __init__(
         self, store: BatchSink, named: Callable[[Event], Event], show: Callable[[Event], None]
     ) -> None:
-        """`named` gives an event the names of its functions; `show` is for the first of each
+        """`named` gives an event the names of its functions; `show` prints the first event of each
         incident.
         """
         self._store = store

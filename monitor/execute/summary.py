@@ -1,6 +1,6 @@
-"""What is said of a watched command: an incident as it happens, a table at its end, JSON.
+"""The report on a watched command: each incident as it happens, a table at the end, JSON.
 
-Pure functions. What an event holds passes `visible` on its way to the terminal.
+Pure functions. Every value of an event passes `visible` on its way to the terminal.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ Event = Mapping[str, Any]
 class Result:
     """All that is known when the command has ended.
 
-    `status`: its exit code, or the number of the signal that ended it, negative; `code`: the one
-    that the caller gets. `incidents` with the events that are kept of each, named. `left`: its
-    processes that live on. `failed_on`: kinds of --fail-on that happened.
+    `status`: its exit code, or minus the number of the signal that ended it; `code`: the exit code
+    for the caller. `incidents`: each with its kept events, their functions named. `left`: its
+    processes that live on. `failed_on`: the kinds of --fail-on that happened.
     """
 
     words: Sequence[str]
@@ -55,10 +55,10 @@ class Result:
 
 
 def counts(counters: Counters) -> dict[str, dict[str, int]]:
-    """Violations by kind and by operation, cause or method; none that are 0.
+    """Violations by kind and by operation, cause or method, without zeros.
 
-    Denials that a seal explains or may explain; faults but those of cause `other`; changes of
-    what sealed memory holds.
+    These are the denials that a seal explains or may explain, all faults but those of cause
+    `other`, and all bypasses.
     """
     denials = {
         operation.name: row[Verdict.SEALED] + row[Verdict.UNVERIFIED]
@@ -74,12 +74,12 @@ def counts(counters: Counters) -> dict[str, dict[str, int]]:
 
 
 def violations(counters: Counters) -> dict[str, int]:
-    """By kind."""
+    """How many violations of each kind."""
     return {kind: sum(by_what.values()) for kind, by_what in counts(counters).items()}
 
 
-def _untold(result: Result) -> dict[tuple[str, str], int]:
-    """What was counted and is in no incident: the ring had no room for it."""
+def _only_counted(result: Result) -> dict[tuple[str, str], int]:
+    """The violations that were counted but are in no incident: the ring was full."""
     left = {
         (kind, what): number
         for kind, by_what in counts(result.counters).items()
@@ -121,7 +121,7 @@ def live(event: Event, *, colours: bool, width: int = 100) -> str:
 
 
 def _frame_in_question(incident: Incident, event: Event) -> Event | None:
-    """The one that called; of a fault the one that the instruction is in."""
+    """The frame that made the call or, of a fault, the frame of the instruction."""
     wanted = event["instruction_pointer"] if incident.kind == "fault" else event["caller"]
     return next((frame for frame in event["stack"] if frame["address"] == wanted), None)
 
@@ -141,8 +141,8 @@ _COLUMNS = (("COUNT", 15), ("SEVERITY", 8), ("WHAT", 48), ("FUNCTION", 48), ("PL
 
 
 def _table(result: Result, colours: bool) -> list[str]:
-    # Of what the processes share that found no bucket not even the operation is known: these are
-    # in the last rows.
+    # Processes that found no bucket of the rate limit share one, of which not even the operation
+    # is known. Their violations are in the last rows.
     known = [row for row in result.incidents if row[0].what != UNKNOWN]
     incidents = sorted(known, key=lambda row: (-row[0].count, row[0].first_ns))
     rows = [_row(*row) for row in incidents[:ROWS_SHOWN]]
@@ -154,7 +154,7 @@ def _table(result: Result, colours: bool) -> list[str]:
             "-",
             "-",
         ]
-        for (kind, what), number in _untold(result).items()
+        for (kind, what), number in _only_counted(result).items()
     ]
     if len(incidents) > ROWS_SHOWN:
         others = incidents[ROWS_SHOWN:]
@@ -174,7 +174,7 @@ def _table(result: Result, colours: bool) -> list[str]:
 
 
 def _meanings(result: Result) -> list[str]:
-    """Why the violations are taken for what they are: once for each row of the table."""
+    """The reasons for the assessments: once for each row of the table of assessments."""
     events = [event for _, kept in result.incidents for event in kept]
     names = dict.fromkeys((event.get("assessment") or {}).get("name") for event in events)
     return [
@@ -200,22 +200,22 @@ def _ended(result: Result) -> str:
 
 
 def summary(result: Result, *, colours: bool) -> str:
-    """For a person, when the command has ended."""
+    """Text for a person, when the command has ended."""
 
-    def told(text: str) -> str:
+    def line(text: str) -> str:
         return f"{_paint(PREFIX, DIM, colours)} {text}"
 
-    ended = told(f"{_ended(result)}, in {result.seconds:.1f} s")
-    after = [told(note) for note in result.notes]
+    ended = line(f"{_ended(result)}, in {result.seconds:.1f} s")
+    after = [line(note) for note in result.notes]
     if result.left:
         some = ", ".join(f"{member.name} ({member.pid})" for member in result.left[:5])
         more = f" and {len(result.left) - 5} more" if len(result.left) > 5 else ""
         number = counted(len(result.left), "process")
         after.append(
-            told(f"{number} of the command still running, no longer watched: {some}{more}")
+            line(f"{number} of the command still running, no longer watched: {some}{more}")
         )
     if result.failed_on:
-        after.append(told(f"exit code {result.code}, for --fail-on {','.join(result.failed_on)}"))
+        after.append(line(f"exit code {result.code}, for --fail-on {','.join(result.failed_on)}"))
     parts = [[ended, *after]]
     if any(violations(result.counters).values()):
         parts = [[ended], _table(result, colours), _meanings(result), after]
@@ -233,7 +233,7 @@ def _signal_name(number: int) -> str:
 
 
 def document(result: Result) -> dict[str, object]:
-    """Ready for JSON: the kernel's counts, and each incident with the events that are kept."""
+    """Ready for JSON: the kernel's counts, and each incident with its kept events."""
     counters, status = result.counters, result.status
     return {
         "schema": SCHEMA,

@@ -1,1 +1,1 @@
-"""Events kept and grouped, with what their processes were like."""
+"""Events kept and grouped as incidents, with snapshots of their processes."""

@@ -1,8 +1,8 @@
 """What makes two events the same incident: pure functions of an event as it is written.
 
 Two violations are the same when the same place in the same program did the same to the same kind of
-memory. Pids, addresses, times, hosts and workloads differ from one to the next and are no part of
-it.
+memory. Pids, addresses, times, hosts and workloads are not compared: they differ from one violation
+to the next.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Event = Mapping[str, Any]
 
 
 def _sha256_function() -> Callable[[bytes], Any]:
-    """hashlib's digest without OpenSSL, 3.6 MiB, which hashlib loads where it can."""
+    """SHA-256 without hashlib, which would load OpenSSL, 3.6 MiB."""
     for name in ("_sha2", "_sha256"):  # Python 3.12 and later, 3.11
         with contextlib.suppress(ImportError):
             function: Callable[[bytes], Any] = import_module(name).sha256
             return function
-    from hashlib import sha256  # noqa: PLC0415 - an interpreter that is built without
+    from hashlib import sha256  # noqa: PLC0415 - an interpreter built without these modules
 
     return sha256
 
@@ -50,7 +50,7 @@ class Fingerprint(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Stable, and different for different fingerprints whatever their parts hold."""
+        """A stable text. Different fingerprints have different texts, whatever their parts are."""
         return json.dumps(self, separators=(",", ":"))
 
     @property
@@ -60,7 +60,7 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprint(event: Event) -> Fingerprint:
-    """Of an event of any kind; a suppression, which tells nothing of the place, is unattributed."""
+    """The fingerprint of an event of any kind. A suppression names no place: it is unattributed."""
     kind = str(event["kind"])
     if kind == "suppression":
         return unattributed(str(event["of"]), what_of(event))
@@ -76,12 +76,14 @@ def fingerprint(event: Event) -> Fingerprint:
 
 
 def what_of(event: Event) -> str | None:
-    """What was done: the operation, cause or method of the event, or of those held back."""
+    """The operation, cause or method of an event, or of the events that a suppression counts."""
     return event.get("operation") or event.get("cause") or event.get("method")
 
 
 def unattributed(kind: str, what: str | None) -> Fingerprint:
-    """Of violations that nobody can tell the place of; without `what` not even what they were."""
+    """The fingerprint of violations at unknown places; without `what` their operation is unknown
+    as well.
+    """
     what = what or (kind if kind == "seal" else UNKNOWN)
     return Fingerprint(kind, what, UNKNOWN, UNKNOWN, UNKNOWN)
 
@@ -91,9 +93,9 @@ def _base_name(path: str) -> str:
 
 
 def _executable(event: Event) -> str:
-    """By its build id, which is the same wherever the file lies; else by its base name.
+    """The executable's build id, which does not depend on the path; else its base name.
 
-    A path would not do: of a process that was gone too soon only the base name is known.
+    The path itself is not always known: of a process that ended too soon there is only a base name.
     """
     path = (event["process"] or {}).get("executable")
     if not path:
@@ -106,9 +108,9 @@ def _executable(event: Event) -> str:
 
 
 def _caller(event: Event) -> str:
-    """The frame that called; of a fault the one that the instruction is in.
+    """The frame that made the call or, of a fault, the frame of the instruction.
 
-    Code in no file lies elsewhere in every process: its address tells nothing.
+    Code in no file has another address in every process, so its address is left out.
     """
     stack = event["stack"]
     if event["kind"] == "fault":

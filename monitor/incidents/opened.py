@@ -1,4 +1,4 @@
-"""The store of incidents that a configuration asks for, opened; without one SQLite stays out."""
+"""Opens the store of incidents, if the configuration asks for one; only then imports SQLite."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ __all__ = ["open_incidents"]
 def open_incidents(
     wanted: Incidents, directory: Path | None, report: Callable[[str], None]
 ) -> IncidentStore | None:
-    """The store, if it is wanted and `directory` can be written to. `report` hears of problems."""
+    """The store, if it is wanted and `directory` can be written to.
+
+    The store calls `report` with each problem.
+    """
     if not (wanted.enabled and directory):
         return None
     if not os.access(directory, os.W_OK, effective_ids=True):

@@ -1,4 +1,4 @@
-"""Questions to the store of incidents, while a daemon writes to it or none runs."""
+"""Searches in the store of incidents, whether or not a daemon is writing to it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _COLUMNS = (
     *("number", "id", "kind", "what", "executable", "caller", "mapping", "title", "severity"),
     *("summary", "first_ns", "last_ns", "events", "suppressed"),
 )
-_TEXTS = _COLUMNS.index("first_ns")  # numbers are behind them
+_TEXTS = _COLUMNS.index("first_ns")  # texts up to here, then numbers
 _FACETS = ("verdict", "disposition", "likely", "executable", "workload", "host", "user")
 
 
@@ -89,7 +89,10 @@ class Incident:
 
 
 def as_object(incident: Incident) -> dict[str, object]:
-    """Ready for JSON. `facets` count the events told one by one."""
+    """Ready for JSON. `facets` count the delivered events.
+
+    "told" is the old name of `delivered`, printed until 1.0.
+    """
     return {
         "id": incident.id,
         "kind": incident.kind,
@@ -102,6 +105,7 @@ def as_object(incident: Incident) -> dict[str, object]:
         "first_seen": timestamp(incident.first_ns, 0),
         "last_seen": timestamp(incident.last_ns, 0),
         "count": incident.count,
+        "delivered": incident.events,
         "told": incident.events,
         "suppressed": incident.suppressed,
         "program": incident.executable,
@@ -148,13 +152,13 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
 def _begin(path: Path, database: sqlite3.Connection) -> None:
     database.execute("PRAGMA trusted_schema = OFF")
     database.execute("PRAGMA cell_size_check = ON")
-    database.execute("BEGIN")  # all answers are of one moment
+    database.execute("BEGIN")  # all answers describe the same moment
     (version,) = database.execute("PRAGMA user_version").fetchone()
     tables = [name for (name,) in database.execute("SELECT name FROM sqlite_schema")]
     if not tables and version not in READABLE:  # the daemon is about to make them
         raise _NothingYet
     if "incidents" not in tables:
-        raise _NoIncidents("its tables are others")
+        raise _NoIncidents("it has other tables")
     if version not in READABLE:
         raise IncidentError(
             f"{path}: its schema is of version {version}, not {VERSION}; "
@@ -180,8 +184,8 @@ def _open(path: Path, own: bool) -> sqlite3.Connection:
     try:
         return _connect_somehow(path, status.st_size)
     except _NothingYet:
-        # What is new lies in the log beside a database until there is enough of it.
-        copied = f"; if it is a copy, copy {path.name}-wal, too, or use 'incidents backup'"
+        # New rows stay in the log beside a database until there are enough of them.
+        copied = f"; if it is a copy, also copy {path.name}-wal, or use 'incidents backup'"
         raise IncidentError(
             f"there are no incidents in {path} yet{'' if own else copied}"
         ) from None
@@ -195,15 +199,15 @@ def _connect_somehow(path: Path, size: int) -> sqlite3.Connection:
     try:
         return _connect(path, "mode=ro")
     except sqlite3.OperationalError as error:
-        # Who may not make the files that a reader needs beside a database that nobody has
-        # open reads the database alone.
+        # A reader needs files beside the database. This user may not make them, so read the
+        # database without them, which is safe while nobody has it open.
         if not _is_whole(path) or error.sqlite_errorcode & 0xFF not in _NOT_PERMITTED:
             raise
         return _connect(path, "mode=ro&immutable=1")
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether there is nothing in a log that is not in the database, too."""
+    """Whether the database has everything, and its log nothing more."""
     try:
         return not path.with_name(f"{path.name}-wal").stat().st_size
     except FileNotFoundError:
@@ -211,9 +215,9 @@ def _is_whole(path: Path) -> bool:
 
 
 def _unreadable(path: Path, own: bool, error: sqlite3.Error | _NoIncidents) -> IncidentError:
-    """Nobody is told to remove a file that may be something else."""
+    """The error to raise. It advises to remove a file only if that file is the daemon's."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    why = printable(str(error))  # it may tell of what the database holds
+    why = printable(str(error))  # it may quote what the database holds
     if code in _NOT_PERMITTED:
         return IncidentError(f"cannot read {path}: {why}; run as root")
     if own:
@@ -223,20 +227,20 @@ def _unreadable(path: Path, own: bool, error: sqlite3.Error | _NoIncidents) -> I
         )
     if code == sqlite3.SQLITE_NOTADB or isinstance(error, _NoIncidents):
         return IncidentError(f"{path} is not an incidents database: {why}")
-    return IncidentError(f"cannot read {path}: {why}; if it is a copy, copy it anew")
+    return IncidentError(f"cannot read {path}: {why}; if it is a copy, copy it again")
 
 
 # ---- What it holds -------------------------------------------------------------------------------
 
 
 class Incidents:
-    """The database, read-only. Raises IncidentError, here and everywhere.
+    """The database, read-only. Every method raises IncidentError.
 
-    It may be a stranger's: what comes out of it has the types that the schema says.
+    The database may come from a stranger: values are checked against the types of the schema.
     """
 
     def __init__(self, path: Path, own: bool = False) -> None:
-        """`own`: it is the daemon's, and may be removed."""
+        """`own`: the database is the daemon's, and may be removed."""
         self._path = path
         self._own = own
         self._database = _open(path, own)
@@ -250,18 +254,19 @@ class Incidents:
         self._database.close()
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _explaining(self) -> Iterator[None]:
+        """Raises an error of SQLite as an IncidentError."""
         try:
             yield
         except sqlite3.Error as error:
             raise _unreadable(self._path, self._own, error) from error
 
     def _rows(self, query: str, values: Sequence[object] = ()) -> list[Any]:
-        with self._told():
+        with self._explaining():
             return self._database.execute(query, tuple(values)).fetchall()
 
     def search(self, wanted: Filter, limit: int) -> list[Incident]:
-        """Those last seen come first."""
+        """The incidents that match, the last seen first."""
         conditions, values = self._conditions(wanted)
         rows = self._rows(
             f"SELECT {', '.join(_COLUMNS)} FROM incidents WHERE {' AND '.join(conditions)} "
@@ -271,8 +276,8 @@ class Incidents:
         return [self._incident(row) for row in rows]
 
     def find(self, prefix: str) -> list[Incident]:
-        """Whose id begins so, two at most."""
-        end = prefix + "g"  # behind every digit
+        """The incidents whose id begins with `prefix`, two at most."""
+        end = prefix + "g"  # sorts after every hexadecimal digit
         rows = self._rows(
             f"SELECT {', '.join(_COLUMNS)} FROM incidents WHERE id >= ? AND id < ? LIMIT 2",
             (prefix, end),
@@ -280,7 +285,7 @@ class Incidents:
         return [self._incident(row) for row in rows]
 
     def events(self, incident: Incident) -> list[Event]:
-        """What is kept of them, in the order in which they came."""
+        """The events that are kept, in the order in which they came."""
         rows = self._rows(
             "SELECT seq, event FROM events WHERE incident = "
             "(SELECT number FROM incidents WHERE id = ?) ORDER BY seq",
@@ -289,9 +294,9 @@ class Incidents:
         return [self._object("event", *row) for row in rows]
 
     def snapshots(self, incident: Incident) -> list[Snapshot]:
-        """Those that are kept, in the order in which they were taken.
+        """The snapshots that are kept, in the order in which they were taken.
 
-        An older database has none until a daemon makes it one of this version.
+        A database of an older version has none until a daemon upgrades it.
         """
         if self._rows("PRAGMA user_version") != [(VERSION,)]:
             return []
@@ -303,7 +308,7 @@ class Incidents:
         return [self._object("snapshot", *row) for row in rows]
 
     def processes(self, pid: int) -> list[Process]:
-        """That have had this pid, in the order in which they started."""
+        """The processes that have had this pid, in the order in which they started."""
         rows = self._rows(
             "SELECT DISTINCT boot_id, start_ns FROM events "
             "WHERE pid = ? AND start_ns IS NOT NULL ORDER BY start_ns",
@@ -319,7 +324,7 @@ class Incidents:
         return found
 
     def timeline(self, pid: int, process: Process) -> list[tuple[Event, str]]:
-        """Its events that are kept, in order, each with the id of its incident."""
+        """The kept events of a process, in order, each with the id of its incident."""
         rows = self._rows(
             "SELECT seq, event, id FROM events JOIN incidents ON number = incident "
             "WHERE pid = ? AND boot_id = ? AND start_ns BETWEEN ? AND ? ORDER BY time_ns, seq",
@@ -328,8 +333,8 @@ class Incidents:
         return [(self._object("event", seq, text), str(number)) for seq, text, number in rows]
 
     def copy(self) -> bytes:
-        """The whole database as it is now, with what is still in its log: a file's bytes."""
-        with self._told():
+        """The bytes of a file with the whole database, and with what is still in its log."""
+        with self._explaining():
             return self._database.serialize()
 
     def _object(self, what: str, seq: object, text: object) -> dict[str, Any]:
@@ -345,7 +350,7 @@ class Incidents:
         return IncidentError(f"{self._path}: {what} is not one of seal-monitor's")
 
     def stored(self, table: str, incident: Incident) -> list[tuple[Any, ...]]:
-        """Its rows in a table of the schema; none where an older database has no such table."""
+        """The rows of an incident in a table; none where an older database has no such table."""
         if not self._rows("SELECT 1 FROM sqlite_schema WHERE name = ?", (table,)):
             return []
         key = "number" if table == "incidents" else "incident"
@@ -356,7 +361,7 @@ class Incidents:
         )
 
     def _conditions(self, wanted: Filter) -> tuple[list[str], list[object]]:
-        """Of an SQL query: every value is a placeholder's."""
+        """Conditions of an SQL query, and the values for their placeholders."""
         conditions = [f"kind IN ({', '.join('?' * len(wanted.kinds))})"]
         values: list[object] = list(wanted.kinds)
         is_pattern = wanted.operation is not None and any(c in wanted.operation for c in "*?[")
@@ -383,7 +388,10 @@ class Incidents:
         return conditions, values
 
     def _is_rare(self, name: str, value: str) -> bool:
-        """Whether it is faster to begin with the incidents that have it than with the last ones."""
+        """Whether so few incidents have the value that the query is faster when it begins there.
+
+        Otherwise it begins with the incidents that were seen last.
+        """
         query = "SELECT 1 FROM facets WHERE name = ? AND value GLOB ? LIMIT ?"
         return len(self._rows(query, (name, value, _RARE))) < _RARE
 

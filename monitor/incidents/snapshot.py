@@ -1,8 +1,8 @@
-"""What /proc tells of a process at the moment of its violation: mappings, modules, limits, parents.
+"""What /proc shows of a process just after its violation: mappings, modules, limits, parents.
 
-Everything is read through a descriptor of the process's own directory, which stays its own whoever
-gets the pid next. All of it is the process's choice, so it is bounded and escaped here, and what is
-read costs the process little: its mmap lock is held for a few mappings at a time.
+Everything is read through a descriptor of the process's directory in /proc, which never leads to
+another process that gets the same pid. The process chooses what is in there, so it is bounded and
+escaped here. Reading costs the process little: its mmap lock is held for a few mappings at a time.
 """
 
 from __future__ import annotations
@@ -84,10 +84,10 @@ def take(
     proc: Path = Path("/proc"),
     limits: Limits = LIMITS,
 ) -> Taken:
-    """The snapshot as JSON text, or `gone`: it ended, or executed another program.
+    """The snapshot as JSON text, or `gone`: the process ended, or executed another program.
 
-    `start_offset_ns` is from the boot clock to the real-time clock, for start times. Raises
-    OSError where nothing can be read at all.
+    `start_offset_ns` is the real-time clock minus the boot clock, for start times. Raises OSError
+    if nothing can be read at all.
     """
     now, began = time.time_ns(), time.monotonic()
     gone = Taken("gone", now)
@@ -106,7 +106,7 @@ def take(
         }
         missing: dict[str, str] = {}
         part = functools.partial(_part, missing)
-        # What changes the soonest comes first.
+        # First the parts that change soonest.
         found = part("memory_map", lambda: _memory_map(directory, request, limits))
         if found is not None and not found.blocks:
             return gone
@@ -147,18 +147,18 @@ def take(
 
 
 def _part(missing: dict[str, str], name: str, reader: Callable[[], _T]) -> _T | None:
-    """What the reader returns. What cannot be read is None, and its reason goes into `missing`."""
+    """What the reader returns; None if it cannot read, with the reason in `missing`."""
     try:
         return reader()
     except OSError as error:
         if name == "memory_map" and isinstance(error, FileNotFoundError | ProcessLookupError):
-            raise  # without it there is no process any more
+            raise  # the process is gone
         missing[name] = error.strerror or str(error)
         return None
 
 
 def _fitting(snapshot: Snapshot, touched: int, limit: int) -> bytes:
-    """As JSON text of so many bytes: of the longest part only a half, until it fits."""
+    """The snapshot as JSON text of at most `limit` bytes: halves its longest part until it fits."""
     while len(text := encode(snapshot)) > limit:
         part = max(("memory_map", "modules"), key=lambda name: len(snapshot[name] or ()))
         entries = snapshot[part] or []
@@ -183,7 +183,7 @@ _ENDED = "it ended or executed another program meanwhile"
 
 
 class _TooMuch(Exception):
-    """Reading has come to its bounds; the text says which."""
+    """A bound on reading was reached; the text says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +196,7 @@ class _Found:
 
 
 def _memory_map(directory: int, request: Request, limits: Limits) -> _Found:
-    """Without a mapping where the program is not the one that was asked for."""
+    """The mappings around the violation; none if the process now runs another program."""
     kib = int(_status(directory, "status").get(b"VmPTE", b"0").split()[0])
     why = f"{kib} KiB of page tables, more than {limits.page_tables_kib}"
     if kib <= limits.page_tables_kib:
@@ -211,8 +211,8 @@ def _memory_map(directory: int, request: Request, limits: Limits) -> _Found:
 def _read_map(name: str, size: int, directory: int, request: Request, limits: Limits) -> _Found:
     fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
     try:
-        # Behind the open: the file is of the memory that the process has now, and an exec from
-        # here on leaves it empty.
+        # Checked after the open: the file belongs to the memory that the process had then, and is
+        # empty once the process executes another program.
         if not is_image(_base_name(directory), request.base_name):
             return _Found([], False)
         with open(fd, "rb", 1 << 16, closefd=False) as file:
@@ -226,7 +226,7 @@ def _read_map(name: str, size: int, directory: int, request: Request, limits: Li
 
 
 def _base_name(directory: int) -> bytes:
-    """Of its executable; empty where that cannot be read."""
+    """The base name of the executable; empty if it cannot be read."""
     try:
         return os.path.basename(os.readlink(b"exe", dir_fd=directory))
     except OSError:
@@ -252,9 +252,9 @@ def _blocks(lines: Iterator[bytes], limit: int, deadline: float) -> Iterator[_Bl
 
 
 def _nearest(blocks: Iterator[_Block], touched: int, limit: int) -> _Found:
-    """Of a map in the order of addresses `limit` mappings, half of them up to `touched`.
+    """The `limit` mappings around `touched`, half of them below it, in the order of addresses.
 
-    One side gets more where the other has fewer.
+    If one side has fewer, the other gets more.
     """
     below: deque[_Block] = deque(maxlen=limit)
     above: list[_Block] = []
@@ -271,7 +271,7 @@ def _nearest(blocks: Iterator[_Block], touched: int, limit: int) -> _Found:
                 is_whole = False
                 break
     except _TooMuch as error:
-        # What lies further above is only left out.
+        # With mappings above the address only those further away are missing.
         problem, is_whole = "" if above else str(error), False
     kept = list(below)[-(limit - len(above)) :]
     return _Found(
@@ -306,7 +306,7 @@ def _mapping(mapping: Mapping) -> dict[str, object]:
 
 # ---- The rest ------------------------------------------------------------------------------------
 
-# lnames in fs/proc/base.c, and the names of getrlimit(2).
+# The names in /proc/PID/limits (lnames in fs/proc/base.c), and those of getrlimit(2).
 _LIMIT_NAMES = {
     b"Max cpu time": "cpu",
     b"Max file size": "fsize",
@@ -341,17 +341,17 @@ def _limits(text: bytes) -> dict[str, dict[str, int | None]]:
 
 
 def _status(directory: int, name: str) -> dict[bytes, bytes]:
-    """A status file's values, which are in its first bytes."""
+    """The values in the first STATUS_READ bytes of a status file."""
     lines = read_at(name, directory, STATUS_READ).splitlines()
     pairs = (line.partition(b":") for line in lines)
     return {key: value.strip() for key, _, value in pairs}
 
 
 def _seccomp(status: dict[bytes, bytes]) -> dict[str, object]:
-    """Of one thread: a filter need not be all threads'."""
+    """The seccomp state of one thread: threads may have different filters."""
     mode = _SECCOMP_MODES.get(status.get(b"Seccomp", b""))
     if mode is None:
-        raise OSError("the kernel does not tell it")
+        raise OSError("the kernel does not show it")
     return {
         "mode": mode,
         "filters": int(status.get(b"Seccomp_filters", b"0")),
@@ -362,7 +362,7 @@ def _seccomp(status: dict[bytes, bytes]) -> dict[str, object]:
 def _parents(
     proc: Path, directory: int, start_offset_ns: int, limit: int
 ) -> list[dict[str, object]]:
-    """The nearest first; it ends where a parent has ended, and at the namespace's first process."""
+    """The parents, the nearest first, up to one that has ended or the namespace's first process."""
     found: list[dict[str, object]] = []
     child = parse_stat(read_at("stat", directory, 4096))
     while child.parent and len(found) < limit:
@@ -378,7 +378,7 @@ def _parents(
         finally:
             os.close(parent)
         if stat.start_ticks > child.start_ticks:
-            break  # its pid has been given to another process
+            break  # another process has got the parent's pid
         found.append(
             {
                 "pid": child.parent,
@@ -392,7 +392,7 @@ def _parents(
 
 
 def _link(directory: int) -> str | None:
-    """Path of its executable; None where that cannot be read."""
+    """The path of the executable; None if it cannot be read."""
     try:
         return printable(os.readlink(b"exe", dir_fd=directory), PATH_LIMIT)
     except OSError:

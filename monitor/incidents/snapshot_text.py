@@ -1,4 +1,4 @@
-"""The snapshots of an incident as text for a person: of the last one what explains a violation."""
+"""The last snapshot of an incident as text for a person: the parts that explain a violation."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["summarized"]
 
 SEALED_SHOWN = 8
 TEXT_LIMIT = 300
-_LIMITS = ("stack", "data", "as", "memlock", "core")  # those of memory
+_LIMITS = ("stack", "data", "as", "memlock", "core")  # the limits of memory
 
 Snapshot = Mapping[str, Any]
 Event = Mapping[str, Any]
 
 
 def summarized(snapshots: Sequence[Snapshot], events: Sequence[Event]) -> list[str]:
-    """`events` are those that are kept: they tell what was touched, and how long before."""
+    """Lines of text. `events` are the kept ones: they say which address was touched, and when."""
     snapshot = snapshots[-1]
     event = next((each for each in events if each.get("id") == snapshot["event"]), None)
     after = ""
@@ -45,7 +45,7 @@ def summarized(snapshots: Sequence[Snapshot], events: Sequence[Event]) -> list[s
 
 
 def _touched(event: Event | None) -> int | None:
-    if event is None or event.get("target"):  # another process's memory was
+    if event is None or event.get("target"):  # it touched another process's memory
         return None
     address = event.get("address") or (event.get("sealed") or {}).get("start")
     return int(address, 16) if address else None
@@ -71,7 +71,7 @@ def _sealed(snapshot: Snapshot, event: Event | None) -> Iterator[str]:
 
 
 def _distance(mapping: Mapping[str, Any], address: int) -> int:
-    """From the address to the mapping, in bytes; 0 within it."""
+    """Bytes from the address to the mapping; 0 inside it."""
     start, end = int(mapping["start"], 16), int(mapping["end"], 16)
     return max(start - address, address - end + 1, 0)
 

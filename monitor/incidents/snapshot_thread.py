@@ -1,7 +1,7 @@
-"""Which processes a snapshot is taken of, and when: a thread of its own, within a small budget.
+"""Which processes a snapshot is taken of, and when: by a separate thread, within a small budget.
 
-The daemon's thread asks and never waits; what was taken goes to the store of incidents. Each
-request is counted once, by what became of it.
+The daemon's thread asks and never waits; snapshots go to the store of incidents. Each request is
+counted once, by its result.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from monitor.untrusted.recent import Recent
 
 __all__ = ["Snapshots"]
 
-WAITING = 16  # that are asked for and not yet counted
-# Of one core: so long at once, and this share of the time in the long run.
+WAITING = 16  # requests that may wait for a result
+# Of one core: seconds at once, and a share of the time in the long run.
 CPU_SECONDS, CPU_SHARE = 0.25, 0.05
-# Of one incident, whose store keeps so many: then one in so long. A process that is started anew
-# and violates anew is not written to the disk every time.
+# Of one incident, after the first SNAPSHOTS_KEPT: seconds from one snapshot to the next. Without it
+# a process that is restarted and violates again would be written to the disk every time.
 INCIDENT_SECONDS = 10.0
 _KINDS = (abi.Kind.DENIAL, abi.Kind.FAULT, abi.Kind.BYPASS)
 
 
 class _Allowance:
-    """What may be spent: `most` at once, `rate` a second."""
+    """What may be spent: up to `most` at once, and `rate` more each second."""
 
     def __init__(self, most: float, rate: float, now: float) -> None:
         self._most = self._left = most
@@ -56,7 +56,7 @@ class _Asked(NamedTuple):
 
 
 class _Done(NamedTuple):
-    """`taken` is None where nothing could be read at all."""
+    """`taken` is None if nothing could be read at all."""
 
     incident: str
     taken: Taken | None
@@ -64,10 +64,10 @@ class _Done(NamedTuple):
 
 
 class Snapshots:
-    """Used by the daemon's one thread, but for `_run`.
+    """Used by the daemon's main thread; only `_run` is another thread.
 
-    That thread's priority is the others': at a lower one it would hold the interpreter's lock, or
-    the process's own mmap lock, while others have the processor.
+    That thread has the same priority as the others: with a lower one it would hold the
+    interpreter's lock, or the mmap lock of a process, while others have the processor.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Snapshots:
         enabled: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`waiting` are the requests that are in the thread's hands."""
+        """`waiting` counts the requests that the thread has not answered."""
         self._enabled = enabled
         self.waiting = 0
         self._delivery = delivery
@@ -93,11 +93,11 @@ class Snapshots:
         self._thread: Thread | None = None
 
     def reconfigure(self, enabled: bool) -> None:
-        """Whether snapshots are taken from now on."""
+        """Set whether snapshots are taken from now on."""
         self._enabled = enabled
 
     def ask(self, event: Event, record: abi.Record) -> None:
-        """For a snapshot of the process that made this event, unless one was taken of the same."""
+        """Ask for a snapshot of the process of this event, unless its incident has one of it."""
         if not self._enabled or record.kind not in _KINDS:
             return
         incident = fingerprint(event).id
@@ -126,12 +126,12 @@ class Snapshots:
         return True
 
     def _has_thread(self) -> bool:
-        """Not before the first request: programs are loaded in a fork."""
+        """Whether the thread runs; the first request starts it, because programs load in a fork."""
         if self._thread is None:
             thread = Thread(target=self._run, name="snapshots", daemon=True)
             try:
                 thread.start()
-            except RuntimeError:  # no thread is left: the next request tries again
+            except RuntimeError:  # no more threads: the next request tries again
                 return False
             self._thread = thread
         return True
@@ -140,13 +140,13 @@ class Snapshots:
         while (asked := self._queue.get()) is not None:
             began = time.thread_time()
             taken = None
-            # Whatever it is, it is counted as failed, and the next one is taken.
+            # After any error the request counts as failed, and the next one is served.
             with contextlib.suppress(Exception):
                 taken = self._take(asked.request)
             self._done.append(_Done(asked.incident, taken, time.thread_time() - began))
 
     def collect(self) -> None:
-        """Hand what was taken to the store, and count the rest."""
+        """Hand the snapshots to the store, and count the other requests."""
         while self._done:
             done = self._done.popleft()
             self.waiting -= 1
@@ -161,13 +161,13 @@ class Snapshots:
     def _hand(self, incident: str, taken: Taken) -> None:
         result: SnapshotResult = taken.result
 
-        def told(is_stored: bool) -> None:
+        def on_answer(is_stored: bool) -> None:
             self._tally.snapshot(result if is_stored else "failed")
 
-        self._delivery.hand(NAME, snapshot_data(incident, taken.time_ns, taken.text), told)
+        self._delivery.hand(NAME, snapshot_data(incident, taken.time_ns, taken.text), on_answer)
 
     def finish(self, seconds: float) -> None:
-        """Wait so long for what was asked for; what is not taken then is dropped."""
+        """Wait at most so many seconds for the requests; those without an answer are dropped."""
         self._enabled = False
         if self._thread is not None:
             self._queue.put(None)

@@ -1,8 +1,8 @@
 """The store of incidents: events grouped by their fingerprint, in SQLite in the state directory.
 
-A sink like the others: what goes wrong with it is a counted error, and the monitor goes on. A
-database that is none, or is of another version, is set aside and a new one begun. What an event
-holds is data for placeholders, never SQL.
+A sink like the others: an error is counted, and the monitor goes on. A file that is not a database,
+or has the schema of another version, is set aside and a new database begun. Values of an event
+reach SQL as parameters, never as a part of a statement.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ FILE = "incidents.db"
 VERSION = 2
 READABLE = (1, 2)  # version 1 had no snapshots
 SNAPSHOTS_KEPT = 3  # of each incident, the last ones: one is as large as 20 events
-OTHERS = "others"  # counted as one: the values of a facet beyond the first VALUES_KEPT
+OTHERS = "others"  # all values of a facet beyond the first VALUES_KEPT, counted together
 VALUES_KEPT = 32
 TEXT_LIMIT = 4096
 
-# An incident's `events` were told one by one, its `suppressed` by their number. A facet counts the
-# events of an incident that have a value in common. `number` and `seq` grow as they come: what is
-# new lies together, and a small cache does.
+# `events` counts the delivered events of an incident, `suppressed` those that the rate limit held
+# back. A facet counts the events of an incident that have a value in common. `number` and `seq`
+# only grow, so new rows lie together and a small cache is enough.
 _SCHEMA_1 = (
     "CREATE TABLE incidents (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, "
     "kind TEXT NOT NULL, what TEXT NOT NULL, "
@@ -78,9 +78,9 @@ _ADDED_BY_2 = (
 SCHEMA = (*_SCHEMA_1, *_ADDED_BY_2)
 
 _SETTINGS = (
-    "auto_vacuum = INCREMENTAL",  # of a new database alone
+    "auto_vacuum = INCREMENTAL",  # only takes effect in a new database
     "journal_mode = WAL",
-    "synchronous = NORMAL",  # without power the last second may be lost, but nothing is torn
+    "synchronous = NORMAL",  # a power failure may lose the last second, but damages nothing
     "wal_autocheckpoint = 1000",
     "journal_size_limit = 4194304",
     "cache_size = -256",  # KiB
@@ -131,9 +131,9 @@ DELETE FROM snapshots WHERE incident = :incident AND seq <= (
 """
 
 _BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_CALLERS = 512  # whose suppressions find their incident: a storm's, between two sweeps
-_LOOK_EVENTS, _LOOK_SECONDS = 64, 60.0  # retention is looked at after so many, or so long
-_FULL, _ROOM = 0.9, 0.8  # of the size: from the one on the oldest incidents go, down to the other
+_CALLERS = 512  # whose suppressions find their incident: enough for a storm between two sweeps
+_LOOK_EVENTS, _LOOK_SECONDS = 64, 60.0  # retention is checked after so many events or seconds
+_FULL, _ROOM = 0.9, 0.8  # shares of the size: above _FULL incidents are removed, down to _ROOM
 _AT_ONCE = 500  # incidents that one transaction removes
 _HOUR_NS = 3600 * 1_000_000_000
 _DAY_NS = 24 * _HOUR_NS
@@ -158,27 +158,27 @@ class _Caller(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """`incident` is its id: its number may be another one's after a rollback."""
+    """`incident` is an id: after a rollback another incident may get the same number."""
 
     incident: str
     start_ns: int | None
 
 
 class _OtherSchema(Exception):
-    """A whole database, but none of ours."""
+    """A valid database with another schema."""
 
 
 def nanoseconds(time: str) -> int:
-    """Unix time in ns of an event's time: RFC 3339, in UTC, with nine digits behind the point."""
+    """Unix time in ns of an event's time: RFC 3339, in UTC, with nine digits after the point."""
     return int(datetime.fromisoformat(f"{time[:19]}+00:00").timestamp()) * 1_000_000_000 + int(
         time[20:29]
     )
 
 
 def snapshot_data(incident: str, time_ns: int, text: bytes) -> bytes:
-    """What the store is to write of a snapshot, in JSON, of the incident with this id.
+    """What the store is to write for a snapshot of the incident with this id.
 
-    A line tells where it belongs. An event, in JSON too, is one line.
+    A line with the incident and the time, then the snapshot; an event is only one line.
     """
     return encode({"incident": incident, "time_ns": time_ns}) + b"\n" + text
 
@@ -215,7 +215,7 @@ def _facets(event: Event) -> Iterator[tuple[str, str]]:
 
 
 def _caller(event: Event) -> _Caller | None:
-    """None for what has no process or is never suppressed."""
+    """None of an event without a process."""
     process = event["process"]
     if process is None:
         return None
@@ -247,9 +247,9 @@ def _incident(place: Fingerprint, event: Event) -> dict[str, object]:
 
 
 class _Clock:
-    """The real-time clock, which somebody may set: a year ahead, all that is kept is too old.
+    """The real-time clock, which somebody may set: a year ahead, and everything kept is too old.
 
-    It is settled when it has told about this time for a day, as far as this process has seen.
+    It is settled when this process has not seen it set for a day.
     """
 
     def __init__(self, real_ns: Callable[[], int], boot_ns: Callable[[], int]) -> None:
@@ -270,7 +270,7 @@ class _Clock:
 
 
 def _is_broken(error: sqlite3.Error) -> bool:
-    # Errors of the module itself have no code; the lowest byte is the primary one.
+    # Errors of Python's module have no code; the lowest byte is the primary code.
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in _BROKEN
 
 
@@ -287,20 +287,20 @@ class IncidentStore:
         self,
         directory: Path,
         retention: Retention,
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
         clock_ns: Callable[[], int] = time.time_ns,
         *,
         callers: int = _CALLERS,
         boot_ns: Callable[[], int] = lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME),
     ) -> None:
-        """`tell` hears of a database that was set aside, in the writer's thread. `callers`: of so
-        many, the last ones with an event, a suppression finds its incident.
+        """`report` is called, in the writer's thread, when a database was set aside. A suppression
+        finds its incident if its caller is one of the last `callers` that had an event.
 
         The database is opened by the first event, not here.
         """
         self.path = directory / FILE
         self._retention = retention
-        self._tell = tell
+        self._report = report
         self._clock = _Clock(clock_ns, boot_ns)
         self._database: sqlite3.Connection | None = None
         self._identity = (-1, -1)
@@ -334,7 +334,7 @@ class IncidentStore:
             raise SinkError(f"{self.path}: {why}; not stored") from error
 
     def reopen(self) -> None:
-        """The next event opens it anew."""
+        """The next event opens the database again."""
         self.close()
 
     def close(self) -> None:
@@ -348,7 +348,7 @@ class IncidentStore:
         if self._database is not None and self._is_there():
             return self._database
         self.close()
-        # With its mode, which the files beside it get, too.
+        # Made here for its mode, which SQLite also gives to the files beside it.
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         os.close(os.open(self.path, flags, 0o640))
         status = os.stat(self.path)
@@ -418,7 +418,7 @@ class IncidentStore:
         return number, start_ns
 
     def _add_suppressed(self, database: sqlite3.Connection, event: Event) -> tuple[int, int | None]:
-        """To the incident that the process had last made there; else to the unattributed one."""
+        """Count it for the last incident of the process at that caller, else as unattributed."""
         incident = _incident(unattributed(event["of"], what_of(event)), event)
         caller = _caller(event)
         if caller and (seen := self._callers.get(caller)):
@@ -443,9 +443,9 @@ class IncidentStore:
             self._make_room()
 
     def _is_witnessed(self, now_ns: int) -> bool:
-        """Whether an event says that the clock was about here more than a day ago.
+        """Whether an event shows that the clock was near this time more than a day ago.
 
-        One from long before would be no witness against a jump.
+        A much older event is not enough: the clock may have jumped after it.
         """
         longest = max(2 * _DAY_NS, self._retention.age * _DAY_NS // 4)
         query = "SELECT 1 FROM events WHERE time_ns BETWEEN ? AND ? LIMIT 1"
@@ -453,15 +453,15 @@ class IncidentStore:
         return found is not None
 
     def _remove_old(self, now_ns: int) -> None:
-        """What is older than it may be.
+        """Remove the rows that are older than retention allows.
 
-        What came before that is older still, though a clock that was ahead has put it into the
-        future; and an incident is as old as its last event.
+        A row that came before one of these is even older: if its time lies in the future, the clock
+        was ahead. An incident is as old as its last event.
         """
         database = self._open()
         times = {"oldest": now_ns - self._retention.age * _DAY_NS, "future": now_ns + _HOUR_NS}
         for table in ("events", "snapshots"):
-            # max(seq) alone reads the table from its end until there is one, most often all of it.
+            # With the plain max(seq) SQLite reads the table from its end, most often all of it.
             query = f"SELECT max(+seq) FROM {table} WHERE time_ns < :oldest"
             (last,) = database.execute(query, times).fetchone()
             if last is not None:
@@ -481,9 +481,9 @@ class IncidentStore:
             pass
 
     def _make_room(self) -> bool:
-        """Remove the incidents that were seen the longest ago; whether there was anything to do.
+        """Remove the incidents that were seen the longest ago; whether any was removed.
 
-        False with room left: then it is the disk that is full.
+        False where there is room within the size: then the disk is full.
         """
         if self._database is None or self._used_bytes() <= _ROOM * self._retention.size:
             return False
@@ -494,8 +494,8 @@ class IncidentStore:
                 break
             has_removed = True
         pages = self._pragma("page_count") - self._retention.size // self._pragma("page_size")
-        if pages > 0:  # it was allowed to be larger, once
-            # As a script: a statement would free one page only.
+        if pages > 0:  # an earlier configuration allowed it to be larger
+            # As a script: as a statement it would free only one page.
             self._database.executescript(f"PRAGMA incremental_vacuum({pages})")
         return has_removed
 
@@ -526,35 +526,35 @@ class IncidentStore:
     # ---- a database that cannot be used ----------------------------------------------------------
 
     def _set_aside(self, why: str) -> None:
-        """Keep it, instead of one set aside before, and begin a new one. Raises OSError."""
+        """Rename the database, and remove those set aside before. Raises OSError."""
         self.close()
         for old in self.path.parent.glob(f"{FILE}.bad-*"):
             old.unlink()
         bad = f"{self.path}.bad-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
         os.rename(self.path, bad)
-        with contextlib.suppress(FileNotFoundError):  # what is not yet in the database itself
+        with contextlib.suppress(FileNotFoundError):  # the rows that are only in the log
             os.rename(f"{self.path}-wal", f"{bad}-wal")
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{self.path}-shm")
-        self._tell(f"{self.path} cannot be used: {why}; set aside as {Path(bad).name}")
+        self._report(f"{self.path} cannot be used: {why}; set aside as {Path(bad).name}")
 
 
 @contextlib.contextmanager
 def _transaction(database: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing of what is done within."""
+    """Commits everything that is done in it; after an exception nothing."""
     database.execute("BEGIN IMMEDIATE")
     try:
         yield
         database.execute("COMMIT")
     except BaseException:
-        # Some errors have rolled it back already.
+        # Some errors have already rolled it back.
         if database.in_transaction:
             database.execute("ROLLBACK")
         raise
 
 
 def _add_snapshot(database: sqlite3.Connection, stored: Mapping[str, Any]) -> None:
-    """Raises SinkError where its incident is not stored."""
+    """Raises SinkError if the snapshot's incident is not stored."""
     found = database.execute(_SNAPSHOT, stored).fetchall()
     if not found:
         raise SinkError(f"no incident {stored['incident']} that a snapshot belongs to")
@@ -562,9 +562,9 @@ def _add_snapshot(database: sqlite3.Connection, stored: Mapping[str, Any]) -> No
 
 
 def _prepare(database: sqlite3.Connection) -> None:
-    """Make the tables of a new database, and those that one of an older version lacks.
+    """Make the tables of a new database, or those that an older version lacks.
 
-    Raises _OtherSchema for one with other tables.
+    Raises _OtherSchema if the database has other tables.
     """
     query = "SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL"
     found = {text for (text,) in database.execute(query)}
@@ -576,7 +576,7 @@ def _prepare(database: sqlite3.Connection) -> None:
     }.get((version, frozenset(found)))
     if lacking is None:
         if version in READABLE:
-            raise _OtherSchema("its tables are others")
+            raise _OtherSchema("it has other tables")
         raise _OtherSchema(f"its schema is of version {version}, not {VERSION}")
     if lacking:
         with _transaction(database):

@@ -1,1 +1,1 @@
-"""What outlives a turn of the daemon: a reload, the run before, the service manager."""
+"""What is outside a turn of the daemon's loop: reloads, the run before, the service manager."""

@@ -1,8 +1,8 @@
-"""Word from one run to the next: when it last lived, how it ended, what it had counted.
+"""What a run leaves for the next one: when it was last alive, how it ended, what it had counted.
 
-A small file in the state directory, written anew every few seconds and at the end, by a thread of
-its own: a disk that stalls stalls nobody. Whatever is wrong with the file or the directory is told
-and survived; the monitor does without.
+A small file in the state directory, written again every few seconds and at the end, by a separate
+thread: a slow disk holds up nothing else. A problem with the file or the directory is reported, and
+the monitor goes on without it.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ _CLOSE_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Run:
-    """A run, as it last said of itself. Times are of the real-time clock, in Unix seconds;
-    `alive_boot` is `alive` by the boot clock, which nobody sets. `reason` is why it stopped; None
-    while it runs.
+    """What a run last wrote about itself.
+
+    Times are of the real-time clock, in Unix seconds; `alive_boot` is `alive` by the boot clock,
+    which nobody sets. `reason` is why the run stopped; None while it runs.
     """
 
     boot_id: str
@@ -58,8 +59,8 @@ class Run:
 
 
 def state_directory(configured: Path | None) -> Path | None:
-    """The directory to use: the one configured, else the one that systemd names, else the default
-    one if it is there; None: run without.
+    """The directory to use: the configured one, else the one that systemd names, else the default
+    one if it exists; None: there is none to use.
     """
     if configured is not None:
         return configured
@@ -70,16 +71,17 @@ def state_directory(configured: Path | None) -> Path | None:
 
 
 def ended(past: Run, boot_id: str) -> str:
-    """How it ended: stopped, killed, or with its host."""
+    """How a run ended: it stopped, it was killed, or its host rebooted."""
     if past.reason is not None:
         return "stopped"
     return "killed" if past.boot_id == boot_id else "host rebooted"
 
 
 def blind_seconds(past: Run, boot_id: str, boot_seconds: float, unix_seconds: float) -> float:
-    """Seconds from when it was last alive to now.
+    """Seconds since the run was last alive.
 
-    By the boot clock within a boot; else by the real-time clock, which may have been set meanwhile.
+    Within one boot they are measured by the boot clock; after a reboot by the real-time clock,
+    which may have been set meanwhile.
     """
     if past.boot_id == boot_id:
         return max(boot_seconds - past.alive_boot, 0.0)
@@ -87,7 +89,7 @@ def blind_seconds(past: Run, boot_id: str, boot_seconds: float, unix_seconds: fl
 
 
 def as_details(past: Run, boot_id: str) -> dict[str, object]:
-    """What the event of a start tells of the run before it."""
+    """What the event `started` says about the run before."""
     return {
         "run_id": past.run_id,
         "ended": ended(past, boot_id),
@@ -145,7 +147,7 @@ def _encode(run: Run) -> bytes:
 def _open_directory(path: Path) -> int:
     """The directory, locked for as long as the descriptor is open. Raises OSError.
 
-    Its name may be a symbolic link, as systemd makes them: what counts is whose directory it is.
+    The path may be a symbolic link, as systemd makes it: only the owner of the directory counts.
     """
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -166,7 +168,7 @@ def _claim(directory: int) -> None:
 
 
 def _read(directory: int) -> Run | None:
-    """What the last run left; None when there is nothing. Raises OSError, ValueError."""
+    """What the last run wrote; None if there is no file. Raises OSError, ValueError."""
     data = state_file.read(directory, FILE, _SIZE_LIMIT)
     return None if data is None else _parse(data)
 
@@ -175,15 +177,15 @@ def _read(directory: int) -> Run | None:
 
 
 class LastRun:
-    """The state directory in the hands of the run that goes on.
+    """The state directory, as the present run uses it.
 
-    `directory` is its path, None where nothing is kept. `past` is what the last run left.
-    `problems` are what was wrong, for the caller to take out and report. Writes happen in a thread;
-    a failure is reported once, and the next write tries again.
+    `directory` is its path, None if nothing is kept. `past` is what the last run wrote. The caller
+    takes `problems` out and reports them. A thread writes; a failure is reported once, and the next
+    write tries again.
     """
 
     def __init__(self, path: Path | None, boot_id: str) -> None:
-        """Without a path, or with one that cannot be used, nothing is kept."""
+        """Without a path, or if it cannot be used, nothing is kept."""
         self.past: Run | None = None
         self.problems: list[str] = []
         self.directory: Path | None = None
@@ -224,9 +226,9 @@ class LastRun:
             self.problems.append(what)
 
     def alive(self, counts: Mapping[str, int]) -> None:
-        """Leave word that the run was alive now and had counted so much.
+        """Write that the run is alive now, and what it has counted.
 
-        The first call starts the thread: before it the process may fork.
+        The first call starts the thread; until then the process may fork.
         """
         if not self.is_kept:
             return
@@ -243,7 +245,7 @@ class LastRun:
             thread = threading.Thread(target=self._keep, name="last-run", daemon=True)
             try:
                 thread.start()
-            except RuntimeError as error:  # no more threads; the next word tries again
+            except RuntimeError as error:  # no more threads; the next call tries again
                 self._failed(f"cannot start a thread that writes {FILE}: {error}")
                 return
             self._thread = thread
@@ -255,20 +257,20 @@ class LastRun:
             self.problems.append(f"{what}; the next start will not know of this run")
 
     def end(self, reason: str, counts: Mapping[str, int]) -> None:
-        """Leave the last word: why it ended, and the final counts. `alive` has told when."""
+        """Write why the run ended, and the final counts; the time is that of the last `alive`."""
         self._run = replace(self._run, reason=reason, counts=dict(counts))
         if self.is_kept:
             self._write_soon()
         self.close()
 
     def close(self) -> None:
-        """Waits for a slow disk, for seconds only."""
+        """Close the directory; waits for a slow disk, for seconds at most."""
         if self._thread is not None:
             self._closing = True
             self._due.set()
             self._thread.join(_CLOSE_SECONDS)
             if self._thread.is_alive():
-                return  # and its descriptor stays, which it may still write with
+                return  # the descriptor stays open: the thread may still write with it
             self._thread = None
         if self._directory >= 0:
             os.close(self._directory)

@@ -1,7 +1,7 @@
-"""What becomes of a configuration that was read anew: which keys change, which are refused.
+"""A configuration that was read again: which keys change, and which are refused.
 
-`Key.reloads` says which can change while the daemon runs. The others keep the value that they have
-since the start, and are refused by name.
+`Key.reloads` says which keys can change while the daemon runs. The others keep the value that they
+had at the start, and the reload names them as refused.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ __all__ = ["InForce", "Merged", "merge"]
 class Merged(NamedTuple):
     """`config` is what the daemon runs with from now on; `changed` and `refused` are names of keys.
 
-    With one refused, the reload was not successful: what the file asks for is not all in force, and
-    would be after a restart. A metric of 1 would hide it until then.
+    If a key is refused, the reload was not successful: a part of the file takes effect only after a
+    restart. A metric of 1 would hide that.
     """
 
     config: Config
@@ -31,7 +31,7 @@ class Merged(NamedTuple):
     @property
     def message(self) -> str:
         changed = ", ".join(self.changed) or "nothing"
-        text = f"the configuration was read anew and changed {changed}"
+        text = f"the configuration was read again and changed {changed}"
         if self.refused:
             text += f"; refused until a restart: {', '.join(self.refused)}"
         return text
@@ -42,14 +42,14 @@ class Merged(NamedTuple):
 
 
 class InForce:
-    """Whether all that was read is in force, as the metrics of the last reload say."""
+    """Whether every configuration that was read is in force, for the metrics of the last reload."""
 
     def __init__(self, tally: Tally) -> None:
         self._tally = tally
         self._not_in_force: set[str] = set()
 
     def has_read(self, what: str, is_in_force: bool) -> None:
-        """`what` was read just now: one configuration of several."""
+        """The configuration named `what` was read just now."""
         if is_in_force:
             self._not_in_force.discard(what)
         else:
@@ -58,7 +58,7 @@ class InForce:
 
 
 def merge(running: Config, asked: Config) -> Merged:
-    """The configuration to go on with, when `asked` was read while `running` is in force."""
+    """The configuration to continue with, after `asked` was read while `running` is in force."""
     differing = [
         key for key in KEYS if attrgetter(key.name)(running) != attrgetter(key.name)(asked)
     ]

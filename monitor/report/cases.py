@@ -1,4 +1,4 @@
-"""All that the store knows of an incident, in one place: for a report and for an export."""
+"""All that the store has about an incident, in one object: for a report and for an export."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from monitor.symbols.resolver import Resolver
 __all__ = ["Case", "gather"]
 
 SIMILAR = 8
-_AMONG = 2000  # incidents, those last seen
+_AMONG = 2000  # incidents to compare with, the last seen
 _KINDS = ("denial", "fault", "seal", "bypass")
 
 
@@ -39,7 +39,7 @@ class Case:
 
     @property
     def event(self) -> Event:
-        """The last that is whole; else the last suppression; empty when none is kept."""
+        """The last event that is not a suppression; else the last suppression; else empty."""
         return last_whole(self.events)
 
 
@@ -51,7 +51,7 @@ def last_whole(events: Sequence[Event]) -> Event:
 def gather(
     incidents: Incidents, chosen: Sequence[Incident], resolver: Resolver | None = None
 ) -> list[Case]:
-    """A case for each, its stacks with names where a `resolver` finds them.
+    """A case for each incident; a `resolver` adds names to the stacks.
 
     Raises IncidentError.
     """
@@ -70,7 +70,7 @@ def gather(
 
 
 def _paths(among: Sequence[Incident]) -> dict[str, str]:
-    """Where programs lay that have been seen, by base name; the last seen first."""
+    """The paths of the programs of these incidents, by base name; the last seen counts."""
     paths: dict[str, str] = {}
     for incident in among:
         for path in incident.facets["executable"]:
@@ -80,10 +80,10 @@ def _paths(among: Sequence[Incident]) -> dict[str, str]:
 
 
 def _named(event: Event, resolver: Resolver, paths: Mapping[str, str]) -> Event:
-    """With names in its stack.
+    """The event with names in its stack.
 
-    Of a process that was gone too soon only the base name is known: another run of the program
-    tells where its file lies. The build id tells whether it is the same file.
+    Of a process that ended too soon only the base name is known. Then another run of the program
+    shows where its file is, and the build id whether that is the same file.
     """
     name = value(event, "process", "executable")
     path = paths.get(name) if isinstance(name, str) else None
@@ -99,7 +99,7 @@ def _timeline(incidents: Incidents, event: Event) -> list[tuple[Event, str]]:
         return []
     try:
         start_ns = nanoseconds(start)
-    except (ValueError, OverflowError):  # none of our own making
+    except (ValueError, OverflowError):  # not written by seal-monitor
         return []
     for process in incidents.processes(pid):
         same_boot = process.boot_id == value(event, "host", "boot_id")
@@ -110,7 +110,7 @@ def _timeline(incidents: Incidents, event: Event) -> list[tuple[Event, str]]:
 
 
 def _similar(incident: Incident, among: Sequence[Incident]) -> list[tuple[Incident, str]]:
-    """The same program's come first."""
+    """Similar incidents, those of the same program first."""
     programs = set(incident.facets["executable"])
     by_program, by_deed = [], []
     for other in among:
@@ -121,5 +121,5 @@ def _similar(incident: Incident, among: Sequence[Incident]) -> list[tuple[Incide
         elif (other.kind, other.what, other.mapping) == (
             *(incident.kind, incident.what, incident.mapping),
         ):
-            by_deed.append((other, "same deed, same kind of memory"))
+            by_deed.append((other, "same violation, same kind of memory"))
     return [*by_program[:SIMILAR], *by_deed[: max(SIMILAR - len(by_program), 0)]]

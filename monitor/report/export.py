@@ -1,7 +1,7 @@
 """One incident as an archive for somebody else: everything that is kept of it, and how to read it.
 
-The same incident gives the same bytes. Other incidents, and processes that had no part in this
-one, are not in it.
+The same incident gives the same bytes. The archive has nothing of other incidents, or of processes
+that had no part in this one.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ Incident {id} of seal-monitor
 
     host          {host}
     kernel        {kernel}
-    count         {count:,} ({events:,} told one by one, {suppressed:,} held back by the rate limit)
+    count         {count:,} ({events:,} delivered, {suppressed:,} held back by the rate limit)
     seal-monitor  {version}
 
 report.html      the story, for a browser; it needs no network and runs no script
-incident.json    the counts, and by what they were seen
+incident.json    the counts, in all and by program, workload, verdict and so on
 events.jsonl     the events that are kept, one JSON object a line, their stacks with names
 timeline.jsonl   what the process of the last event did, in order
 snapshots.json   what that process looked like: memory map, limits, parents
 modules.json     the files whose code was on the stacks, by build id, with the functions
 incidents.db     the same as the monitor stores it; with seal-monitor installed:
                  seal-monitor incidents show {id} --database incidents.db
-SHA256SUMS       sha256sum -c SHA256SUMS tells whether all is as it was packed
+SHA256SUMS       sha256sum -c SHA256SUMS checks that no file has changed
 
-Names of programs, paths and command lines are what the processes said of themselves. Command lines
-may hold what should not be passed on.
+The processes themselves chose the names of programs, paths and command lines. Command lines may
+hold secrets.
 """
 
 
 def database_of(incidents: Incidents, incident: Incident) -> bytes:
-    """A database with this incident alone. Raises IncidentError."""
+    """The bytes of a database with only this incident. Raises IncidentError."""
     database = sqlite3.connect(":memory:", isolation_level=None)
     try:
         for statement in SCHEMA:
@@ -99,7 +99,7 @@ def archive(
             f"incident {case.incident.id} takes {total >> 20} MiB, more than the "
             f"{limit >> 20} of an archive; copy the database instead"
         )
-    # As old as the incident: nothing in the archive tells when it was made.
+    # As old as the incident: nothing in the archive depends on when it was made.
     modified = max(case.incident.last_ns // 1_000_000_000, 0)
     return _packed(f"seal-monitor-incident-{case.incident.id}", files, modified)
 
@@ -129,7 +129,7 @@ def _readme(case: Case) -> bytes:
 
 
 def _modules(case: Case) -> list[dict[str, object]]:
-    """The files of the stacks, in the order in which they appear; functions by their offset."""
+    """The files of the stacks, in the order of their first frame; functions by their offset."""
     found: dict[tuple[str, str | None], dict[str, str]] = {}
     for event in (*case.events, *(event for event, _ in case.timeline)):
         stack = event.get("stack")

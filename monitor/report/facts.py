@@ -1,4 +1,4 @@
-"""Who it was and what happened, in a report: sentences and facts. Pure functions of a case."""
+"""Sentences and facts of a report: who did what, and what happened. Pure functions of a case."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def _workload(event: Event) -> str:
         ("pod", text(event, "workload", "pod_uid")),
         ("container", text(event, "workload", "container_id")),
     )
-    told = [f"{name} {text}" for name, text in parts if text]
-    return ", ".join(told) or text(event, "workload", "cgroup").removesuffix("/")
+    known = [f"{name} {text}" for name, text in parts if text]
+    return ", ".join(known) or text(event, "workload", "cgroup").removesuffix("/")
 
 
 def _program(event: Event) -> str:
@@ -106,7 +106,7 @@ def _did(case: Case) -> str:
                 "sealed": "was refused",
                 "unverified": "was refused, perhaps by a seal",
             }.get(text(event, "verdict"), "was refused, but not by a seal")
-            hidden = " without being told" if event.get("hidden") else ""
+            hidden = ", which the call did not report" if event.get("hidden") else ""
             deed = f"called {operation} on {memory} and {outcome}{hidden}"
         case "fault":
             access = _ACCESS.get(text(event, "access"), "touched")
@@ -133,7 +133,7 @@ def _did(case: Case) -> str:
 
 
 def _memory(mapping: object) -> str:
-    """What it is, without the directory of its file."""
+    """The mapping in words, without the directory of its file."""
     name = story.place(mapping).rpartition("/")[2]
     return name if name == story.ANONYMOUS else f"memory ({name})"
 
@@ -184,7 +184,7 @@ def lead(case: Case, later: Sequence[Event]) -> list[str]:
 
 
 def _mapping_text(mapping: object) -> tuple[str, str]:
-    """What it is, and its range and permissions."""
+    """The mapping in words, and its range and permissions."""
     where = extent(mapping)
     path, offset = value(mapping, "file", "path"), value(mapping, "file", "offset")
     kind = story.place(mapping)
@@ -196,7 +196,7 @@ def _mapping_text(mapping: object) -> tuple[str, str]:
 
 
 def _sealed_when(case: Case) -> str:
-    """When, and by whom, what refused the call was sealed."""
+    """When the mapping that refused the call was sealed, and by which code."""
     sealed = extent(case.event.get("sealed") or case.event.get("mapping"))
     if sealed is None:
         return ""
@@ -268,7 +268,7 @@ def what_facts(case: Case, later: Sequence[Event]) -> Iterator[Fact]:
         what, where = _mapping_text(event.get("mapping"))
         yield Fact("Sealed", what, range_of(about) if about else where)
     elif kind == "health":
-        yield Fact("Told", text(event, "message"))
+        yield Fact("Message", text(event, "message"))
         yield Fact(
             "Blind for",
             f"{text(event, 'blind_seconds')} s" if text(event, "blind_seconds") else "",
@@ -277,7 +277,7 @@ def what_facts(case: Case, later: Sequence[Event]) -> Iterator[Fact]:
 
 
 def _by_whom(label: str, event: Event, address: str) -> Fact:
-    """The code that did it."""
+    """The fact that names the code at an address of the stack."""
     frame = frame_at(event, address)
     if frame is None:
         return Fact(label, "")
@@ -287,7 +287,9 @@ def _by_whom(label: str, event: Event, address: str) -> Fact:
 
 
 def _by_access(event: Event) -> Fact:
-    """Who executes what may not be executed has jumped there: the frame around it tells whence."""
+    """The code behind an access. Of a jump into non-executable memory it is the enclosing frame,
+    which shows where the jump came from.
+    """
     if event.get("access") != "execute":
         return _by_whom("By", event, text(event, "instruction_pointer"))
     stack = event.get("stack")
@@ -300,10 +302,10 @@ def _verdict(event: Event) -> str:
     return f"verdict {text(event, 'verdict')}" + (f", reason {reason}" if reason else "")
 
 
-# Fields that are told elsewhere on the page: of every kind, and by kind.
-_TOLD = {"schema", "id", "time", "time_boot_ns", "kind", "severity", "summary", "host", "process"}
-_TOLD |= {"workload", "assessment", "stack", "stack_complete", "instruction_pointer", "caller"}
-_TOLD_BY_KIND: Mapping[str, set[str]] = {
+# Fields that are shown elsewhere on the page: of every kind, and by kind.
+_SHOWN = {"schema", "id", "time", "time_boot_ns", "kind", "severity", "summary", "host", "process"}
+_SHOWN |= {"workload", "assessment", "stack", "stack_complete", "instruction_pointer", "caller"}
+_SHOWN_BY_KIND: Mapping[str, set[str]] = {
     "denial": {
         *("operation", "arguments", "verdict", "reason", "role", "sealed", "partial_update"),
         *("hidden", "compat"),
@@ -319,8 +321,8 @@ _TOLD_BY_KIND: Mapping[str, set[str]] = {
 
 
 def other_facts(event: Event) -> Iterator[Fact]:
-    """Fields that this version knows nothing of."""
-    told = _TOLD | _TOLD_BY_KIND.get(str(event.get("kind")), set())
+    """Fields that this version does not know."""
+    shown = _SHOWN | _SHOWN_BY_KIND.get(str(event.get("kind")), set())
     for name, given in event.items():
-        if name not in told and given is not None:
+        if name not in shown and given is not None:
             yield Fact(str(name).replace("_", " ").capitalize(), flat(given))

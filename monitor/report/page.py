@@ -1,7 +1,7 @@
 """Incidents as one HTML page that needs nothing else: no script, no other file, no network.
 
-What an event holds gets into the page by the templates alone: each value passes `printable` and is
-then escaped. The page is well-formed as XML, too.
+Values of an event get into the page only through the templates: each value passes `printable` and
+is then escaped. The page is also well-formed XML.
 """
 
 from __future__ import annotations
@@ -28,18 +28,20 @@ from monitor.version import version
 __all__ = ["page", "write"]
 
 TEXT_LIMIT = 4096
-# Of one incident everything is shown; of several what fits a page that still opens at once.
+# One incident is shown with everything, of several only so much that the page opens quickly.
 _RAW, _RAW_OF_MANY = 100, 1
 _MAP, _MAP_OF_MANY = 4096, 24
 
 
 def _safe(value: object) -> object:
-    """What a template writes: text of others loses what a terminal, a log or bidi would obey."""
+    """A value as a template writes it: text loses the characters that a terminal, a log or the
+    bidirectional algorithm would obey.
+    """
     return printable(value, TEXT_LIMIT) if type(value) is str else value
 
 
 def _verbatim(text: str) -> Markup:
-    """Text of our own making in ASCII, as JSON is: its quotes and line ends stay."""
+    """Text that seal-monitor made, in ASCII, such as JSON: its quotes and line ends stay."""
     return escape(text.encode("ascii", "backslashreplace").decode())
 
 
@@ -59,9 +61,9 @@ def _environment() -> Environment:
 
 
 def page(cases: Sequence[Case], title: str | None = None, *, more: bool = False) -> bytes:
-    """The page about these incidents, in UTF-8; the same for the same cases.
+    """The page about these incidents, in UTF-8; the same cases give the same bytes.
 
-    `more`: there are others that were left out.
+    `more`: other incidents were left out.
     """
     environment = _environment()
     style = environment.get_template("report.css").render()
@@ -96,9 +98,9 @@ def write(
     resolver: Resolver | None = None,
     title: str | None = None,
 ) -> None:
-    """Write the page about these incidents to a stream, or as a file for its owner alone.
+    """Write the page about these incidents to a stream, or to a file that only its owner may read.
 
-    Several have an overview first. Raises IncidentError, OSError.
+    Several incidents have an overview first. Raises IncidentError, OSError.
     """
     text = page(gather(incidents, chosen, resolver), title)
     if isinstance(out, Path):

@@ -66,27 +66,27 @@ class Band:
 
 @dataclass(frozen=True)
 class Picture:
-    """`bars`: what runs along the bands: (name, top, height). `point`: an address and its place."""
+    """`bars` run beside the bands: (name, top, height). `point`: where an address is, and which."""
 
     bands: Sequence[Band]
     ticks: Sequence[tuple[float, int]]
     bars: Sequence[tuple[str, float, float]]
     point: tuple[float, int] | None
     height: float
-    has_map: bool  # what lies around the place comes from a map taken a moment later
+    has_map: bool  # the surroundings come from a map that was read a moment later
     kinds: frozenset[str]
 
 
 def picture(
     event: Event, memory_map: Sequence[object] = (), is_whole: bool = True
 ) -> Picture | None:
-    """Of an event; None for one that is of no place.
+    """The picture of an event; None if the event has no address.
 
-    `memory_map` is that of a snapshot, taken a moment later: all of it, or the part around the
-    place.
+    `memory_map` is that of a snapshot, read a moment later: all of it, or the part around the
+    address.
     """
-    told = event.get("sealed") or event.get("mapping")
-    own, wanted, partial, point = extent(told), asked(event), changed(event), found_at(event)
+    recorded = event.get("sealed") or event.get("mapping")
+    own, wanted, partial, point = extent(recorded), asked(event), changed(event), found_at(event)
     if point is not None and point >= _HIGHEST:
         point = None
     page = _page(point) if point is not None else None
@@ -98,10 +98,10 @@ def picture(
     known = _known(memory_map, around)
     surveyed = _surveyed(known, is_whole and bool(memory_map))
     has_map = bool(known)
-    unmapped = page if event.get("kind") == "fault" and told is None else None
+    unmapped = page if event.get("kind") == "fault" and recorded is None else None
     if own:
-        is_sealed = bool(event.get("sealed")) or value(told, "sealed") is True
-        known = _laid_over(known, _of(told, own, is_sealed))
+        is_sealed = bool(event.get("sealed")) or value(recorded, "sealed") is True
+        known = _laid_over(known, _of(recorded, own, is_sealed))
     if page and event.get("cause") == "guard_region":
         known = _with_guard(known, page)
     shown = Extent(
@@ -143,14 +143,14 @@ def _of(mapping: object, where: Extent, is_sealed: bool | None) -> _Mapping:
 
 
 def _known(memory_map: Sequence[object], around: Extent) -> list[_Mapping]:
-    """Those in the range and its neighbours, in order, without overlaps."""
+    """The mappings in the range and their neighbours, in order, without overlaps."""
     found = sorted(
         (where, index) for index, row in enumerate(memory_map) if (where := extent(row)) is not None
     )
     kept: list[_Mapping] = []
     for where, index in found:
         if kept and where.start < kept[-1].extent.end:
-            continue  # no map of a process: those never overlap
+            continue  # not from a real process, whose mappings never overlap
         sealed = value(memory_map[index], "sealed")
         kept.append(_of(memory_map[index], where, sealed if isinstance(sealed, bool) else None))
     first = bisect_right([each.extent.end for each in kept], around.start)
@@ -159,14 +159,14 @@ def _known(memory_map: Sequence[object], around: Extent) -> list[_Mapping]:
 
 
 def _surveyed(known: Sequence[_Mapping], is_whole: bool) -> Extent | None:
-    """Where nothing mapped means that there was nothing."""
+    """The range in which a gap between mappings means that nothing was mapped."""
     if is_whole:
         return Extent(0, _HIGHEST)
     return Extent(known[0].extent.start, known[-1].extent.end) if known else None
 
 
 def _laid_over(known: Iterable[_Mapping], over: _Mapping) -> list[_Mapping]:
-    """What was seen at the violation holds, whatever the map said a moment later."""
+    """The map with the mapping that was seen at the violation, which overrides the later map."""
     return _sorted([*_without(known, over.extent), over])
 
 
@@ -181,7 +181,7 @@ def _without(known: Iterable[_Mapping], hole: Extent) -> list[_Mapping]:
 
 
 def _with_guard(known: Sequence[_Mapping], page: Extent) -> list[_Mapping]:
-    """A guard region is part of its mapping; of how many pages, nobody tells."""
+    """The map with a guard region of one page: nothing says how many pages it really has."""
     host = next(
         (e for e in known if e.extent.start <= page.start and page.end <= e.extent.end), None
     )
@@ -236,7 +236,7 @@ def _band(
 
 
 def _short(text: str) -> str:
-    """Without its middle when it is too long."""
+    """The text, without its middle if it is too long."""
     if len(text) <= _LABEL:
         return text
     half = (_LABEL - 1) // 2
@@ -244,7 +244,7 @@ def _short(text: str) -> str:
 
 
 def _fewer(bands: Sequence[Band], special: set[int], point: int | None) -> list[Band]:
-    """Those at the edges of what matters; what lies between becomes one band for each run."""
+    """The bands that matter; each run of other bands becomes one."""
 
     def matters(index: int) -> bool:
         band = bands[index]
@@ -291,7 +291,7 @@ def _run(bands: Sequence[Band]) -> list[Band]:
 
 
 def _height(band: Band, has_point: bool) -> float:
-    """Grows with the logarithm: from 38 for a page to 86 for 16 GiB and more."""
+    """The height grows with the logarithm: from 38 for a page to 86 for 16 GiB and more."""
     if band.kind in ("free", "unknown", "many"):
         return 64 if has_point else 42
     pages = max((band.end - band.start) // PAGE_SIZE, 1)
@@ -314,7 +314,7 @@ def _placed(
         placed.append(replace(band, top=top, height=height))
         if has_point and point is not None:
             share = (point - band.start) / (band.end - band.start)
-            # Apart from the edges, where their own addresses stand, unless it is one itself.
+            # Away from the edges, which have labels, unless the point is itself an edge.
             share = min(max(share, 0.3), 0.7) if share else 0
             at = (round(top + height * share, 1), point)
         top = round(top + height, 1)

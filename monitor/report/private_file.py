@@ -1,4 +1,4 @@
-"""Files that tell of processes: whole or not there, and for their owner alone."""
+"""Files with data about processes: complete or not there, and readable only by their owner."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["PrivateFile", "write_private"]
 class PrivateFile:
     """A file to be made later, in the directory that its path names now. Close it.
 
-    Whoever may write to that directory can meanwhile put a link under the name, or another
+    Meanwhile a user who may write to that directory can put a link under the name, or another
     directory in its place: neither is followed.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError when no such file can be made, or one is there that is not regular."""
+        """Raises OSError if the file cannot be made, or if it exists and is not a regular file."""
         self._path = path
         self._name = path.name or "."
         try:
@@ -66,9 +66,9 @@ class PrivateFile:
             raise self._failure(error) from error
 
     def write(self, data: bytes, owner: tuple[int, int] | None = None) -> None:
-        """The file with mode 0600, instead of a regular one that is there. Raises OSError.
+        """Make the file, with mode 0600, in place of a regular one. Raises OSError.
 
-        `owner`: user and group that it is to belong to, else the caller's.
+        `owner`: its user and group; None for those of the caller.
         """
         self._require_regular()
         name, handle = self._new()
@@ -88,7 +88,7 @@ class PrivateFile:
             raise
 
     def directory(self) -> os.stat_result:
-        """Of the directory that it is made in."""
+        """The status of the directory that the file is made in."""
         return os.fstat(self._directory)
 
     def close(self) -> None:
@@ -96,9 +96,9 @@ class PrivateFile:
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """The file of this name, with mode 0600, instead of a regular one that is there.
+    """Make the file of this name, with mode 0600, in place of a regular one.
 
-    What is there and is no regular file, as a link or a device, is left alone. Raises OSError.
+    Anything else of that name, such as a link or a device, is left alone. Raises OSError.
     """
     with PrivateFile(path) as file:
         file.write(data)

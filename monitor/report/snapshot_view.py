@@ -48,7 +48,7 @@ def _marks(row: object) -> str:
 def _map_rows(
     snapshot: Mapping[str, Any], hits: Sequence[Extent], limit: int
 ) -> tuple[list[MapRow], int]:
-    """Around what was hit when there are too many; how many are left out."""
+    """At most `limit` rows, around those that were hit, and how many rows are left out."""
     found = snapshot.get("memory_map")
     rows: list[MapRow] = []
     first_hit = 0
@@ -91,9 +91,9 @@ def snapshot_view(case: Case, map_limit: int) -> SnapshotView | None:
     snapshot = own or case.snapshots[-1]
     hits = []
     if own is not None:
-        told = (extent(case.event.get("sealed")), extent(case.event.get("mapping")))
+        recorded = (extent(case.event.get("sealed")), extent(case.event.get("mapping")))
         hits = [
-            part for part in (*told, story.changed(case.event), story.asked(case.event)) if part
+            part for part in (*recorded, story.changed(case.event), story.asked(case.event)) if part
         ]
     rows, left_out = _map_rows(snapshot, hits, map_limit)
     seccomp, missing = snapshot.get("seccomp"), snapshot.get("missing")
@@ -137,17 +137,17 @@ def snapshot_view(case: Case, map_limit: int) -> SnapshotView | None:
 
 
 def of_process(case: Case) -> Mapping[str, Any] | None:
-    """The snapshot of the process that did it; others lie elsewhere in memory."""
+    """The snapshot of the process that made the event; other processes have other addresses."""
     return _of(case, value(case.event, "process"))
 
 
 def of_memory(case: Case) -> Mapping[str, Any] | None:
-    """The snapshot of the process whose memory it was."""
+    """The snapshot of the process whose memory the event is about."""
     return _of(case, value(case.event, "target") or value(case.event, "process"))
 
 
 def _of(case: Case, process: object) -> Mapping[str, Any] | None:
-    """The last one; preferably that of the event told."""
+    """The last snapshot of a process; preferably the one taken for the event of the case."""
     who = (value(process, "pid"), value(process, "start"))
     found = [each for each in case.snapshots if (each.get("pid"), each.get("start")) == who]
     own = [each for each in found if each.get("event") == case.event.get("id")]

@@ -1,8 +1,8 @@
 """A violation in words: what an event means to a person who has never heard of mseal.
 
-Pure functions of an event as it is stored. Nothing is taken for granted of it: it may be of a kind
-or have fields that this version does not know, or come from another host; what is missing is left
-out. Straight quotes are kept out of the sentences: they would be escaped as those of a process.
+Pure functions of an event as it is stored. The event may have a kind or fields that this version
+does not know, or come from another host; missing fields are left out. The sentences have no
+straight quotes: these would be escaped like those of a process.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class Extent(NamedTuple):
     end: int
 
 
-# ---- Reading what nobody vouches for -------------------------------------------------------------
+# ---- Reading an event that nobody has checked ----------------------------------------------------
 
 
 def value(event: object, *path: str) -> Any:
-    """What lies at the path; None when there is nothing."""
+    """The value at the path; None if there is none."""
     for name in path:
         if not isinstance(event, Mapping):
             return None
@@ -63,7 +63,7 @@ def value(event: object, *path: str) -> Any:
 
 
 def address(text: object) -> int | None:
-    """Of "0x..." as events have it; None for anything else."""
+    """The address in a text "0x..." of an event; None for anything else."""
     if not isinstance(text, str) or not re.fullmatch("0x[0-9a-f]{1,17}", text):
         return None
     number = int(text, 16)
@@ -71,7 +71,7 @@ def address(text: object) -> int | None:
 
 
 def extent(part: object) -> Extent | None:
-    """Of an object with `start` and `end`, which is not empty."""
+    """The range of an object with `start` and `end`; None if it is empty or not such an object."""
     start, end = address(value(part, "start")), address(value(part, "end"))
     return Extent(start, end) if start is not None and end is not None and start < end else None
 
@@ -87,7 +87,7 @@ _MREMAP = {"source": ("old_address", "old_size"), "destination": ("new_address",
 
 
 def _range(event: Event) -> tuple[str, ...]:
-    """The arguments that are the range asked for; the address alone where there is no length."""
+    """Names of the arguments that are the range: address and length, or only the address."""
     name = str(event.get("operation"))
     if name == "mremap":
         return _MREMAP.get(str(event.get("role")), ())
@@ -95,7 +95,7 @@ def _range(event: Event) -> tuple[str, ...]:
 
 
 def asked(event: Event) -> Extent | None:
-    """What the call was about, in whole pages as the kernel takes it; None when it is not told."""
+    """The range of the call, in whole pages as the kernel rounds it; None if it is not known."""
     if event.get("kind") == "seal":
         start, length = address(event.get("start")), _whole(event.get("length"))
     else:
@@ -111,7 +111,7 @@ def asked(event: Event) -> Extent | None:
 
 
 def found_at(event: Event) -> int | None:
-    """The one address that a fault, or a call without a length, was about."""
+    """The address of a fault, or of a call without a length."""
     if event.get("kind") == "fault":
         return address(event.get("address"))
     names = _range(event)
@@ -119,7 +119,7 @@ def found_at(event: Event) -> int | None:
 
 
 def place(mapping: object) -> str:
-    """The mapping: its file, its name or that it is anonymous."""
+    """The mapping's file, its name, or that it is anonymous."""
     path, name = value(mapping, "file", "path"), value(mapping, "name")
     if isinstance(path, str):
         return path
@@ -127,7 +127,7 @@ def place(mapping: object) -> str:
 
 
 def changed(event: Event) -> Extent | None:
-    """What a call had changed when it was refused, or a bypass changed."""
+    """The range that a call had changed before it was refused, or that a bypass changed."""
     return extent(event.get("changed" if event.get("kind") == "bypass" else "partial_update"))
 
 
@@ -161,7 +161,7 @@ def _argument(name: str, given: object) -> str:
 
 
 def call(event: Event) -> str:
-    """The system call as it would stand in a program, its arguments named as in the man page."""
+    """The system call as a program would write it, with its arguments named as in the man page."""
     operation, arguments = str(event.get("operation")), event.get("arguments")
     if operation == "other":
         return f"system call {value(arguments, 'system_call')}"
@@ -174,7 +174,7 @@ def call(event: Event) -> str:
 
 
 def result(event: Event) -> str:
-    """What the caller was told."""
+    """What the call returned to its caller."""
     operation = event.get("operation")
     if event.get("hidden"):
         return {
@@ -212,7 +212,7 @@ def _of_mremap(event: Event) -> str:
     return "put other memory in place of {it}" if is_destination else "moved or resized {it}"
 
 
-# Where it depends on the arguments.
+# What a call would have done, if that depends on its arguments.
 _WOULD: Mapping[str, Callable[[Event], str]] = {
     "mprotect": _of_mprotect,
     "pkey_mprotect": _of_mprotect,
@@ -225,7 +225,7 @@ _ABOUT = {"brk": "the end of the heap", "shmdt": "the shared memory"}
 
 
 def would(event: Event) -> str | None:
-    """What the call would have done without the seal: a sentence."""
+    """A sentence: what the call would have done without the seal."""
     operation = str(event.get("operation"))
     row = _OPERATIONS.get(operation)
     done = _WOULD[operation](event) if operation in _WOULD else row.would if row else ""
@@ -254,7 +254,7 @@ _CAUSES = {
 
 
 def what(event: Event) -> str | None:
-    """What was hit, for a fault: a sentence."""
+    """A sentence: what a fault hit."""
     if event.get("kind") != "fault":
         return None
     return _CAUSES.get(str(event.get("cause")))
@@ -298,8 +298,8 @@ _DISPOSITIONS = {
     "default": "Killed by SIGSEGV: it had no handler.",
     "handler": "Not killed by this: a SIGSEGV handler of its own was called. What the handler did "
     "is not known.",
-    "handler_failed": "Killed by SIGSEGV: it has a handler, but that could not run, for want of "
-    "stack as a rule.",
+    "handler_failed": "Killed by SIGSEGV: it has a handler, but that could not run, most often "
+    "because there was no room on the stack.",
 }
 
 
@@ -356,11 +356,11 @@ _ROWS: Mapping[str, Row[Any]] = {
     **{row.name: row for row in FAULTS},
     **{row.name: row for row in BYPASSES},
 }
-_APOSTROPHE = "\N{RIGHT SINGLE QUOTATION MARK}"  # ours is not to be escaped as a program's quote is
+_APOSTROPHE = "\N{RIGHT SINGLE QUOTATION MARK}"  # a straight one would be escaped
 
 
 def assessment(event: Event) -> tuple[str, str] | None:
-    """What it probably is, and why; None where nothing is assumed, or by a newer version."""
+    """What the event probably is, and why; None if it has no assessment that this version knows."""
     row = _ROWS.get(str(value(event, "assessment", "name")))
     if row is None:
         return None

@@ -52,7 +52,7 @@ class FrameRow(NamedTuple):
 
 
 def text(event: object, *path: str) -> str:
-    """What lies there as text; empty for nothing, and for what is no text or number."""
+    """The value at the path as text; empty if there is none, or it is not a text or number."""
     found = value(event, *path)
     return str(found) if isinstance(found, str | int | float) else ""
 
@@ -69,7 +69,7 @@ def moment(event: Event) -> int | None:
 
 
 def span(ns: int) -> str:
-    """For how long, behind how often."""
+    """A span of time in words, to follow how often something happened."""
     seconds = ns // SECOND_NS
     for unit, name in ((86_400, "day"), (3600, "hour"), (60, "minute"), (1, "second")):
         if seconds >= unit:
@@ -88,7 +88,7 @@ def most(values: Mapping[str, int]) -> str:
 
 
 def flat(given: object) -> str:
-    """A field of which nothing is known, in one line."""
+    """The value of an unknown field, in one line."""
     if isinstance(given, bool) or given is None:
         return {True: "yes", False: "no", None: "not known"}[given]
     if isinstance(given, str | int | float):

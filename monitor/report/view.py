@@ -1,6 +1,6 @@
-"""What a report says of an incident, in the order in which a person asks: pure functions.
+"""What a report says about an incident, in the order in which a person asks: pure functions.
 
-Plain values for the templates, which alone make HTML of them.
+They return plain values; only the templates make HTML.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ __all__ = ["Overview", "View", "overview", "view"]
 
 TIMELINE_LIMIT = 200
 FACET_LIMIT = 8
-RAW_LIMIT = 1 << 16  # characters of an event; one of our own has a tenth
+RAW_LIMIT = 1 << 16  # characters of an event, ten times as many as seal-monitor writes
 
 
 class Step(NamedTuple):
-    """Of a timeline. `is_here`: of this incident."""
+    """A row of a timeline. `is_here`: the event belongs to this incident."""
 
     time: str
     after: str
@@ -121,7 +121,7 @@ _FACETS = (
 
 
 def _facets(incident: Incident) -> list[tuple[str, list[tuple[str, str]]]]:
-    """The events told one by one, by what they have in common."""
+    """The delivered events, counted by the values that they have in common."""
     found = []
     for name, title in _FACETS:
         values = list(incident.facets.get(name, {}).items())
@@ -159,14 +159,14 @@ def _figures(incident: Incident) -> list[Fact]:
 
 
 def _probably(event: Event) -> tuple[str, str, str]:
-    """The rest of a fact."""
+    """Text, code and note of the fact about the assessment."""
     given = event.get("assessment")
     words, why = story.assessment(event) or (flat(given) if given else "", "")
     return words, "", why
 
 
 def view(case: Case, *, raw_limit: int, map_limit: int) -> View:
-    """Everything that the page tells of an incident. Of the raw events the last `raw_limit`."""
+    """Everything that the page shows of an incident; of the raw events the last `raw_limit`."""
     incident, event = case.incident, case.event
     snapshot = of_memory(case)
     later = later_events(case)

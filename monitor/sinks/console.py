@@ -21,7 +21,7 @@ _INDENT = _CLOCK_WIDTH + 1 + _KIND_WIDTH + 1
 
 
 def _visible(text: str) -> str:
-    """Nothing that a terminal would obey, whatever the event holds."""
+    """The text without characters that a terminal would obey, whatever the event holds."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
@@ -43,7 +43,7 @@ def _mapping_items(label: str, mapping: Mapping[str, Any] | None) -> list[str]:
 
 
 def _place(event: Mapping[str, Any], address: str) -> str:
-    """An address as the place in its file, which is the same in every run, where that is known."""
+    """The file and offset of an address, which are the same in every run; else the address."""
     for frame in event["stack"]:
         if frame["address"] == address and frame["module"]:
             return f"{frame['module']}+0x{frame['offset']:x}"
@@ -99,7 +99,7 @@ def _health_items(event: Mapping[str, Any]) -> list[str]:
     items = [event["event"], *([f"blind for {blind:g} s"] if blind is not None else [])]
     for key, value in event["details"].items():
         if isinstance(value, Mapping):
-            # Tables are for machines, but for the final counts, which are numbers by name.
+            # Tables are for programs; only the final counts are shown, as numbers by name.
             numbers = [f"{name} {number}" for name, number in value.items() if number]
             items += [f"{key}: {', '.join(numbers)}"] if "counted" in value and numbers else []
         elif isinstance(value, Sequence) and not isinstance(value, str):
@@ -120,7 +120,7 @@ _ITEMS: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
 
 
 def _owner_items(event: Mapping[str, Any]) -> list[str]:
-    """Whose process it was: unit or container, and user."""
+    """Who owns the process: unit or container, and user."""
     workload = event["workload"] or {}
     process = event["process"] or {}
     items = [f"{key} {workload[key]}" for key in ("unit", "container_id") if workload.get(key)]
@@ -132,7 +132,7 @@ def _owner_items(event: Mapping[str, Any]) -> list[str]:
 
 
 def _shorten(item: str, width: int) -> str:
-    """Without its middle when it is too long: the end of a path tells more than its beginning."""
+    """The item, without its middle if it is too long: the end of a path says most."""
     half = (width - 1) // 2
     return item if len(item) <= width else f"{item[:half]}\N{HORIZONTAL ELLIPSIS}{item[-half:]}"
 

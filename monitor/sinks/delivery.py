@@ -1,7 +1,7 @@
-"""Events to the sinks: a queue and a writer thread for each, so that none holds up anything else.
+"""Events to the sinks: each sink has a queue and a writer thread, and holds up nothing else.
 
-The daemon's thread renders, queues and counts, and never waits for a sink. A writer thread writes,
-and hands back what came of it.
+The daemon's thread renders, queues and counts, and never waits for a sink. A writer thread writes
+and hands back an answer.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ BATCH = 64  # events that a sink may take at once
 
 
 class Limits(NamedTuple):
-    """What a sink is given before it counts as failing.
+    """How much may wait for a sink, and how long, before it counts as failing.
 
     The rate limit lets 1,000 events of a kind pass at once and 1,000 a second after: the queue
-    holds what a storm of two kinds makes in its first second. An event is 1 to 2 KiB, and what a
-    stuck sink costs in memory is told by the bytes.
+    holds the first second of a storm of two kinds. An event is 1 to 2 KiB; `bytes` bounds the
+    memory that a stuck sink costs.
     """
 
     events: int = 2048
     bytes: int = 4 << 20
-    health: int = 64  # more, for what tells that others are refused
-    stall_seconds: float = 10.0  # without taking one of the events that wait
+    health: int = 64  # health events beyond `events`: they report that others are refused
+    stall_seconds: float = 10.0  # without taking one of the waiting events
     quiet_seconds: float = 2.0  # without an error, before it has recovered
 
 
@@ -56,15 +56,15 @@ class _Event:
 
 @dataclass(eq=False, slots=True, frozen=True)
 class _Item:
-    """What one sink is to write: an event, or what else `told` hears of; else to open anew."""
+    """A task for one sink: to write an event, or other data with `on_answer`; else to reopen."""
 
     event: _Event | None
     data: bytes = b""
-    told: Callable[[bool], None] | None = None
+    on_answer: Callable[[bool], None] | None = None
 
     @property
     def is_reopening(self) -> bool:
-        return self.event is None and self.told is None
+        return self.event is None and self.on_answer is None
 
 
 class _Answer(NamedTuple):
@@ -75,7 +75,7 @@ class _Answer(NamedTuple):
 
 
 class _Writer:
-    """A sink and its thread. All but `_run` is the daemon's thread's."""
+    """A sink and its thread. The daemon's thread calls everything but `_run`."""
 
     def __init__(self, sink: Sink, answers: deque[_Answer], wake: Callable[[], None]) -> None:
         self.sink = sink
@@ -90,8 +90,10 @@ class _Writer:
         self._thread: Thread | None = None
 
     def start(self) -> None:
-        """Not before the first event: programs are loaded in a fork. One that has ended is
-        replaced, once what it left is given up. Raises RuntimeError.
+        """Start the thread, if it does not run. Raises RuntimeError.
+
+        Called with the first event, not before: programs are loaded in a fork. A thread that has
+        ended is replaced once its items are given up.
         """
         if self._thread is None or not (self._thread.is_alive() or self.unanswered):
             thread = Thread(target=self._run, name=f"sink-{self.sink.name}", daemon=True)
@@ -106,7 +108,7 @@ class _Writer:
         self._queue.put(item)
 
     def is_answered(self, item: _Item) -> bool:
-        """Takes the item off the list; False when it was given up before."""
+        """Take the item off the list; False if it was given up before."""
         if not self.unanswered or self.unanswered[0] is not item:
             return False
         self.unanswered.popleft()
@@ -115,12 +117,14 @@ class _Writer:
         return True
 
     def is_dead(self) -> bool:
-        """Whether its thread has ended before what waits for it was answered."""
+        """Whether the thread has ended while items wait for an answer."""
         return bool(self.unanswered and self._thread and not self._thread.is_alive())
 
     def give_up(self) -> list[_Item]:
-        """What has not been answered. What is being written, one item or a batch, may still come
-        out, although it counts as failed: nobody can tell before the sink answers.
+        """The items without an answer, which then wait no longer.
+
+        The item or batch that is being written may still be stored although it counts as failed:
+        only the sink's answer would say.
         """
         with contextlib.suppress(Empty):
             while True:
@@ -152,7 +156,7 @@ class _Writer:
                 return
 
     def _do(self, items: Sequence[_Item]) -> None:
-        """Write the data or open the file anew, in this order, and hand back what came of it."""
+        """Write the data or reopen the file, item by item in order, and hand back the answers."""
         batch = [item.data for item in items if not item.is_reopening]
         if self._write_all and len(batch) == len(items) > 1 and not _error(self._write_all, batch):
             self._answer(items, None)
@@ -170,21 +174,21 @@ class _Writer:
 
 
 def _error(do: Callable[..., None], *arguments: object) -> OSError | None:
-    """What became of what a sink was asked to do; None: it is done."""
+    """The error that a sink's method raised; None if it succeeded."""
     try:
         do(*arguments)
     except OSError as error:
         return error
-    except Exception as error:  # no memory, a mistake: of this item alone, the next may go well
+    except Exception as error:  # no memory, or a bug: only this item fails, the next may succeed
         return SinkError(repr(error))
     return None
 
 
 class Delivery:
-    """Gives each event to every sink and counts what became of it. Used by the daemon's one thread.
+    """Gives each event to every sink and counts the results. Used by the daemon's main thread.
 
-    An event is delivered once the first sink has taken it, and has failed once none is left that
-    might. Within a sink events keep their order.
+    An event is delivered once the first sink has taken it, and has failed once no sink is left that
+    might take it. Within a sink events keep their order.
     """
 
     def __init__(
@@ -196,7 +200,7 @@ class Delivery:
     ) -> None:
         """`on_sink` is called once when a sink begins to fail, and with None when it has recovered.
 
-        It owns the sinks from now on.
+        The sinks belong to this object from now on: it closes them.
         """
         self._tally = tally
         self._on_sink = on_sink
@@ -206,14 +210,14 @@ class Delivery:
         self._writers = [_Writer(sink, self._answers, self._wake) for sink in sinks]
 
     def _wake(self) -> None:
-        """In a writer's thread."""
+        """Called in a writer's thread."""
         os.eventfd_write(self.descriptor, 1)
 
     def send(self, event: dict[str, object], record_ns: int | None = None) -> None:
         """Queue the event for every sink; never waits.
 
-        `record_ns`, on the boot clock, is when the kernel saw what it tells of: from then on its
-        delay is counted.
+        `record_ns`, on the boot clock, is when the kernel made the record: the event's delay counts
+        from then.
         """
         if self._answers:
             self._count_answers()
@@ -232,18 +236,18 @@ class Delivery:
                 writer.put(_Item(sent, writer.sink.render(event)))
             self._tally.sink_queue(writer.sink.name, len(writer.unanswered))
 
-    def hand(self, sink: str, data: bytes, told: Callable[[bool], None]) -> None:
-        """Queue what is no event for one sink; `told` hears once whether it has taken it.
+    def hand(self, sink: str, data: bytes, on_answer: Callable[[bool], None]) -> None:
+        """Queue data that is not an event for one sink; `on_answer` is called once: was it taken?
 
-        It is refused where so much waits that events might be: they come first.
+        The data is refused when the queue is half full: the rest is for events.
         """
         for writer in self._writers:
             if writer.sink.name == sink and writer.bytes + len(data) <= self._limits.bytes // 2:
-                with contextlib.suppress(RuntimeError):  # no thread, as an event will tell
+                with contextlib.suppress(RuntimeError):  # no thread: the next event reports it
                     writer.start()
-                    writer.put(_Item(None, data, told))
+                    writer.put(_Item(None, data, on_answer))
                     return
-        told(False)
+        on_answer(False)
 
     def _is_full(self, writer: _Writer, kind: str) -> bool:
         limits, waiting = self._limits, len(writer.unanswered)
@@ -252,19 +256,19 @@ class Delivery:
         return waiting >= limits.events or writer.bytes >= limits.bytes
 
     def reopen(self) -> None:
-        """Have every sink open its file anew, after what was sent before."""
+        """Have every sink reopen its file, after the events that were sent before."""
         for writer in self._writers:
             writer.put(_Item(None))
 
     def collect(self) -> None:
-        """Count what the sinks have answered, and tell which fail or have recovered."""
+        """Count the sinks' answers, and report which sinks fail or have recovered."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.descriptor)
         self._count_answers()
         now = time.monotonic()
         for writer in self._writers:
             if writer.is_dead():
-                self._count_answers()  # its last
+                self._count_answers()  # the last ones of that thread
                 self._give_up(writer, "its thread has ended")
             if writer.unanswered and now - writer.moved_at > self._limits.stall_seconds:
                 stalled = f"it has taken nothing for {now - writer.moved_at:.0f} s"
@@ -283,8 +287,8 @@ class Delivery:
             if not writer.is_answered(item):
                 continue
             self._tally.sink_queue(writer.sink.name, len(writer.unanswered))
-            if item.told is not None:
-                item.told(error is None)
+            if item.on_answer is not None:
+                item.on_answer(error is None)
             if error is None:
                 if item.event is not None:
                     self._taken(writer, item.event, boot_ns)
@@ -317,7 +321,7 @@ class Delivery:
             self._on_sink(writer.sink.name, error)
 
     def wait(self, seconds: float) -> bool:
-        """Wait until every sink has answered, so long at most; whether they all have."""
+        """Wait until every sink has answered, `seconds` at most; whether they all have."""
         deadline = time.monotonic() + seconds
         poll = select.poll()
         poll.register(self.descriptor, select.POLLIN)
@@ -331,10 +335,11 @@ class Delivery:
             poll.poll(left * 1000)
 
     def finish(self, seconds: float, most: float = 0.0) -> None:
-        """Wait as above, and on up to `most` while a sink takes something every so many seconds.
+        """Wait as in `wait`, and longer, up to `most`, while some sink takes an event within
+        `seconds`.
 
-        What a sink has not taken then, it never gets, and every event counts: as failed, too, what
-        it is just writing and may still store, up to BATCH events where it takes many at once.
+        A sink never gets what it has not taken by then. Those events count as failed, and so do the
+        ones that it is just writing and may still store: up to BATCH if it takes many at once.
         """
         end = time.monotonic() + most
         while not self.wait(seconds):
@@ -350,12 +355,12 @@ class Delivery:
         for item in writer.give_up():
             if item.event is not None:
                 self._not_taken(writer, item.event, error)
-            elif item.told is not None:
-                item.told(False)
+            elif item.on_answer is not None:
+                item.on_answer(False)
         self._tally.sink_queue(writer.sink.name, 0)
 
     def close(self) -> None:
-        """End the threads and close the sinks. A sink that hangs is left to the process's end."""
+        """End the threads and close the sinks. A sink that hangs stays open until the exit."""
         deadline = time.monotonic() + CLOSE_SECONDS
         for writer in self._writers:
             writer.end()

@@ -1,7 +1,7 @@
 """Events to journald, by its native protocol (https://systemd.io/JOURNAL_NATIVE_PROTOCOL).
 
 journald itself adds who sent an entry, in fields that begin with an underscore. OBJECT_PID is not
-sent: journald would look the process up and store its whole command line, with what we redact.
+sent: journald would look up the process and store its whole command line, which we redact.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ __all__ = ["MESSAGE_IDS", "PRIORITIES", "SOCKET", "JournalSink", "has_standard_o
 SOCKET = Path("/run/systemd/journal/socket")
 IDENTIFIER = "seal-monitor"
 
-# By kind, for ever: journalctl MESSAGE_ID=..., and the entries of systemd/seal-monitor.catalog.
+# These never change: users search for them (journalctl MESSAGE_ID=...), and
+# systemd/seal-monitor.catalog has an entry for each.
 MESSAGE_IDS: Mapping[str, str] = {
     "denial": "a53aad16813e4d099cc80a419f5c60a6",
     "fault": "8fc47fe1188d4201895b75619a19d89c",
@@ -34,7 +35,7 @@ MESSAGE_IDS: Mapping[str, str] = {
 
 PRIORITIES: Mapping[str, int] = {"critical": 2, "warning": 4, "info": 6}  # syslog(3)
 
-# A field, and the event's keys that have its value: of several the first that there is.
+# A field, and the event's keys that may have its value: the first key that is there counts.
 _FIELDS: Mapping[str, tuple[str, ...]] = {
     "MESSAGE": ("summary",),
     "SEAL_MONITOR_EVENT_ID": ("id",),
@@ -59,7 +60,7 @@ def _value(event: Mapping[str, object], key: str) -> object:
 
 
 def _system_unit(event: Mapping[str, object]) -> object:
-    """The unit, unless it is one that a user has named: their names are in no trusted field."""
+    """The unit, if it is a system unit: users choose the names of theirs, which are not trusted."""
     unit, cgroup = _value(event, "workload.unit"), _value(event, "workload.cgroup")
     return unit if isinstance(cgroup, str) and workload_name(cgroup) == unit else None
 
@@ -75,7 +76,7 @@ def _fields(event: Mapping[str, object]) -> Iterator[tuple[str, object]]:
 
 
 def _field(name: str, value: bytes) -> bytes:
-    """Always in the form that tells the length: no value can end itself and begin a field."""
+    """A field in the form with a length, so that no value can end early and begin another field."""
     return b"%s\n%s%s\n" % (name.encode(), len(value).to_bytes(8, "little"), value)
 
 
@@ -89,7 +90,7 @@ def has_standard_output(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 class JournalSink:
-    """Events as journal entries. Raises SinkError where no journald has ever listened."""
+    """Events as journal entries. Raises SinkError if journald has no socket."""
 
     name = "journal"
 
@@ -120,7 +121,7 @@ class JournalSink:
             raise SinkError(f"{self._path}: {error.strerror}; event not written") from error
 
     def _send_as_file(self, data: bytes) -> None:
-        """What is too large for a datagram, as a file in memory that can change no more."""
+        """Send data that is too large for a datagram, as a sealed file in memory."""
         memory = os.memfd_create("seal-monitor-event", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             with open(memory, "wb", closefd=False) as file:
@@ -134,7 +135,7 @@ class JournalSink:
             os.close(memory)
 
     def reopen(self) -> None:
-        """Nothing to open: each entry is sent to whoever listens then."""
+        """Nothing to open: each entry is sent to the journald that listens at that time."""
 
     def close(self) -> None:
         self._socket.close()

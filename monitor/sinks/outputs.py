@@ -1,7 +1,7 @@
 """Where events go: a live view on the terminal, JSON lines on standard output, a JSON lines file.
 
-structlog's processors render. One thread may render and another one write at the same time.
-structlog is imported by what prints with it, and there in parts: the journal needs none of it.
+structlog's processors render. One thread may render while another one writes. Only the functions
+that print with structlog import it, and only the parts they need: the journal needs none of it.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ class Sink(Protocol):
         """What is to be written of the event."""
 
     def write(self, data: bytes) -> None:
-        """Write what one event was rendered as, whole or not at all; may take long.
+        """Write one rendered event, whole or not at all; may take long.
 
-        Raises SinkError; the next write tries anew.
+        Raises SinkError; the next write tries again.
         """
 
     def reopen(self) -> None:
-        """Open anew what a log rotation may have moved away. Raises SinkError."""
+        """Open the file again: a log rotation may have moved it away. Raises SinkError."""
 
     def close(self) -> None:
         """Release what the sink opened."""
@@ -87,12 +87,12 @@ def _render(renderer: Processor, event: dict[str, object]) -> bytes:
 
 
 def _encoded(text: str) -> bytes:
-    """A lone surrogate, in a JSON string, becomes the escape it is written as."""
+    """The text in UTF-8; a lone surrogate becomes the escape that stands for it in JSON."""
     return text.encode("utf-8", "backslashreplace")
 
 
 def encode(event: dict[str, object]) -> bytes:
-    """The contract's object, on one line, without its end."""
+    """The event as JSON on one line, without the end of the line."""
     return _encoded(_compact(event))
 
 
@@ -100,10 +100,11 @@ def encode(event: dict[str, object]) -> bytes:
 
 
 def _write(fd: int, line: bytes) -> tuple[int, OSError | None]:
-    """Bytes written, and what stopped the rest. One write(2), unless the kernel takes a part.
+    """Bytes written, and the error that stopped the rest. One write(2), unless the kernel takes
+    only a part.
 
-    It waits for as long as the descriptor is full, also where that does not block: O_NONBLOCK
-    belongs to all who share it, and any other program may have set it.
+    Waits while the descriptor is full, even if it does not block: every program that shares the
+    open file may have set O_NONBLOCK.
     """
     written = 0
     while written < len(line):
@@ -117,7 +118,7 @@ def _write(fd: int, line: bytes) -> tuple[int, OSError | None]:
 
 
 def _wait_for_room(fd: int) -> None:
-    """Or for the error that the next write will meet."""
+    """Wait until a write can go on, or would fail."""
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     poll.poll()
@@ -163,7 +164,7 @@ class _FileWriter:
         self._fd = fd
         status = os.fstat(fd)
         self._identity = (status.st_dev, status.st_ino)
-        # An earlier life may have ended in the middle of a line.
+        # An earlier run may have ended in the middle of a line.
         self._torn = (
             stat.S_ISREG(status.st_mode)
             and status.st_size > 0
@@ -187,7 +188,7 @@ class _FileWriter:
         except SinkError as refused:
             if not isinstance(refused.__cause__, PermissionError) or self._fd < 0:
                 raise
-            # The file that was moved away is better than none; reopen() tells of it.
+            # The file that was moved away is better than none; reopen() reports the error.
         written, error = _write(self._fd, b"\n" + line if self._torn else line)
         if error is not None:
             if written and not self._take_back(written):
@@ -240,8 +241,8 @@ class StreamSink:
 class FileSink:
     """Events to a file, created with mode 0640, one line and one write(2) each.
 
-    A full disk leaves no half line and is got over at the next event; a file that was moved or
-    removed is opened anew. Raises SinkError when the file cannot be opened.
+    A full disk leaves no half line, and the next event is tried again; a file that was moved or
+    removed is opened again. Raises SinkError when the file cannot be opened.
     """
 
     name = "file"
@@ -272,10 +273,10 @@ def pretty(fd: int = 1, *, colours: bool, width: int = 100) -> Sink:
 
 
 def json_lines(fd: int = 1) -> Sink:
-    """The contract's object on one line each."""
+    """Events as JSON lines, to a descriptor."""
     return StreamSink("json", fd, _json())
 
 
 def json_file(path: Path) -> Sink:
-    """The contract's object on one line each, in a file. Raises SinkError when it cannot open."""
+    """Events as JSON lines, to a file. Raises SinkError when it cannot be opened."""
     return FileSink(path)

@@ -1,8 +1,8 @@
-"""Who may ask the web server, and over what: the web config file, read anew when it has changed.
+"""Who may ask the web server, and how: the web config file, read again when it has changed.
 
-At each connection the file and those that it names are compared with what was read of them. What
-has changed holds once no file has for a second: until then it may be half written. A file with a
-mistake changes nothing, nor does one that would take a protection away.
+At each connection the file, and those that it names, are compared with what was read before. A
+change takes effect once no file has changed for a second: until then it may be half written. A file
+with a mistake changes nothing, and neither does one that would take a protection away.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from monitor.web.web_config import RateLimit, WebConfig, digest_of, load_web_con
 __all__ = ["TokenBucket", "WebAccess"]
 
 RETRY_SECONDS = 1.0  # before a file with a mistake is read again
-SETTLE_SECONDS = 1.0  # without a change, before what is in a file is taken for whole
+SETTLE_SECONDS = 1.0  # without a change, before a file counts as complete
 
 
 class TokenBucket:
@@ -55,8 +55,9 @@ def _access(config: WebConfig, request_seconds: float) -> Access:
     )
 
 
-# What protects the server, as a number that may become more while it runs, but not less, and how it
-# would. That a user or an allowed name goes is not here: it takes a right away.
+# The protections of the server: what a change would do, and the strength as a number, which may
+# grow while the server runs but not shrink. To remove a user or an allowed name is no such change:
+# it takes a right away.
 _PROTECTIONS: Mapping[str, Callable[[WebConfig], int]] = {
     "TLS can be turned off": lambda config: config.tls is not None,
     "tls_server_config.client_auth_type can be weakened": (
@@ -73,26 +74,26 @@ _PROTECTIONS: Mapping[str, Callable[[WebConfig], int]] = {
 
 
 def _check_change(old: WebConfig, new: WebConfig, path: Path) -> None:
-    """What protects the server stays for as long as it runs: that it is missing may be a mistake,
-    or half a file. Raises WebError.
+    """A protection stays as long as the server runs: if the new file lacks one, that may be a
+    mistake, or half a file. Raises WebError.
     """
     for change, strength in _PROTECTIONS.items():
         if strength(new) < strength(old):
-            raise WebError(f"{path}: {change} by a restart alone")
+            raise WebError(f"{path}: {change} only by a restart")
     if new.tls and not old.tls:
-        raise WebError(f"{path}: TLS can be turned on by a restart alone")
+        raise WebError(f"{path}: TLS can be turned on only by a restart")
 
 
 def _unsettled_seconds(files: Iterable[Path], seconds: float, now: float | None = None) -> float:
-    """How long it takes until none of the files has changed for `seconds`; 0: none has.
+    """Seconds until none of the files will have changed for `seconds`; 0: that is so already.
 
-    A change that is still to come, by the clock of another machine's file system, is none: it
-    might be hours away. `now` is in Unix time.
+    A time of change in the future, from the clock of another machine's file system, does not count:
+    it might be hours away. `now` is in Unix time.
     """
     now = time.time() if now is None else now
     rest = 0.0
     for file in files:
-        with contextlib.suppress(OSError, ValueError):  # the name is told where it is read
+        with contextlib.suppress(OSError, ValueError):  # the error is reported where it is read
             age = now - os.stat(file).st_ctime
             if age >= 0:
                 rest = max(rest, seconds - age)
@@ -102,21 +103,21 @@ def _unsettled_seconds(files: Iterable[Path], seconds: float, now: float | None 
 class WebAccess:
     """Call it for the access in force.
 
-    `tell` is called from any thread, with the reason when what the file asks for is no longer in
-    force, and with None when it is again or has changed.
+    `report` is called from any thread: with the reason when the file is not in force, and with None
+    when it is in force again or has changed.
     """
 
     def __init__(
         self,
         path: Path,
-        tell: Callable[[WebError | None], None],
+        report: Callable[[WebError | None], None],
         request_seconds: float = REQUEST_SECONDS,
         retry_seconds: float = RETRY_SECONDS,
         settle_seconds: float = SETTLE_SECONDS,
     ) -> None:
         """Raises WebError when the file cannot be used."""
         self._path = path
-        self._tell = tell
+        self._report = report
         self._request_seconds = request_seconds
         self._retry_seconds = retry_seconds
         self._settle_seconds = settle_seconds
@@ -131,19 +132,19 @@ class WebAccess:
             is_same = all(digest_of(file) == was for file, was in self._config.files.items())
             if is_same and self._problem:
                 self._problem = ""
-                self._tell(None)
+                self._report(None)
             elif not is_same and time.monotonic() >= self._retry_at:
-                self._read_anew()
+                self._read_again()
             return self._access
 
-    def _read_anew(self) -> None:
+    def _read_again(self) -> None:
         config, problem = self._config, None
         try:
             config = load_web_config(self._path)
             _check_change(self._config, config, self._path)
         except WebError as error:
             problem = error
-        # After reading: whatever was written meanwhile is seen.
+        # After reading, so that a change made meanwhile is noticed.
         rest = _unsettled_seconds({*self._config.files, *config.files}, self._settle_seconds)
         if rest > 0:
             self._retry_at = time.monotonic() + rest
@@ -151,13 +152,13 @@ class WebAccess:
             self._retry_at = time.monotonic() + self._retry_seconds
             if str(problem) != self._problem:
                 self._problem = str(problem)
-                self._tell(problem)
+                self._report(problem)
         else:
             self._put_in_force(config)
 
     def _put_in_force(self, config: WebConfig) -> None:
         access = _access(config, self._request_seconds)
-        if config.users == self._config.users:  # it knows who was right, which is slow to learn
+        if config.users == self._config.users:  # keeps the checked passwords: a check is slow
             access = access._replace(accepts=self._access.accepts)
         self._config, self._access, self._problem = config, access, ""
-        self._tell(None)
+        self._report(None)

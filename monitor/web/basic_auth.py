@@ -12,7 +12,7 @@ import bcrypt
 
 __all__ = ["BasicAuth"]
 
-CHECKS = 4  # under way or waiting; each takes a connection from those who know their password
+CHECKS = 4  # running or waiting; each takes a connection from clients that know their password
 
 
 class BasicAuth:
@@ -50,7 +50,7 @@ class BasicAuth:
         name, colon, password = decoded.partition(b":")
         if scheme.lower() != "basic" or not colon:
             return False
-        password = password[:72]  # bcrypt knows no more, and newer releases refuse longer ones
+        password = password[:72]  # bcrypt reads no more, and newer releases refuse longer ones
         hashed = self._users.get(name)
         identity = repr((name, hashed, password)).encode()
         digest = hashlib.blake2b(identity, key=self._secret).digest()

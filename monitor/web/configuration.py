@@ -1,4 +1,4 @@
-"""The web configuration in the daemon's hands: read at the start, and again when it changes."""
+"""The web configuration of a daemon: read at the start, and again when it changes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from monitor.web.server import Access, WebError
 
 __all__ = ["WebConfiguration"]
 
-LOOK_SECONDS = 1.5  # after a reload: what was written just before it is taken for whole then
+LOOK_SECONDS = 1.5  # after a reload: by then a file written just before it counts as complete
 
 
 class WebConfiguration:
-    """`access` is called at each connection, by any thread; the rest is used by one thread."""
+    """`access` is called at each connection, by any thread; one thread uses the rest."""
 
     def __init__(self, file: Path | None) -> None:
         """Without a file there are no conditions. Raises WebError when it cannot be used."""
-        self._outcomes: deque[WebError | None] = deque()  # what other threads add, we take
+        self._outcomes: deque[WebError | None] = deque()  # other threads add, this one takes
         self._look_at = math.inf
         self.access: Callable[[], Access] = Access
         if file is not None:
@@ -29,7 +29,7 @@ class WebConfiguration:
         self.has_tls = self.access().tls is not None
 
     def reload(self, now: float) -> None:
-        """Look at the file without waiting for a connection, now and once it has settled.
+        """Look at the file now and once it has settled, without waiting for a connection.
 
         `now` is of the monotonic clock.
         """
@@ -37,12 +37,12 @@ class WebConfiguration:
         self._look_at = now + LOOK_SECONDS
 
     def turn(self, now: float) -> None:
-        """Look again, where a reload has left that to do."""
+        """Look again, if a reload has asked for it and it is time."""
         if now >= self._look_at:
             self._look_at = math.inf
             self.access()
 
     def outcomes(self) -> Iterator[WebError | None]:
-        """Of what was read since the last call: None where it is in force, else why it is not."""
+        """For each reading since the last call: None if it is in force, else why it is not."""
         while self._outcomes:
             yield self._outcomes.popleft()

@@ -1,4 +1,4 @@
-"""What the web server and its configuration raise, apart from all that they import."""
+"""The errors of the web server and its configuration, in a module that imports nothing."""
 
 from __future__ import annotations
 

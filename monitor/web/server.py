@@ -1,9 +1,9 @@
-"""/metrics, /-/healthy and /-/ready over HTTP, with what `Access` asks for.
+"""/metrics, /-/healthy and /-/ready over HTTP, under the conditions of `Access`.
 
-A client, slow or hostile, can hold one of a few connections for a few seconds, and nothing else.
-When all are taken the oldest that waits for its client gives way to the next one, but not before
-it had a fair time; meanwhile those to come wait in the kernel's queue. So a flood of clients that
-send nothing keeps nobody out who sends at once, as long as that queue is not full.
+A slow or hostile client can only hold one of a few connections, for a few seconds. When all are
+taken, the oldest one that waits for its client gives way to the next, though not before it had a
+fair time; new clients wait in the kernel's queue. So a flood of clients that send nothing does not
+keep out a client that sends at once, as long as that queue is not full.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["Access", "AddressError", "Server", "Tls", "WebError", "listen"]
 CONNECTIONS = 16
 REQUEST_SECONDS = 5.0
 FAIR_SECONDS = 0.05  # to send a request before another may take the place
-MAKE_ROOM_SECONDS = 1.0  # for the thread of a connection that gave way to end
+MAKE_ROOM_SECONDS = 1.0  # for the end of the thread whose connection gave way
 LINGER_SECONDS = 1.0
 HEAD_LIMIT = 8192  # bytes of a request line and its headers
 
@@ -52,17 +52,17 @@ Headers = Mapping[str, str]  # names in lower case
 
 
 class Tls(NamedTuple):
-    """`admits` tells, after the handshake, whether this client may go on; None: any may."""
+    """`admits` returns, after the handshake, whether this client may go on; None: any may."""
 
     context: ssl.SSLContext
     admits: Callable[[ssl.SSLSocket], bool] | None = None
 
 
 class Access(NamedTuple):
-    """Who may ask, and over what. None: there is no such condition.
+    """Who may ask, and how. None: there is no such condition.
 
-    `accepts` tells whether an Authorization header may pass, and raises TimeoutError; `passes`
-    whether one more request is within the rate limit. `headers` go with every response.
+    `accepts` returns whether an Authorization header may pass, and raises TimeoutError; `passes`
+    returns whether one more request is within the rate limit. `headers` go with every response.
     """
 
     tls: Tls | None = None
@@ -78,7 +78,7 @@ class Response(NamedTuple):
     headers: tuple[str, ...] = ()
 
     def encode(self, more: tuple[str, ...] = (), with_body: bool = True) -> bytes:
-        """The bytes to send; `more` are headers, those that are there already are left out."""
+        """The bytes to send; `more` are headers, added unless they are there already."""
         lines: tuple[str, ...] = (
             f"HTTP/1.1 {self.status.value} {self.status.phrase}",
             f"Content-Type: {self.content_type}",
@@ -124,8 +124,8 @@ Route = Callable[[Headers], Response]
 
 
 def _metrics(registry: CollectorRegistry, lock: threading.Lock, headers: Headers) -> Response:
-    # One scrape at a time: collectors need not be safe for threads, and a flood of scrapes costs
-    # at most one core.
+    # One scrape at a time: collectors need not be thread-safe, and a flood of scrapes costs at most
+    # one core.
     if not lock.acquire(timeout=REQUEST_SECONDS):
         return _answer(HTTPStatus.SERVICE_UNAVAILABLE, "another scrape is still running")
     try:
@@ -143,7 +143,7 @@ def _ready(ready: Callable[[], list[str]], _headers: Headers) -> Response:
 
 
 def _refusal(request: Request, access: Access) -> Response | None:
-    """The response to a request that may not be made; None where it may."""
+    """The response that refuses a request; None if it is allowed."""
     if access.passes is not None and not access.passes():
         return _answer(HTTPStatus.TOO_MANY_REQUESTS, "more requests than the rate limit")
     try:
@@ -179,7 +179,7 @@ def _respond(head: bytes, access: Access, *, routes: Mapping[str, Route]) -> byt
 
 
 def _limit(connection: socket.socket, deadline: float) -> None:
-    """Bounds the next operation, so that all of them together end by the deadline."""
+    """Limit the time of the next operation, so that all of them end by the deadline."""
     remaining = deadline - time.monotonic()
     if remaining <= 0:
         raise TimeoutError
@@ -208,7 +208,7 @@ def _send(connection: socket.socket, data: bytes, deadline: float) -> None:
 
 
 def _finish(connection: socket.socket, encrypted: ssl.SSLSocket | None, deadline: float) -> None:
-    """Ends the connection after its response was sent.
+    """End the connection after its response was sent.
 
     Closing with input unread (the body of a POST) would reset the connection, and the client
     might lose the response.
@@ -225,7 +225,7 @@ def _finish(connection: socket.socket, encrypted: ssl.SSLSocket | None, deadline
 
 @dataclass
 class _Client:
-    """`answering`: its request has come and its response is being made; all else waits for it."""
+    """`answering`: the request has come and the response is being made; else the client is slow."""
 
     connection: socket.socket
     since: float  # of the monotonic clock
@@ -234,10 +234,11 @@ class _Client:
 
 
 class Server:
-    """Serves from `start()` until `close()`. `address` is the one bound, `rejected` counts the
-    connections closed because all places were taken by requests being answered, `evicted` those
-    that waited for their client and gave way to a newer one, `aborted` those that ended before
-    their response was sent.
+    """Serves from `start()` until `close()`.
+
+    `address` is the one bound. Connections are counted: `rejected` are those closed because every
+    place was taken by a request being answered, `evicted` those that waited for their client and
+    gave way to a newer one, `aborted` those that ended before their response was sent.
     """
 
     def __init__(
@@ -269,7 +270,7 @@ class Server:
         self._acceptor.start()
 
     def close(self) -> None:
-        """Stops listening and waits for the requests under way, within their time limit."""
+        """Stop listening, and wait for the running requests, within their time limit."""
         self._closing.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
@@ -309,7 +310,7 @@ class Server:
                 connection.close()
 
     def _has_room(self) -> bool:
-        """Whether there is a place, or the oldest that waits for its client has given way."""
+        """Whether there is a place; the oldest connection that waits for its client gives way."""
 
         def is_free() -> bool:
             return len(self._open) < self._connections
@@ -326,7 +327,7 @@ class Server:
                 continue
             oldest.gives_way = True
             self.evicted += 1
-            _shut_down(oldest.connection, socket.SHUT_RDWR)  # its thread awakes and ends
+            _shut_down(oldest.connection, socket.SHUT_RDWR)  # its thread wakes up and ends
             return self._ended.wait_for(is_free, MAKE_ROOM_SECONDS)
         return True
 
@@ -406,12 +407,10 @@ def listen(
 ) -> Server:
     """A server that listens on `address` (host, port); once started it answers in its own threads.
 
-    `ready` tells the reasons why the monitor is not ready, none when it is. `access` is asked at
-    each connection. Beyond `connections`
-    at once, a further one takes the place of the oldest that waits for its client, or is closed
-    unanswered where there is none; reading a request and writing its response end
-    `request_seconds` after the connection began. Raises WebError when the address cannot be
-    listened on.
+    `ready` returns the reasons why the monitor is not ready, none when it is. `access` is called at
+    each connection. When `connections` are open, a new one takes the place of the oldest that waits
+    for its client; if there is none, the new one is closed unanswered. A request must be read and
+    answered within `request_seconds`. Raises WebError when the address cannot be listened on.
     """
     routes: Mapping[str, Route] = {
         "/": lambda _: Response(HTTPStatus.OK, _PAGE, "text/html; charset=utf-8"),

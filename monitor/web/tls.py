@@ -21,14 +21,14 @@ __all__ = ["SUITES", "tls_server"]
 
 _SECTION = "tls_server_config"
 _VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
-# The others of Go ask for a certificate that they do not verify: ssl has nothing of the kind.
+# Go's other policies ask for a certificate without verifying it, which Python's ssl cannot do.
 _CLIENT_AUTH = {
     "NoClientCert": ssl.CERT_NONE,
     "VerifyClientCertIfGiven": ssl.CERT_OPTIONAL,
     "RequireAndVerifyClientCert": ssl.CERT_REQUIRED,
 }
-# Go's names of the suites that it does not call insecure, and OpenSSL's. Those of TLS 1.3 are
-# always offered, as in Go.
+# Go's names of the suites that it does not call insecure, and OpenSSL's names. Suites of TLS 1.3
+# are always offered, as in Go.
 SUITES = {
     "TLS_AES_128_GCM_SHA256": "",
     "TLS_AES_256_GCM_SHA384": "",
@@ -46,7 +46,7 @@ SUITES = {
 }
 _CURVES = {"CurveP256": "prime256v1", "CurveP384": "secp384r1", "CurveP521": "secp521r1"}
 
-# Key, and the values that it may have where they are few.
+# Key, and the valid values; () for any.
 _STRINGS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("cert", "key", "client_ca", "cert_file", "key_file", "client_ca_file"), ()),
     "client_auth_type": tuple(_CLIENT_AUTH),
@@ -95,14 +95,14 @@ class _Section:
         self._mistakes.add(self._nodes.get(key, self._node), f"{_SECTION}.{key}", text)
 
     def check(self) -> None:
-        """What the keys say together. Raises WebError with all mistakes so far."""
+        """Check the keys against each other. Raises WebError with all mistakes so far."""
         texts = self.texts
         for name in ("cert", "key"):
             if not (texts.get(name) or texts.get(f"{name}_file")):
                 self.mistake(f"{name}_file", "it is missing; TLS needs cert_file and key_file")
         for name in ("cert", "key", "client_ca"):
             if texts.get(name) and texts.get(f"{name}_file"):
-                self.mistake(name, f"{name}_file is there, too; leave one")
+                self.mistake(name, f"{name}_file is there as well; leave one")
         policy = texts.get("client_auth_type") or "NoClientCert"
         has_authority = bool(texts.get("client_ca") or texts.get("client_ca_file"))
         if policy in _CLIENT_AUTH and (policy != "NoClientCert") != has_authority:
@@ -120,7 +120,7 @@ class _Section:
 
 @contextmanager
 def _in_memory(data: bytes) -> Iterator[str]:
-    """The name of a file without a place: OpenSSL reads keys from files alone."""
+    """The path of a file that is only in memory: OpenSSL reads keys from files only."""
     handle = os.memfd_create("tls")
     try:
         with open(handle, "wb", closefd=False) as file:
@@ -133,7 +133,7 @@ def _in_memory(data: bytes) -> Iterator[str]:
 def _load_certificate(context: ssl.SSLContext, shown: str, certificate: bytes, key: bytes) -> None:
     with _in_memory(certificate) as certificate_file, _in_memory(key) as key_file:
         try:
-            # A password, so that it never asks on the terminal.
+            # With a password, so that OpenSSL never asks for one on the terminal.
             context.load_cert_chain(certificate_file, key_file, password="")
         except ssl.SSLError as error:
             reason = error.reason or "not a PEM certificate and its unencrypted key"
@@ -144,7 +144,7 @@ def _load_authority(context: ssl.SSLContext, shown: str, authority: bytes) -> No
     try:
         context.load_verify_locations(cadata=authority.decode("ascii", "replace"))
     except (ssl.SSLError, ValueError) as error:
-        reason = getattr(error, "reason", None) or "no PEM certificate"
+        reason = getattr(error, "reason", None) or "not a PEM certificate"
         raise _unusable(shown, reason) from None
 
 
@@ -153,9 +153,10 @@ def _unusable(shown: str, reason: str) -> WebError:
 
 
 def tls_server(node: yaml.Node, path: Path, read: Read, mistakes: Mistakes) -> Tls:
-    """What the section of the file at `path` asks for; `read` has the bytes of a file it names.
+    """The TLS that the section of the file at `path` asks for.
 
-    Raises WebError with all mistakes so far, and what `read` raises.
+    `read` returns the bytes of a file that the section names. Raises WebError with all mistakes so
+    far, and what `read` raises.
     """
     section = _Section(node, mistakes)
     section.check()
@@ -171,7 +172,7 @@ def tls_server(node: yaml.Node, path: Path, read: Read, mistakes: Mistakes) -> T
         context.set_ecdh_curve(_CURVES[curve])
 
     def part(name: str) -> tuple[str, bytes]:
-        """How it is shown, and its bytes: from the file that is named, or from this one."""
+        """How messages name the part, and its bytes: from the named file, or from this section."""
         if named := texts.get(f"{name}_file"):
             return str(path.parent / named), read(named)
         return f"{_SECTION}.{name} of {path}", texts[name].encode("utf-8", "replace")
@@ -190,7 +191,7 @@ def _set_suites(context: ssl.SSLContext, section: _Section) -> None:
     older = [SUITES[name] for name in wanted if SUITES[name]]
     if older:
         context.set_ciphers(":".join(older))
-    elif wanted:  # suites of TLS 1.3 alone
+    elif wanted:  # only suites of TLS 1.3
         if context.maximum_version is ssl.TLSVersion.TLSv1_2:
             section.mistake("cipher_suites", "none of them is one of TLS 1.2, the max_version")
             section.check()
@@ -198,7 +199,7 @@ def _set_suites(context: ssl.SSLContext, section: _Section) -> None:
 
 
 def _normal(name: str) -> str:
-    """An address as it is usually written; any other name as it is."""
+    """An address in its usual form; any other name unchanged."""
     try:
         return str(ipaddress.ip_address(name))
     except ValueError:
@@ -206,7 +207,7 @@ def _normal(name: str) -> str:
 
 
 def _admits(names: frozenset[str], connection: ssl.SSLSocket) -> bool:
-    """Whether one of the names in the client's certificate (DNS, address, e-mail, URI) is there."""
+    """Whether the client's certificate has one of the names (DNS, address, e-mail or URI)."""
     certificate = connection.getpeercert() or {}
     pairs: Iterable[tuple[str, str]] = certificate.get("subjectAltName", ())  # type: ignore[assignment]
     return any(_normal(name) in names for _, name in pairs)

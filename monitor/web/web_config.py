@@ -26,7 +26,7 @@ __all__ = ["RateLimit", "WebConfig", "digest_of", "load_web_config"]
 
 _FILE_LIMIT = 256 * 1024  # bytes of a web config file, a certificate or a key
 _SECTIONS = ("tls_server_config", "http_server_config", "basic_auth_users", "rate_limit")
-# Of those that may be set, the values that they may have; any where there are none.
+# The headers that may be set, and their valid values; () for any.
 _HEADERS: Mapping[str, tuple[str, ...]] = {
     "Content-Security-Policy": (),
     "X-Frame-Options": ("deny", "sameorigin"),
@@ -34,7 +34,7 @@ _HEADERS: Mapping[str, tuple[str, ...]] = {
     "X-XSS-Protection": (),
     "Strict-Transport-Security": (),
 }
-# The cost is bounded: a check has to fit into the time of a request.
+# The cost is bounded: a check has to end within the time of a request.
 _BCRYPT = re.compile(r"\$2[aby]\$(0[4-9]|1[0-5])\$[./A-Za-z0-9]{53}")
 _DURATION = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,9})?(?:ns|us|µs|ms|s|m|h))+|0")
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -69,7 +69,7 @@ def _read(path: Path) -> bytes:
     """Raises WebError."""
     shown = printable(str(path))
     try:
-        # A FIFO would wait for who writes to it.
+        # O_NONBLOCK: opening a FIFO would wait for a writer.
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with open(handle, "rb") as file:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -78,7 +78,7 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         text = f"cannot use {shown}: {error.strerror}; correct it or name another file"
         raise WebError(text) from None
-    except ValueError:  # a NUL, or what has no encoding
+    except ValueError:  # a NUL, or a character that cannot be encoded
         text = f"cannot use {shown}: not the name of a file; correct it or name another file"
         raise WebError(text) from None
     if len(data) > _FILE_LIMIT:
@@ -91,7 +91,7 @@ def _digest(data: bytes) -> bytes:
 
 
 def digest_of(path: Path) -> bytes:
-    """As in `WebConfig.files`; empty where the file cannot be read."""
+    """The digest, as in `WebConfig.files`; empty if the file cannot be read."""
     try:
         return _digest(_read(path))
     except WebError:
@@ -125,7 +125,7 @@ def _valid_hash(hashed: str) -> bool:
 
 
 def _http(node: yaml.Node, mistakes: Mistakes) -> dict[str, str]:
-    """The headers. `http2` is checked and means nothing: what is spoken here is HTTP/1.1."""
+    """The headers. `http2` is checked but changes nothing: the server only speaks HTTP/1.1."""
     name = "http_server_config"
     nodes = known(node, name, ("http2", "headers"), mistakes)
     if "http2" in nodes:
@@ -148,7 +148,7 @@ def _http(node: yaml.Node, mistakes: Mistakes) -> dict[str, str]:
 
 
 def _rate_limit(node: yaml.Node, mistakes: Mistakes) -> RateLimit | None:
-    """None where it is switched off by an interval of 0."""
+    """The rate limit; None if an interval of 0 switches it off."""
     name = "rate_limit"
     nodes = known(node, name, ("interval", "burst"), mistakes)
     values = {
@@ -157,18 +157,18 @@ def _rate_limit(node: yaml.Node, mistakes: Mistakes) -> RateLimit | None:
     }
     interval, burst = values.get("interval", "0"), values.get("burst", "0")
     if not _DURATION.fullmatch(interval):
-        mistakes.add(nodes["interval"], f"{name}.interval", "no duration, as 1s or 500ms")
+        mistakes.add(nodes["interval"], f"{name}.interval", "not a duration, such as 1s or 500ms")
     elif not re.fullmatch("[0-9]{1,9}", burst):
-        mistakes.add(nodes["burst"], f"{name}.burst", "no number of requests")
+        mistakes.add(nodes["burst"], f"{name}.burst", "not a number of requests")
     elif seconds := _seconds(interval):
         if not int(burst):
-            mistakes.add(node, f"{name}.burst", "it is missing or 0; so no request is answered")
+            mistakes.add(node, f"{name}.burst", "it is missing or 0: no request would be answered")
         return RateLimit(seconds, int(burst))
     return None
 
 
 def _seconds(duration: str) -> float:
-    """Of a duration as Go writes it."""
+    """Seconds of a duration as Go writes it."""
     parts = re.findall(r"([0-9.]+)(ns|us|µs|ms|s|m|h)", duration)
     return float(sum(float(number) * _UNITS[unit] for number, unit in parts))
 

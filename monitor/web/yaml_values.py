@@ -1,6 +1,6 @@
-"""Values of a YAML file, each checked; a mistake is told with its line.
+"""Values of a YAML file, each checked; a mistake is reported with its line.
 
-The nodes are read, not what they would be loaded as: they know where they stand.
+The nodes are read, not the loaded values: a node knows its line.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ def entries(
 ) -> Iterator[tuple[str, str, yaml.Node, yaml.Node]]:
     """Name, dotted name, key node and value node of each entry of a mapping."""
     if not isinstance(node, yaml.MappingNode):
-        mistakes.add(node, name, "it is no mapping; write its keys indented beneath it")
+        mistakes.add(node, name, "it is not a mapping; write its keys indented beneath it")
         return
     seen = set()
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode):
-            mistakes.add(key, name, "a key beneath it is no string; write NAME: VALUE")
+            mistakes.add(key, name, "a key beneath it is not a string; write NAME: VALUE")
             continue
         dotted = f"{name}.{key.value}" if name else key.value
         if key.value in seen:
@@ -79,7 +79,7 @@ def known(
     found = {}
     for key, dotted, key_node, value in entries(node, name, mistakes):
         if key not in valid:
-            import difflib  # noqa: PLC0415 - for mistakes alone
+            import difflib  # noqa: PLC0415 - only needed for mistakes
 
             nearest = difflib.get_close_matches(key[:100], valid, n=1, cutoff=0.0)[0]
             text = f"it is not supported; the nearest that is: {nearest!r}"
@@ -92,14 +92,14 @@ def known(
 def string(node: yaml.Node, name: str, mistakes: Mistakes) -> str:
     if isinstance(node, yaml.ScalarNode) and node.tag == f"{_TAG}str" and "\0" not in node.value:
         return str(node.value)
-    mistakes.add(node, name, "its value is no string; write it in quotes")
+    mistakes.add(node, name, "its value is not a string; write it in quotes")
     return ""
 
 
 def strings(node: yaml.Node, name: str, mistakes: Mistakes) -> tuple[str, ...]:
     if isinstance(node, yaml.SequenceNode):
         return tuple(string(each, name, mistakes) for each in node.value)
-    mistakes.add(node, name, "it is no list; write an item a line, each after '- '")
+    mistakes.add(node, name, "it is not a list; write an item a line, each after '- '")
     return ()
 
 

@@ -359,7 +359,7 @@ def test_the_web_configuration_is_read_anew(start: Start, tmp_path: Path) -> Non
     )
     web.write_text("http_server_config:\n  headers:\n    X-Frame-Options: sameorigin\n")
     daemon.process.send_signal(signal.SIGHUP)  # without a connection
-    message = "the web configuration was read anew and is in force"
+    message = "the web configuration was read again and is in force"
     daemon.wait_for(lambda event: event.get("message") == message)
     assert daemon.metric(successful) == 1
     daemon.stop()

@@ -135,7 +135,7 @@ def test_similar_incidents(store: Store) -> None:
     store.take(other)
     (found,) = (each for each in store.read() if "/opt/other" in each.facets["executable"])
     assert [(each.what, why) for each, why in case_of(store, found.id).similar] == [
-        ("munmap", "same deed, same kind of memory")
+        ("munmap", "same violation, same kind of memory")
     ]
 
 

@@ -215,8 +215,8 @@ def test_an_events_file_that_cannot_be_opened() -> None:
         (
             "[watch]\ncompat = 1\n\n[ring]\nsize = '1M'\n",
             [
-                ":2: key 'watch.compat': 1 is no switch; write true or false",
-                ":5: key 'ring.size': '1M' is no integer; write one from 65536 to 67108864",
+                ":2: key 'watch.compat': 1 is not a switch; write true or false",
+                ":5: key 'ring.size': '1M' is not an integer; write one from 65536 to 67108864",
             ],
         ),
         (
@@ -400,8 +400,8 @@ def test_debugging_shows_where(
         (("--",), "seal-monitor exec: error: no command"),
         (
             ("--fail-on", "denial,wrong", "--", "true"),
-            "exec: error: argument --fail-on: 'wrong' is none of denial, fault and bypass; "
-            "several are separated by commas",
+            "exec: error: argument --fail-on: 'wrong' is not one of denial, fault and bypass; "
+            "separate several by commas",
         ),
         (("--nothing", "--", "true"), "error: unrecognized arguments: --nothing"),
         (

@@ -179,18 +179,15 @@ def test_listen_address_refused(text: str) -> None:
         ),
         (
             "[output]\nevents_file = 7",
-            ["2: key 'output.events_file': 7 is no string; write it in quotes"],
+            ["2: key 'output.events_file': 7 is not a string; write it in quotes"],
         ),
         (
             '[output]\nevents_file = "a\\u0000b"',
-            [
-                "2: key 'output.events_file': 'a\\x00b' holds a NUL character; "
-                "no file has such a name"
-            ],
+            ["2: key 'output.events_file': 'a\\x00b' has a NUL character; no file has such a name"],
         ),
         (
             '[events]\nseals = "no"',
-            ["2: key 'events.seals': 'no' is no switch; write true or false"],
+            ["2: key 'events.seals': 'no' is not a switch; write true or false"],
         ),
         (
             '[events]\ndenials = [\n  "sealed",\n  "all",\n]',
@@ -202,7 +199,7 @@ def test_listen_address_refused(text: str) -> None:
         (
             '[events]\ndenials = "sealed"',
             [
-                "2: key 'events.denials': 'sealed' is no list; "
+                "2: key 'events.denials': 'sealed' is not a list; "
                 "write [] or a list of sealed, not_sealed or unverified"
             ],
         ),
@@ -210,8 +207,9 @@ def test_listen_address_refused(text: str) -> None:
             "[rate_limit]\nburst = 0\nhost = 1.5\nper_caller = true",
             [
                 "2: key 'rate_limit.burst': 0 is out of range; write 1 to 1000000",
-                "3: key 'rate_limit.host': 1.5 is no integer; write one from 1 to 1000000",
-                "4: key 'rate_limit.per_caller': true is no integer; write one from 1 to 1000000",
+                "3: key 'rate_limit.host': 1.5 is not an integer; write one from 1 to 1000000",
+                "4: key 'rate_limit.per_caller': true is not an integer; "
+                "write one from 1 to 1000000",
             ],
         ),
         (
@@ -224,7 +222,7 @@ def test_listen_address_refused(text: str) -> None:
         ),
         (
             "[ring]\nsize = 100000",
-            ["2: key 'ring.size': 100000 is no power of two; the next one is 131072"],
+            ["2: key 'ring.size': 100000 is not a power of two; the next one is 131072"],
         ),
         (
             "[ring]\nsize = 32768",
@@ -251,7 +249,7 @@ def test_listen_address_refused(text: str) -> None:
                 "1: key 'mute': only denials have an operation, only faults a cause, "
                 "only bypasses a method; write an entry for each",
                 "4: key 'mute.reason': it is empty; write some text",
-                "5: key 'mute.until': 'tomorrow' is no date; "
+                "5: key 'mute.until': 'tomorrow' is not a date; "
                 "write 2030-12-31 or 2030-12-31T18:00:00Z",
             ],
         ),
@@ -419,7 +417,7 @@ def test_events_go_somewhere(tmp_path: Path) -> None:
         ),
         (
             {"ring.size": "1"},
-            "command line: ring.size: '1' is no integer; write one from 65536 to 67108864",
+            "command line: ring.size: '1' is not an integer; write one from 65536 to 67108864",
         ),
         (
             {"web.adress": "x"},

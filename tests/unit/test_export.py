@@ -88,7 +88,7 @@ def test_what_is_in_it(store: Store, tmp_path: Path) -> None:
         f"Incident {incident.id} of seal-monitor",
         "    host          web-3",
         "    kernel        6.18.44",
-        "    count         3,997 (1 told one by one, 3,996 held back by the rate limit)",
+        "    count         3,997 (1 delivered, 3,996 held back by the rate limit)",
         f"    seal-monitor  {version()}",
     ):
         assert line in readme.splitlines()

@@ -141,7 +141,8 @@ def test_list_with_filters(database: Path) -> None:
 
 def test_show(database: Path) -> None:
     (found,) = json.loads(command(database, "list", "--json", "--operation", "mprotect"))
-    assert (found["count"], found["told"], found["suppressed"]) == (3997, 1, 3996)
+    assert (found["count"], found["delivered"], found["suppressed"]) == (3997, 1, 3996)
+    assert found["told"] == 1  # the old name of `delivered`, until 1.0
     story = command(database, "show", found["id"][:6].upper())
     for line in (
         f"incident {found['id']}: mprotect of sealed memory refused",
@@ -233,10 +234,10 @@ def test_not_found(database: Path, arguments: tuple[str, ...], message: str) -> 
     ("arguments", "message"),
     [
         ((), "seal-monitor incidents: error: the following arguments are required: COMMAND"),
-        (("list", "--since", "noon"), "seal-monitor: command line: --since: noon is no time; "),
-        (("timeline", "1", "x"), "seal-monitor: command line: START: x is no time; "),
-        (("timeline", "0"), "argument PID: '0' is no number from 1 to 2147483647"),
-        (("list", "--limit", "-1"), "argument --limit: '-1' is no number from 1 to 2147483647"),
+        (("list", "--since", "noon"), "seal-monitor: command line: --since: noon is not a time; "),
+        (("timeline", "1", "x"), "seal-monitor: command line: START: x is not a time; "),
+        (("timeline", "0"), "argument PID: '0' is not a number from 1 to 2147483647"),
+        (("list", "--limit", "-1"), "argument --limit: '-1' is not a number from 1 to 2147483647"),
         (("list", "--kind", "x"), "argument --kind: invalid choice: 'x'"),
         (("list", "--attach", "auto"), "unrecognized arguments: --attach auto"),
     ],
@@ -394,7 +395,7 @@ def test_no_advice_to_remove_what_is_not_ours(tmp_path: Path, stranger: Path) ->
     for version in (0, 2, 70):
         change(others, "CREATE TABLE IF NOT EXISTS bookmarks (url)")
         change(others, f"PRAGMA user_version = {version}")
-        assert why(others) == f"{others} is not an incidents database: its tables are others"
+        assert why(others) == f"{others} is not an incidents database: it has other tables"
     with stranger.open("r+b") as file:
         file.truncate(stranger.stat().st_size // 2)
     assert why(stranger).startswith(f"cannot read {stranger}: database disk image is malformed; if")
@@ -409,8 +410,8 @@ def test_a_copy_of_a_database_that_is_written_to(tmp_path: Path) -> None:
     alone = Path(shutil.copy(store.path, tmp_path / "alone.db"))
     shown = seal_monitor("incidents", "list", "--database", alone)
     assert shown.stderr == (
-        f"seal-monitor: there are no incidents in {alone} yet; if it is a copy, copy "
-        "alone.db-wal, too, or use 'incidents backup'\n"
+        f"seal-monitor: there are no incidents in {alone} yet; if it is a copy, also copy "
+        "alone.db-wal, or use 'incidents backup'\n"
     )
     copied = tmp_path / "copied.db"
     assert command(store.path, "backup", "-o", str(copied)) == ""
@@ -440,5 +441,5 @@ def test_moment(text: str | None, expected: int | None) -> None:
 
 @pytest.mark.parametrize("text", ["", "7", "d", "-1d", "7 d", "yesterday", "2026-13-01", "٣d"])
 def test_no_moment(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"command line: --since: .* is no time; write a date"):
+    with pytest.raises(ConfigError, match=r"command line: --since: .* is not a time; write a date"):
         moment("--since", text, NOW)

@@ -68,8 +68,8 @@ def shown(
 SUMMARY = """\
 
 3 of 7 processes have sealed memory: 5 ranges, 3 GiB
-of all processes' executable memory 99% is sealed, of their RELRO 50%
-1 process with more than 4 MiB of page tables was left alone; --pid reads one all the same
+99% of all processes' executable memory is sealed, and 50% of their RELRO
+1 process with more than 4 MiB of page tables was not read; --pid reads one
 """
 
 

@@ -54,7 +54,7 @@ def asked(*names: str) -> Config:
 def test_nothing_changed() -> None:
     merged = merge(DEFAULTS, DEFAULTS)
     assert (merged.config, merged.changed, merged.refused) == (DEFAULTS, (), ())
-    assert merged.message == "the configuration was read anew and changed nothing"
+    assert merged.message == "the configuration was read again and changed nothing"
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: key.name)
@@ -82,7 +82,7 @@ def test_all_at_once() -> None:
 def test_words() -> None:
     merged = merge(DEFAULTS, asked("events.seals", "ring.size", "web.listen_address"))
     assert merged.message == (
-        "the configuration was read anew and changed events.seals; "
+        "the configuration was read again and changed events.seals; "
         "refused until a restart: web.listen_address, ring.size"
     )
     assert merged.details == {

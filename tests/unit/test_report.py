@@ -211,7 +211,7 @@ def test_the_story_of_a_bypass(store: Store) -> None:
     )
     assert facts(data)["Whose memory"] == "victim (pid 7)/bin/victim"
     # The snapshot is of the process that did it, and no map of the other's memory.
-    assert "What lies around the place" not in Text(data).text
+    assert "The surroundings are as they were" not in Text(data).text
 
 
 def test_a_snapshot_of_another_process(store: Store) -> None:
@@ -219,11 +219,11 @@ def test_a_snapshot_of_another_process(store: Store) -> None:
     case = replace(refused(store), snapshots=[SNAPSHOT | {"pid": 8}])
     found = Text(page([case])).text
     assert "Pid 8 at 2026-11-21 17:07:52.899 UTC: another process of this incident" in found
-    assert "What lies around the place" not in found
+    assert "The surroundings are as they were" not in found
     assert facts(page([case]))["Started by"] == "pid 20720"
     own = Text(page([replace(case, snapshots=[SNAPSHOT, SNAPSHOT | {"pid": 8}])])).text
     assert "Pid 20721 at 2026-11-21 17:07:52.899 UTC. 1 more of this incident are kept" in own
-    assert "What lies around the place" in own
+    assert "The surroundings are as they were" in own
 
 
 def test_a_kind_that_nobody_knows_yet(store: Store) -> None:

@@ -48,7 +48,7 @@ def test_notify_without_a_service_manager(
     monkeypatch.setenv("NOTIFY_SOCKET", f"{tmp_path}/gone")
     notify("READY=1")
     assert capfd.readouterr().err == (
-        f"seal-monitor: cannot tell the service manager READY=1: {tmp_path}/gone: "
+        f"seal-monitor: cannot notify the service manager of READY=1: {tmp_path}/gone: "
         "[Errno 2] No such file or directory\n"
     )
 

@@ -174,7 +174,7 @@ def test_what_is_missing_is_told(recorded: Path) -> None:
     (recorded / f"42/task/{THREAD}/status").write_text("Name:\tapp\n")
     snapshot = told(taken(recorded))
     assert snapshot["missing"] == {
-        "seccomp": "the kernel does not tell it",
+        "seccomp": "the kernel does not show it",
         "limits": "Is a directory",
     }
     assert (snapshot["seccomp"], snapshot["limits"]) == (None, None)

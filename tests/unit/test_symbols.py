@@ -672,7 +672,7 @@ def test_the_command(build: Build, tmp_path: Path) -> None:
     with Resolver({}) as resolver:
         assert json.loads(named) == resolver.resolve(event)
     assert (other, plain) == ('{"kind":"health","ä":1}', "plain text")
-    assert shown.stderr == "seal-monitor: line 3 is no JSON object\n"
+    assert shown.stderr == "seal-monitor: line 3 is not a JSON object\n"
     assert shown.returncode == 1
     file = tmp_path / "events.jsonl"
     file.write_text(json.dumps(event))

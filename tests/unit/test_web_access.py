@@ -345,13 +345,13 @@ def test_a_file_with_a_mistake_changes_nothing_and_is_told_once(folder: Path) ->
 @pytest.mark.parametrize(
     ("before", "after", "problem"),
     [
-        (TLS + USERS, "", "TLS can be turned off by a restart alone"),
-        (USERS, TLS + USERS, "TLS can be turned on by a restart alone"),
-        (TLS + USERS, TLS, "basic auth can be turned off by a restart alone"),
+        (TLS + USERS, "", "TLS can be turned off only by a restart"),
+        (USERS, TLS + USERS, "TLS can be turned on only by a restart"),
+        (TLS + USERS, TLS, "basic auth can be turned off only by a restart"),
         (
             TLS + "  min_version: TLS13\n" + USERS,
             TLS + USERS,
-            "tls_server_config.min_version can be lowered by a restart alone",
+            "tls_server_config.min_version can be lowered only by a restart",
         ),
     ],
 )

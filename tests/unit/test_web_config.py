@@ -63,7 +63,7 @@ def test_empty_web_config(tmp_path: Path, text: str) -> None:
         (
             "tls_server_config:\n  cert_file: 7\n",
             [
-                "{}:2: key 'tls_server_config.cert_file': its value is no string; "
+                "{}:2: key 'tls_server_config.cert_file': its value is not a string; "
                 "write it in quotes",
                 "{}:2: key 'tls_server_config.cert_file': it is missing; "
                 "TLS needs cert_file and key_file",
@@ -96,7 +96,10 @@ def test_empty_web_config(tmp_path: Path, text: str) -> None:
         ),
         (
             "basic_auth_users: [a]",
-            ["{}:1: key 'basic_auth_users': it is no mapping; write its keys indented beneath it"],
+            [
+                "{}:1: key 'basic_auth_users': it is not a mapping; "
+                "write its keys indented beneath it"
+            ],
         ),
         (
             TLS
@@ -110,7 +113,7 @@ def test_empty_web_config(tmp_path: Path, text: str) -> None:
                 "choose CurveP256 or CurveP384 or CurveP521",
                 "{}:8: key 'tls_server_config.curve_preferences': only one can be set here; leave "
                 "one or none",
-                "{}:10: key 'tls_server_config.cert': cert_file is there, too; leave one",
+                "{}:10: key 'tls_server_config.cert': cert_file is there as well; leave one",
             ],
         ),
         (
@@ -129,8 +132,8 @@ def test_empty_web_config(tmp_path: Path, text: str) -> None:
         (
             TLS + "  cipher_suites: TLS_AES_128_GCM_SHA256\n",
             [
-                "{}:4: key 'tls_server_config.cipher_suites': it is no list; write an item a line, "
-                "each after '- '"
+                "{}:4: key 'tls_server_config.cipher_suites': it is not a list; "
+                "write an item a line, each after '- '"
             ],
         ),
         (
@@ -147,13 +150,13 @@ def test_empty_web_config(tmp_path: Path, text: str) -> None:
         ),
         (
             "rate_limit:\n  interval: 1\n",
-            ["{}:2: key 'rate_limit.interval': no duration, as 1s or 500ms"],
+            ["{}:2: key 'rate_limit.interval': not a duration, such as 1s or 500ms"],
         ),
         (
             "rate_limit:\n  interval: 1s\n",
-            ["{}:2: key 'rate_limit.burst': it is missing or 0; so no request is answered"],
+            ["{}:2: key 'rate_limit.burst': it is missing or 0: no request would be answered"],
         ),
-        ("rate_limit: {burst: -1}\n", ["{}:1: key 'rate_limit.burst': no number of requests"]),
+        ("rate_limit: {burst: -1}\n", ["{}:1: key 'rate_limit.burst': not a number of requests"]),
         ("a: [", ["{}:1: not valid YAML: expected the node content, but found '<stream end>'"]),
         ("a: \x01", ["{}: not valid YAML: unacceptable character #x0001: special characters"]),
         ("[" * 5000, ["{}: not valid YAML: maximum recursion depth exceeded"]),
