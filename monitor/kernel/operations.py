@@ -311,8 +311,8 @@ def c_definitions(operations: Sequence[Operation] = OPERATIONS) -> str:
         like: _cases(each for each in operations if each.partial == like)
         for like in ("mprotect", "madvise", "mremap")
     }
-    # Comparisons, and no switch: the verifier knows the operation, and drops each that is false.
-    # From the last one to the first clang makes two instructions fewer of them.
+    # Comparisons, not a switch: the verifier knows the operation, and drops those that are false.
+    # In this order, from the last to the first, clang makes two instructions fewer.
     hidden = [op.constant for op in reversed(operations) if op.hides_refusal]
     hiding = " || ".join(f"(operation) == {constant}" for constant in hidden)
     return "\n".join(

@@ -123,7 +123,7 @@ class Programs:
     def logs(
         self, hook: Hook, wanted: Callable[[str], bool]
     ) -> Iterator[tuple[str, str, OSError | None]]:
-        """Of a hook's programs with a wanted name: name, the verifier's log, why it is refused."""
+        """For the hook's programs with a wanted name: name, verifier's log, why it is refused."""
         for kind, name, program, function, operation in self._jobs(hook):
             if not wanted(name):
                 continue

@@ -69,7 +69,7 @@ def _shmdt() -> Facts:
 
 
 def _brk() -> Facts:
-    """Grow the heap by sbrk, which libc notices; shrink it by brk(2), which libc does not notice."""
+    """Grow the heap by sbrk, which libc notices; shrink it by brk(2), which libc does not."""
     old = call("brk", 0)
     grow = LIBC.sbrk
     grow.argtypes, grow.restype = [ctypes.c_long], ctypes.c_long
