@@ -1,1 +1,1 @@
-"""Makes events that a person understands of the kernel's records: what, who, and what it means."""
+"""Makes events that a person understands from kernel records: what, who, and what it means."""

@@ -1,4 +1,4 @@
-"""Pure functions that make an event, which a person understands, of the kernel's facts.
+"""Pure functions that make an event, which a person understands, from the kernel's facts.
 
 What a monitored process chose (names, paths) passes through `printable` first.
 """

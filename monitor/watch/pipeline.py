@@ -1,4 +1,4 @@
-"""Makes events of the kernel's records and sends them to the sinks; counts those that are not."""
+"""Makes events from the kernel's records and sends them to sinks; counts those it does not send."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the daemon and exec share: the attached programs, and all that makes events of records."""
+"""What the daemon and exec share: the attached programs, and all that makes events from records."""
 
 from __future__ import annotations
 
