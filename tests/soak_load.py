@@ -38,8 +38,8 @@ def watched(name, *arguments):
         made.append(arguments[1])
     return result
 provocation.call = watched
-tell = table._tell
-table._tell = lambda p, **facts: tell(p, seals=len(made), sealed_bytes=sum(made), **facts)
+printed = table._print
+table._print = lambda p, **facts: printed(p, seals=len(made), sealed_bytes=sum(made), **facts)
 raise SystemExit(table.main())
 """
 _SEALED_PAGE = """

@@ -1,4 +1,4 @@
-"""The process that makes provocations, as others start it: they import none of what it runs."""
+"""Starts the process that makes provocations; its caller need not import what that process runs."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _ROOT = os.path.abspath(f"{__file__}/../../..")
 
 
 def command(names: Iterable[str], wait: bool = False) -> list[str]:
-    """The command line that makes the provocations `names`; to be run with `environment()`.
+    """The command line that makes the provocations `names`; run it with `environment()`.
 
-    Without site and without the current directory on the module path: the child starts in a third
-    of the time, and imports from nowhere else.
+    Python's site module is off and the current directory is not on the module path. So the child
+    starts in a third of the time, and does not import other people's modules.
     """
     options = ["--wait"] if wait else []
     return [sys.executable, "-S", "-P", "-m", "monitor.provoke.table", *options, *names]
@@ -32,9 +32,9 @@ def environment() -> dict[str, str]:
 
 
 def run(*names: str, wait: bool = False) -> subprocess.Popen[str]:
-    """Start a child that makes the provocations `names`; its standard output has the lines.
+    """Start a child that makes the provocations `names`; it prints a line for each, see table.py.
 
-    With `wait` it does nothing until a byte is written to its standard input, or that is closed.
+    With `wait` it does nothing until its standard input gets a byte, or is closed.
     """
     import subprocess  # noqa: PLC0415 - the child needs none of it
 
@@ -45,5 +45,5 @@ def run(*names: str, wait: bool = False) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        process_group=0,  # Ctrl-C is for whoever started us
+        process_group=0,  # Ctrl-C goes to the caller, not to the child
     )

@@ -23,7 +23,7 @@ LINE_LIMIT = 4096
 
 @dataclass(frozen=True, slots=True)
 class Jit:
-    """The process: by its pid here and in its namespace, its user, and its start (boot clock)."""
+    """A process: its pid here and in its namespace, its user, and its start (boot clock)."""
 
     pid: int
     vpid: int
@@ -32,22 +32,23 @@ class Jit:
     start_boot_ns: int
 
     def alive(self, proc: Path) -> bool | None:
-        """None where the pid has become another process's."""
+        """Whether the process lives; None where its pid now belongs to another process."""
         try:
             stat = (proc / str(self.pid) / "stat").read_bytes()
         except OSError:
             return False
         ticks = parse_stat(stat).start_ticks
-        # The time in the event was rounded.
+        # The start time in the event is rounded.
         return True if abs(ticks - self.start_boot_ns // TICK_NS) <= 1 else None
 
 
 def perf_map_names(
     jit: Jit, addresses: Collection[int], root: Path, proc: Path
 ) -> dict[int, tuple[bytes, int]]:
-    """Name and start of the code at these addresses, where the map has it: its last word counts.
+    """Name and start of the code at these addresses, as the last fitting line of the map has it.
 
-    Its own file only: the user's, of this very process. Raises OSError, ValueError.
+    The map must belong to the process's user and be no older than the process. Raises OSError,
+    ValueError.
     """
     alive = jit.alive(proc)
     if alive is None:

@@ -355,7 +355,7 @@ RANGE = "0x7f0000001000-0x7f0000002000"
             fault(Cause.SEALED, mapping=LIBRARY, signal_code=2),
             "write to sealed memory at 0x7f0000001010 (r--p, libfoo.so): "
             "python3 (pid 4242) died of SIGSEGV; "
-            "looks like an attack: a write to what was locked against writing",
+            "looks like an attack: a write to memory that is sealed against writing",
             "critical",
         ),
         (
@@ -376,14 +376,14 @@ RANGE = "0x7f0000001000-0x7f0000002000"
             fault(Cause.GUARD_REGION, disposition=Disposition.HANDLER),
             "write to a guard region at 0x7f0000001010: "
             "python3 (pid 4242) got SIGSEGV in a handler of its own; "
-            "probably on purpose: a handler of its own got the signal",
+            "probably on purpose: a handler in the process got the signal",
             "info",
         ),
         (
             fault(Cause.PKEY, signal_code=4, pkey=3, mapping=ANONYMOUS),
             "write to memory under protection key 3 at 0x7f0000001010 (r--p, anonymous): "
             "python3 (pid 4242) died of SIGSEGV; "
-            "probably a bug: its protection key was not held",
+            "probably a bug: the protection key of the memory was not held",
             "warning",
         ),
         (

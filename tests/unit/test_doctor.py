@@ -281,7 +281,7 @@ def test_hidden_refusals_are_named(tmp_path: Path) -> None:
             ["vma_swap", "munmap", "map_merge"],
             (
                 "degraded",
-                "1 reviewed; nobody has looked whether these can change sealed memory: map_merge, "
+                "1 reviewed; nobody has checked whether these can change sealed memory: map_merge, "
                 "vma_swap",
                 "a newer seal-monitor",
             ),

@@ -121,8 +121,8 @@ def test_every_operation_has_its_words() -> None:
 def test_what_it_probably_is() -> None:
     assert story.assessment(EVENTS["denial"]) == (
         "Looks like an attack: read-only data was to become writable.",
-        "Tables of function addresses and constants are sealed so that nobody can turn them; the "
-        "first step of doing so is to make them writable.",
+        "Tables of function addresses and constants are sealed so that nobody can change them; "
+        "making them writable is the first step.",
     )
     rows: tuple[Row[Any], ...] = (*DENIALS, *FAULTS, *BYPASSES)
     for row in rows:
