@@ -1,4 +1,4 @@
-"""What the real daemon leaves behind: its incidents, read once it has gone."""
+"""The incidents of the real daemon, read when it has ended."""
 
 from __future__ import annotations
 
@@ -60,8 +60,10 @@ def test_counts_are_exact(start: Start, compiled: Compile, state: Path) -> None:
     found = incidents(daemon, "list", "--kind", "all")
     for kind, numbers in stopped["details"].items():
         of_kind = [each for each in found if each["kind"] == kind]
-        told, suppressed = (sum(each[name] for each in of_kind) for name in ("told", "suppressed"))
-        assert (told, suppressed) == (numbers["delivered"], numbers["suppressed"]), kind
+        stored, suppressed = (
+            sum(each[name] for each in of_kind) for name in ("told", "suppressed")
+        )
+        assert (stored, suppressed) == (numbers["delivered"], numbers["suppressed"]), kind
     (refused,) = incidents(daemon, "list", "--executable", "storm", "--operation", "mprotect")
     assert made == refused["count"] == 3000
     assert refused["suppressed"] > 2000
@@ -81,7 +83,7 @@ def test_counts_are_exact(start: Start, compiled: Compile, state: Path) -> None:
     ]
 
 
-def test_a_broken_database_is_told_and_survived(start: Start, state: Path) -> None:
+def test_a_broken_database_is_reported_and_survived(start: Start, state: Path) -> None:
     (state / FILE).write_text("no database")
     daemon = start(f'[state]\ndirectory = "{state}"\n')
     message = daemon.health("state_failed")["message"]

@@ -59,7 +59,7 @@ def test_the_kernels_list_is_whole() -> None:
     assert not [name for name in found if "." in name]
 
 
-def test_a_sealed_ring_outlives_io_destroy_and_nobody_is_told() -> None:
+def test_a_sealed_ring_outlives_io_destroy_without_an_error() -> None:
     found = tried("""
 area = ring()
 seal(area.start, area.end - area.start)
