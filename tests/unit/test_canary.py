@@ -301,9 +301,7 @@ def rounds(run: Run) -> Rounds:
     return Rounds(run, 100.0)  # type: ignore[arg-type]
 
 
-def test_the_next_round_comes_an_interval_after_the_end_of_the_last(
-    run: Run, rounds: Rounds
-) -> None:
+def test_rounds_are_an_interval_apart_from_end_to_start(run: Run, rounds: Rounds) -> None:
     assert rounds.problem == "the canary has not come back yet"
     assert rounds.turn(101.0, 60) is None
     run.ends = ""

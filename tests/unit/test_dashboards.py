@@ -26,7 +26,7 @@ FOLDER = ROOT / "dashboards"
 RULES = FOLDER / "rules"
 HOSTS, MINUTES = 10, 240
 RANGE = 120 * MINUTE  # what a dashboard shows: the second half
-# Metrics that no dashboard and no rule has a use for, and why; globs.
+# Metrics that no dashboard and no rule uses, as globs, and why.
 UNUSED: dict[str, str] = {}
 # What Prometheus itself and the client library add.
 OTHER_METRICS = {
@@ -167,8 +167,8 @@ def test_a_single_denial_is_one(filled: Filled) -> None:
     by_workload = values(filled, "overview.json: Workloads with most denials")
     assert by_workload[NEWCOMER] == 1
     assert next(iter(by_workload)) == "image-worker.service"
-    told = ("overview.json: Refused by a seal", "overview.json: Perhaps by a seal")
-    total = sum(values(filled, name)[""] for name in told)
+    titles = ("overview.json: Refused by a seal", "overview.json: Perhaps by a seal")
+    total = sum(values(filled, name)[""] for name in titles)
     assert sum(by_workload.values()) == pytest.approx(total, rel=0.01)
     each = values(filled, "host.json: Denials by workload and verdict")
     assert each[f"web-001.example:10462 sealed {NEWCOMER}"] == 1
@@ -232,7 +232,7 @@ def test_every_panel_is_explained_and_readable(panel: Json) -> None:
         if not target["instant"]:
             windows = set(re.findall(r"\[(.+?)\]", expression))
             assert windows <= {"$__rate_interval"}, windows
-        if "instance" in target["legendFormat"]:  # of a hundred hosts those that stand out
+        if "instance" in target["legendFormat"]:  # the most unusual of a hundred hosts
             assert re.match(r"(top|bottom)k\((5|10), |quantile", expression)
 
 

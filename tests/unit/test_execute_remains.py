@@ -75,6 +75,6 @@ def test_cgroups_with_processes_stay(tmp_path: Path, gone: int) -> None:
     assert left == {"busy", "busy/below", "busy/cgroup.events", "idle", "idle/cgroup.events"}
 
 
-def test_nothing_to_look_in(tmp_path: Path) -> None:
+def test_no_directory_to_look_in(tmp_path: Path) -> None:
     remove_cgroups(tmp_path / "missing")
     remove_directories(tmp_path / "missing")
