@@ -1,4 +1,4 @@
-"""The budgets, and what became of them; why those are missed that are."""
+"""The budgets, which of them are met, and why the others are missed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ MEMORY = (
 
 
 def slower(costs: Costs) -> float:
-    """How many times slower this machine is than the one that set the budgets: the least of it."""
+    """How many times slower this machine is, at least, than the one that set the budgets."""
     return min(median(costs.calls, "nothing", call) / taken for call, taken in REFERENCE.items())
 
 
@@ -88,7 +88,7 @@ def _refusals(costs: Costs, machine: float) -> list[Budget]:
 
 
 def instruction_budgets(kept: Instructions) -> list[Budget]:
-    """Those of exact figures: of one attach mode, or the worst of all."""
+    """Budgets of exact figures: of one attach mode, or of the worst one."""
     figures = kept["instructions"]
     modes = [row.partition(", ")[2] for row in figures if row.startswith("empty programs, ")]
     empty, watched = figures["empty programs, tracepoint"], figures["seal-monitor, tracepoint"]

@@ -1,4 +1,4 @@
-"""A real Prometheus of a test's own, on loopback, with samples of the past if wanted."""
+"""A real Prometheus for a test, on loopback; with samples of the past if wanted."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Python processes forked from one that has imported what provocations need.
 
-A fresh one takes 40 ms to start, and a second where the machine is emulated. Run as a program it is
-the one that forks, and its children are children of the process that started it.
+A fresh process takes 40 ms to start, and a second where the machine is emulated. Run as a program,
+this module is the process that forks; its children are children of the process that started it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Debian's kernels for the matrix: which ones are wanted, and where they lie once fetched.
 
-Versions leave the mirrors as newer ones come, so none is named here: a line of kernels is, and the
-newest release of it that any suite offers is taken. Mirror and keyring are those that the machine's
+Versions leave the mirrors as newer ones come, so this table names lines of kernels: the newest
+release of a line that any suite offers is taken. Mirror and keyring are those that the machine's
 own apt uses; apt runs with directories of its own and leaves the host's lists alone.
 """
 
@@ -48,7 +48,7 @@ _NOT_OFFERED = re.compile(r"The repository '\S+ (\S+) Release' does not have a R
 
 
 class KernelError(RuntimeError):
-    """A kernel that is offered cannot be had."""
+    """A kernel that is offered cannot be fetched."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ LINES = (
 
 @dataclass(frozen=True)
 class Kernel:
-    """A line's kernel. `note` tells where it is not what was wanted; then `image` may be empty."""
+    """A line's kernel. `note` says where it is not what was wanted; then `image` may be empty."""
 
     line: str
     has_mseal: bool
@@ -107,8 +107,8 @@ def _wanted(line: Line, releases: Sequence[str]) -> str:
 def choose(lines: Sequence[Line], releases: Sequence[str]) -> list[Kernel]:
     """A kernel for each line, without an image yet.
 
-    Where a line is offered no more, the next newer series that no other line has stands in for it;
-    for a kernel without mseal nothing does.
+    Where no suite offers a line any more, the next newer series that no other line has takes its
+    place. A kernel without mseal has no replacement.
     """
     found = {line: _wanted(line, releases) for line in lines}
     taken = {_numbers(release)[:2] for release in found.values()}
@@ -276,7 +276,7 @@ def _from_list(path: Path, lines: Sequence[Line]) -> list[Kernel]:
 def kernels(lines: Sequence[Line] = LINES, cache: Path | None = None) -> list[Kernel]:
     """A kernel for each line, fetched where it is not at hand; once a day the mirror is asked.
 
-    Raises KernelError for a kernel that is offered and cannot be had.
+    Raises KernelError for a kernel that is offered and cannot be fetched.
     """
     cache = cache or cache_directory()
     cache.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 Exits with 0 when on every kernel all went well. The table goes to build/kernels.txt, too, what the
 guests printed to build/kernels/. With --again a guest where something failed is booted once more,
-and what failed at first is told.
+and what failed at first is listed.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _warnings(result: Result) -> list[str]:
 
 
 def _row(kernel: Kernel, mode: str, found: dict[str, Any]) -> Row:
-    facts = found["told"].get("facts", {})
+    facts = found["properties"].get("facts", {})
     probes = [f"{number} {name}" for name, number in sorted(facts.get("probes", {}).items())]
     return Row(
         kernel.release,
@@ -96,7 +96,7 @@ def _row(kernel: Kernel, mode: str, found: dict[str, Any]) -> Row:
 
 
 def _reported(result: Result) -> dict[str, Any]:
-    """What inside.py told; empty where it came to no end."""
+    """The results from inside.py; empty where it did not come to its end."""
     lines = result.output.splitlines()
     try:
         found = json.loads(lines[-1]) if lines else {}
@@ -108,7 +108,7 @@ def _reported(result: Result) -> dict[str, Any]:
 def _rows(
     modes: Sequence[str], kernel: Kernel, result: Result
 ) -> tuple[list[Row], dict[str, dict[str, Any]]]:
-    """A row for each mode, and one for tests without any; what was told of each."""
+    """A row for each mode, and one for tests without any, each with its results."""
     report = _reported(result)
     if not report:
         end = "\n".join(result.output.splitlines()[-10:])
@@ -140,7 +140,7 @@ def _shared(kernel: Kernel, result: Result) -> list[Row]:
 def _own(kernel: Kernel, result: Result) -> list[Row]:
     rows, _ = _rows((), kernel, result)
     for row in rows:
-        row.mode = "fexit, loaded anew"
+        row.mode = "fexit, loaded again"
     return rows
 
 
@@ -154,9 +154,9 @@ def _stormed(kernel: Kernel, result: Result) -> list[Row]:
 def _preempted(kernel: Kernel, result: Result) -> list[Row]:
     rows, found = _rows(PREEMPT_MODES, kernel, result)
     for row in rows:
-        lost = found.get(row.mode, {}).get("told", {}).get("lost")
+        lost = found.get(row.mode, {}).get("properties", {}).get("lost")
         if lost:
-            row.remarks.append("{lost:,} of {made:,} runs lost, {missed:,} told".format(**lost))
+            row.remarks.append("{lost:,} of {made:,} runs lost, {missed:,} reported".format(**lost))
         row.mode = f"{row.mode}, preempt=full"
     return rows
 

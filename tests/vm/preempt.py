@@ -62,7 +62,7 @@ def _begin(process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.usefixtures("one_cpu")
-def test_lost_runs_are_those_that_are_told(
+def test_lost_runs_are_those_that_are_reported(
     harness: Harness,
     compiled: Callable[[str], Path],
     record_property: Callable[[str, object], None],
