@@ -175,7 +175,7 @@ def main() -> int:
     if problem:
         print(f"bench: nothing can be measured here: {problem}", file=sys.stderr)
         return 3
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what was started, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # also ends what was started
     report, failures = measure(arguments.rounds, arguments.seconds)
     if arguments.write:
         arguments.write.write_text(markdown(report), "utf-8")

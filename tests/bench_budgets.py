@@ -12,7 +12,7 @@ from bench_report import Budget, Section, budget_table
 
 __all__ = ["budgets", "budgets_section", "instruction_budgets", "slower"]
 
-# What calls that nobody watches took on the machine on which the budgets were set, ns.
+# ns that unwatched calls took on the machine where the budgets were set.
 REFERENCE = {"getppid": 75.0, "mprotect": 500.0, "madvise": 147.0, "denied": 122.0}
 
 RATIOS = {
@@ -53,7 +53,7 @@ def slower(costs: Costs) -> float:
 
 
 def _ratios(costs: Costs) -> list[Budget]:
-    """Calls that nobody refuses, against the empty programs at the same hooks."""
+    """Calls that are not refused, against the empty programs at the same hooks."""
     found = []
     for row, empty in (("filtered", "empty"), ("raw", "empty_raw"), ("fexit", "empty_fexit")):
         if row in costs.absent:

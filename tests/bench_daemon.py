@@ -179,7 +179,7 @@ def weather(daemon: Running, program: Path, threads: int, seconds: float) -> Wea
 
 
 def problems(weathered: Weathered) -> Iterator[str]:
-    """Where counts are not exact or events not accounted for."""
+    """A line for each count that is not exact and each kind of event not accounted for."""
     made, counted, missed = weathered.storm.made, weathered.counted, weathered.missed
     if not made - missed <= counted <= made:
         yield f"{made} calls refused, {counted} counted, {missed} runs missed"

@@ -52,7 +52,7 @@ class Service(NamedTuple):
 
 
 def median(samples: Samples, row: str, what: object) -> float:
-    """Of a row's call, or of its size; NaN where it was not measured."""
+    """Median of a row's call, or of its size; NaN where it was not measured."""
     return statistics.median(samples.get((row, str(what))) or [float("nan")])
 
 

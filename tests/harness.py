@@ -81,7 +81,7 @@ SECOND_NS = 10**9
 SWITCHES = frozenset({"watch.io_uring", "watch.compat"})
 _SETTLE_LIMIT = 20.0
 
-# Words before a command, which runs in a mount namespace of its own, with tracefs mounted or not.
+# Words before a command: it runs in a new mount namespace, with tracefs mounted or not.
 _OWN_MOUNTS = ("unshare", "--mount", "--propagation=private", "sh", "-ec")
 _UNMOUNT = "while umount --lazy /sys/kernel/tracing 2>/dev/null; do :; done; "
 WITHOUT_TRACEFS = (*_OWN_MOUNTS, f'{_UNMOUNT} exec "$@"', "sh")
@@ -257,7 +257,7 @@ def new_cgroup(name: str) -> Iterator[Path]:
 
 @contextmanager
 def entered_cgroup(pid: int) -> Iterator[None]:
-    """This process in a cgroup of its own, below the one it was in; `pid` names it.
+    """This process in a new cgroup below the one it was in; `pid` names it.
 
     At the end it waits for the last process in there, and raises OSError where one stays. Where
     there is no cgroup2, it does nothing.

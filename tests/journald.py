@@ -27,7 +27,7 @@ Audit=no
 ForwardToSyslog=no
 RateLimitIntervalSec=0
 """
-# In a mount namespace of its own, in which the directory is /run.
+# In a new mount namespace, where the directory is /run.
 IN_NAMESPACE = ("unshare", "--mount", "sh", "-c", 'mount --bind "$0" /run && exec "$@"')
 START_SECONDS = 10.0
 

@@ -157,7 +157,7 @@ def booted(
     """A machine of the files of `lower`, which stay as they are, with those of `upper` above them.
 
     `folder` is for what it needs; `prepare` are words of a shell that run before, where $place/root
-    is its root directory. With `own_network` it has loopback alone, and not the host's.
+    is its root directory. With `own_network` it has only loopback, and not the host's.
     """
     place, log = folder / "machine", folder / "boot.log"
     place.mkdir()

@@ -23,7 +23,7 @@ START_SECONDS = 30.0
 
 
 def program(name: str) -> str:
-    """Path of a program. Skips the test where there is none."""
+    """Path of a program. Skips the test where the program is missing."""
     found = shutil.which(name)
     if found is None:
         pytest.skip(f"{name} is not installed")

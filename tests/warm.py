@@ -85,7 +85,7 @@ class Warm:
 
 
 def _serve(channel: socket.socket) -> list[Any]:
-    """Returns in each forked process, with its request. Raises SystemExit once nobody asks."""
+    """Returns in each forked process, with its request. Raises SystemExit when the input ends."""
     from monitor.kernel.syscalls import LIBC  # noqa: PLC0415 - only here is it on the path
 
     while True:

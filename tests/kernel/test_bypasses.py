@@ -114,7 +114,7 @@ print(json.dumps({{}}))
 
 
 def test_memory_of_another_process(harness: Harness) -> None:
-    """Who did it, and whose memory it was; the stack is that of who did it."""
+    """Who did it, and to which process's memory; the stack is that of the first."""
     made = harness.provoke("ptrace_poke")
     if not is_seen(harness, made.line):
         return
@@ -141,7 +141,7 @@ def test_in_a_pid_namespace(harness: Harness) -> None:
 
 
 def test_what_is_no_bypass(harness: Harness) -> None:
-    """Writes to what the process may write to, and to what is not sealed; reads of what is."""
+    """Writes to writable memory and to unsealed memory; reads of sealed memory."""
     made = harness.python(
         """
 with open("/proc/self/mem", "r+b", buffering=0) as memory:

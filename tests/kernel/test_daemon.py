@@ -36,7 +36,7 @@ RUN_APART = (str(Path(__file__).parents[1] / "apart.py"), "run")
 
 
 class Running:
-    """A daemon in a process of its own; its events are read from its standard output.
+    """A daemon in another process; its events are read from its standard output.
 
     It sees only the cgroup of the tests, unless it is to see the whole host. `prefix` are words
     before its command. Standard output goes through a process of the command `through`.

@@ -136,7 +136,6 @@ def _children() -> str:
 
 @pytest.mark.parametrize("attach", ["auto", "fexit"])
 def test_nothing_stays_attached(attach: str) -> None:
-    """fexit has no hooks of its own yet: the way of a calibration that fails."""
     before = (_descriptors(), _children())
     assert doctor.rows(config.load(None, {"attach": attach}, default=Path("/nonexistent")))
     assert (_descriptors(), _children()) == before

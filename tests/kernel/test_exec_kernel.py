@@ -72,7 +72,7 @@ def run(tmp_path: Path) -> Run:
             timeout=LIMIT,
             **popen,
         )
-        # There is none where the command could not be started.
+        # There is no such file where the command could not be started.
         found = json.loads(file.read_bytes()) if file.exists() else None
         return Ran(done.returncode, done.stdout, done.stderr, found)
 
@@ -197,7 +197,7 @@ def test_exit_codes(run: Run, command: Sequence[str], code: int, message: str) -
 
 
 @pytest.mark.parametrize(("mode", "owner"), [(0o755, 0), (0o1777, 65534)])
-def test_results_are_for_one_user_alone(
+def test_only_one_user_may_read_the_results(
     run: Run, compiled: Compile, tmp_path: Path, mode: int, owner: int
 ) -> None:
     """They are the command's user's, where that user could have made them."""

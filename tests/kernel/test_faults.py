@@ -135,7 +135,7 @@ def test_a_sent_signal_is_no_fault(harness: Harness, name: str) -> None:
     assert made.counted == {}
 
 
-# rt_sigqueueinfo to itself: a process may make up every member of siginfo, for itself alone.
+# rt_sigqueueinfo to itself: only for itself may a process make up every member of siginfo.
 FORGED = """
 pages = lay({layout!r})
 information = (ctypes.c_uint64 * 16)()

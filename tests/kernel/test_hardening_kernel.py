@@ -34,7 +34,7 @@ INTERPRETER = os.path.realpath("/usr/bin/python3")
 BASE_NAME = os.path.basename(INTERPRETER)
 RUN = "ExecStart=\nExecStart=/usr/local/bin/seal-monitor run"
 DROP_INS = "/etc/systemd/system/seal-monitor.service.d"
-ELSEWHERE = "198.51.100.1"  # RFC 5737: nobody's
+ELSEWHERE = "198.51.100.1"  # RFC 5737: for examples
 EXPOSURE = "2.3"
 
 pytestmark = pytest.mark.host_wide
@@ -424,7 +424,7 @@ print("all tried", flush=True)
 
 
 class Attempt:
-    """The service, started with a drop-in of its own."""
+    """The service, started with a drop-in."""
 
     def __init__(self, machine: Machine, drop_in: str) -> None:
         self._machine = machine

@@ -47,7 +47,7 @@ def test_counts_are_exact(start: Start, compiled: Compile, state: Path) -> None:
     daemon.wait_for(
         lambda event: event["kind"] == "fault" and event["process"]["pid"] == fault["pid"]
     )
-    # While it runs, too.
+    # Also while it runs.
     (last,) = incidents(daemon, "timeline", fault["pid"])["events"][-1:]
     assert last["event"]["kind"] == "fault"
     stopped = daemon.stop()

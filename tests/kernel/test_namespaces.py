@@ -12,8 +12,8 @@ pytestmark = [pytest.mark.host_wide, pytest.mark.usefixtures("require_bpf")]
 
 NEW_NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 
-# Attaches, and prints what the record of a violation two levels further down says, beside what
-# /proc says of its process.
+# Attaches, makes a violation two namespaces further down, and prints what its record says beside
+# what /proc says of the process.
 MONITOR = """
 import json, subprocess, sys, time
 from monitor.kernel import abi

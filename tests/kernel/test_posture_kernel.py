@@ -203,7 +203,7 @@ def test_drift_is_an_event(
     )
     collected = Collected()
 
-    def new_changes() -> list[tuple[str, str]]:
+    def drift() -> list[tuple[str, str]]:
         return [
             (event["event"], event["severity"])
             for event in list(collected.events)
@@ -222,13 +222,9 @@ def test_drift_is_an_event(
         with worker("pages", path):
             loop(lambda: daemon.tally.posture.sealing_executables > 0)
         with worker("none", path):
-            loop(lambda: new_changes() == [("sealing_stopped", "warning")])
+            loop(lambda: drift() == [("sealing_stopped", "warning")])
         with worker("relro", path):
-            loop(
-                lambda: (
-                    new_changes() == [("sealing_stopped", "warning"), ("sealing_resumed", "info")]
-                )
-            )
+            loop(lambda: drift() == [("sealing_stopped", "warning"), ("sealing_resumed", "info")])
         rounds.stop()
         assert daemon.delivery.wait(5)
     (failed,) = (e for e in collected.events if e.get("event") == "state_failed")

@@ -95,7 +95,7 @@ def test_what_is_installed(staged: Path) -> None:
 
 
 def test_its_modules_are_compiled(staged: Path) -> None:
-    """Else each start would compile them again: the service may not write there."""
+    """The service may not write there: without this each start would compile them again."""
     (package,) = staged.glob("usr/local/lib/seal-monitor/lib/python3*/site-packages/monitor")
     assert len([*package.rglob("*.py")]) == len([*(ROOT / "monitor").rglob("*.py")])
     command = ["/usr/bin/python3", "-c", NOT_COMPILED, str(package)]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from clocks import at_most
 from journald import journald
-from test_daemon import (  # its fixture, too
+from test_daemon import (  # also its fixture
     VALIDATOR,
     Compile,
     Event,

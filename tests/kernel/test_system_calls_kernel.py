@@ -39,7 +39,7 @@ def destroy(area):
 
 
 def tried(code: str) -> Any:
-    """What the code prints in a process of its own."""
+    """What the code prints, run in another process."""
     command = [sys.executable, "-S", "-P", "-c", PREPARED + code]
     done = subprocess.run(
         command, env=provoke.environment(), check=True, capture_output=True, text=True, timeout=60

@@ -39,7 +39,7 @@ from monitor.kernel.operations import OPERATIONS
 SECONDS = float(os.environ.get("SEAL_MONITOR_STORM_SECONDS", "5"))
 SEED = int(os.environ.get("SEAL_MONITOR_STORM_SEED", "1"))
 THREADS = 8
-NICE = 10  # whoever reads the ring comes first
+NICE = 10  # the reader of the ring comes first
 UNVERIFIED_MOST = 0.001
 PATIENCE = 120.0  # seconds without a record
 WRONG_SHOWN = 20
@@ -197,7 +197,7 @@ class Judge:
         yield from self._sealed(mapping, start, end)
         changes = operation in self.partial and why == "sealed" and start < mapping.start
         changed = (record.partial_start, record.partial_end)
-        nothing_before = operation == "madvise" and changed == (0, 0)  # holes alone
+        nothing_before = operation == "madvise" and changed == (0, 0)  # only holes
         if changed != ((start, mapping.start) if changes else (0, 0)) and not nothing_before:
             yield "another partial update"
 
@@ -445,9 +445,7 @@ def test_denials_are_those_that_were_made(harness: Harness, storm: Storm) -> Non
         for why, number in by_truth.items():
             found = storm.judge.denials[operation, why]
             if why != "sealed" and harness.at_seal(operation):
-                assert (
-                    found == 0
-                )  # refused before the kernel came to the function in which a seal refuses
+                assert found == 0  # refused before the kernel came to a seal
             else:
                 assert_between(found, number, doubtful[operation][why], storm.missed)
 

@@ -194,7 +194,7 @@ def test_it_watches_from_its_installation_to_its_removal(machine: Machine) -> No
     kept = must(machine, "sh", "-c", "ls /etc/seal-monitor /var/lib/seal-monitor")
     assert {"config.toml", "incidents.db"} <= set(kept.split())
 
-    # Purged: nothing is left but the user, as is the custom, too.
+    # Purged: nothing is left but the user, as is the custom of Debian.
     must(machine, "dpkg", "--purge", "seal-monitor")
     left = must(machine, "find", "/", "-xdev", "-name", "*seal-monitor*")
     assert left == ""

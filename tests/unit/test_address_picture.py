@@ -70,7 +70,7 @@ def test_one_page() -> None:
 
 
 def test_part_changed_before_the_refusal() -> None:
-    """[changed][sealed][asked for, too], as mprotect leaves it."""
+    """[changed][sealed][also asked for], as mprotect leaves it."""
     found = drawn(denial((0x7000, 0x9000), (0x5000, 0xB000), (0x5000, 0x7000)))
     assert kinds(found) == [
         ("mapped", 0x5000, 0x7000),

@@ -241,7 +241,7 @@ def test_stop_leaves_no_process(canary: Canary, config: Config) -> None:
 
 
 def test_the_kernel_knows_the_process_until_it_is_gone(clock: Clock) -> None:
-    """Else its last violations would be counted as someone else's."""
+    """Without this its last violations would be counted as those of others."""
 
     class Watched(Config):
         def __setattr__(self, name: str, value: int) -> None:

@@ -23,7 +23,7 @@ from monitor.web import server as web
 ROOT = Path(__file__).parents[2]
 COMMANDS = ("run", "demo", "exec", "doctor", "check-config", "schema", "incidents", "posture")
 INCIDENTS = tuple(("incidents", verb) for verb in ("list", "show", "timeline", "report", "export"))
-# Still user 0: a checkout that root alone may read is no obstacle.
+# Still user 0: it can run a checkout that only root may read.
 WITHOUT_CAPABILITIES = ("setpriv", "--inh-caps=-all", "--bounding-set=-all")
 ROOT_ALONE = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up capabilities")
 

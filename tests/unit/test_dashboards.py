@@ -206,7 +206,7 @@ def test_the_files_are_current(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_grafana_keeps_its_hands_off() -> None:
-    """What identifies a dashboard is ours, so that links and updates work."""
+    """We choose the ids of a dashboard: links and updates then work."""
     assert {name: document["uid"] for name, document in DOCUMENTS.items()} == {
         "overview.json": "seal-monitor-overview",
         "host.json": "seal-monitor-host",
@@ -300,7 +300,7 @@ GRAFANA = jsonschema.Draft7Validator(SCHEMA)
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_grafana_knows_every_key_and_value(name: str) -> None:
-    """By @grafana/schema, of which the schema is made; it has no keys but those named there."""
+    """The schema is made of @grafana/schema; a dashboard has only the keys named there."""
     error = jsonschema.exceptions.best_match(GRAFANA.iter_errors(DOCUMENTS[name]))
     assert error is None, (list(error.absolute_path), error.message)
 

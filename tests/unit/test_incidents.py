@@ -307,7 +307,7 @@ def test_when_their_incident_was_removed_meanwhile(make: Make) -> None:
 
 
 def test_after_a_new_beginning_numbers_are_other_ones(make: Make) -> None:
-    """Neither in a new database nor after a rollback do they go to whoever has the number now."""
+    """In a new database, or after a rollback, another incident may have the number."""
     store = make()
     first, second = denial(caller=1, pid=1), denial(caller=2, pid=2)
     store.take(first)
@@ -841,7 +841,7 @@ except IncidentError as error:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_another_user_may_only_read(tmp_path: Path) -> None:
-    """One of the file's group, who cannot write to the directory; and one of no group."""
+    """A user in the file's group, who cannot write to the directory; and one in no group."""
     import tempfile  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as name:

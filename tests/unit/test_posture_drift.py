@@ -84,7 +84,7 @@ def test_what_a_program_is_known_by(
         ([("sealing", 59.9)], None, None, None),
         ([("sealing", 59.9), ("not_sealing", 100.0)], SEALING, SEALING, None),
         ([("sealing", 59.9)], STOPPED, STOPPED, None),
-        # It may not have sealed yet; it may seal where nobody can look; it does not run.
+        # It may not have sealed yet; it may seal in memory that cannot be read; it does not run.
         ([("not_sealing", 59.9)], SEALING, SEALING, None),
         ([("not_sealing", 100.0), ("too_large", 100.0)], SEALING, SEALING, None),
         ([("not_sealing", 100.0), ("unreadable", 1.0)], SEALING, SEALING, None),

@@ -1,4 +1,4 @@
-"""Every provocation on the running kernel: what it says it did is what the kernel did."""
+"""Every provocation on the running kernel: its own report is what the kernel did."""
 
 from __future__ import annotations
 

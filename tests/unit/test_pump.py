@@ -1,4 +1,4 @@
-"""The ring, what was suppressed and what was lost, to the pipeline: all, and in bounded time."""
+"""Records, suppressions and losses reach the pipeline: all of them, and in bounded time."""
 
 from __future__ import annotations
 

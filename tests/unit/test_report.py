@@ -226,7 +226,7 @@ def test_a_snapshot_of_another_process(store: Store) -> None:
     assert "What lies around the place" in own
 
 
-def test_a_kind_that_nobody_knows_yet(store: Store) -> None:
+def test_an_unknown_kind(store: Store) -> None:
     event = {
         **{key: EVENTS["denial"][key] for key in ("id", "time", "host", "process", "workload")},
         **{"kind": "coming", "severity": "critical", "summary": "something new"},
@@ -309,7 +309,7 @@ def test_hostile_text_stays_text(store: Store, text: str) -> None:
         data = page([case])
         ElementTree.fromstring(data)
         found, wanted = Text(data), Text(page([plain]))
-        # The very same elements and attributes, but for those whose values hold the text.
+        # The same elements and attributes, except for attributes with the text as value.
         assert [(tag, set(values)) for tag, values in found.tags] == [
             (tag, set(values)) for tag, values in wanted.tags
         ]
@@ -330,7 +330,7 @@ def assert_harmless(found: Text) -> None:
         assert fill is None or re.fullmatch(r"url\(#(sealed|changed|guard)\)", fill)
 
 
-def test_the_policy_permits_the_style_alone(store: Store) -> None:
+def test_the_policy_permits_only_the_style(store: Store) -> None:
     data = page([refused(store)])
     found = Text(data)
     (policy,) = (v["content"] for t, v in found.tags if v.get("http-equiv"))

@@ -1,4 +1,4 @@
-"""Who is looked at, how often, and what is counted: without /proc, without a kernel."""
+"""Which processes get a snapshot, how often, and what is counted: without /proc or a kernel."""
 
 from __future__ import annotations
 

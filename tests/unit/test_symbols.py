@@ -188,7 +188,7 @@ def test_a_file_of_symbols_by_its_link(build: Build, tmp_path: Path, place: str)
     folder.mkdir(parents=True, exist_ok=True)
     debug.replace(folder / debug.name)
     (root / "bin").mkdir(parents=True, exist_ok=True)
-    # Below another root, where the file's own place must lead outside of it, too.
+    # Below the other root the same path is a link, which leads outside of it.
     (root / program.path.parent.relative_to("/")).parent.mkdir(parents=True)
     os.symlink(program.path.parent, root / program.path.parent.relative_to("/"))
     with Resolver({}, root=root) as resolver:
@@ -259,7 +259,7 @@ def test_symbols_of_another_build(build: Build, resolver: Resolver) -> None:
 def test_a_process_forges_only_its_own_names(
     build: Build, resolver: Resolver, tmp_path: Path
 ) -> None:
-    """A file of its own with another's build id: nobody else's frames are named by it."""
+    """Its file has another's build id: the frames of other processes are not named by it."""
     program = build()
     forged = tmp_path / "forged/callers"
     forged.parent.mkdir()

@@ -1,4 +1,4 @@
-"""The web config file in force: what of it a client meets, and what becomes of a changed one."""
+"""The web config file in force: what it means to a client, and what a change does."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_cipher_suites_in_the_servers_order_or_the_clients(folder: Path) -> None
         assert cipher(served, older) == ("ECDHE-ECDSA-AES128-GCM-SHA256", "TLSv1.2")
 
 
-def test_suites_of_tls_13_alone_leave_nothing_older(folder: Path) -> None:
+def test_only_tls_1_3_suites_leave_nothing_older(folder: Path) -> None:
     older = client_context(folder)
     older.maximum_version = ssl.TLSVersion.TLSv1_2
     text = TLS + "  cipher_suites: [TLS_AES_128_GCM_SHA256]\n"
@@ -169,7 +169,7 @@ def test_a_client_certificate_is_verified_if_given(folder: Path) -> None:
         ("spiffe://example/monitor", 200),
         ("example", 0),
         ("MONITOR.example", 0),
-        ("client", 0),  # the common name is none
+        ("client", 0),  # the common name does not count
     ],
 )
 def test_only_clients_of_the_allowed_names(folder: Path, allowed: str, status: int) -> None:

@@ -2,7 +2,7 @@
 
 Versions leave the mirrors as newer ones come, so this table names lines of kernels: the newest
 release of a line that any suite offers is taken. Mirror and keyring are those that the machine's
-own apt uses; apt runs with directories of its own and leaves the host's lists alone.
+own apt uses; apt runs with other directories and leaves the host's lists as they are.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class KernelError(RuntimeError):
 
 @dataclass(frozen=True)
 class Line:
-    """Kernels of which one is wanted: of the first series (major.minor) that is offered.
+    """One kernel is wanted of these: of the first series (major.minor) that is offered.
 
     No series: of the newest of all.
     """
@@ -91,7 +91,7 @@ def _numbers(release: str) -> tuple[int, ...]:
 
 
 def _newest(releases: Iterable[str], series: str = "") -> str:
-    """The newest release of a series, or of all; empty where there is none."""
+    """The newest release of a series, or of all; empty where no suite has one."""
     wanted = _numbers(series)
     found = [release for release in releases if _numbers(release)[: len(wanted)] == wanted]
     return max(found, key=_numbers, default="")
@@ -131,7 +131,7 @@ def choose(lines: Sequence[Line], releases: Sequence[str]) -> list[Kernel]:
 
 
 class _Apt:
-    """apt with lists and sources of its own, in `directory`; the host's are only read."""
+    """apt with its lists and sources in `directory`; the host's are only read."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -148,7 +148,7 @@ class _Apt:
             *("-o", "Dir::Etc::sourceparts=/dev/null"),
             *("-o", "Acquire::Languages=none"),
             *("-o", "APT::Update::Error-Mode=any"),  # else an outage leaves the old lists, silently
-            *("-o", "APT::Sandbox::User=root"),  # the cache is the caller's alone
+            *("-o", "APT::Sandbox::User=root"),  # only the caller can read the cache
         )
 
     def _run(
@@ -201,7 +201,7 @@ class _Apt:
 
 
 def mirror() -> str:
-    """Where this machine's apt has Debian from; known without lists, too."""
+    """The mirror of Debian that this machine's apt uses; also known without lists."""
     listed = subprocess.run(
         ["apt-get", "update", "--print-uris"], capture_output=True, text=True, check=True
     ).stdout

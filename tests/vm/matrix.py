@@ -1,8 +1,8 @@
 """make test-kernels: the kernel tests on several kernels, each in a guest, and a table of it.
 
-Exits with 0 when on every kernel all went well. The table goes to build/kernels.txt, too, what the
-guests printed to build/kernels/. With --again a guest where something failed is booted once more,
-and what failed at first is listed.
+Exits with 0 when on every kernel all went well. The table also goes to build/kernels.txt, and what
+the guests printed to build/kernels/. With --again a guest where something failed is booted once
+more, and what failed at first is listed.
 """
 
 from __future__ import annotations
@@ -185,8 +185,8 @@ def _jobs(found: Sequence[Kernel]) -> list[Job]:
     preempt = f"{INSIDE} preempt {','.join(PREEMPT_MODES)}"
     storm = f"SEAL_MONITOR_STORM_SECONDS={STORM_SECONDS} {INSIDE} storm {','.join(STORM_MODES)}"
     oldest, newest = with_mseal[:1], with_mseal[-1:]
-    # The newest can preempt raw tracepoints, too: what none of them loses is asserted of the last
-    # one that cannot.
+    # The newest can also preempt raw tracepoints. That these lose no run is asserted on the last
+    # kernel that cannot.
     last_but_one = with_mseal[-2:-1]
     return [
         *(Job("tests", kernel, shared, _shared) for kernel in reversed(with_mseal)),
