@@ -1,4 +1,4 @@
-"""The archive for somebody else."""
+"""The archive of an incident, made for somebody else."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_no_other_incident_is_in_it(store: Store) -> None:
     for other in store.read():
         if other.id != munmap.id:
             assert other.id.encode() not in whole
-    assert b"--token" in whole  # which tells that command lines are searched, too
+    assert b"--token" in whole  # this shows that command lines are searched as well
 
 
 def test_an_older_database_has_no_snapshots(store: Store) -> None:

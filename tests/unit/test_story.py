@@ -136,7 +136,7 @@ def test_what_it_probably_is() -> None:
         assert story.assessment({"assessment": other}) is None
 
 
-def test_what_the_caller_was_told() -> None:
+def test_the_result_of_the_call() -> None:
     assert story.result(EVENTS["denial"]) == "-1, errno EPERM (operation not permitted)"
     hidden = denial("shmdt", {}, hidden=True)
     assert story.result(hidden) == "0, as if it had been done: the refusal is hidden"
