@@ -15,6 +15,7 @@ from threading import Thread
 from typing import NamedTuple
 
 from monitor.evidence.memory_map import Mapping, bounded_lines, parse_smaps
+from monitor.sizes import kibibytes
 from monitor.symbols.segments import read_mapped
 from monitor.untrusted.printable import printable
 
@@ -95,7 +96,7 @@ def find_modules(directory: int, build_ids: BuildIds, limit: int, read_bytes: in
                 break
             files.setdefault((mapping.device, mapping.inode), mapping)
         if maps.tell() > read_bytes:  # words: ignore
-            problem = f"more than {read_bytes >> 10} KiB to read"
+            problem = f"more than {kibibytes(read_bytes)} to read"
     if not files:
         return Modules([], problem or "there are none any more")
     found: list[str | None] = [None] * len(files)

@@ -336,7 +336,7 @@ def test_many_mappings_cost_little(begin: Begin) -> None:
     assert len(result.text) <= LIMITS.text_bytes
     assert len(snapshot["memory_map"]) == LIMITS.mappings
     assert snapshot["memory_map_complete"] is False
-    assert snapshot["missing"] == {"memory_map": "seals not read: more than 4096 KiB to read"}
+    assert snapshot["missing"] == {"memory_map": "seals not read: more than 4,096 KiB to read"}
 
 
 def test_one_that_has_ended(begin: Begin) -> None:
