@@ -169,7 +169,7 @@ def test_hostile_text(store: Store, text: str) -> None:
 
 def test_too_large(store: Store) -> None:
     case = case_of(store, "guard_region", [SNAPSHOT])
-    with pytest.raises(IncidentError, match="more than the 1000 bytes of an archive; copy the database"):
+    with pytest.raises(IncidentError, match="more than the 1000 bytes of an archive; copy"):
         export.archive(case, {}, b"", limit=1000)
 
 
