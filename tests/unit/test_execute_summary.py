@@ -157,10 +157,10 @@ def test_the_summary() -> None:
         "      2  warning   write to a guard region          ?                  "
         "libimages.so.3+0x11b8\n"
         "\n"
-        "  overrun: Guard regions lie behind what may be touched: the pages before or after belong "
-        "to what\n    was overrun.\n"
-        "  unmapped: It stays mapped until the process ends. An attacker who wants to put other "
-        "memory in\n    its place begins like this, too: look at what the process did next.\n"
+        "  overrun: Guard regions lie next to memory that may be used: the pages before or after "
+        "belong to\n    the buffer or stack that was overrun.\n"
+        "  unmapped: The memory stays mapped until the process ends. An attacker who wants to put "
+        "other\n    memory in its place begins like this, too: look at what the process did next.\n"
     )
 
 
