@@ -209,6 +209,11 @@ enum shared_bucket {
     SHARED_BUCKETS
 };
 
+/* Places in `shares`, of each kind: those of processes, and after them those of owners. */
+#define PROCESS_SHARES 512
+#define OWNER_SHARES 1024
+#define SHARES_OF_KIND (PROCESS_SHARES + OWNER_SHARES)
+
 /* Written by the daemon alone: what calibration found and what the configuration asks for. */
 struct config {
     u64 canary_start_ticks; /* as in /proc/PID/stat */
@@ -221,6 +226,7 @@ struct config {
     u64 event_burst_ns;    /* per bucket: burst * interval */
     u64 host_interval_ns;
     u64 host_burst_ns;
+    u64 hash_seed;     /* another one in each run: nobody can choose whose hash is the same */
     u32 emit_verdicts; /* bit per verdict */
     u32 emit_causes;   /* bit per cause */
     u8 emit_seals;

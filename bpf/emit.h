@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Events are evidence, not counts: limited per process, operation and caller, and for the host by
- * their kind.
+ * their kind, with room for the first events of each process (share.h).
  * What is not delivered is itself counted.
  */
 #ifndef SEAL_MONITOR_EMIT_H
@@ -11,6 +11,7 @@
 #include "counters.h"
 #include "definitions.h"
 #include "describe.h"
+#include "share.h"
 
 BPF_RINGBUF_OUTPUT(ring, 1);
 
@@ -21,28 +22,6 @@ BPF_RINGBUF_OUTPUT(ring, 1);
  */
 BPF_TABLE("hash", struct bucket_key, struct bucket, buckets, BUCKETS_MAX);
 BPF_F_TABLE("array", u32, struct bucket, shared_buckets, SHARED_BUCKETS, BPF_F_MMAPABLE);
-
-/*
- * GCRA: one number per bucket, the time at which the next event would arrive at the steady rate; an
- * event may come as much earlier as the burst allows. Two CPUs that race for the same place: one
- * moves the number, the other looks again. No interval, no limit.
- */
-static __always_inline bool conforms(struct bucket *bucket, u64 now, u64 interval, u64 burst)
-{
-    if (!interval)
-        return true;
-#pragma unroll
-    for (int attempt = 0; attempt < 3; attempt++) {
-        u64 arrival = *(volatile u64 *)&bucket->arrival;
-        u64 base = arrival > now ? arrival : now;
-
-        if (base - now > burst)
-            return false;
-        if (__sync_val_compare_and_swap(&bucket->arrival, arrival, base + interval) == arrival)
-            return true;
-    }
-    return false;
-}
 
 static __always_inline struct bucket *bucket_of(struct bucket_key *key)
 {
@@ -65,16 +44,24 @@ static __always_inline struct bucket *bucket_of(struct bucket_key *key)
     return shared_buckets.lookup(&shared);
 }
 
-static __always_inline bool within_limits(struct config *config, struct bucket_key *key, u64 now)
+static __always_inline bool within_limits(struct config *config, struct task_struct *task,
+                                          struct bucket_key *key, u64 now)
 {
-    u32 host_key = SHARED_HOST + key->kind;
+    u32 host_key = SHARED_HOST + key->kind, overflow_key = SHARED_OVERFLOW + key->kind;
     struct bucket *bucket = bucket_of(key), *host = shared_buckets.lookup(&host_key);
+    struct bucket *overflow = shared_buckets.lookup(&overflow_key);
+    u64 interval = config->host_interval_ns, burst = config->host_burst_ns;
+    bool allowed;
 
     if (!bucket || !host)
         return false;
     bucket->last_used_ns = now;
-    if (conforms(bucket, now, config->event_interval_ns, config->event_burst_ns) &&
-        conforms(host, now, config->host_interval_ns, config->host_burst_ns))
+    allowed = conforms(&bucket->arrival, now, config->event_interval_ns, config->event_burst_ns);
+    if (allowed && conforms(&host->arrival, now, interval, burst - (burst >> 2)))
+        return true;
+    /* What its own bucket holds back costs nothing more. A shared one says nothing of it. */
+    if ((allowed || bucket == overflow) && is_early(config, task, key, now) &&
+        conforms(&host->arrival, now, interval, burst))
         return true;
     if (!bucket->first_suppressed_ns)
         bucket->first_suppressed_ns = now;
@@ -114,7 +101,7 @@ static __always_inline struct record *reserve(struct counters *count, struct con
     key->pid = process_pid(config, task);
     key->start_boot_ns = process_start(task);
     key->kind = kind;
-    if (!canary && !within_limits(config, key, now)) {
+    if (!canary && !within_limits(config, task, key, now)) {
         COUNT(count->events[kind][OUTCOME_SUPPRESSED]);
         return NULL;
     }

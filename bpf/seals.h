@@ -42,7 +42,7 @@ static __always_inline void report_sealer(struct config *config, struct task_str
 
     if (last && last->start_boot_ns == now.start_boot_ns && last->mm == now.mm)
         return;
-    if (!limit || !conforms(limit, time, SEALERS_INTERVAL, SEALERS_BURST))
+    if (!limit || !conforms(&limit->arrival, time, SEALERS_INTERVAL, SEALERS_BURST))
         return;
     record = new_record(config, task, KIND_SEAL, time, RECORD_SEALER);
     if (!record)

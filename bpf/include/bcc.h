@@ -46,6 +46,7 @@ u32 bpf_get_smp_processor_id(void);
 u64 bpf_jiffies64(void);
 u64 bpf_ktime_get_boot_ns(void);
 u64 bpf_get_current_cgroup_id(void);
+u64 bpf_get_current_ancestor_cgroup_id(int level);
 u64 bpf_get_current_pid_tgid(void);
 u64 bpf_get_current_uid_gid(void);
 int bpf_get_current_comm(void *destination, int size);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,6 +85,7 @@ class Attached:
             self.ring = Ring(self.loaded.maps["ring"], self._wanted.ring_size)
             cleanup.callback(self.ring.close)
             kernel = self.state.config
+            kernel.hash_seed = int.from_bytes(os.urandom(8), "little")
             kernel.mmap_min_addr = int(_MIN_ADDRESS.read_text("ascii"))
             kernel.pid_namespace = _PID_NAMESPACE.stat().st_ino
             targets = {p.probe: p.target for p in self.loaded.probes if p.attached}

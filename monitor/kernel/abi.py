@@ -11,6 +11,7 @@ from monitor.kernel.operations import OPERATIONS
 
 __all__ = [
     "ABI_VERSION",
+    "SHARES_OF_KIND",
     "Access",
     "Bank",
     "Bucket",
@@ -46,6 +47,9 @@ STACK_MODULES = 8
 NO_MODULE = 0xFF
 BUILD_ID_SIZE = 20
 MODULE_FILE_SIZE = 31
+PROCESS_SHARES = 512
+OWNER_SHARES = 1024
+SHARES_OF_KIND = PROCESS_SHARES + OWNER_SHARES
 
 
 class Label(IntEnum):
@@ -283,6 +287,7 @@ class Config(ctypes.Structure):
         ("event_burst_ns", c_uint64),
         ("host_interval_ns", c_uint64),
         ("host_burst_ns", c_uint64),
+        ("hash_seed", c_uint64),
         ("emit_verdicts", c_uint32),
         ("emit_causes", c_uint32),
         ("emit_seals", c_uint8),

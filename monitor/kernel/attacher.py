@@ -26,6 +26,7 @@ _MAPS = (
     "workloads",
     "buckets",
     "shared_buckets",
+    "shares",
     "watched_cgroup",
 )
 _FEXIT_TRIAL = native_function("mseal")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 from monitor.kernel.abi import (
+    SHARES_OF_KIND,
     Bank,
     Bucket,
     BucketKey,
@@ -119,6 +120,7 @@ class KernelState:
         self._words = memoryview(self._counters).cast("Q")
         self._config = _mapped(maps["config"], Config, 1)
         self._shared = _mapped(maps["shared_buckets"], Bucket, max(SharedBucket) + 1)
+        self._shares = mmap.mmap(maps["shares"], len(Kind) * SHARES_OF_KIND * 8)
         self.config = Config.from_buffer(self._config)
         self.workloads = HashMap(maps["workloads"], ctypes.c_uint64, Workload)
         self._watched_cgroup = maps["watched_cgroup"]
@@ -157,6 +159,7 @@ class KernelState:
     def reset_limits(self) -> None:
         """Forget what was suppressed, and let every limit begin with a full burst."""
         self._shared[:] = bytes(len(self._shared))
+        self._shares[:] = bytes(len(self._shares))
         for bucket, _ in list(self.buckets.items()):
             self.buckets.remove(bucket)
 
@@ -170,6 +173,7 @@ class KernelState:
         self._words.release()
         self._counters.close()
         self._shared.close()
+        self._shares.close()
 
 
 def missed_runs(program: int, proc: Path = Path("/proc/self")) -> int:

@@ -44,10 +44,13 @@ MEMBERS: tuple[Member, ...] = (
         "files",
         "nsproxy",
         "flags",
+        "cred",
         "seccomp.mode",
         "seccomp.filter",
         *arch.TASK_MEMBERS,
     ),
+    *_members("cred", "user_ns", "uid"),
+    *_members("user_namespace", "level", "parent", "owner"),
     *_members("mm_struct", "mm_mt.ma_root", "exe_file", "start_brk", "start_data", "end_data"),
     # CONFIG_PER_VMA_LOCK. A seqcount_t, which begins with its number, since eb449bd96954 ("mm:
     # convert mm_lock_seq to a proper seqcount"), in 6.14.

@@ -96,6 +96,16 @@ class Running:
             time.sleep(0.02)
         raise AssertionError(f"no such event among {self.events()}")
 
+    def wait_for_line(self, part: bytes, seconds: float = 20.0) -> None:
+        """Until the text is in what it wrote, which may be too much to be read as events."""
+        deadline = time.monotonic() + seconds
+        seen = b""
+        with self._output.open("rb") as written:
+            while part not in (seen := seen[-len(part) :] + written.read()):
+                assert time.monotonic() < deadline, part
+                assert self.process.poll() is None, self.errors.read_text("utf-8")
+                time.sleep(0.02)
+
     def health(self, name: str, seconds: float = 20.0) -> Event:
         return self.wait_for(
             lambda event: event["kind"] == "health" and event["event"] == name, seconds

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from monitor.kernel.abi import (
+    SHARES_OF_KIND,
     Bank,
     Bucket,
     BucketKey,
@@ -38,6 +39,7 @@ def maps() -> Iterator[dict[str, int]]:
         "counters": file_of(ctypes.sizeof(Counters) * len(Bank) * possible_cpus()),
         "config": file_of(ctypes.sizeof(Config)),
         "shared_buckets": file_of(ctypes.sizeof(Bucket) * (max(SharedBucket) + 1)),
+        "shares": file_of(len(Kind) * SHARES_OF_KIND * 8),
         "workloads": file_of(0),
         "buckets": file_of(0),
         "watched_cgroup": file_of(0),

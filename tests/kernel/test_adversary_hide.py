@@ -1,0 +1,110 @@
+"""Floods of an ordinary user's, which would hide what others do."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from clocks import at_most
+from test_daemon import (  # its fixture, too
+    Compile,
+    Running,
+    Start,
+    assert_conserved,
+    start,
+)
+
+__all__ = ["start"]
+
+NOBODY = 65534
+SINGLES = 12
+FLOODS = {
+    "5,000 callers": ("callers", "5000"),
+    "fewer callers than places": ("callers", "3900"),
+    "processes": ("processes", "20"),
+    "faults": ("faults",),
+}
+BY_ROOT = {
+    # What root starts is of other users, as newuidmap(1) would have it.
+    "sub-uids of a namespace": ("namespace",),
+    "sub-uids": ("subordinates",),
+}
+
+
+@contextmanager
+def flooded(commands: Sequence[Sequence[str | Path]], users: Sequence[int]) -> Iterator[None]:
+    """While the floods go on, each of its own user."""
+    running = [
+        subprocess.Popen(command, user=user, group=user, extra_groups=[], stdout=subprocess.PIPE)
+        for command, user in zip(commands, users, strict=True)
+    ]
+    try:
+        time.sleep(1)  # it is at its height
+        yield
+        for process in running:
+            assert process.poll() is None  # else it would prove nothing
+    finally:
+        for process in running:
+            process.kill()
+            process.communicate()
+
+
+def single_denial(program: Path) -> int:
+    """Made by a process of root's; its pid."""
+    child = subprocess.Popen([program, "1", "1", "0", "mprotect"], stdout=subprocess.DEVNULL)
+    assert child.wait() == 0
+    return child.pid
+
+
+def delivered(daemon: Running, storm: Path, count: int = SINGLES, seconds: float = 2) -> None:
+    """Each of root's denials is out in time."""
+    for _ in range(count):
+        pid = single_denial(storm)
+        with at_most(seconds, "promised, whatever others do"):
+            daemon.wait_for_line(f'"pid":{pid},'.encode())
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize("name", [*FLOODS, *BY_ROOT])
+def test_single_denials_of_others_are_out(start: Start, compiled: Compile, name: str) -> None:
+    daemon = start()
+    command = [compiled("flood"), *(FLOODS | BY_ROOT)[name], "60"]
+    with flooded([command], [0 if name in BY_ROOT else NOBODY]):
+        delivered(daemon, compiled("storm"))
+    assert_conserved(daemon.stop())
+
+
+def test_many_attackers_at_once(start: Start, compiled: Compile) -> None:
+    daemon = start()
+    users = range(NOBODY - 12, NOBODY)
+    # systemd gives slices even shares of the CPU, so that twelve loops get no more than one does.
+    command = ["nice", "-n", "19", compiled("flood"), "processes", "20", "60"]
+    with flooded([command for _ in users], users):
+        delivered(daemon, compiled("storm"), 6, seconds=8)  # fourteen programs on few CPUs
+    assert_conserved(daemon.stop())
+
+
+def test_a_moment_fills_no_queue(start: Start, compiled: Compile) -> None:
+    """All 5,000 callers, for 20 ms and for a second: what they were held back is few events."""
+    daemon = start()
+    for seconds in ("0.02", "1"):
+        subprocess.run(
+            [compiled("flood"), "callers", "5000", seconds],
+            user=NOBODY,
+            group=NOBODY,
+            extra_groups=[],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        time.sleep(3)
+    assert_conserved(daemon.stop())
+    told = daemon.events("suppression")
+    assert 0 < len(told) <= 70
+    assert daemon.events("health")[-1]["event"] == "stopped"
+    assert not [e for e in daemon.events("health") if e["event"] == "sink_failed"]
+    held_back = daemon.events("health")[-1]["details"]["denial"]["suppressed"]
+    assert sum(event["count"] for event in told) == held_back
