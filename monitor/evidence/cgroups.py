@@ -154,6 +154,13 @@ class Cgroups:
             self._known.put(cgroup_id, known)
         return known
 
+    def subtree(self, cgroup_id: int) -> str | None:
+        """The path of the cgroup's ancestor at depth 2, which is nobody's but root's to make, as
+        in `cgroup_subtree()` of bpf/share.h; None where it cannot be found.
+        """
+        path = self.workload(cgroup_id).cgroup
+        return None if path is None else "/".join(path.split("/")[:3])
+
     def exists(self, cgroup_id: int) -> bool:
         """Whether the cgroup is still there; True where that is unknown."""
         if self._root is None:

@@ -337,9 +337,9 @@ def suppression(
 ) -> Suppression:
     """The event that reports the `bucket.suppressed` events that the rate limit suppressed.
 
-    The process comes from the bucket, not from `origin`. Pid 0 means the bucket that callers of a
-    kind share when there is no room for more. `offset_ns` is the real-time clock minus the boot
-    clock. Raises ClassifyError for a corrupt key.
+    The process comes from the bucket, not from `origin`. Pid 0 means many processes of a kind,
+    caller 0 several callers of a process. `offset_ns` is the real-time clock minus the boot clock.
+    Raises ClassifyError for a corrupt key.
     """
     kind = _member(Kind, key.kind)
     process = operation = cause = method = None
@@ -368,7 +368,7 @@ def suppression(
         operation=operation,
         cause=cause,
         method=method,
-        caller=_address(key.caller) if key.pid else None,
+        caller=_address(key.caller) if key.caller else None,
         count=bucket.suppressed,
         first=timestamp(bucket.first_suppressed_ns, offset_ns),
         last=timestamp(bucket.last_suppressed_ns, offset_ns),

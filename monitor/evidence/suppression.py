@@ -6,22 +6,27 @@ from the rate limit's buckets, which the daemon never writes to.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from itertools import chain, islice, zip_longest
 from typing import NamedTuple
 
 from monitor.kernel.abi import Bucket, BucketKey, Kind, Outcome
 from monitor.kernel.counters import KernelState
 
-__all__ = ["IDLE_NS", "Gap", "Suppressions"]
+__all__ = ["GAPS_AT_ONCE", "IDLE_NS", "Gap", "Suppressions"]
 
 _SECOND = 1_000_000_000
 QUIET_NS = _SECOND  # a gap has ended when nothing was suppressed for this long
 INTERVAL_NS = 10 * _SECOND  # a gap that does not end is reported in parts of this length
 IDLE_NS = 60 * _SECOND
+GAPS_AT_ONCE = 64  # of a sweep, beside one of each kind for all others: they are read by a person
 
 
 class Gap(NamedTuple):
-    """`bucket` holds what this gap adds; `key.pid` is 0 for a bucket that many callers share."""
+    """`bucket` holds what this gap adds; `key.pid` is 0 where many of a kind share it, and
+    `key.caller` where several callers of a process do.
+    """
 
     key: BucketKey
     bucket: Bucket
@@ -37,9 +42,17 @@ class _Reported(NamedTuple):
 class Suppressions:
     """Reads the buckets only while there is something in them. Used by one thread."""
 
-    def __init__(self, state: KernelState, idle_ns: int = IDLE_NS) -> None:
-        """A bucket that was not used for `idle_ns` is removed."""
+    def __init__(
+        self,
+        state: KernelState,
+        idle_ns: int = IDLE_NS,
+        subtree: Callable[[int], Hashable] = lambda cgroup_id: None,
+    ) -> None:
+        """A bucket unused for `idle_ns` is given back. `subtree` says which cgroups have one owner:
+        of more gaps than GAPS_AT_ONCE each subtree has as many as any other.
+        """
         self._state = state
+        self._subtree = subtree
         self._idle_ns = idle_ns
         self._reported: dict[bytes, _Reported] = {}
         self._activity = -1
@@ -48,7 +61,8 @@ class Suppressions:
         self._open = False
 
     def sweep(self, now_ns: int, final: bool = False) -> list[Gap]:
-        """Gaps that have ended, or lasted for another interval; with `final` every one.
+        """Gaps that have ended, or lasted for another interval; with `final` every one. Those of a
+        process are one for each operation or cause; beyond GAPS_AT_ONCE, one for each kind.
 
         `now_ns` is of the boot clock. It also removes buckets that were idle for long. Raises
         OSError when the buckets cannot be read; the next call then reports what this one could not.
@@ -79,7 +93,22 @@ class Suppressions:
                 self._reported.pop(bytes(key), None)
                 self._buckets -= 1
                 self._state.buckets.remove(key)
-        return gaps
+        return self._bounded(_merged(gaps, _of_process))
+
+    def _bounded(self, gaps: list[Gap]) -> list[Gap]:
+        """The same sums in few gaps: a flood of processes must not be one of events, too."""
+        if len(gaps) <= GAPS_AT_ONCE:
+            return gaps
+        named, shared = (
+            [gap for gap in gaps if gap.key.pid],
+            [gap for gap in gaps if not gap.key.pid],
+        )
+        by_subtree = defaultdict(list)
+        for gap in named:
+            by_subtree[self._subtree(gap.bucket.cgroup_id)].append(gap)
+        in_turn = filter(None, chain.from_iterable(zip_longest(*by_subtree.values())))
+        kept = list(islice(in_turn, GAPS_AT_ONCE))
+        return [*kept, *_merged(chain(shared, in_turn), _of_kind)]
 
     def _is_unused(self, bucket: Bucket, now_ns: int) -> bool:
         return bool(now_ns - bucket.last_used_ns > self._idle_ns)
@@ -121,3 +150,28 @@ class Suppressions:
         part.suppressed = more
         part.first_suppressed_ns = first_ns
         return Gap(key, part)
+
+
+def _of_process(key: BucketKey) -> BucketKey:
+    return BucketKey(start_boot_ns=key.start_boot_ns, pid=key.pid, kind=key.kind, what=key.what)
+
+
+def _of_kind(key: BucketKey) -> BucketKey:
+    return BucketKey(kind=key.kind)
+
+
+def _merged(gaps: Iterable[Gap], group: Callable[[BucketKey], BucketKey]) -> list[Gap]:
+    """Those of a group as one, with the key of the group; one alone keeps its own."""
+    by_group: dict[bytes, Gap] = {}
+    for gap in gaps:
+        key = group(gap.key)
+        found = by_group.get(bytes(key))
+        if found is None:
+            by_group[bytes(key)] = gap
+            continue
+        whole, part = found.bucket, gap.bucket
+        whole.suppressed += part.suppressed
+        whole.first_suppressed_ns = min(whole.first_suppressed_ns, part.first_suppressed_ns)
+        whole.last_suppressed_ns = max(whole.last_suppressed_ns, part.last_suppressed_ns)
+        by_group[bytes(key)] = Gap(key, whole)
+    return list(by_group.values())

@@ -38,11 +38,15 @@ class Limits(NamedTuple):
     events: int = 2048
     bytes: int = 4 << 20
     health: int = 64  # health events beyond `events`: they report that others are refused
+    suppressions: int = 256  # at most, which wait until all others are written
     stall_seconds: float = 10.0  # without taking one of the waiting events
     quiet_seconds: float = 2.0  # without an error, before it has recovered
 
 
 LIMITS = Limits()
+
+# How far events of a severity may fill a queue; all others to its end.
+_PARTS = {"info": 0.5, "warning": 0.75}
 
 
 @dataclass(eq=False, slots=True)
@@ -82,7 +86,8 @@ class _Writer:
         self.sink = sink
         self._write_all = sink.write_all if isinstance(sink, BatchSink) else None
         self.unanswered: deque[_Item] = deque()
-        self.bytes = 0
+        self.later: deque[_Item] = deque()  # not handed to the thread yet
+        self.bytes = 0  # of both
         self.failing = False
         self.moved_at = self.taken_at = self.failed_at = 0.0  # monotonic
         self._answers = answers
@@ -101,11 +106,35 @@ class _Writer:
             thread.start()
             self._thread = thread
 
+    @property
+    def waiting(self) -> int:
+        return len(self.unanswered) + len(self.later)
+
     def put(self, item: _Item) -> None:
+        self.bytes += len(item.data)
+        self._hand_over(item)
+
+    def put_later(self, item: _Item) -> None:
+        """Behind all that is put until the queue is empty."""
+        self.bytes += len(item.data)
+        self.later.append(item)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Hand over what waited for an empty queue."""
+        while self.later and len(self.unanswered) < BATCH:
+            self._hand_over(self.later.popleft())
+
+    def drop_later(self) -> _Item:
+        """The newest of those that wait behind the others."""
+        item = self.later.pop()
+        self.bytes -= len(item.data)
+        return item
+
+    def _hand_over(self, item: _Item) -> None:
         if not self.unanswered:
             self.moved_at = time.monotonic()
         self.unanswered.append(item)
-        self.bytes += len(item.data)
         self._queue.put(item)
 
     def is_answered(self, item: _Item) -> bool:
@@ -130,8 +159,9 @@ class _Writer:
         with contextlib.suppress(Empty):
             while True:
                 self._queue.get_nowait()
-        left = list(self.unanswered)
+        left = [*self.unanswered, *self.later]
         self.unanswered.clear()
+        self.later.clear()
         self.bytes = 0
         return left
 
@@ -188,8 +218,9 @@ def _error(do: Callable[..., None], *arguments: object) -> OSError | None:
 class Delivery:
     """Gives each event to every sink and counts the results. Used by the daemon's main thread.
 
-    An event is delivered once the first sink has taken it, and has failed once no sink is left that
-    might take it. Within a sink events keep their order.
+    An event is delivered once the first sink has taken it, and has failed once none is left that
+    might. Within a sink events keep their order, but for suppressions, which come once nothing else
+    waits, and are the first to go when the queue is full.
     """
 
     def __init__(
@@ -231,11 +262,29 @@ class Delivery:
             except RuntimeError as error:
                 self._not_taken(writer, sent, SinkError(f"it gets no thread: {error}"))
                 continue
-            if self._is_full(writer, sent.kind):
-                self._not_taken(writer, sent, SinkError(f"its queue is full: {_waiting(writer)}"))
+            self._queue(writer, _Item(sent, writer.sink.render(event)), str(event.get("severity")))
+            self._tally.sink_queue(writer.sink.name, writer.waiting)
+
+    def _queue(self, writer: _Writer, item: _Item, severity: str) -> None:
+        assert item.event is not None
+        if item.event.kind == "suppression":
+            if self._has_room(writer, "info") and len(writer.later) < self._limits.suppressions:
+                writer.put_later(item)
             else:
-                writer.put(_Item(sent, writer.sink.render(event)))
-            self._tally.sink_queue(writer.sink.name, len(writer.unanswered))
+                self._refuse(writer, item.event)
+            return
+        level = "health" if item.event.kind == "health" else severity
+        while writer.later and not self._has_room(writer, level):
+            dropped = writer.drop_later().event
+            if dropped is not None:
+                self._refuse(writer, dropped)
+        if self._has_room(writer, level):
+            writer.put(item)
+        else:
+            self._refuse(writer, item.event)
+
+    def _refuse(self, writer: _Writer, event: _Event) -> None:
+        self._not_taken(writer, event, SinkError(f"its queue is full: {_waiting(writer)}"))
 
     def hand(self, sink: str, data: bytes, on_answer: Callable[[bool], None]) -> None:
         """Queue data that is not an event for one sink; `on_answer` is called once: was it taken?
@@ -250,11 +299,13 @@ class Delivery:
                     return
         on_answer(False)
 
-    def _is_full(self, writer: _Writer, kind: str) -> bool:
-        limits, waiting = self._limits, len(writer.unanswered)
-        if kind == "health":
-            return waiting >= limits.events + limits.health
-        return waiting >= limits.events or writer.bytes >= limits.bytes
+    def _has_room(self, writer: _Writer, level: str) -> bool:
+        """The queue fills by severity: the last of it is for what matters most."""
+        limits, waiting = self._limits, writer.waiting
+        if level == "health":
+            return waiting < limits.events + limits.health
+        part = _PARTS.get(level, 1.0)
+        return waiting < limits.events * part and writer.bytes < limits.bytes * part
 
     def reopen(self) -> None:
         """Have every sink reopen its file, after the events that were sent before."""
@@ -287,7 +338,8 @@ class Delivery:
             writer, item, error, boot_ns = self._answers.popleft()
             if not writer.is_answered(item):
                 continue
-            self._tally.sink_queue(writer.sink.name, len(writer.unanswered))
+            writer.go_on()
+            self._tally.sink_queue(writer.sink.name, writer.waiting)
             if item.on_answer is not None:
                 item.on_answer(error is None)
             if error is None:
@@ -374,4 +426,4 @@ class Delivery:
 
 
 def _waiting(writer: _Writer) -> str:
-    return f"events that wait: {len(writer.unanswered)} ({kibibytes(writer.bytes)})"
+    return f"events that wait: {writer.waiting} ({kibibytes(writer.bytes)})"

@@ -75,7 +75,7 @@ class Watcher:
             self.pump = Pump(
                 self.ring,
                 self.pipeline,
-                Suppressions(self.state, idle_ns),
+                Suppressions(self.state, idle_ns, cgroups.subtree),
                 Losses(self.loaded, self.state, self._report),
                 take=take,
                 corrupt=self._count_corrupt,

@@ -36,10 +36,12 @@ BY_ROOT = {
 
 
 @contextmanager
-def flooded(commands: Sequence[Sequence[str | Path]], users: Sequence[int]) -> Iterator[None]:
+def flooded(commands: Sequence[Sequence[object]], users: Sequence[int]) -> Iterator[None]:
     """While the floods go on, each of its own user."""
     running = [
-        subprocess.Popen(command, user=user, group=user, extra_groups=[], stdout=subprocess.PIPE)
+        subprocess.Popen(
+            list(map(str, command)), user=user, group=user, extra_groups=[], stdout=subprocess.PIPE
+        )
         for command, user in zip(commands, users, strict=True)
     ]
     try:

@@ -587,3 +587,54 @@ def test_data_given_up_get_an_answer(make: Make) -> None:
     setting.delivery.hand("one", b"x", answers.append)
     setting.delivery.finish(0.05)
     assert answers == [False]
+
+
+def test_suppressions_wait_until_all_others_are_written(make: Make) -> None:
+    sink = Gate("one")
+    setting = make(sink)
+    held_up(sink, setting)
+    setting.send(*range(1, BATCH))
+    setting.send(1001, 1002, kind="suppression")
+    setting.send(*range(BATCH, 3 * BATCH))
+    sink.open.set()
+    assert setting.delivery.wait(10)
+    place = {number: sink.taken.index(b"%d" % number) for number in (1001, 1002)}
+    assert place[1001] < place[1002]
+    assert place[1001] > BATCH  # behind those that were sent before it, and more
+    assert len(sink.taken) == 3 * BATCH + 2
+    assert setting.results() == (3 * BATCH, 0)
+    assert setting.tally.events["suppression", "delivered"] == 2
+
+
+def test_a_full_queue_drops_suppressions_before_violations(make: Make) -> None:
+    sink = Gate("one")
+    setting = make(sink, limits=LIMITS._replace(events=200, suppressions=30))
+    held_up(sink, setting)
+    setting.send(*range(1, BATCH))
+    setting.send(*range(1000, 1040), kind="suppression")
+    events = setting.tally.events
+    assert events["suppression", "failed"] == 10  # more than may wait
+    setting.send(*range(BATCH, 200), severity="critical")
+    assert setting.results() == (0, 0)
+    assert events["suppression", "failed"] == 40
+    assert setting.tally.sink_queue_events == {"one": 200}
+    setting.send(200, severity="critical")
+    assert setting.results() == (0, 1)
+    sink.open.set()
+    assert setting.delivery.wait(10)
+    assert setting.results() == (200, 1)
+    assert events["suppression", "delivered"] + events["suppression", "failed"] == 40
+
+
+def test_a_queue_fills_by_severity(make: Make) -> None:
+    sink = Gate("one")
+    setting = make(sink, limits=LIMITS._replace(events=100))
+    held_up(sink, setting)
+    waiting = []
+    for severity in ("info", "warning", "critical"):
+        setting.send(*range(1, 101), severity=severity)
+        waiting.append(setting.tally.sink_queue_events["one"])
+    assert waiting == [50, 75, 100]
+    sink.open.set()
+    assert setting.delivery.wait(10)
+    assert setting.results() == (100, 201)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from monitor.evidence.suppression import IDLE_NS, Gap, Suppressions
+from monitor.evidence.suppression import GAPS_AT_ONCE, IDLE_NS, Gap, Suppressions
 from monitor.kernel.abi import Bucket, BucketKey, Counters, Kind, Outcome
 
 SECOND = 1_000_000_000
@@ -138,8 +138,8 @@ def test_the_end_reports_every_gap(kernel: Kernel, suppressions: Suppressions) -
     kernel.suppress(OTHER, 6, START, START)
     kernel.suppress(MANY, 7, START, START)
     gaps = suppressions.sweep(START, final=True)
-    assert in_seconds(gaps) == [(0x401000, 5, 0, 0), (0x402000, 6, 0, 0), (0, 7, 0, 0)]
-    assert [gap.key.pid for gap in gaps] == [42, 42, 0]
+    assert in_seconds(gaps) == [(0, 11, 0, 0), (0, 7, 0, 0)]
+    assert [gap.key.pid for gap in gaps] == [42, 0]
     assert suppressions.sweep(START, final=True) == []
 
 
@@ -251,3 +251,38 @@ def test_buckets_of_callers_that_keep_the_limit_take_no_memory(
     assert peak < 64 * 1024
     suppressions.sweep(START + IDLE_NS + 2 * SECOND)
     assert kernel.buckets.content == {}
+
+
+def test_the_callers_of_a_process_are_one_gap(kernel: Kernel, suppressions: Suppressions) -> None:
+    for caller in range(1, 4097):
+        what = caller % 2
+        key = BucketKey(start_boot_ns=5, pid=42, caller=caller, kind=Kind.DENIAL, what=what)
+        kernel.suppress(key, 3, START + caller, START + SECOND + caller)
+    first, second = suppressions.sweep(START, final=True)
+    assert (first.key.pid, first.key.start_boot_ns, first.key.caller) == (42, 5, 0)
+    assert (first.key.what, second.key.what) == (1, 0)
+    assert first.bucket.suppressed == second.bucket.suppressed == 2048 * 3
+    assert first.bucket.first_suppressed_ns == START + 1
+    assert second.bucket.last_suppressed_ns == START + SECOND + 4096
+    assert suppressions.sweep(START, final=True) == []
+
+
+def test_many_processes_are_few_gaps_and_each_subtree_has_its_own(kernel: Kernel) -> None:
+    flood, victim = 100, 7
+    suppressions = Suppressions(kernel, subtree=lambda cgroup: cgroup // 100)  # type: ignore[arg-type]
+    for pid in range(1, 2001):
+        for kind in (Kind.DENIAL, Kind.FAULT):
+            key = BucketKey(pid=pid, caller=9, kind=kind)
+            kernel.suppress(key, 2, START, START)
+            kernel.buckets.content[bytes(key)].cgroup_id = flood + pid % 50
+    last = BucketKey(pid=9999, caller=9, kind=Kind.DENIAL)
+    kernel.suppress(last, 5, START, START)
+    kernel.buckets.content[bytes(last)].cgroup_id = victim
+    kernel.suppress(MANY, 1000, START, START)
+    gaps = suppressions.sweep(START, final=True)
+    assert len(gaps) == GAPS_AT_ONCE + 2
+    assert sum(gap.bucket.suppressed for gap in gaps) == 2000 * 2 * 2 + 5 + 1000
+    assert [gap.bucket.suppressed for gap in gaps if gap.key.pid == 9999] == [5]
+    rest = {Kind(gap.key.kind): gap.bucket.suppressed for gap in gaps if not gap.key.pid}
+    assert set(rest) == {Kind.DENIAL, Kind.FAULT}
+    assert rest[Kind.FAULT] > 1000
