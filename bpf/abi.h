@@ -173,6 +173,14 @@ struct counters {
 
 struct workload {
     u64 denials[VERDICTS];
+    u64 quota; /* its place in `workload_quotas` */
+};
+
+/* Workloads of the cgroup subtrees whose hash is the same; at place 0 those of all. */
+#define WORKLOAD_QUOTAS (4 * 1024)
+struct workload_quota {
+    u64 taken;      /* by the programs */
+    u64 given_back; /* by the daemon */
 };
 
 /* Rate limit: one bucket per process, operation or cause, and caller. */
@@ -226,9 +234,12 @@ struct config {
     u64 event_burst_ns;    /* per bucket: burst * interval */
     u64 host_interval_ns;
     u64 host_burst_ns;
-    u64 hash_seed;     /* another one in each run: nobody can choose whose hash is the same */
-    u32 emit_verdicts; /* bit per verdict */
-    u32 emit_causes;   /* bit per cause */
+    u64 hash_seed;          /* another one in each run: nobody can choose whose hash is the same */
+    u64 system_slice;       /* cgroup id of system.slice; 0: there is none */
+    u32 subtree_workloads;  /* at most, of a cgroup subtree */
+    u32 ordinary_workloads; /* from there on, places are for system.slice alone */
+    u32 emit_verdicts;      /* bit per verdict */
+    u32 emit_causes;        /* bit per cause */
     u8 emit_seals;
     u8 partial_mprotect;
     u8 partial_madvise;

@@ -9,10 +9,12 @@
 
 #include "abi.h"
 #include "definitions.h"
+#include "share.h"
 
 BPF_F_TABLE("array", u32, struct counters, counters, BANKS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct config, config, 1, BPF_F_MMAPABLE);
 BPF_TABLE("hash", u64, struct workload, workloads, WORKLOADS_MAX);
+BPF_F_TABLE("array", u32, struct workload_quota, workload_quotas, WORKLOAD_QUOTAS, BPF_F_MMAPABLE);
 
 /* Atomic: on kernels whose tracepoints can be preempted a plain addition could lose a count. */
 #define COUNT_MORE(counter, n) __sync_fetch_and_add(&(counter), n)
@@ -40,18 +42,57 @@ static __always_inline bool is_watched(struct config *config)
     return !config->one_cgroup || watched_cgroup.check_current_task(0) == 1;
 }
 
+/* A service's first workloads, which have a place while others find none. */
+#define SERVICE_WORKLOADS 4
+
+/*
+ * Whether the current cgroup may have a place. Whoever owns a delegated cgroup makes as many below
+ * it as they like: all of a subtree have a quota together, and the last places are for the first
+ * workloads of each service in system.slice. Two CPUs may look at the same time: a place too many.
+ */
+static __always_inline bool has_workload_quota(struct config *config, struct workload_quota *own,
+                                               struct workload_quota *all)
+{
+    u64 held = own->taken - own->given_back;
+
+    if (held >= config->subtree_workloads)
+        return false;
+    if (all->taken - all->given_back < config->ordinary_workloads)
+        return true;
+    return held < SERVICE_WORKLOADS && config->system_slice &&
+           bpf_get_current_ancestor_cgroup_id(1) == config->system_slice;
+}
+
+static __always_inline struct workload *new_workload(u64 cgroup_id)
+{
+    struct config *config = configuration();
+    struct workload none = {};
+    struct workload_quota *own, *all;
+    u32 place = 0;
+
+    if (!config)
+        return NULL;
+    none.quota = 1 + mix(config->hash_seed, cgroup_subtree()) % (WORKLOAD_QUOTAS - 1);
+    all = workload_quotas.lookup(&place);
+    place = none.quota;
+    own = workload_quotas.lookup(&place);
+    if (!own || !all || !has_workload_quota(config, own, all))
+        return NULL;
+    if (!workloads.insert(&cgroup_id, &none)) {
+        COUNT(own->taken);
+        COUNT(all->taken);
+    }
+    return workloads.lookup(&cgroup_id);
+}
+
 /* Denials by cgroup. One that finds no place is counted under "other", never lost. */
 static __always_inline void count_workload(struct counters *count, u32 verdict)
 {
     u64 cgroup_id = bpf_get_current_cgroup_id();
     struct workload *workload = workloads.lookup(&cgroup_id);
 
-    if (!workload) {
-        struct workload none = {};
-
-        workloads.insert(&cgroup_id, &none);
-        workload = workloads.lookup(&cgroup_id);
-    }
+    if (!workload)
+        workload = new_workload(cgroup_id);
     if (workload)
         COUNT(workload->denials[verdict]);
     else

@@ -10,15 +10,17 @@ from pathlib import Path
 from monitor.attach import calibrate, trial
 from monitor.attach.calibrate import Findings
 from monitor.configuration.config import Config
+from monitor.evidence.cgroups import cgroup_mount
 from monitor.kernel import abi, loader
 from monitor.kernel.arch import compat_function
 from monitor.kernel.counters import KernelState
 from monitor.kernel.probes import AT_SEAL, reporters
 from monitor.kernel.ring import Ring
 
-__all__ = ["Attached", "Beginning", "configure", "request"]
+__all__ = ["Attached", "Beginning", "configure", "limit_workloads", "request"]
 
 SECOND_NS = 1_000_000_000
+_FEW_WORKLOADS = 64  # of a subtree, which may have all of a small table
 _MIN_ADDRESS = Path("/proc/sys/vm/mmap_min_addr")
 _PID_NAMESPACE = Path("/proc/self/ns/pid")
 
@@ -44,6 +46,20 @@ def configure(kernel: abi.Config, config: Config) -> None:
     kernel.emit_verdicts = sum(1 << v for v in abi.Verdict if v.label in config.events.denials)
     kernel.emit_causes = sum(1 << c for c in abi.Cause if c.label in config.events.faults)
     kernel.emit_seals = config.events.seals
+
+
+def limit_workloads(kernel: abi.Config, maximum: int, root: Path | None = None) -> None:
+    """Share the places out: a quarter for each cgroup subtree, the last quarter for services.
+
+    `root` is the cgroup2 mount; found in /proc/self/mountinfo when it is None.
+    """
+    kernel.subtree_workloads = min(max(maximum // 4, _FEW_WORKLOADS), maximum)
+    kernel.ordinary_workloads = maximum - maximum // 4
+    root = root or cgroup_mount()
+    try:
+        kernel.system_slice = (root / "system.slice").stat().st_ino if root else 0
+    except OSError:  # a host without systemd
+        kernel.system_slice = 0
 
 
 class Beginning:
@@ -86,6 +102,7 @@ class Attached:
             cleanup.callback(self.ring.close)
             kernel = self.state.config
             kernel.hash_seed = int.from_bytes(os.urandom(8), "little")
+            limit_workloads(kernel, self._wanted.workloads_max)
             kernel.mmap_min_addr = int(_MIN_ADDRESS.read_text("ascii"))
             kernel.pid_namespace = _PID_NAMESPACE.stat().st_ino
             targets = {p.probe: p.target for p in self.loaded.probes if p.attached}

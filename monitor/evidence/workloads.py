@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from ctypes import c_uint64
 from typing import NamedTuple
 
 from monitor.evidence.cgroups import Cgroups, workload_name
@@ -18,6 +17,11 @@ OTHER = "other"
 REMOVED_SECONDS = 3600.0  # the series of a removed cgroup stays for an hour
 
 Denials = tuple[int, int, int]
+
+
+class _Counted(NamedTuple):
+    denials: Denials
+    quota: int  # see KernelState.remove_workload()
 
 
 class _Known(NamedTuple):
@@ -38,7 +42,7 @@ class Workloads:
         self._cgroups = cgroups
         self._clock = clock
         self._known: dict[int, _Known] = {}
-        self._counts: dict[int, Denials] = {}
+        self._counts: dict[int, _Counted] = {}
         self._retired: dict[str, Denials] = {}
         self._seen = -1
 
@@ -55,14 +59,17 @@ class Workloads:
         # The programs write to the map first, so it has every denial that the counters have.
         if total != self._seen:
             self._counts = {
-                key.value: (value.denials[0], value.denials[1], value.denials[2])
+                key.value: _Counted(
+                    (value.denials[0], value.denials[1], value.denials[2]), value.quota
+                )
                 for key, value in self._state.workloads.items()
             }
             self._seen = total
         self._look_at_cgroups()
         sums: dict[str, Counter[int]] = {OTHER: Counter()}
-        for cgroup_id, denials in self._counts.items():
-            sums.setdefault(self._known[cgroup_id].name, Counter()).update(dict(enumerate(denials)))
+        for cgroup_id, counted in self._counts.items():
+            name = self._known[cgroup_id].name
+            sums.setdefault(name, Counter()).update(dict(enumerate(counted.denials)))
         self._retired = {name: past for name, past in self._retired.items() if name in sums}
         for name, past in self._retired.items():
             sums[name].update(dict(enumerate(past)))
@@ -84,8 +91,8 @@ class Workloads:
                 self._forget(cgroup_id, known.name)
 
     def _forget(self, cgroup_id: int, name: str) -> None:
-        self._state.workloads.remove(c_uint64(cgroup_id))
+        self._state.remove_workload(cgroup_id, self._counts[cgroup_id].quota)
         past = self._retired.get(name, (0, 0, 0))
-        gone = self._counts.pop(cgroup_id)
+        gone = self._counts.pop(cgroup_id).denials
         self._retired[name] = (past[0] + gone[0], past[1] + gone[1], past[2] + gone[2])
         del self._known[cgroup_id]

@@ -12,6 +12,7 @@ from monitor.kernel.operations import OPERATIONS
 __all__ = [
     "ABI_VERSION",
     "SHARES_OF_KIND",
+    "WORKLOAD_QUOTAS",
     "Access",
     "Bank",
     "Bucket",
@@ -34,6 +35,7 @@ __all__ = [
     "Stack",
     "Verdict",
     "Workload",
+    "WorkloadQuota",
     "description",
 ]
 
@@ -50,6 +52,7 @@ MODULE_FILE_SIZE = 31
 PROCESS_SHARES = 512
 OWNER_SHARES = 1024
 SHARES_OF_KIND = PROCESS_SHARES + OWNER_SHARES
+WORKLOAD_QUOTAS = 4 * 1024
 
 
 class Label(IntEnum):
@@ -249,7 +252,11 @@ class Counters(ctypes.Structure):
 
 
 class Workload(ctypes.Structure):
-    _fields_ = [("denials", c_uint64 * len(Verdict))]
+    _fields_ = [("denials", c_uint64 * len(Verdict)), ("quota", c_uint64)]
+
+
+class WorkloadQuota(ctypes.Structure):
+    _fields_ = [("taken", c_uint64), ("given_back", c_uint64)]
 
 
 class BucketKey(ctypes.Structure):
@@ -288,6 +295,9 @@ class Config(ctypes.Structure):
         ("host_interval_ns", c_uint64),
         ("host_burst_ns", c_uint64),
         ("hash_seed", c_uint64),
+        ("system_slice", c_uint64),
+        ("subtree_workloads", c_uint32),
+        ("ordinary_workloads", c_uint32),
         ("emit_verdicts", c_uint32),
         ("emit_causes", c_uint32),
         ("emit_seals", c_uint8),

@@ -24,6 +24,7 @@ _MAPS = (
     "counters",
     "config",
     "workloads",
+    "workload_quotas",
     "buckets",
     "shared_buckets",
     "shares",

@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from monitor.kernel.abi import (
     SHARES_OF_KIND,
+    WORKLOAD_QUOTAS,
     Bank,
     Bucket,
     BucketKey,
@@ -26,6 +27,7 @@ from monitor.kernel.abi import (
     Kind,
     SharedBucket,
     Workload,
+    WorkloadQuota,
 )
 from monitor.kernel.loaded import Loaded, possible_cpus
 from monitor.kernel.syscalls import call
@@ -121,6 +123,7 @@ class KernelState:
         self._config = _mapped(maps["config"], Config, 1)
         self._shared = _mapped(maps["shared_buckets"], Bucket, max(SharedBucket) + 1)
         self._shares = mmap.mmap(maps["shares"], len(Kind) * SHARES_OF_KIND * 8)
+        self._quotas = _mapped(maps["workload_quotas"], WorkloadQuota, WORKLOAD_QUOTAS)
         self.config = Config.from_buffer(self._config)
         self.workloads = HashMap(maps["workloads"], ctypes.c_uint64, Workload)
         self._watched_cgroup = maps["watched_cgroup"]
@@ -163,6 +166,14 @@ class KernelState:
         for bucket, _ in list(self.buckets.items()):
             self.buckets.remove(bucket)
 
+    def remove_workload(self, cgroup_id: int, quota: int) -> None:
+        """Give its place back, to the quota that it was taken from. Raises OSError."""
+        if self.workloads.remove(ctypes.c_uint64(cgroup_id)):
+            for place in {0, quota}:  # of all, and of its subtree
+                WorkloadQuota.from_buffer(
+                    self._quotas, place * ctypes.sizeof(WorkloadQuota)
+                ).given_back += 1
+
     def overflow(self, kind: Kind) -> Bucket:
         """The bucket that callers of this kind share when there is no room for more buckets."""
         index, size = SharedBucket.OVERFLOW + kind, ctypes.sizeof(Bucket)
@@ -174,6 +185,7 @@ class KernelState:
         self._counters.close()
         self._shared.close()
         self._shares.close()
+        self._quotas.close()
 
 
 def missed_runs(program: int, proc: Path = Path("/proc/self")) -> int:

@@ -4,17 +4,20 @@
  * flood faults SECONDS            processes one after the other that die at a guard page
  * flood subordinates SECONDS      processes one after the other of users from 100000 on
  * flood namespace SECONDS         the same in a user namespace of nobody's
+ * flood scopes COUNT CGROUP       a denied call in each of COUNT cgroups that it makes in CGROUP
  *
- * Until SECONDS have passed. Prints how many violations there were. Of the last two root starts
- * the processes, as newuidmap(1) does, and makes no violation.
+ * Until SECONDS have passed. Prints how many violations there were. Of subordinates and namespace
+ * root starts the processes, as newuidmap(1) does, and makes no violation.
  */
 #define _GNU_SOURCE
 #include "asset.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <sched.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -155,6 +158,33 @@ static void in_namespace(double end, unsigned long *made)
         fail("namespace");
 }
 
+static void enter(const char *cgroup)
+{
+    char path[4200];
+    int file;
+
+    snprintf(path, sizeof(path), "%s/cgroup.procs", cgroup);
+    file = open(path, O_WRONLY);
+    if (file < 0 || write(file, "0", 1) != 1)
+        fail(path);
+    close(file);
+}
+
+static unsigned long scopes(long count, const char *cgroup)
+{
+    char *page = sealed_page(), path[PATH_MAX];
+
+    for (long each = 0; each < count; each++) {
+        snprintf(path, sizeof(path), "%s/%ld.scope", cgroup, each);
+        if (mkdir(path, 0755))
+            fail(path);
+        enter(path);
+        deny(page);
+        enter(cgroup);
+    }
+    return (unsigned long)count;
+}
+
 int main(int argc, char **argv)
 {
     const char *kind = argc > 1 ? argv[1] : "";
@@ -172,9 +202,12 @@ int main(int argc, char **argv)
         one_after_the_other(of_subordinate, -1, end, &made);
     else if (!strcmp(kind, "namespace"))
         in_namespace(end, &made);
+    else if (!strcmp(kind, "scopes") && count > 0)
+        made = scopes(count, argv[3]);
     else {
         fprintf(stderr, "usage: flood callers|processes COUNT SECONDS, "
-                        "flood faults|subordinates|namespace SECONDS\n");
+                        "flood faults|subordinates|namespace SECONDS, "
+                        "flood scopes COUNT CGROUP\n");
         return 2;
     }
     printf("%lu\n", made);

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import Harness, new_cgroup
+from harness import Harness, cgroup_root, new_cgroup, remove_cgroup
 
 Compiled = Callable[[str], Path]
 
@@ -50,10 +52,15 @@ def two_places(require_bpf: None) -> Iterator[Harness]:
             harness.close()
 
 
+def forget_workloads(harness: Harness, only: Path | None = None) -> None:
+    for key, workload in list(harness.state.workloads.items()):
+        if only is None or key.value == only.stat().st_ino:
+            harness.state.remove_workload(key.value, workload.quota)
+
+
 def test_one_more_than_there_is_room_for(two_places: Harness, compiled: Compiled) -> None:
     harness = two_places
-    for key, _ in list(harness.state.workloads.items()):
-        harness.state.workloads.remove(key)
+    forget_workloads(harness)
     with new_cgroup("1") as first, new_cgroup("2") as second, new_cgroup("3") as third:
         storm(harness, compiled, 11, first)
         storm(harness, compiled, 13, second)
@@ -63,9 +70,99 @@ def test_one_more_than_there_is_room_for(two_places: Harness, compiled: Compiled
         assert harness.workload(first)["sealed"] == 11
         assert harness.workload(second)["sealed"] == 13
         assert harness.workload(third)["sealed"] == 0
-        for key, _ in list(harness.state.workloads.items()):
-            if key.value == first.stat().st_ino:
-                harness.state.workloads.remove(key)
+        forget_workloads(harness, first)
         storm(harness, compiled, 19, third)  # there is room again
         assert harness.workload(third)["sealed"] == 19
         assert harness.state.counters().other_workloads[0] == before + 17
+
+
+# ---- A delegated cgroup --------------------------------------------------------------------------
+
+NOBODY = 65534
+SCOPES = 1100
+QUOTA = 256  # a quarter of the 1,024 places
+
+
+@pytest.fixture
+def subtrees() -> Iterator[tuple[Path, Path]]:
+    """Two cgroups at depth 2; the first is delegated to an ordinary user."""
+    root = cgroup_root()
+    if root is None or root.stat().st_ino != 1:
+        pytest.skip("the root of the cgroup2 hierarchy is not mounted")
+    base = root / f"seal-monitor-test-{os.getpid()}-subtrees"
+    delegated, service = base / "user", base / "web.service"
+    try:
+        for each in (base, delegated, service):
+            each.mkdir()
+        for each in (delegated, delegated / "cgroup.procs"):
+            os.chown(each, NOBODY, NOBODY)
+        yield delegated, service
+    finally:
+        for each in sorted(base.glob("**/*/"), reverse=True):
+            remove_cgroup(each)
+        remove_cgroup(base)
+
+
+@pytest.fixture
+def whole(require_bpf: None) -> Iterator[Harness]:
+    """Programs that see the whole host, with room for 1,024 workloads."""
+    with new_cgroup("whole") as cgroup:
+        harness = Harness("tracepoint", cgroup)
+        harness.config.one_cgroup = 0
+        try:
+            yield harness
+        finally:
+            harness.close()
+
+
+def test_delegated_cgroups_leave_room_for_services(
+    whole: Harness, compiled: Compiled, subtrees: tuple[Path, Path]
+) -> None:
+    delegated, service = subtrees
+    enter = f'echo 0 >{delegated}/cgroup.procs; exec setpriv --reuid {NOBODY} --clear-groups "$@"'
+    command = [
+        "sh",
+        "-ec",
+        enter,
+        "sh",
+        str(compiled("flood")),
+        "scopes",
+        str(SCOPES),
+        str(delegated),
+    ]
+    before = whole.state.counters().other_workloads[0]
+    made = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    assert int(made.stdout) == SCOPES
+    held = {key.value: workload for key, workload in whole.state.workloads.items()}
+    own = [held[each.stat().st_ino] for each in delegated.glob("*/") if each.stat().st_ino in held]
+    assert len(own) == QUOTA
+    assert {workload.denials[0] for workload in own} == {1}
+    # Other tests may run meanwhile, but have cgroups of their own.
+    assert whole.state.counters().other_workloads[0] - before >= SCOPES - QUOTA
+    storm_in(service, compiled, 17)
+    assert whole.workload(service)["sealed"] == 17
+
+
+def storm_in(cgroup: Path, compiled: Compiled, count: int) -> None:
+    enter = f'echo 0 >{cgroup}/cgroup.procs; exec "$@"'
+    command = ["sh", "-ec", enter, "sh", str(compiled("storm")), "1", str(count), "0", "munmap"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_the_last_places_are_for_services(
+    whole: Harness, compiled: Compiled, subtrees: tuple[Path, Path]
+) -> None:
+    other, service = subtrees
+    whole.config.ordinary_workloads = 0
+    storm_in(service, compiled, 3)
+    assert whole.workload(service)["sealed"] == 0
+    whole.config.system_slice = service.parent.stat().st_ino  # both are services now
+    storm_in(service, compiled, 5)
+    storm_in(other, compiled, 7)
+    assert (whole.workload(service)["sealed"], whole.workload(other)["sealed"]) == (5, 7)
+    for number in range(5):
+        further = service / str(number)
+        further.mkdir()
+        storm_in(further, compiled, 11)
+        # Four of a service; the first of them is its own.
+        assert whole.workload(further)["sealed"] == (11 if number < 3 else 0)

@@ -12,6 +12,7 @@ import pytest
 
 from monitor.kernel.abi import (
     SHARES_OF_KIND,
+    WORKLOAD_QUOTAS,
     Bank,
     Bucket,
     BucketKey,
@@ -22,6 +23,7 @@ from monitor.kernel.abi import (
     Kind,
     SharedBucket,
     Verdict,
+    WorkloadQuota,
 )
 from monitor.kernel.counters import HashMap, KernelState, missed_runs
 from monitor.kernel.loaded import Loaded, possible_cpus
@@ -40,6 +42,7 @@ def maps() -> Iterator[dict[str, int]]:
         "config": file_of(ctypes.sizeof(Config)),
         "shared_buckets": file_of(ctypes.sizeof(Bucket) * (max(SharedBucket) + 1)),
         "shares": file_of(len(Kind) * SHARES_OF_KIND * 8),
+        "workload_quotas": file_of(ctypes.sizeof(WorkloadQuota) * WORKLOAD_QUOTAS),
         "workloads": file_of(0),
         "buckets": file_of(0),
         "watched_cgroup": file_of(0),
@@ -167,3 +170,20 @@ def test_missed_runs_of_no_descriptor(tmp_path: Path) -> None:
 
 def test_possible_cpus() -> None:
     assert possible_cpus() >= os.sysconf("SC_NPROCESSORS_CONF")
+
+
+def test_a_removed_workload_gives_its_place_back(
+    state: KernelState, maps: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = iter([True, False])
+    monkeypatch.setattr(state.workloads, "remove", lambda key: next(there))
+    for _ in range(2):
+        state.remove_workload(7, 3)
+    size = ctypes.sizeof(WorkloadQuota)
+    given_back = {
+        place: WorkloadQuota.from_buffer_copy(
+            os.pread(maps["workload_quotas"], size, place * size)
+        ).given_back
+        for place in range(5)
+    }
+    assert given_back == {0: 1, 1: 0, 2: 0, 3: 1, 4: 0}

@@ -27,12 +27,8 @@ class Map:
         for cgroup_id, denials in self.content.items():
             value = Workload()
             value.denials[:] = denials
+            value.quota = cgroup_id + 1000
             yield c_uint64(cgroup_id), value
-
-    def remove(self, key: c_uint64) -> bool:
-        if self.error is not None:
-            raise self.error
-        return self.content.pop(key.value, None) is not None
 
 
 class Host:
@@ -48,6 +44,12 @@ class Host:
         self.existing = set(self.paths)
         self.now = 100.0
         self.counters = Counters()
+
+    def remove_workload(self, cgroup_id: int, quota: int) -> None:
+        if self.workloads.error is not None:
+            raise self.workloads.error
+        assert quota == cgroup_id + 1000
+        del self.workloads.content[cgroup_id]
 
     def workload(self, cgroup_id: int) -> Facts:
         return parse_cgroup_path(self.paths[cgroup_id]) if cgroup_id in self.paths else NOTHING
