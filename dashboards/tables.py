@@ -769,6 +769,29 @@ HEALTH = Dashboard(
                     6,
                 ),
                 Panel(
+                    "Places for workloads in use",
+                    "timeseries",
+                    "Of those in workloads.maximum, on the host that has most. From three quarters"
+                    " on only services get one.",
+                    "percentunit",
+                    [query("max(~workloads_tracked{SELECT} / ~workloads_maximum{SELECT})", "used")],
+                    6,
+                ),
+                Panel(
+                    "Removed from the events file",
+                    "timeseries",
+                    "Bytes between the oldest and the newest events, to keep its bound.",
+                    "bytes",
+                    [
+                        query(
+                            f"topk(5, {rate('~events_file_removed_bytes_total', 'instance')})",
+                            "{{instance}}",
+                        )
+                    ],
+                    6,
+                    bars=True,
+                ),
+                Panel(
                     "Not taken by sinks",
                     "timeseries",
                     "Events that a sink did not take: it failed, or its queue was full.",

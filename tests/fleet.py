@@ -164,6 +164,7 @@ GAINED: dict[str, Minute] = {
         ("gone",): host.now_and_then(0.01),
     },
     "decode_errors_total": lambda _host, _minute: {(): 0},
+    "events_file_removed_bytes_total": lambda host, _: {(): 4096 * host.now_and_then(0.01)},
 }
 HAD: dict[str, Minute] = {
     "probe_attached": _probes,
@@ -182,6 +183,7 @@ HAD: dict[str, Minute] = {
         (): 1024 * host.random.randrange(900) if minute in host.storm else 0
     },
     "workloads_tracked": lambda host, _: {(): 3 if host.index % 6 == 1 else 0},
+    "workloads_maximum": lambda _host, _minute: {(): 1024},
     "posture_processes": lambda host, _: {
         ("sealing",): 12 + host.index % 3,
         ("not_sealing",): 140 + host.index % 11,

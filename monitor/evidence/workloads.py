@@ -37,10 +37,13 @@ class Workloads:
         state: KernelState,
         cgroups: Cgroups,
         clock: Callable[[], float] = time.monotonic,
+        maximum: int = 0,
     ) -> None:
+        """`maximum`: places that the kernel's map has."""
         self._state = state
         self._cgroups = cgroups
         self._clock = clock
+        self.maximum = maximum
         self._known: dict[int, _Known] = {}
         self._counts: dict[int, _Counted] = {}
         self._retired: dict[str, Denials] = {}

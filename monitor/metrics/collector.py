@@ -49,6 +49,7 @@ class _Collector:
             probes=self._source.probes(),
             ring_used_bytes=self._source.ring_used_bytes(),
             workloads_tracked=self._source.workloads_tracked(),
+            workloads_maximum=self._source.workloads_maximum(),
             incident_store_bytes=self._source.incident_store_bytes(),
             tally=self._tally,
             facts=self._facts,

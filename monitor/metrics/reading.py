@@ -51,6 +51,8 @@ class Source(Protocol):
 
     def workloads_tracked(self) -> int: ...
 
+    def workloads_maximum(self) -> int: ...
+
     def incident_store_bytes(self) -> int: ...
 
 
@@ -64,6 +66,7 @@ class Reading:
     probes: Sequence[ProbeState]
     ring_used_bytes: int
     workloads_tracked: int
+    workloads_maximum: int
     incident_store_bytes: int
     tally: Tally
     facts: KernelFacts

@@ -60,6 +60,9 @@ class KernelSource:
     def workloads_tracked(self) -> int:
         return self._workloads.tracked
 
+    def workloads_maximum(self) -> int:
+        return self._workloads.maximum
+
     def incident_store_bytes(self) -> int:
         return 0 if self._incident_store is None else store_bytes(self._incident_store)
 

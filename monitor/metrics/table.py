@@ -261,6 +261,13 @@ METRICS: tuple[Metric, ...] = (
         {"sink": "the sinks that the configuration names"},
     ),
     Metric(
+        "events_file_removed_bytes_total",
+        "counter",
+        "Bytes of events that were removed between the oldest and the newest, to keep the events "
+        "file within output.events_file_max_size.",
+        _one(lambda reading: reading.tally.events_file_removed_bytes),
+    ),
+    Metric(
         "sink_queue_events",
         "gauge",
         "Events that wait for a sink to take them.",
@@ -284,6 +291,13 @@ METRICS: tuple[Metric, ...] = (
         "gauge",
         "Workloads that are counted separately.",
         _one(lambda reading: reading.workloads_tracked),
+    ),
+    Metric(
+        "workloads_maximum",
+        "gauge",
+        "Places for workloads with a count of their own (workloads.maximum): a quarter for each "
+        "cgroup subtree, such as user-1000.slice, and the last quarter for services.",
+        _one(lambda reading: reading.workloads_maximum),
     ),
     Metric(
         "incident_store_bytes",

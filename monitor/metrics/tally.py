@@ -48,6 +48,7 @@ class Tally:
         self.sink_queue_events = dict.fromkeys(self.sink_errors, 0)
         self.snapshots: dict[str, int] = dict.fromkeys(SNAPSHOT_RESULTS, 0)
         self.decode_errors = 0
+        self.events_file_removed_bytes = 0
         self.reload_successful = False
         self.reload_last_success = 0.0
         self.posture = Figures()

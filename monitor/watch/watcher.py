@@ -59,7 +59,7 @@ class Watcher:
             # Only now: a record made before would be taken for one of the calibration's.
             configure(self.state.config, config)
             cgroups = Cgroups()
-            self.workloads = Workloads(self.state, cgroups)
+            self.workloads = Workloads(self.state, cgroups, maximum=config.workloads.maximum)
             attribution = Attribution(Identities(command_line=config.events.command_line), cgroups)
             self.pipeline = Pipeline(
                 host,

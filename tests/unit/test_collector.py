@@ -50,6 +50,9 @@ class Values:
     def workloads_tracked(self) -> int:
         return self.tracked
 
+    def workloads_maximum(self) -> int:
+        return 1024
+
 
 def registry(source: Values, tally: Tally | None = None) -> CollectorRegistry:
     return build(source, tally or Tally(["console", "file"]), FACTS, "0.1.0", "abc123")
@@ -150,6 +153,7 @@ def test_the_kernels_counters() -> None:
         'probe_missed_runs_total{probe="madvise"} 0.0',
         "ring_used_bytes 4096.0",
         "workloads_tracked 2.0",
+        "workloads_maximum 1024.0",
         "incident_store_bytes 20480.0",
     ]
     (line,) = lines(shown, "sealed_bytes_total")

@@ -15,6 +15,7 @@ class Kernel:
 
     used_bytes = 4096
     tracked = 3
+    maximum = 1024
 
     def __init__(self) -> None:
         self.now = Counters()
@@ -41,6 +42,7 @@ def test_each_question_is_answered_by_whom_it_is_for() -> None:
     assert asked.workload_denials() == {"nginx.service": (7, 0, 0)}
     assert asked.ring_used_bytes() == 4096
     assert asked.workloads_tracked() == 3
+    assert asked.workloads_maximum() == 1024
     assert asked.probes() == []
 
 
