@@ -39,7 +39,7 @@ from monitor.metrics.tally import Tally
 from monitor.posture.rounds import PostureRounds
 from monitor.sinks.delivery import Delivery
 from monitor.sinks.opened import open_sinks
-from monitor.sinks.outputs import Sink
+from monitor.sinks.outputs import FileSink, Sink
 from monitor.version import revision, version
 from monitor.watch.pump import SWEEP_SECONDS
 from monitor.watch.watcher import Watcher
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 __all__ = ["Daemon", "run"]
 
 MISSED_SECONDS = 10.0
+FILE_REPORT_SECONDS = 3600.0
 DRAIN_SECONDS = 2.0
 SWITCH_SECONDS = 0.0005  # how long a storm may keep the interpreter from sinks and scrapes
 FLUSH_SECONDS = 2.0  # at the end, for a sink to take the next waiting event, and
@@ -134,6 +135,8 @@ class Daemon:
         self._reload_asked = False
         self._has_started = False
         self._missed_at = 0.0
+        self._files = [output for output in outputs if isinstance(output, FileSink)]
+        self._file_reported_at = float("-inf")
         self._pending_health: deque[tuple[str, str]] = deque()
         self.tally = Tally(output.name for output in outputs)
         self.delivery = Delivery(outputs, self.tally, self._on_sink)
@@ -289,6 +292,7 @@ class Daemon:
         if now >= self._missed_at:
             self._missed_at = now + MISSED_SECONDS
             self._look_at_losses()
+            self._look_at_files(now)
         if self._reload_asked:
             self._reload_asked = False
             with self._service.reloading():
@@ -371,6 +375,19 @@ class Daemon:
         self.watcher.pump.look_at_losses()
         if self._has_started:
             self._last_run.alive(accounts.totals(self.watcher.state.counters()))
+
+    def _look_at_files(self, now: float) -> None:
+        removed = sum(file.removed_bytes for file in self._files)
+        if removed > self.tally.events_file_removed_bytes:
+            self.tally.events_file_removed_bytes = removed
+            if now - self._file_reported_at >= FILE_REPORT_SECONDS:
+                self._file_reported_at = now
+                bound = self._config.output.events_file_max_size
+                self._report(
+                    "events_file_full",
+                    f"{removed} bytes of events between the oldest and the newest were removed so "
+                    f"far, to keep within {bound}; see output.events_file_max_size",
+                )
 
     def _on_sink(self, name: str, error: OSError | None) -> None:
         if error is None:

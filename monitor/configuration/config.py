@@ -64,6 +64,7 @@ class Web:
 class Output:
     format: str
     events_file: Path | None
+    events_file_max_size: int
     journal: bool
 
 
@@ -258,6 +259,14 @@ KEYS: tuple[Key, ...] = (
         optional_path,
         'A file that events are also appended to, one JSON object a line; "" for none.',
         "--events-file",
+    ),
+    Key(
+        "output.events_file_max_size",
+        256 * 1024 * 1024,
+        integer(1024 * 1024, 1 << 40),
+        "Bytes of the events file with the two beside it. A third is for the oldest events "
+        "(NAME.oldest.jsonl), the rest for the newest (NAME.previous.jsonl before the file); what "
+        "is between is removed and counted.",
     ),
     Key(
         "output.journal",

@@ -66,6 +66,7 @@ HEALTH_SEVERITY: ReadOnlyMapping[str, Severity] = {
     "canary_recovered": "info",
     "state_failed": "warning",
     "posture_failed": "warning",
+    "events_file_full": "warning",
     "sealing_stopped": "warning",
     "sealing_resumed": "info",
 }

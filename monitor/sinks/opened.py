@@ -21,7 +21,9 @@ def open_sinks(config: Config) -> list[outputs.Sink]:
         opened.append(outputs.json_lines())
     try:
         if config.output.events_file is not None:
-            opened.append(outputs.json_file(config.output.events_file))
+            opened.append(
+                outputs.json_file(config.output.events_file, config.output.events_file_max_size)
+            )
     except OSError as error:
         raise ConfigError(str(error)) from error
     try:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from monitor.parts import parts_of
+from monitor.sinks.bounded import Parts
 
 if TYPE_CHECKING:
     from structlog.typing import Processor
@@ -144,8 +145,9 @@ class _StreamWriter:
 class _FileWriter:
     """Lines to a file that may be full for a while, or be moved away by a log rotation."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, most: int | None) -> None:
         self._path = path
+        self.parts = Parts(path, most) if most else None
         self._fd = -1
         self._identity = (-1, -1)
         self._torn = False
@@ -164,11 +166,10 @@ class _FileWriter:
         self._fd = fd
         status = os.fstat(fd)
         self._identity = (status.st_dev, status.st_ino)
+        self._is_regular = stat.S_ISREG(status.st_mode)
         # An earlier run may have ended in the middle of a line.
         self._torn = (
-            stat.S_ISREG(status.st_mode)
-            and status.st_size > 0
-            and os.pread(fd, 1, status.st_size - 1) != b"\n"
+            self._is_regular and status.st_size > 0 and os.pread(fd, 1, status.st_size - 1) != b"\n"
         )
 
     def _follow_rotation(self) -> None:
@@ -189,12 +190,24 @@ class _FileWriter:
             if not isinstance(refused.__cause__, PermissionError) or self._fd < 0:
                 raise
             # The file that was moved away is better than none; reopen() reports the error.
+        self._keep_within_bounds(len(line))
         written, error = _write(self._fd, b"\n" + line if self._torn else line)
         if error is not None:
             if written and not self._take_back(written):
                 self._torn = True
             raise self._failure("event not written", error) from error
         self._torn = False
+
+    def _keep_within_bounds(self, more: int) -> None:
+        if self.parts is None or not self._is_regular:
+            return
+        if not self.parts.is_full(os.fstat(self._fd).st_size, more):
+            return
+        try:
+            self.parts.turn_over()
+        except OSError as error:
+            raise self._failure("it is full, and cannot be moved away", error) from error
+        self.open()
 
     def _take_back(self, written: int) -> bool:
         """Cut off the half line just written, if it is still the end of the file."""
@@ -242,14 +255,21 @@ class FileSink:
     """Events to a file, created with mode 0640, one line and one write(2) each.
 
     A full disk leaves no half line, and the next event is tried again; a file that was moved or
-    removed is opened again. Raises SinkError when the file cannot be opened.
+    removed is opened again. With the two files beside it, for the oldest events and for those before
+    the newest, it keeps within a size. Raises SinkError when the file cannot be opened.
     """
 
     name = "file"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, most: int | None = None) -> None:
+        """`most`: bytes, None for no bound."""
         self._renderer = _json()
-        self._writer = _FileWriter(path)
+        self._writer = _FileWriter(path, most)
+
+    @property
+    def removed_bytes(self) -> int:
+        """What was removed between the oldest and the newest events so far."""
+        return self._writer.parts.removed_bytes if self._writer.parts else 0
 
     def render(self, event: dict[str, object]) -> bytes:
         return _render(self._renderer, event) + b"\n"
@@ -277,6 +297,8 @@ def json_lines(fd: int = 1) -> Sink:
     return StreamSink("json", fd, _json())
 
 
-def json_file(path: Path) -> Sink:
-    """Events as JSON lines, to a file. Raises SinkError when it cannot be opened."""
-    return FileSink(path)
+def json_file(path: Path, most: int | None = None) -> FileSink:
+    """Events as JSON lines, to a file, with those beside it of `most` bytes. Raises SinkError when
+    it cannot be opened.
+    """
+    return FileSink(path, most)

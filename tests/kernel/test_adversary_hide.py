@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -110,3 +111,31 @@ def test_a_moment_fills_no_queue(start: Start, compiled: Compile) -> None:
     assert not [e for e in daemon.events("health") if e["event"] == "sink_failed"]
     held_back = daemon.events("health")[-1]["details"]["denial"]["suppressed"]
     assert sum(event["count"] for event in told) == held_back
+
+
+def test_the_events_file_keeps_its_bound(start: Start, compiled: Compile, tmp_path: Path) -> None:
+    file, most = tmp_path / "file.jsonl", 1 << 20
+    daemon = start(
+        f"[output]\nevents_file_max_size = {most}\n[rate_limit]\nhost = 100000\n",
+        "--events-file",
+        str(file),
+    )
+    first = single_denial(compiled("storm"))
+    daemon.wait_for_line(f'"pid":{first},'.encode())
+    with flooded([[compiled("flood"), "callers", "5000", "60"]], [NOBODY]):
+        for _ in range(5):
+            time.sleep(0.5)
+            assert sum(each.stat().st_size for each in tmp_path.glob("file.*jsonl")) <= most
+    last = single_denial(compiled("storm"))
+    daemon.health("events_file_full")
+    daemon.stop()
+    parts = [tmp_path / f"file.{part}jsonl" for part in ("oldest.", "previous.", "")]
+    assert sum(part.stat().st_size for part in parts) <= most
+    denied = [
+        event["process"]["pid"]
+        for part in parts
+        for event in map(json.loads, part.read_text("utf-8").splitlines())
+        if event["kind"] == "denial"
+    ]
+    assert denied[0] == first
+    assert last in denied

@@ -29,7 +29,9 @@ def test_defaults() -> None:
     assert DEFAULTS.attach == "auto"
     assert DEFAULTS.web.listen_address == ("127.0.0.1", 10462)
     assert DEFAULTS.web.config_file is None
-    assert DEFAULTS.output == config.Output(format="auto", events_file=None, journal=False)
+    assert DEFAULTS.output == config.Output(
+        format="auto", events_file=None, events_file_max_size=268435456, journal=False
+    )
     assert DEFAULTS.events == config.Events(
         denials=("sealed", "unverified"),
         faults=("guard_region", "prot_none", "stack_guard", "sealed", "pkey"),

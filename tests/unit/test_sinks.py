@@ -333,3 +333,76 @@ def test_names(pipe: tuple[int, int], tmp_path: Path) -> None:
     assert [sink.name for sink in sinks] == ["pretty", "json", "file"]
     for sink in sinks:
         sink.close()
+
+
+# ---- A file within a bound -----------------------------------------------------------------------
+
+
+def numbered(path: Path) -> list[int]:
+    """The numbers of the events in a file, all whole."""
+    return [json.loads(line)["n"] for line in path.read_text().splitlines()]
+
+
+def test_the_oldest_and_the_newest_events_stay(tmp_path: Path) -> None:
+    path, most = tmp_path / "events.jsonl", 9000
+    oldest, previous = tmp_path / "events.oldest.jsonl", tmp_path / "events.previous.jsonl"
+    sink = json_file(path, most)
+    written = 0
+    for number in range(1000):
+        line = sink.render({"n": number})
+        sink.write(line)
+        written += len(line)
+        assert sum(each.stat().st_size for each in tmp_path.iterdir()) <= most
+    assert set(tmp_path.iterdir()) == {path, oldest, previous}
+    first = numbered(oldest)
+    assert first == list(range(len(first)))
+    last = numbered(previous) + numbered(path)
+    assert last == list(range(last[0], 1000))
+    kept = sum(each.stat().st_size for each in tmp_path.iterdir())
+    assert sink.removed_bytes == written - kept > 0
+    sink.close()
+
+
+def test_after_a_rotation_there_is_a_new_oldest_part(tmp_path: Path) -> None:
+    path, oldest = tmp_path / "events.jsonl", tmp_path / "events.oldest.jsonl"
+    sink = json_file(path, 300)
+    for number in range(100):
+        emit(sink, {"n": number})
+    for each in list(tmp_path.iterdir()):
+        each.rename(tmp_path / f"{each.name}.1")
+    sink.reopen()
+    for number in range(100, 200):
+        emit(sink, {"n": number})
+    assert numbered(oldest)[0] == 100
+    assert numbered(tmp_path / "events.oldest.jsonl.1")[0] == 0
+    sink.close()
+
+
+def test_a_full_file_that_cannot_be_moved_takes_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "events.jsonl"
+    sink = json_file(path, 60)
+    emit(sink, {"n": 10})
+    emit(sink, {"n": 11})
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(SinkError, match="it is full, and cannot be moved away: Permission denied"):
+        emit(sink, {"n": 12})
+    monkeypatch.undo()
+    emit(sink, {"n": 13})
+    assert numbered(tmp_path / "events.oldest.jsonl") == [10, 11]
+    assert numbered(path) == [13]
+    sink.close()
+
+
+def test_what_is_no_file_has_no_bound(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    sink = json_file(Path(f"/proc/self/fd/{writer}"), 3)
+    emit(sink, {"n": 1})
+    emit(sink, {"n": 2})
+    assert os.read(reader, 100).count(b"\n") == 2
+    sink.close()
