@@ -44,8 +44,9 @@ static __always_inline struct bucket *bucket_of(struct bucket_key *key)
     return shared_buckets.lookup(&shared);
 }
 
+/* `early` becomes true where the event is within the limits only because it is. */
 static __always_inline bool within_limits(struct config *config, struct task_struct *task,
-                                          struct bucket_key *key, u64 now)
+                                          struct bucket_key *key, u64 now, bool *early)
 {
     u32 host_key = SHARED_HOST + key->kind, overflow_key = SHARED_OVERFLOW + key->kind;
     struct bucket *bucket = bucket_of(key), *host = shared_buckets.lookup(&host_key);
@@ -60,14 +61,41 @@ static __always_inline bool within_limits(struct config *config, struct task_str
     if (allowed && conforms(&host->arrival, now, interval, burst - (burst >> 2)))
         return true;
     /* What its own bucket holds back costs nothing more. A shared one says nothing of it. */
-    if ((allowed || bucket == overflow) && is_early(config, task, key, now) &&
-        conforms(&host->arrival, now, interval, burst))
+    if (allowed || bucket == overflow)
+        *early = is_early(config, task, key, now);
+    if (*early && conforms(&host->arrival, now, interval, burst))
         return true;
     if (!bucket->first_suppressed_ns)
         bucket->first_suppressed_ns = now;
     bucket->last_suppressed_ns = now;
     COUNT(bucket->suppressed);
     return false;
+}
+
+/*
+ * bpf_ringbuf_query(), by its number in include/uapi/linux/bpf.h: bcc has no name for it. The map
+ * is a load of 64 bits (BPF_PSEUDO_MAP_FD), into whose mark the loader puts the descriptor.
+ */
+#define RING_QUERY(flags)                                                                          \
+    ({                                                                                             \
+        register u64 _r0 asm("r0");                                                                \
+        register u64 _r2 asm("r2") = (flags);                                                      \
+        asm volatile(".byte 0x18, 0x11, 0, 0\n.long %2\n.long 0\n.long 0\n"                        \
+                     ".byte 0x85, 0, 0, 0\n.long 134"                                              \
+                     : "=r"(_r0), "+r"(_r2)                                                        \
+                     : "i"(RING_MAP)                                                               \
+                     : "r1", "r3", "r4", "r5", "memory");                                          \
+        _r0;                                                                                       \
+    })
+#define BPF_RB_AVAIL_DATA 0
+#define BPF_RB_RING_SIZE 1
+
+/* The last quarter of the ring is for early events: a busy machine may read it too slowly. */
+static __always_inline bool has_room(void)
+{
+    u64 size = RING_QUERY(BPF_RB_RING_SIZE);
+
+    return RING_QUERY(BPF_RB_AVAIL_DATA) <= size - (size >> 2);
 }
 
 /* A record with its process filled in and the rest zeroed, but for the stack; NULL: no room. */
@@ -96,16 +124,18 @@ static __always_inline struct record *reserve(struct counters *count, struct con
                                               struct bucket_key *key, bool canary)
 {
     u64 now = bpf_ktime_get_boot_ns();
-    struct record *record;
+    struct record *record = NULL;
+    bool early = false;
 
     key->pid = process_pid(config, task);
     key->start_boot_ns = process_start(task);
     key->kind = kind;
-    if (!canary && !within_limits(config, task, key, now)) {
+    if (!canary && !within_limits(config, task, key, now, &early)) {
         COUNT(count->events[kind][OUTCOME_SUPPRESSED]);
         return NULL;
     }
-    record = new_record(config, task, kind, now, canary ? RECORD_CANARY : 0);
+    if (canary || early || has_room() || is_early(config, task, key, now))
+        record = new_record(config, task, kind, now, canary ? RECORD_CANARY : 0);
     if (record)
         COUNT(count->events[kind][OUTCOME_SUBMITTED]);
     else

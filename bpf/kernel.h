@@ -20,6 +20,7 @@
 #define FORM_ADD 0x5EB00000   /* %0 += value - FIRST_PIVOT */
 #define FORM_HAS 0x5EC00000   /* %0 = 1 where this kernel has it, else 0 */
 #define FORM_KFUNC 0x5ED00000 /* call value */
+#define RING_MAP 0x5EE00000   /* the ring buffer's descriptor, where bcc writes none */
 #define FORM_LOAD 0x7000      /* %0 = *(%1 + value): 16 bits, a verified load */
 
 /* A number of the running kernel: an offset, a size, the id of a type. */

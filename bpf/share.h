@@ -6,7 +6,7 @@
  * Three quarters of the host's burst are for whoever comes. An event that finds no room there, or
  * no bucket of its own, may still be early: its process had few such events of this kind lately,
  * and so had the owner of that process, who answers for all the processes that it may fork. Early
- * events may use all of the burst.
+ * events may use all of the burst, and of the ring buffer.
  */
 #ifndef SEAL_MONITOR_SHARE_H
 #define SEAL_MONITOR_SHARE_H

@@ -150,6 +150,8 @@ def compile_object() -> object.Object:
         raise CompileError(f"cannot compile the BPF programs: {error}{hint}") from error
     found = dict(_maps(bpf, lib))
     numbers = {descriptor: number for number, descriptor in enumerate(found)}
+    names = [shape.name for shape in found.values()]
+    numbers[object.RING_MAP] = names.index("ring")
     programs = {}
     for index in range(lib.bpf_num_functions(bpf.module)):
         name = lib.bpf_function_name(bpf.module, index).decode()

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 __all__ = [
+    "RING_MAP",
     "Form",
     "Map",
     "Object",
@@ -43,6 +44,7 @@ _INSTRUCTION = struct.Struct("<BBhi")  # operation, registers, offset, immediate
 # include/uapi/linux/bpf.h and bpf_common.h
 _LOAD_DOUBLE, _MOVE, _ADD, _CALL = 0x18, 0xB7, 0x07, 0x85  # LD | IMM | DW, 64-bit ALU and JMP
 _LOAD_MASK, _LOAD = 0xE7, 0x61  # LDX | MEM of any size
+RING_MAP = 0x5EE00000  # in place of the ring's descriptor, as in bpf/kernel.h
 _MAP_DESCRIPTOR, _KFUNC = 1, 2  # source registers that have a special meaning
 # bpf/kernel.h: FORM_*, and FIRST_PIVOT.
 _VALUE_BASE, _ADD_BASE, _HAS_BASE, _KFUNC_BASE = 0x5EA00000, 0x5EB00000, 0x5EC00000, 0x5ED00000
