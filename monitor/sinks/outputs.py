@@ -255,8 +255,8 @@ class FileSink:
     """Events to a file, created with mode 0640, one line and one write(2) each.
 
     A full disk leaves no half line, and the next event is tried again; a file that was moved or
-    removed is opened again. With the two files beside it, for the oldest events and for those before
-    the newest, it keeps within a size. Raises SinkError when the file cannot be opened.
+    removed is opened again. With the two files beside it, for the oldest events and for those
+    before the newest, it keeps within a size. Raises SinkError when the file cannot be opened.
     """
 
     name = "file"

@@ -105,12 +105,12 @@ def test_a_moment_fills_no_queue(start: Start, compiled: Compile) -> None:
         )
         time.sleep(3)
     assert_conserved(daemon.stop())
-    told = daemon.events("suppression")
-    assert 0 < len(told) <= 70
+    reported = daemon.events("suppression")
+    assert 0 < len(reported) <= 70
     assert daemon.events("health")[-1]["event"] == "stopped"
     assert not [e for e in daemon.events("health") if e["event"] == "sink_failed"]
     held_back = daemon.events("health")[-1]["details"]["denial"]["suppressed"]
-    assert sum(event["count"] for event in told) == held_back
+    assert sum(event["count"] for event in reported) == held_back
 
 
 def test_the_events_file_keeps_its_bound(start: Start, compiled: Compile, tmp_path: Path) -> None:
