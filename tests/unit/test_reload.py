@@ -22,6 +22,7 @@ OTHERS: Mapping[str, str] = {
     "web.config_file": '"/etc/web.yml"',
     "output.format": '"json"',
     "output.events_file": '"/tmp/events"',
+    "output.events_file_max_size": "1048576",
     "output.journal": "true",
     "events.denials": "[]",
     "events.faults": "[]",
