@@ -36,7 +36,7 @@ class BasicAuth:
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(CHECKS)
 
-    def accepts(self, authorization: str) -> bool:
+    def accepts(self, authorization: str, source: str = "") -> bool:
         """Whether an Authorization header has the name and password of a user.
 
         An unknown name takes as long as a wrong password. Raises TimeoutError when too many
