@@ -20,7 +20,7 @@ __all__ = ["Checks"]
 WAITING = 8  # at most; each has a place that clients who are known need
 KNOWN = 2048  # credentials and sources that are remembered
 FIRST_SECONDS = 0.1  # to wait after a failure, doubled with each further one
-LAST_SECONDS = 2.0  # less than the patience of a client that knows its password
+LAST_SECONDS = 0.25  # all that wait are checked while their clients are patient
 FORGET_SECONDS = 60.0
 
 

@@ -15,6 +15,7 @@ __all__ = ["Client", "Queue", "pick_slow", "source_of"]
 
 FAIR_SECONDS = 0.05  # to send a request, before another may take the place
 PATIENT_SECONDS = 0.2  # the same, if the other's source has as many places
+BUSY = 10  # times as long, if the client has done its part and this host is too busy to go on
 
 _V4_MAPPED = bytes(10) + b"\xff\xff"
 
@@ -31,15 +32,16 @@ def source_of(address: str) -> str:
 
 @dataclass(eq=False)
 class Client:
-    """`answering`: the request has come and the response is being made; else the client is slow.
+    """`awaits`: what its connection waits for, as `poll` has it; 0 while the response is made.
 
-    `since`: when it came or, once it has a place, when it got that; of the monotonic clock.
+    `since`: when it came, when it got its place, or when its response was made, whichever is the
+    last; of the monotonic clock.
     """
 
     connection: socket.socket
     source: str
     since: float
-    answering: bool = False
+    awaits: int = select.POLLIN
     gives_way: bool = False
 
 
@@ -102,6 +104,12 @@ class Queue:
         return self._waiting.pop(descriptor)
 
 
+def _is_ready(client: Client) -> bool:
+    poll = select.poll()
+    poll.register(client.connection, client.awaits)
+    return bool(poll.poll(0))
+
+
 def pick_slow(served: Collection[Client], newcomer: str, now: float) -> Client | None:
     """The client that gives way to one of the source `newcomer`; None while there is none.
 
@@ -112,10 +120,11 @@ def pick_slow(served: Collection[Client], newcomer: str, now: float) -> Client |
 
     def may_go(client: Client) -> bool:
         more = places[client.source] - places[newcomer]
-        if client.answering or client.gives_way or more < 0:
+        if not client.awaits or client.gives_way or more < 0:
             return False
-        is_hog = more > 0 or client.source == newcomer
-        return now - client.since >= (FAIR_SECONDS if is_hog else PATIENT_SECONDS)
+        fair = FAIR_SECONDS if more > 0 or client.source == newcomer else PATIENT_SECONDS
+        held = now - client.since
+        return held >= fair * BUSY or (held >= fair and not _is_ready(client))
 
     slow = filter(may_go, served)
     return max(slow, key=lambda each: (places[each.source], -each.since), default=None)

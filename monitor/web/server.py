@@ -35,6 +35,7 @@ __all__ = ["Access", "AddressError", "Server", "Tls", "WebError", "listen"]
 
 CONNECTIONS = 16
 QUEUE = 256  # further ones that wait
+BACKLOG = 1024  # of the kernel, for a moment in which this host is too busy to accept
 REQUEST_SECONDS = 5.0
 LINGER_SECONDS = 1.0
 HEAD_LIMIT = 8192  # bytes of a request line and its headers
@@ -311,10 +312,12 @@ class Server:
                 text = f"more than {HEAD_LIMIT} bytes of headers"
                 data = answer(status, text).encode(access.headers)
             else:
-                client.answering = True
+                client.awaits = 0
                 data = self._respond(head, access, client.source)
-                client.answering = False
+                client.since = time.monotonic()
+                client.awaits = select.POLLOUT
             _send(client.connection, data, deadline)
+            client.awaits = select.POLLIN
             _finish(client.connection, encrypted, deadline)
         except OSError:  # the client went away, was too slow, gave way, or spoke no TLS
             with self._lock:
@@ -345,7 +348,7 @@ def _bind(address: tuple[str, int]) -> socket.socket:
         family, _, _, _, resolved = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        return socket.create_server(resolved[:2], family=family)
+        return socket.create_server(resolved[:2], family=family, backlog=BACKLOG)
     except (OSError, UnicodeError, OverflowError) as error:
         reason = str(error)
         if isinstance(error, OSError) and error.errno is not None:

@@ -114,7 +114,7 @@ def test_the_pause_after_a_failure_grows_and_is_forgotten() -> None:
     for _ in range(8):
         checks.failed("guesser")
         pauses.append(round(checks.held_back("guesser"), 3))
-    assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, LAST_SECONDS, LAST_SECONDS, LAST_SECONDS]
+    assert pauses == [0.1, 0.2, *[LAST_SECONDS] * 6]
     assert checks.held_back("other") == 0
     now += LAST_SECONDS
     assert checks.held_back("guesser") == 0

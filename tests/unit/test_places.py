@@ -5,7 +5,15 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from monitor.web.places import FAIR_SECONDS, PATIENT_SECONDS, Client, Queue, pick_slow, source_of
+from monitor.web.places import (
+    BUSY,
+    FAIR_SECONDS,
+    PATIENT_SECONDS,
+    Client,
+    Queue,
+    pick_slow,
+    source_of,
+)
 
 Come = Callable[..., Client]
 
@@ -100,7 +108,7 @@ def test_who_gives_way(come: Come) -> None:
     served = [other, *hogs]
     assert pick_slow(served, "new", FAIR_SECONDS) is hogs[0]
     assert pick_slow(served, "hog", 0.0) is None  # the other source has fewer: it keeps its place
-    hogs[0].answering = True
+    hogs[0].awaits = 0
     assert pick_slow(served, "hog", 9.0) is hogs[1]
     hogs[1].gives_way = True
     assert pick_slow(served, "hog", 9.0) is hogs[2]
@@ -108,3 +116,6 @@ def test_who_gives_way(come: Come) -> None:
     same = [come("x", since=0.0), come("y", since=99.0)]
     assert pick_slow(same, "y", PATIENT_SECONDS - 0.01) is None
     assert pick_slow(same, "y", PATIENT_SECONDS) is same[0]
+    busy = [come("x", sent=True, since=0.0)]  # it is not the client that is slow
+    assert pick_slow(busy, "y", FAIR_SECONDS * BUSY - 0.01) is None
+    assert pick_slow(busy, "y", FAIR_SECONDS * BUSY) is busy[0]
