@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import gzip
+import time
 from collections.abc import Iterator
 
 import pytest
+from clocks import at_most
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily
+from test_collector import Values, registry
 
+from monitor.kernel.abi import Counters
+from monitor.kernel.operations import OPERATIONS
+from monitor.metrics.reading import ProbeState
+from monitor.metrics.tally import Tally
 from monitor.web.scrape import Scrapes
 
 OPEN = {"accept": "application/openmetrics-text"}
@@ -23,9 +30,9 @@ class Counted:
         self.computed = 0
         self.fails = False
         self._cost = cost
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(self)
-        self.scrapes = Scrapes(registry, lambda: self.now, lambda: self.cpu)
+        collectors = CollectorRegistry(auto_describe=False)
+        collectors.register(self)
+        self.scrapes = Scrapes(collectors, lambda: self.now, lambda: self.cpu)
 
     def describe(self) -> list[CounterMetricFamily]:
         return []
@@ -67,6 +74,17 @@ def test_each_format_is_computed_once_in_gzip_or_not() -> None:
     assert counted.scrapes(OPEN).body.endswith(b"# EOF\n")
     assert gzip.decompress(counted.scrapes({**OPEN, **GZIP}).body).endswith(b"# EOF\n")
     assert counted.computed == 2
+
+
+def test_a_host_without_violations_takes_4_kib_and_little_time() -> None:
+    probes = [ProbeState(operation.name, "fexit", True, 0) for operation in OPERATIONS]
+    source = Values(Counters(), {}, probes)
+    scrapes = Scrapes(registry(source, Tally(("stdout", "incidents"))), cpu_clock=lambda: 0.0)
+    for accept in ({}, OPEN):
+        assert len(scrapes({**accept, **GZIP}).body) <= 4096
+        with at_most(1.0, "100 scrapes of 1 ms take 0.1 s", time.process_time):
+            for _ in range(100):
+                scrapes({**accept, **GZIP})
 
 
 def test_what_failed_is_not_kept() -> None:
