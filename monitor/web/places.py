@@ -8,7 +8,7 @@ from __future__ import annotations
 import select
 import socket
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 __all__ = ["Client", "Queue", "pick_slow", "source_of"]
@@ -46,10 +46,14 @@ class Client:
 
 
 class Queue:
-    """Clients that wait for a place, at most `limit`, the oldest first."""
+    """Clients that wait for a place, at most `limit`, the oldest first.
 
-    def __init__(self, limit: int) -> None:
+    `knows` returns whether a client of this source has shown a right password.
+    """
+
+    def __init__(self, limit: int, knows: Callable[[str], bool]) -> None:
         self._limit = limit
+        self._knows = knows
         self._waiting: dict[int, Client] = {}  # by descriptor
         self._poll = select.poll()
 
@@ -71,8 +75,8 @@ class Queue:
         return self._remove(next((each for each in theirs if each not in sent), theirs[-1]))
 
     def take(self, served: Collection[Client]) -> Client | None:
-        """The client that is next: one that has sent something, of the source that has the fewest
-        among those served.
+        """The client that is next: one that has sent something, of a source that is known, of the
+        one that has the fewest places among those served.
         """
         if not self._waiting:
             return None
@@ -93,7 +97,11 @@ class Queue:
     def _next(self, served: Collection[Client]) -> Client:
         places = Counter(each.source for each in served)
         sent = self._sent()
-        return min(self._waiting.values(), key=lambda each: (each not in sent, places[each.source]))
+
+        def rank(client: Client) -> tuple[bool, bool, int]:
+            return client not in sent, not self._knows(client.source), places[client.source]
+
+        return min(self._waiting.values(), key=rank)
 
     def _sent(self) -> set[Client]:
         return {self._waiting[descriptor] for descriptor, _ in self._poll.poll(0)}

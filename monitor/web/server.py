@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from monitor.metrics.exposition import CollectorRegistry
 from monitor.untrusted.printable import joined
+from monitor.untrusted.recent import Recent
 from monitor.web.errors import AddressError, WebError
 from monitor.web.hosts import Hosts
 from monitor.web.message import Headers, Request, Response, answer, parse
@@ -118,13 +119,16 @@ def _serve(request: Request, routes: Mapping[str, Route]) -> Response:
 
 def _respond(
     head: bytes, access: Access, source: str, *, routes: Mapping[str, Route], hosts: Hosts
-) -> bytes:
+) -> tuple[bytes, bool]:
+    """The response's bytes, and whether the request was allowed."""
     try:
         request = parse(head)
     except ValueError as error:
-        return answer(HTTPStatus.BAD_REQUEST, f"bad request: {error}").encode(access.headers)
-    response = _refusal(request, access, source, hosts) or _serve(request, routes)
-    return response.encode(access.headers, with_body=request.method != "HEAD")
+        refused = answer(HTTPStatus.BAD_REQUEST, f"bad request: {error}")
+        return refused.encode(access.headers), False
+    refusal = _refusal(request, access, source, hosts)
+    response = refusal or _serve(request, routes)
+    return response.encode(access.headers, request.method != "HEAD"), refusal is None
 
 
 def _limit(connection: socket.socket, deadline: float) -> None:
@@ -183,7 +187,7 @@ class Server:
     def __init__(
         self,
         listener: socket.socket,
-        respond: Callable[[bytes, Access, str], bytes],
+        respond: Callable[[bytes, Access, str], tuple[bytes, bool]],
         access: Callable[[], Access],
         connections: int,
         request_seconds: float,
@@ -199,7 +203,8 @@ class Server:
         self._connections = connections
         self._seconds = request_seconds
         self._served: dict[Client, threading.Thread] = {}  # the oldest first
-        self._queue = Queue(QUEUE)
+        self._known: Recent[str, bool] = Recent()  # sources that had a right password
+        self._queue = Queue(QUEUE, lambda source: self._known.get(source) is not None)
         self._lock = threading.Lock()  # over those two, all connections and the counts
         self._closing = threading.Event()
         self._acceptor = threading.Thread(target=self._accept, name="web", daemon=True)
@@ -313,7 +318,9 @@ class Server:
                 data = answer(status, text).encode(access.headers)
             else:
                 client.awaits = 0
-                data = self._respond(head, access, client.source)
+                data, allowed = self._respond(head, access, client.source)
+                if allowed and access.accepts is not None:
+                    self._known.put(client.source, True)
                 client.since = time.monotonic()
                 client.awaits = select.POLLOUT
             _send(client.connection, data, deadline)

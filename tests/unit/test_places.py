@@ -51,11 +51,11 @@ def test_source(address: str, source: str) -> None:
 
 
 def test_next_is_one_that_sent_something_of_the_source_with_the_fewest_places(come: Come) -> None:
-    queue = Queue(10)
-    served = [come("a"), come("a"), come("b")]
+    queue = Queue(10, lambda source: source == "known")
+    served = [come("a"), come("a"), come("b"), *(come("known") for _ in range(9))]
     waiting = [
         *(come("c"), come("a", sent=True), come("b", sent=True), come("a", sent=True)),
-        *(come("d", sent=True), come("d", sent=True)),
+        *(come("d", sent=True), come("d", sent=True), come("known", sent=True), come("known")),
     ]
     for client in waiting:
         assert queue.add(client) is None
@@ -63,11 +63,11 @@ def test_next_is_one_that_sent_something_of_the_source_with_the_fewest_places(co
     while taken := queue.take(served):
         order.append(waiting.index(taken))
         served.append(taken)
-    assert order == [4, 2, 5, 1, 3, 0]
+    assert order == [6, 4, 2, 5, 1, 3, 7, 0]
 
 
 def test_a_full_queue_loses_one_of_the_source_that_has_the_most(come: Come) -> None:
-    queue = Queue(4)
+    queue = Queue(4, lambda _: False)
     idle, scraper = come("a"), come("b")
     for client in (come("a", sent=True), idle, come("a", sent=True), scraper):
         assert queue.add(client) is None
@@ -81,7 +81,7 @@ def test_a_full_queue_loses_one_of_the_source_that_has_the_most(come: Come) -> N
 
 
 def test_who_has_waited_too_long_goes(come: Come) -> None:
-    queue = Queue(4)
+    queue = Queue(4, lambda _: False)
     early, late = come("a", since=1.0), come("a", since=2.0)
     queue.add(early)
     queue.add(late)
@@ -91,7 +91,7 @@ def test_who_has_waited_too_long_goes(come: Come) -> None:
 
 
 def test_one_source_cannot_fill_the_queue(come: Come) -> None:
-    queue = Queue(8)
+    queue = Queue(8, lambda _: False)
     for _ in range(20):
         queue.add(come("flood", sent=True))
     scraper = come("scraper", sent=True)
