@@ -113,8 +113,11 @@ class Queue:
 
 
 def _is_ready(client: Client) -> bool:
+    descriptor = client.connection.fileno()
+    if descriptor < 0:  # it is ending
+        return True
     poll = select.poll()
-    poll.register(client.connection, client.awaits)
+    poll.register(descriptor, client.awaits)
     return bool(poll.poll(0))
 
 

@@ -119,3 +119,5 @@ def test_who_gives_way(come: Come) -> None:
     busy = [come("x", sent=True, since=0.0)]  # it is not the client that is slow
     assert pick_slow(busy, "y", FAIR_SECONDS * BUSY - 0.01) is None
     assert pick_slow(busy, "y", FAIR_SECONDS * BUSY) is busy[0]
+    busy[0].connection.close()
+    assert pick_slow(busy, "y", FAIR_SECONDS) is None
