@@ -171,6 +171,7 @@ class Daemon:
                 self._registry(database),
                 self.not_ready,
                 self._web.access,
+                config.web.allowed_hosts,
             )
             cleanup.callback(self.server.close)
             self._posture = PostureRounds(self._last_run.directory, config.workloads.maximum)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from monitor.configuration.config import Config, Watch, Web, parse
+from monitor.configuration.config import Config, Watch, parse
 from monitor.daemon import Daemon
 from monitor.kernel.abi import Cause, Counters, Method, Verdict
 from monitor.kernel.probes import AT_SEAL
@@ -160,7 +160,7 @@ def run(config: Config) -> int:
         rate_limit=defaults.rate_limit,
         mutes=(),
         watch=Watch(compat=True, io_uring=True),
-        web=Web(listen_address=("127.0.0.1", 0), config_file=None),  # nobody asks for metrics
+        web=replace(defaults.web, listen_address=("127.0.0.1", 0)),  # nobody asks for metrics
     )
     narrowest, widest = WIDTHS
     width = max(narrowest, min(shutil.get_terminal_size((100, 24)).columns, widest))

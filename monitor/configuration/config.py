@@ -20,6 +20,7 @@ from monitor.configuration.toml_lines import KeyPath, key_lines, line_of
 from monitor.configuration.values import (
     Check,
     Invalid,
+    host_names,
     integer,
     listen_address,
     non_empty,
@@ -58,6 +59,7 @@ class ConfigError(Exception):
 class Web:
     listen_address: tuple[str, int]
     config_file: Path | None
+    allowed_hosts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -244,6 +246,13 @@ KEYS: tuple[Key, ...] = (
         'TLS and basic auth, in the format of the Prometheus exporter toolkit; "" for neither. It '
         "is read again when it changes.",
         "--web.config.file",
+    ),
+    Key(
+        "web.allowed_hosts",
+        [],
+        host_names,
+        "Names by which clients may ask where neither TLS nor a password protects, besides "
+        'addresses, localhost and the names of this host; "*" for any.',
     ),
     Key(
         "output.format",

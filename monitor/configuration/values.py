@@ -12,6 +12,7 @@ from typing import Any
 __all__ = [
     "Check",
     "Invalid",
+    "host_names",
     "integer",
     "listen_address",
     "non_empty",
@@ -128,6 +129,17 @@ def _valid_host(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def host_names(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise Invalid(f"{_shown(value)} is not a list; write [] or a list of names of hosts")
+    for item in value:
+        if item != "*" and not (isinstance(item, str) and _valid_host(item)):
+            raise Invalid(
+                f'{_shown(item)} is not the name of a host; write it without a port, or "*"'
+            )
+    return tuple(value)
 
 
 def listen_address(value: object) -> tuple[str, int]:

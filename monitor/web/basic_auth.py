@@ -5,20 +5,24 @@ from __future__ import annotations
 import base64
 import hashlib
 import secrets
-import threading
 from collections.abc import Callable, Mapping
 
 import bcrypt
 
+from monitor.untrusted.recent import Recent
+from monitor.web.checks import Checks
+
 __all__ = ["BasicAuth"]
 
-CHECKS = 4  # running or waiting; each takes a connection from clients that know their password
+WRONG = 2048  # credentials that are remembered as wrong
 
 
 class BasicAuth:
-    """Checks passwords one at a time, so that guessing costs at most one core.
+    """Checks passwords one at a time, in the order of `checks`: guessing costs at most one core.
 
-    A right password is checked once; its keyed digest is kept, never the password.
+    Each is checked once. What is kept are keyed digests, never a password: of the right ones, at
+    most one for each user, so that a client with a right password waits for nobody; and of the last
+    wrong ones, so that a client that repeats one costs nothing.
     """
 
     def __init__(
@@ -28,15 +32,14 @@ class BasicAuth:
         checkpw: Callable[[bytes, bytes], bool] = bcrypt.checkpw,
     ) -> None:
         self._checkpw = checkpw
-        self._wait_seconds = wait_seconds
         self._users = {name.encode(): hashed for name, hashed in users.items()}
         self._slowest = max(self._users.values(), key=lambda hashed: int(hashed[4:6]))
         self._secret = secrets.token_bytes(32)
-        self._accepted: set[bytes] = set()
-        self._lock = threading.Lock()
-        self._places = threading.BoundedSemaphore(CHECKS)
+        self._accepted: dict[bytes, bytes] = {}  # user: digest
+        self._wrong: Recent[bytes, bool] = Recent(WRONG)
+        self._checks = Checks(wait_seconds)
 
-    def accepts(self, authorization: str) -> bool:
+    def accepts(self, authorization: str, source: str = "") -> bool:
         """Whether an Authorization header has the name and password of a user.
 
         An unknown name takes as long as a wrong password. Raises TimeoutError when too many
@@ -51,27 +54,29 @@ class BasicAuth:
         if scheme.lower() != "basic" or not colon:
             return False
         password = password[:72]  # bcrypt reads no more, and newer releases refuse longer ones
-        hashed = self._users.get(name)
-        identity = repr((name, hashed, password)).encode()
-        digest = hashlib.blake2b(identity, key=self._secret).digest()
-        if digest in self._accepted:
-            return True
-        if not self._check(password, hashed or self._slowest) or hashed is None:
-            return False
-        self._accepted.add(digest)
-        return True
+        identity = repr((name, password)).encode()
+        digest = hashlib.blake2b(identity, key=self._secret, digest_size=16).digest()
+        known = self._known(name, digest)
+        if known is not None:
+            return known
+        with self._checks.turn(source, digest):
+            known = self._known(name, digest)  # another client may have had the same
+            return self._check(name, password, digest, source) if known is None else known
 
-    def _check(self, password: bytes, hashed: bytes) -> bool:
-        if not self._places.acquire(blocking=False):
-            raise TimeoutError
+    def _known(self, name: bytes, digest: bytes) -> bool | None:
+        if self._accepted.get(name) == digest:
+            return True
+        return None if self._wrong.get(digest) is None else False
+
+    def _check(self, name: bytes, password: bytes, digest: bytes, source: str) -> bool:
+        hashed = self._users.get(name)
         try:
-            if not self._lock.acquire(timeout=self._wait_seconds):
-                raise TimeoutError
-            try:
-                return self._checkpw(password, hashed)
-            except ValueError:  # older releases refuse a password with a NUL
-                return False
-            finally:
-                self._lock.release()
-        finally:
-            self._places.release()
+            is_right = self._checkpw(password, hashed or self._slowest) and hashed is not None
+        except ValueError:  # older releases refuse a password with a NUL
+            is_right = False
+        if is_right:
+            self._accepted[name] = digest
+        else:
+            self._wrong.put(digest, True)
+            self._checks.failed(source)
+        return is_right

@@ -1,9 +1,9 @@
 """/metrics, /-/healthy and /-/ready over HTTP, under the conditions of `Access`.
 
-A slow or hostile client can only hold one of a few connections, for a few seconds. When all are
-taken, the oldest one that waits for its client gives way to the next, though not before it had a
-fair time; new clients wait in the kernel's queue. So a flood of clients that send nothing does not
-keep out a client that sends at once, as long as that queue is not full.
+A slow or hostile client can only hold one of a few connections, for a few seconds. Who comes while
+all are taken waits, and is served in the order of `places`: fairly by source, first those who have
+sent something. Meanwhile a client that is slow gives way, though not before it had a fair time. So
+neither a flood of clients that send nothing nor one that asks all the time keeps out others.
 """
 
 from __future__ import annotations
@@ -11,18 +11,23 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple
 
-from monitor.metrics.exposition import CollectorRegistry, choose_format
+from monitor.metrics.exposition import CollectorRegistry
 from monitor.untrusted.printable import joined
+from monitor.untrusted.recent import Recent
 from monitor.web.errors import AddressError, WebError
+from monitor.web.hosts import Hosts
+from monitor.web.message import Headers, Request, Response, answer, parse
+from monitor.web.places import FAIR_SECONDS, Client, Queue, pick_slow, source_of
+from monitor.web.scrape import Scrapes
 
 if TYPE_CHECKING:
     import ssl
@@ -30,13 +35,12 @@ if TYPE_CHECKING:
 __all__ = ["Access", "AddressError", "Server", "Tls", "WebError", "listen"]
 
 CONNECTIONS = 16
+QUEUE = 256  # further ones that wait
+BACKLOG = 1024  # of the kernel, for a moment in which this host is too busy to accept
 REQUEST_SECONDS = 5.0
-FAIR_SECONDS = 0.05  # to send a request before another may take the place
-MAKE_ROOM_SECONDS = 1.0  # for the end of the thread whose connection gave way
 LINGER_SECONDS = 1.0
 HEAD_LIMIT = 8192  # bytes of a request line and its headers
 
-_TEXT = "text/plain; charset=utf-8"
 _PAGE = b"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>seal-monitor</title></head><body>
 <h1>seal-monitor</h1>
@@ -47,8 +51,6 @@ _PAGE = b"""<!doctype html>
 </ul>
 </body></html>
 """
-
-Headers = Mapping[str, str]  # names in lower case
 
 
 class Tls(NamedTuple):
@@ -61,121 +63,72 @@ class Tls(NamedTuple):
 class Access(NamedTuple):
     """Who may ask, and how. None: there is no such condition.
 
-    `accepts` returns whether an Authorization header may pass, and raises TimeoutError; `passes`
-    returns whether one more request is within the rate limit. `headers` go with every response.
+    `accepts` returns whether an Authorization header, of a source, may pass, and raises
+    TimeoutError; `passes` returns whether one more request is within the rate limit. `headers` go
+    with every response.
     """
 
     tls: Tls | None = None
-    accepts: Callable[[str], bool] | None = None
+    accepts: Callable[[str, str], bool] | None = None
     headers: tuple[str, ...] = ()
     passes: Callable[[], bool] | None = None
-
-
-class Response(NamedTuple):
-    status: HTTPStatus
-    body: bytes
-    content_type: str = _TEXT
-    headers: tuple[str, ...] = ()
-
-    def encode(self, more: tuple[str, ...] = (), with_body: bool = True) -> bytes:
-        """The bytes to send; `more` are headers, added unless they are there already."""
-        lines: tuple[str, ...] = (
-            f"HTTP/1.1 {self.status.value} {self.status.phrase}",
-            f"Content-Type: {self.content_type}",
-            f"Content-Length: {len(self.body)}",
-            "Connection: close",
-            "X-Content-Type-Options: nosniff",
-            *self.headers,
-        )
-        lines += tuple(line for line in more if line not in lines)
-        head = "".join(f"{line}\r\n" for line in lines).encode("latin-1") + b"\r\n"
-        return head + self.body if with_body else head
-
-
-def _answer(status: HTTPStatus, text: str, *headers: str) -> Response:
-    return Response(status, f"{text}\n".encode(errors="backslashreplace"), _TEXT, headers)
-
-
-class Request(NamedTuple):
-    method: str
-    path: str
-    headers: Headers
-
-
-def _parse(head: bytes) -> Request:
-    """The request of a request line and headers. Raises ValueError when it is not HTTP/1."""
-    lines = re.split("\r?\n", head.decode("latin-1"))
-    if any(re.search(r"[\x00-\x08\x0a-\x1f\x7f]", line) for line in lines):
-        raise ValueError("a control character")
-    start = re.fullmatch(r"(\S+) (\S+) HTTP/1\.[0-9]", lines[0])
-    if start is None:
-        raise ValueError("no HTTP/1 request line")
-    headers: dict[str, str] = {}
-    for line in lines[1:]:
-        name, colon, value = line.partition(":")
-        if not colon or not re.fullmatch(r"\S+", name):
-            raise ValueError("a header without a name")
-        key = name.lower()
-        headers[key] = f"{headers[key]}, {value.strip()}" if key in headers else value.strip()
-    return Request(start[1], start[2].partition("?")[0], headers)
 
 
 Route = Callable[[Headers], Response]
 
 
-def _metrics(registry: CollectorRegistry, lock: threading.Lock, headers: Headers) -> Response:
-    # One scrape at a time: collectors need not be thread-safe, and a flood of scrapes costs at most
-    # one core.
-    if not lock.acquire(timeout=REQUEST_SECONDS):
-        return _answer(HTTPStatus.SERVICE_UNAVAILABLE, "another scrape is still running")
-    try:
-        form = choose_format(headers.get("accept", ""))
-        return Response(HTTPStatus.OK, form.encode(registry), form.content_type)
-    finally:
-        lock.release()
-
-
 def _ready(ready: Callable[[], list[str]], _headers: Headers) -> Response:
     if reasons := ready():
         text = "\n".join(map(joined, reasons))
-        return _answer(HTTPStatus.SERVICE_UNAVAILABLE, text)
-    return _answer(HTTPStatus.OK, "ready")
+        return answer(HTTPStatus.SERVICE_UNAVAILABLE, text)
+    return answer(HTTPStatus.OK, "ready")
 
 
-def _refusal(request: Request, access: Access) -> Response | None:
+def _refusal(request: Request, access: Access, source: str, hosts: Hosts) -> Response | None:
     """The response that refuses a request; None if it is allowed."""
     if access.passes is not None and not access.passes():
-        return _answer(HTTPStatus.TOO_MANY_REQUESTS, "more requests than the rate limit")
+        return answer(HTTPStatus.TOO_MANY_REQUESTS, "more requests than the rate limit")
+    if access.accepts is None:
+        # With TLS, a certificate of another name protects the browser.
+        if access.tls is not None or hosts.know(request.host):
+            return None
+        text = f"{joined(request.host)} is no name of this server; name it in web.allowed_hosts"
+        return answer(HTTPStatus.MISDIRECTED_REQUEST, text)
     try:
-        if access.accepts is None or access.accepts(request.headers.get("authorization", "")):
+        if access.accepts(request.headers.get("authorization", ""), source):
             return None
     except TimeoutError:
-        return _answer(HTTPStatus.SERVICE_UNAVAILABLE, "too many passwords wait to be checked")
+        return answer(HTTPStatus.SERVICE_UNAVAILABLE, "too many passwords wait to be checked")
     challenge = 'WWW-Authenticate: Basic realm="seal-monitor", charset="UTF-8"'
-    return _answer(HTTPStatus.UNAUTHORIZED, "name or password is wrong", challenge)
+    return answer(HTTPStatus.UNAUTHORIZED, "name or password is wrong", challenge)
 
 
 def _serve(request: Request, routes: Mapping[str, Route]) -> Response:
     if request.method not in ("GET", "HEAD"):
         text = "only GET and HEAD are known here"
-        return _answer(HTTPStatus.METHOD_NOT_ALLOWED, text, "Allow: GET, HEAD")
+        return answer(HTTPStatus.METHOD_NOT_ALLOWED, text, "Allow: GET, HEAD")
     route = routes.get(request.path)
     if route is None:
-        return _answer(HTTPStatus.NOT_FOUND, f"not found; there are {', '.join(routes)}")
+        return answer(HTTPStatus.NOT_FOUND, f"not found; there are {', '.join(routes)}")
     try:
         return route(request.headers)
     except Exception as error:
         reason = joined(f"{type(error).__name__}: {error}")
-        return _answer(HTTPStatus.INTERNAL_SERVER_ERROR, f"failed: {reason}")
+        return answer(HTTPStatus.INTERNAL_SERVER_ERROR, f"failed: {reason}")
 
 
-def _respond(head: bytes, access: Access, *, routes: Mapping[str, Route]) -> bytes:
+def _respond(
+    head: bytes, access: Access, source: str, *, routes: Mapping[str, Route], hosts: Hosts
+) -> tuple[bytes, bool]:
+    """The response's bytes, and whether the request was allowed."""
     try:
-        request = _parse(head)
+        request = parse(head)
     except ValueError as error:
-        return _answer(HTTPStatus.BAD_REQUEST, f"bad request: {error}").encode(access.headers)
-    response = _refusal(request, access) or _serve(request, routes)
-    return response.encode(access.headers, with_body=request.method != "HEAD")
+        refused = answer(HTTPStatus.BAD_REQUEST, f"bad request: {error}")
+        return refused.encode(access.headers), False
+    refusal = _refusal(request, access, source, hosts)
+    response = refusal or _serve(request, routes)
+    return response.encode(access.headers, request.method != "HEAD"), refusal is None
 
 
 def _limit(connection: socket.socket, deadline: float) -> None:
@@ -223,28 +176,18 @@ def _finish(connection: socket.socket, encrypted: ssl.SSLSocket | None, deadline
             _limit(connection, deadline)
 
 
-@dataclass
-class _Client:
-    """`answering`: the request has come and the response is being made; else the client is slow."""
-
-    connection: socket.socket
-    since: float  # of the monotonic clock
-    answering: bool = False
-    gives_way: bool = False
-
-
 class Server:
     """Serves from `start()` until `close()`.
 
-    `address` is the one bound. Connections are counted: `rejected` are those closed because every
-    place was taken by a request being answered, `evicted` those that waited for their client and
-    gave way to a newer one, `aborted` those that ended before their response was sent.
+    `address` is the one bound. Connections are counted: `rejected` are those closed because they
+    had waited too long for a place, or too many did; `evicted` those that waited for their client
+    and gave way to another; `aborted` those that ended before their response was sent.
     """
 
     def __init__(
         self,
         listener: socket.socket,
-        respond: Callable[[bytes, Access], bytes],
+        respond: Callable[[bytes, Access, str], tuple[bytes, bool]],
         access: Callable[[], Access],
         connections: int,
         request_seconds: float,
@@ -259,9 +202,10 @@ class Server:
         self._access = access
         self._connections = connections
         self._seconds = request_seconds
-        self._open: dict[threading.Thread, _Client] = {}  # the oldest first
-        self._lock = threading.Lock()  # over _open, its connections and the counts
-        self._ended = threading.Condition(self._lock)
+        self._served: dict[Client, threading.Thread] = {}  # the oldest first
+        self._known: Recent[str, bool] = Recent()  # sources that had a right password
+        self._queue = Queue(QUEUE, lambda source: self._known.get(source) is not None)
+        self._lock = threading.Lock()  # over those two, all connections and the counts
         self._closing = threading.Event()
         self._acceptor = threading.Thread(target=self._accept, name="web", daemon=True)
 
@@ -278,63 +222,92 @@ class Server:
             self._acceptor.join()
         self._listener.close()
         with self._lock:
-            still_open = list(self._open)
-            for client in self._open.values():
+            self._reject(self._queue.clear())
+            still_open = list(self._served.values())
+            for client in self._served:
                 _shut_down(client.connection, socket.SHUT_RD)
         deadline = time.monotonic() + self._seconds
         for thread in still_open:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _accept(self) -> None:
+        poll = select.poll()
+        poll.register(self._listener, select.POLLIN)
         while not self._closing.is_set():
+            if not poll.poll(self._make_room()):
+                continue
             try:
-                connection, _ = self._listener.accept()
+                connection, address = self._listener.accept()
             except OSError:  # closing, or out of descriptors: the client waits in the backlog
                 self._closing.wait(0.1)
                 continue
-            thread = threading.Thread(target=self._handle, args=(connection,), daemon=True)
+            client = Client(connection, source_of(address[0]), time.monotonic())
             with self._lock:
-                admitted = self._has_room()
-                if admitted:
-                    self._open[thread] = _Client(connection, time.monotonic())
+                last = self._queue.add(client)
+                self._reject([last] if last else [])
+                self._fill()
+
+    def _fill(self) -> None:
+        """Start a thread for each free place, if clients wait. The lock is held."""
+        while len(self._served) < self._connections and (client := self._next()):
+            thread = threading.Thread(target=self._work, args=(client,), daemon=True)
+            self._served[client] = thread
             try:
-                if admitted:
-                    thread.start()
+                thread.start()
             except RuntimeError:  # no more threads
-                admitted = False
-                with self._lock:
-                    del self._open[thread]
-            if not admitted:
-                with self._lock:
-                    self.rejected += 1
-                connection.close()
+                del self._served[client]
+                self._reject([client])
 
-    def _has_room(self) -> bool:
-        """Whether there is a place; the oldest connection that waits for its client gives way."""
+    def _next(self) -> Client | None:
+        """The client that is served next; none once the server is closing."""
+        client = None if self._closing.is_set() else self._queue.take(self._served)
+        if client is not None:
+            client.since = time.monotonic()
+        return client
 
-        def is_free() -> bool:
-            return len(self._open) < self._connections
+    def _reject(self, clients: Collection[Client]) -> None:
+        self.rejected += len(clients)
+        for client in clients:
+            client.connection.close()
 
-        while not is_free():
-            clients = self._open.values()
-            waiting = (c for c in clients if not (c.answering or c.gives_way))
-            oldest = next(waiting, None)
-            if oldest is None:
-                return False
-            rest = oldest.since + FAIR_SECONDS - time.monotonic()
-            if rest > 0:
-                self._ended.wait_for(is_free, rest)
-                continue
-            oldest.gives_way = True
-            self.evicted += 1
-            _shut_down(oldest.connection, socket.SHUT_RDWR)  # its thread wakes up and ends
-            return self._ended.wait_for(is_free, MAKE_ROOM_SECONDS)
-        return True
+    def _make_room(self) -> float | None:
+        """Let slow clients give way to those that wait.
 
-    def _handle(self, connection: socket.socket) -> None:
-        deadline = time.monotonic() + self._seconds
+        Returns the milliseconds until the next look; None if nobody waits.
+        """
+        now = time.monotonic()
         with self._lock:
-            client = self._open[threading.current_thread()]
+            self._reject(self._queue.overdue(now - self._seconds / 2))
+            self._fill()
+            leaving = sum(client.gives_way for client in self._served)
+            while leaving < len(self._queue):
+                slow = pick_slow(self._served, self._queue.source_next(self._served), now)
+                if slow is None:
+                    break
+                slow.gives_way = True
+                leaving += 1
+                self.evicted += 1
+                _shut_down(slow.connection, socket.SHUT_RDWR)  # its thread wakes up and goes on
+            return FAIR_SECONDS / 4 * 1000 if self._queue else None
+
+    def _work(self, client: Client) -> None:
+        """Serve a client, then others for as long as any wait."""
+        serving: Client | None = client
+        while serving is not None:
+            try:
+                self._handle(serving)
+            finally:
+                with self._lock:  # closed under the lock: nobody shuts down another's descriptor
+                    serving.connection.close()
+                    thread = self._served.pop(serving)
+            with self._lock:
+                has_place = len(self._served) < self._connections
+                serving = self._next() if has_place else None
+                if serving is not None:
+                    self._served[serving] = thread
+
+    def _handle(self, client: Client) -> None:
+        deadline = time.monotonic() + self._seconds
         try:
             access = self._access()
             encrypted = self._encrypt(access.tls, client, deadline) if access.tls else None
@@ -342,23 +315,22 @@ class Server:
             if head is None:
                 status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
                 text = f"more than {HEAD_LIMIT} bytes of headers"
-                data = _answer(status, text).encode(access.headers)
+                data = answer(status, text).encode(access.headers)
             else:
-                client.answering = True
-                data = self._respond(head, access)
-                client.answering = False
+                client.awaits = 0
+                data, allowed = self._respond(head, access, client.source)
+                if allowed and access.accepts is not None:
+                    self._known.put(client.source, True)
+                client.since = time.monotonic()
+                client.awaits = select.POLLOUT
             _send(client.connection, data, deadline)
+            client.awaits = select.POLLIN
             _finish(client.connection, encrypted, deadline)
         except OSError:  # the client went away, was too slow, gave way, or spoke no TLS
             with self._lock:
                 self.aborted += 1
-        finally:
-            with self._ended:  # closed under the lock: nobody shuts down another's descriptor
-                client.connection.close()
-                del self._open[threading.current_thread()]
-                self._ended.notify()
 
-    def _encrypt(self, tls: Tls, client: _Client, deadline: float) -> ssl.SSLSocket:
+    def _encrypt(self, tls: Tls, client: Client, deadline: float) -> ssl.SSLSocket:
         with self._lock:  # the connection's descriptor moves to another object
             encrypted = tls.context.wrap_socket(
                 client.connection, server_side=True, do_handshake_on_connect=False
@@ -383,7 +355,7 @@ def _bind(address: tuple[str, int]) -> socket.socket:
         family, _, _, _, resolved = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        return socket.create_server(resolved[:2], family=family)
+        return socket.create_server(resolved[:2], family=family, backlog=BACKLOG)
     except (OSError, UnicodeError, OverflowError) as error:
         reason = str(error)
         if isinstance(error, OSError) and error.errno is not None:
@@ -401,6 +373,7 @@ def listen(
     registry: CollectorRegistry,
     ready: Callable[[], list[str]],
     access: Callable[[], Access] = Access,
+    allowed_hosts: Collection[str] = (),
     *,
     connections: int = CONNECTIONS,
     request_seconds: float = REQUEST_SECONDS,
@@ -408,15 +381,15 @@ def listen(
     """A server that listens on `address` (host, port); once started it answers in its own threads.
 
     `ready` returns the reasons why the monitor is not ready, none when it is. `access` is called at
-    each connection. When `connections` are open, a new one takes the place of the oldest that waits
-    for its client; if there is none, the new one is closed unanswered. A request must be read and
-    answered within `request_seconds`. Raises WebError when the address cannot be listened on.
+    each connection. `allowed_hosts` are names besides the host's own. When `connections` are open,
+    others wait, for half of `request_seconds` at most. A request must be read and answered within
+    `request_seconds`. Raises WebError when the address cannot be listened on.
     """
     routes: Mapping[str, Route] = {
         "/": lambda _: Response(HTTPStatus.OK, _PAGE, "text/html; charset=utf-8"),
-        "/metrics": partial(_metrics, registry, threading.Lock()),
-        "/-/healthy": lambda _: _answer(HTTPStatus.OK, "healthy"),
+        "/metrics": Scrapes(registry),
+        "/-/healthy": lambda _: answer(HTTPStatus.OK, "healthy"),
         "/-/ready": partial(_ready, ready),
     }
-    respond = partial(_respond, routes=routes)
+    respond = partial(_respond, routes=routes, hosts=Hosts(address[0], allowed_hosts))
     return Server(_bind(address), respond, access, connections, request_seconds)

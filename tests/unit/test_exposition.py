@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import prometheus_client
-import prometheus_client.openmetrics.exposition as openmetrics
+import prometheus_client.openmetrics.exposition as library_openmetrics
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +19,7 @@ from monitor.metrics.exposition import (
     GaugeMetricFamily,
     HistogramMetricFamily,
     choose_format,
+    openmetrics,
     text,
 )
 from monitor.metrics.reading import ProbeState
@@ -81,7 +82,7 @@ def test_text_is_the_librarys(all_metrics: CollectorRegistry) -> None:
 
 def test_openmetrics_is_the_librarys(all_metrics: CollectorRegistry) -> None:
     written = choose_format(PROMETHEUS_3).encode(all_metrics)
-    assert written == openmetrics.generate_latest(all_metrics)  # type: ignore[no-untyped-call]
+    assert written == library_openmetrics.generate_latest(all_metrics)  # type: ignore[no-untyped-call]
     assert written.endswith(b"# EOF\n")
 
 
@@ -97,6 +98,12 @@ def test_any_text_and_number(documentation: str, value: str, number: float) -> N
     histogram.add_metric((value,), [("1.0", 1), ("+Inf", 2)], number)
     shown = kept((counter, gauge, histogram))
     assert text(shown) == prometheus_client.generate_latest(shown)
+    assert openmetrics(shown) == library_openmetrics.generate_latest(shown)  # type: ignore[no-untyped-call]
+
+
+@given(st.text(st.characters(max_codepoint=255)) | st.text('*/;,=q.01 "xtexplain-vrso'))
+def test_any_accept_header_has_a_format(accept: str) -> None:
+    assert choose_format(accept).encode(CollectorRegistry()) in (b"", b"# EOF\n")
 
 
 @pytest.mark.parametrize(
@@ -116,6 +123,21 @@ def test_any_text_and_number(documentation: str, value: str, number: float) -> N
             "text/plain; version=1.0.0; charset=utf-8; escaping=allow-utf-8",
         ),
         ("application/openmetrics-text;version=x;=;;,,;", PLAIN),
+        # The quality decides, not the order; 0 excludes, and so does the most exact one.
+        (f"text/plain;q=0.5,{OPENMETRICS_FIRST};q=0.6", f"{OPEN}; escaping=underscores"),
+        (f"text/plain;q=0.7,{OPENMETRICS_FIRST};q=0.6", PLAIN),
+        (f"{OPENMETRICS_FIRST};q=0,*/*;q=0.1", PLAIN),
+        ("text/*;q=0,*/*", OPEN),
+        ("text/plain;q=0,application/openmetrics-text;q=0", PLAIN),
+        ("application/*", OPEN),
+        ("*; q=.2, text/html", PLAIN),
+        ('APPLICATION/OpenMetrics-Text; Version="1.0.0"', f"{OPEN}; escaping=underscores"),
+        (f"{OPENMETRICS_FIRST};q=x,text/plain", PLAIN),
+        (f"{OPENMETRICS_FIRST};q=\u0661", PLAIN),
+        (
+            "text/plain;version=1.0.0",
+            "text/plain; version=1.0.0; charset=utf-8; escaping=underscores",
+        ),
     ],
 )
 def test_content_type(accept: str, content_type: str) -> None:

@@ -20,6 +20,7 @@ OTHERS: Mapping[str, str] = {
     "attach": '"tracepoint"',
     "web.listen_address": '"127.0.0.1:1"',
     "web.config_file": '"/etc/web.yml"',
+    "web.allowed_hosts": '["monitor.example"]',
     "output.format": '"json"',
     "output.events_file": '"/tmp/events"',
     "output.events_file_max_size": "1048576",

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gzip
 import http.client
 import re
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import bcrypt
@@ -43,15 +44,18 @@ def start(registry: CollectorRegistry) -> Iterator[Start]:
     def start(
         access: Callable[[], Access] = Access,
         ready: Callable[[], list[str]] = list,
+        *,
         registry: CollectorRegistry = registry,
         connections: int = 16,
         request_seconds: float = 5.0,
+        allowed_hosts: Collection[str] = (),
     ) -> Server:
         server = listen(
             ("127.0.0.1", 0),
             registry,
             ready,
             access,
+            allowed_hosts,
             connections=connections,
             request_seconds=request_seconds,
         )
@@ -123,6 +127,27 @@ def test_metrics_as_openmetrics(start: Start) -> None:
     assert headers["content-type"].startswith("application/openmetrics-text; version=")
 
 
+def test_metrics_in_gzip(start: Start) -> None:
+    server = start()
+    plain = ask(server, "/metrics")[1].encode()
+    request = b"GET /metrics HTTP/1.1\r\nAccept-Encoding: gzip\r\n\r\n"
+    head, _, body = send(server, request).partition(b"\r\n\r\n")
+    assert gzip.decompress(body) == plain
+    lines = head.split(b"\r\n")
+    assert {b"Content-Encoding: gzip", b"Vary: Accept, Accept-Encoding"} <= set(lines)
+    assert b"Content-Length: %d" % len(body) in lines
+
+
+def test_unknown_host_is_refused_where_nothing_else_protects(start: Start, tmp_path: Path) -> None:
+    evil = {"Host": "evil.example:10462"}
+    status, body, _ = ask(start(), "/metrics", headers=evil)
+    refusal = "evil.example:10462 is no name of this server; name it in web.allowed_hosts\n"
+    assert (status, body) == (421, refusal)
+    assert ask(start(allowed_hosts=["Evil.example"]), "/metrics", headers=evil)[0] == 200
+    protected = start(web_config(tmp_path, USERS))
+    assert ask(protected, "/", headers={**evil, **basic("prometheus", "correct horse")})[0] == 200
+
+
 def test_healthy(start: Start) -> None:
     assert ask(start(), "/-/healthy")[:2] == (200, "healthy\n")
 
@@ -170,6 +195,23 @@ def test_other_methods(start: Start, method: str, body: bytes) -> None:
     ("request_bytes", "status_line"),
     [
         (b"GET /-/healthy HTTP/1.0\n\n", b"HTTP/1.1 200 OK"),
+        (
+            b"GET http://localhost/-/healthy HTTP/1.1\r\nHost: evil.example\r\n\r\n",
+            b"HTTP/1.1 200 OK",
+        ),
+        (b"GET HTTP://127.0.0.1:1?x HTTP/1.1\r\n\r\n", b"HTTP/1.1 200 OK"),
+        (b"GET https://[::1]:7/metrics?x#y HTTP/1.1\r\n\r\n", b"HTTP/1.1 200 OK"),
+        (
+            b"GET http://evil.example/metrics HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            b"HTTP/1.1 421 Misdirected Request",
+        ),
+        (b"GET http:///metrics HTTP/1.1\r\n\r\n", b"HTTP/1.1 400 Bad Request"),
+        (b"GET http://u@localhost/metrics HTTP/1.1\r\n\r\n", b"HTTP/1.1 404 Not Found"),
+        (
+            b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n",
+            b"HTTP/1.1 400 Bad Request",
+        ),
+        (b"GET / HTTP/1.1\r\nHost: evil.example@localhost\r\n\r\n", b"HTTP/1.1 400 Bad Request"),
         (b"GET /-/healthy HTTP/2.0\r\n\r\n", b"HTTP/1.1 400 Bad Request"),
         (b"GET /-/healthy\r\n\r\n", b"HTTP/1.1 400 Bad Request"),
         (b"\r\n\r\n", b"HTTP/1.1 400 Bad Request"),
@@ -188,13 +230,17 @@ def test_raw_requests(start: Start, request_bytes: bytes, status_line: bytes) ->
 )
 @given(
     st.one_of(
-        st.binary(), st.binary().map(lambda data: b"GET /metrics HTTP/1.1\r\nAccept: " + data)
+        st.binary(),
+        st.tuples(
+            st.sampled_from((b"Accept", b"Accept-Encoding", b"Host", b"Authorization")), st.binary()
+        ).map(lambda pair: b"GET /metrics HTTP/1.1\r\n" + pair[0] + b": " + pair[1]),
+        st.binary().map(lambda data: b"GET http://" + data + b" HTTP/1.1"),
     )
 )
 def test_any_request_has_an_answer(start: Start, data: bytes) -> None:
     server = start()
     status_line = send(server, data + b"\r\n\r\n").splitlines()[0]
-    assert re.fullmatch(rb"HTTP/1\.1 (200|400|404|405) [A-Za-z ]+", status_line)
+    assert re.fullmatch(rb"HTTP/1\.1 (200|400|404|405|421) [A-Za-z ]+", status_line)
     server.close()
 
 
