@@ -119,6 +119,18 @@ static __always_inline bool has_copies(struct vma *vma)
     return is_private_file(vma) && KERNEL_WORD(vma->address, vm_area_struct__anon_vma);
 }
 
+/*
+ * Whether a mapping may hold guard regions. Kernels that have a mark for it set it for good
+ * ("mm: introduce VM_MAYBE_GUARD", in 6.19); those before it prepare the mapping for
+ * private pages instead.
+ */
+static __always_inline bool may_hold_guards(struct config *config, struct vma *vma)
+{
+    if (config->maybe_guard_mask)
+        return vma->flags & config->maybe_guard_mask;
+    return KERNEL_WORD(vma->address, vm_area_struct__anon_vma) != 0;
+}
+
 static __always_inline bool is_wanted(struct config *config, struct search *search, struct vma *vma)
 {
     if ((vma->flags & search->mask) != search->mask)

@@ -44,6 +44,7 @@ MEMBERS: tuple[Member, ...] = (
         "files",
         "nsproxy",
         "flags",
+        "sighand",
         "seccomp.mode",
         "seccomp.filter",
         *arch.TASK_MEMBERS,
@@ -94,6 +95,7 @@ MEMBERS: tuple[Member, ...] = (
         "_sifields._sigfault._addr_pkey._pkey",
     ),
     Member("k_sigaction", "sa.sa_handler"),
+    Member("sighand_struct", "action"),
     *_members("io_madvise", "addr", "len", "advice", required=False),
     *_members("io_kiocb", "opcode", "cqe.res", required=False),
     Member("io_uring_cqe", "res", required=False),
@@ -127,7 +129,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
         for function in (arch.native_function, arch.compat_function)
     },
 }
-SIZES = ("upid", "rlimit", "ipc_ids")
+SIZES = ("upid", "rlimit", "ipc_ids", "k_sigaction")
 # The iterator: 6018e1f407cc ("bpf: implement numbers iterator"), in 6.4. The last two: fc7566ad0a82
 # ("bpf: Introduce bpf_preempt_[disable,enable] kfuncs"), in 6.10, the first kernel with mseal.
 KFUNCS = (

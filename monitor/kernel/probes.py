@@ -152,9 +152,10 @@ PROBES: tuple[Probe, ...] = (
             _RAW_EXIT,
         ),
     ),
+    # Named after where faults were seen before: dashboards know it by that.
     Probe(
         "signal_deliver",
-        (Hook("raw_tracepoint", "signal_deliver", "signal_deliver", only=True),),
+        (Hook("raw_tracepoint", "signal_generate", "signal_generate", only=True),),
     ),
     Probe(
         "io_uring_madvise",

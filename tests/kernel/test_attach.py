@@ -97,7 +97,7 @@ def test_auto_takes_the_first_hook_of_each_probe(load: LoadFunction) -> None:
         return
     expected = {name: ("tracepoint", f"syscalls:sys_exit_{name}") for name in WITH_NUMBER}
     expected["mseal"] = ("tracepoint", "syscalls:sys_exit_mseal")
-    expected["signal_deliver"] = ("raw_tracepoint", "signal_deliver")
+    expected["signal_deliver"] = ("raw_tracepoint", "signal_generate")
     expected["ptrace_poke"] = ("tracepoint", "syscalls:sys_exit_ptrace")
     expected["madvise_discard"] = expected["madvise"]
     assert by_probe(loaded) == expected
@@ -181,7 +181,7 @@ def test_a_function_that_sees_no_refusal_is_replaced(
 def test_raw_tracepoint_is_attached_once(load: LoadFunction) -> None:
     loaded = load("raw_tracepoint")
     expected = dict.fromkeys([*WITH_NUMBER, "mseal", *BY_EXITS], ("raw_tracepoint", "sys_exit"))
-    expected["signal_deliver"] = ("raw_tracepoint", "signal_deliver")
+    expected["signal_deliver"] = ("raw_tracepoint", "signal_generate")
     expected["compat"] = ("raw_tracepoint", "sys_exit")  # comes with it
     assert by_probe(loaded) == expected
     assert len(loaded.links) == 2
@@ -236,7 +236,7 @@ def test_a_refused_probe_leaves_the_others(
 def test_a_refused_raw_tracepoint_leaves_the_others(
     load: LoadFunction, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bogus = Hook("raw_tracepoint", "no_such_tracepoint", "signal_deliver", only=True)
+    bogus = Hook("raw_tracepoint", "no_such_tracepoint", "signal_generate", only=True)
     monkeypatch.setattr(attacher, "PROBES", with_hooks("signal_deliver", bogus))
     loaded = load("tracepoint")
     (refused,) = [probe for probe in loaded.probes if probe.lost]

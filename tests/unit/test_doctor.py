@@ -168,13 +168,13 @@ def test_probes_say_how_they_are_attached() -> None:
 
 def test_a_reason_that_all_fallbacks_share_is_shown_once() -> None:
     probes = [attached(name)._replace(fallback=REFUSED) for name in ("mprotect", "munmap")]
-    signals = attached("signal_deliver", "raw_tracepoint", "signal_deliver")
+    signals = attached("signal_deliver", "raw_tracepoint", "signal_generate")
     rows = doctor.probe_rows([*probes, signals], "auto")
     assert [(row.check, row.status, row.finding) for row in rows] == [
         ("fexit", "degraded", REFUSED),
         ("mprotect", "ok", f"tracepoint {EXIT}mprotect"),
         ("munmap", "ok", f"tracepoint {EXIT}munmap"),
-        ("signal_deliver", "ok", "raw_tracepoint signal_deliver"),
+        ("signal_deliver", "ok", "raw_tracepoint signal_generate"),
     ]
 
 

@@ -1,0 +1,68 @@
+"""What an ordinary user forges: faults that were none, verdicts that say less than is known."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness import Cell, Harness, Made
+
+from monitor.kernel.abi import Cause, Kind
+
+NOBODY = 65534
+NUMBER = 1000
+
+
+@pytest.fixture
+def forge(harness: Harness, compiled: Callable[[str], Path]) -> Callable[..., Made]:
+    """Runs tests/assets/forge.c as an ordinary user."""
+
+    def run(way: str, count: int = NUMBER) -> Made:
+        command = [compiled("forge"), way, count, "--wait"]
+        made = harness.run(command, user=NOBODY, group=NOBODY, extra_groups=())
+        assert made.exits == [0]
+        return made
+
+    return run
+
+
+def counted(made: Made, kind: str) -> dict[Cell, int]:
+    return {cell: number for cell, number in made.counted.items() if cell[0] == kind}
+
+
+Forge = Callable[..., Made]
+
+
+def test_a_queued_copy_of_a_fault_is_no_fault(forge: Forge) -> None:
+    """By each call that takes a siginfo, of 32 bits, too; the first one is real."""
+    made = forge("queued")
+    assert made.line["seen"] == NUMBER + 1
+    assert counted(made, "fault") == {("fault", "sealed", "handler"): 1}
+
+
+@pytest.mark.parametrize("way", ["queued_in_child", "queued_to_thread"])
+def test_a_copy_from_elsewhere_is_no_fault(forge: Forge, way: str) -> None:
+    assert counted(forge(way), "fault") == {("fault", "sealed", "handler"): 1}
+
+
+def test_a_handler_without_a_stack_is_still_counted(forge: Forge) -> None:
+    """The kernel's own SIGSEGV at the end of a call: no access, so cause other."""
+    made = forge("lost_stack", 9)
+    assert counted(made, "fault") == {("fault", "other", "default"): 9}
+
+
+def test_what_a_tracer_keeps_back_is_counted(forge: Forge) -> None:
+    made = forge("swallowed")
+    assert made.line["seen"] == NUMBER
+    assert counted(made, "fault") == {("fault", "sealed", "default"): NUMBER}
+
+
+def test_a_hole_that_is_mapped_again_is_no_guard_region(harness: Harness, forge: Forge) -> None:
+    if not harness.config.maybe_guard_mask:
+        pytest.skip("this kernel does not mark mappings with guard regions")
+    made = forge("churn", 5000)
+    found = Counter(Cause(record.cause).label for record in made.of_kind(Kind.FAULT))
+    assert found["guard_region"] == 0
+    assert sum(found.values()) == made.line["seen"]
