@@ -23,6 +23,8 @@ enum reason {
     REASON_OTHER_PROCESS,     /* process_madvise on memory that is not the caller's */
     REASON_CHANGED_MEANWHILE, /* the mappings changed under every attempt to read them */
     REASON_OTHER_CAUSE,       /* a seal is in the range, and so is an earlier reason to refuse */
+    REASON_LATE_SECCOMP,      /* the same filter, put there after the process had sealed */
+    REASON_TRACED,            /* a tracer answers the calls: the kernel may not have run this one */
     REASONS,
 };
 
@@ -168,6 +170,7 @@ struct counters {
     u64 seals;
     u64 sealed_bytes;
     u64 events[KINDS][OUTCOMES];
+    u64 unverified[REASONS];
     u64 other_workloads[VERDICTS]; /* denials in cgroups that found no place in `workloads` */
 };
 

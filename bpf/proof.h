@@ -356,9 +356,11 @@ static __always_inline void judge(struct scratch *scratch, struct task_struct *t
         judgement->reason = REASON_CHANGED_MEANWHILE;
     else if (has_other_cause(call, task, config, search))
         judgement->reason = REASON_OTHER_CAUSE;
+    else if (is_emulated(task))
+        judgement->reason = REASON_TRACED;
     else if (call->operation != OP_IO_URING_MADVISE &&
              !seccomp_excluded(task, call->number, call->compat))
-        judgement->reason = REASON_SECCOMP;
+        judgement->reason = has_late_filter(task) ? REASON_LATE_SECCOMP : REASON_SECCOMP;
     else
         judgement->verdict = VERDICT_SEALED;
     if (search->earlier_flags && changes_partially(call, config, search->role)) {

@@ -80,6 +80,17 @@ static __always_inline bool is_exception(struct pt_regs *regs)
     return regs->orig_ax == -1UL;
 }
 
+/* include/linux/thread_info.h, enum syscall_work_bit: PTRACE_SYSEMU is under way. */
+#define SYSCALL_WORK_SYSCALL_EMU (1 << 3)
+
+/* Whether a tracer answers the calls of the task in the kernel's place. */
+static __always_inline bool is_emulated(struct task_struct *task)
+{
+    if (!HAS(task_struct__thread_info_syscall_work))
+        return false;
+    return KERNEL_WORD(task, task_struct__thread_info_syscall_work) & SYSCALL_WORK_SYSCALL_EMU;
+}
+
 /* The kernel takes the number from the low half of the register alone. */
 static __always_inline u32 number_of(struct pt_regs *regs)
 {

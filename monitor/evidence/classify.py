@@ -60,6 +60,10 @@ SEGV_PKUERR = 4  # include/uapi/asm-generic/siginfo.h; only then is si_pkey set
 
 _E = TypeVar("_E", bound=IntEnum)
 
+# All else that keeps a refusal from being proved a process can bring about itself, so that such a
+# refusal weighs no less than a proved one.
+_NOT_ITS_OWN = (Reason.OTHER_PROCESS,)
+
 # Where no row of the table fits.
 _DENIAL_SEVERITY: dict[Verdict, Severity] = {
     Verdict.SEALED: "critical",
@@ -162,11 +166,16 @@ def _denial(record: abi.Record, origin: Origin, sealed_mask: int, path: str | No
     arguments = decode_arguments(operation, _values(record, operation))
     sealed = _sealed(_mapping(record.mapping, sealed_mask, path), verdict)
     stack, caller = _stack(record), _address(record.caller)
-    is_proved = verdict is Verdict.SEALED
+    if verdict is Verdict.UNVERIFIED and reason not in _NOT_ITS_OWN:
+        weight = Verdict.SEALED
+    else:
+        weight = verdict
     facts = DenialFacts(
         operation.name, arguments, sealed, role is Role.DESTINATION, caller_of(stack, caller)
     )
-    row = first_fit(DENIALS, facts) if is_proved else None
+    row = first_fit(DENIALS, facts) if weight is Verdict.SEALED else None
+    # Without the mapping it would be a guess from half of the facts.
+    named = row if sealed else None
 
     summary = summaries.denial(
         record,
@@ -177,7 +186,7 @@ def _denial(record: abi.Record, origin: Origin, sealed_mask: int, path: str | No
         reason=reason,
         role=role,
         hidden=hidden,
-        probably=row.words if row else "",
+        probably=named.words if named else "",
     )
     partial = None
     if record.partial_end > record.partial_start:
@@ -186,7 +195,7 @@ def _denial(record: abi.Record, origin: Origin, sealed_mask: int, path: str | No
         id=origin.id,
         time=origin.time,
         time_boot_ns=origin.time_boot_ns,
-        severity=row.severity if row else _DENIAL_SEVERITY[verdict],
+        severity=row.severity if row else _DENIAL_SEVERITY[weight],
         summary=summary,
         host=origin.host,
         process=origin.process,
@@ -195,7 +204,7 @@ def _denial(record: abi.Record, origin: Origin, sealed_mask: int, path: str | No
         arguments=arguments,
         verdict=verdict.label,
         reason=reason.label if reason is not Reason.NONE else None,
-        assessment=row.assessment if row else None,
+        assessment=named.assessment if named else None,
         role=role.label,
         sealed=sealed,
         partial_update=partial,

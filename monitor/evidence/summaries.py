@@ -26,6 +26,8 @@ _REASON_TEXT = {
     Reason.OTHER_PROCESS: "in another process",
     Reason.CHANGED_MEANWHILE: "the mappings kept changing",
     Reason.OTHER_CAUSE: "or for another reason",
+    Reason.LATE_SECCOMP: "or by a seccomp filter of its own",
+    Reason.TRACED: "or by a tracer",
 }
 _ACCESS_TEXT = {
     Access.READ: "read of",

@@ -77,6 +77,8 @@ class Reason(Label):
     OTHER_PROCESS = 4
     CHANGED_MEANWHILE = 5
     OTHER_CAUSE = 6
+    LATE_SECCOMP = 7
+    TRACED = 8
 
 
 class Role(Label):
@@ -240,6 +242,7 @@ class Counters(ctypes.Structure):
         ("seals", c_uint64),
         ("sealed_bytes", c_uint64),
         ("events", c_uint64 * len(Outcome) * len(Kind)),
+        ("unverified", c_uint64 * len(Reason)),
         ("other_workloads", c_uint64 * len(Verdict)),
     ]
 

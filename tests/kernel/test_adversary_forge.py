@@ -66,3 +66,40 @@ def test_a_hole_that_is_mapped_again_is_no_guard_region(harness: Harness, forge:
     found = Counter(Cause(record.cause).label for record in made.of_kind(Kind.FAULT))
     assert found["guard_region"] == 0
     assert sum(found.values()) == made.line["seen"]
+
+
+# Where the function that refuses is seen, its refusal is the proof.
+def verdicts(harness: Harness, operation: str, reason: str, count: int) -> dict[Cell, int]:
+    if harness.at_seal(operation):
+        return {("denial", operation, "sealed"): count}
+    return {("denial", operation, "unverified"): count, ("unverified", reason): count}
+
+
+def judged(made: Made) -> dict[Cell, int]:
+    return counted(made, "denial") | counted(made, "unverified")
+
+
+@pytest.mark.parametrize(("way", "reason"), [("late", "late_seccomp"), ("early", "seccomp")])
+def test_a_filter_says_when_it_came(harness: Harness, forge: Forge, way: str, reason: str) -> None:
+    made = forge(f"{way}_filter")
+    assert made.line["seen"] == NUMBER
+    assert judged(made) == verdicts(harness, "mprotect", reason, NUMBER)
+
+
+def test_a_call_that_a_tracer_answers_is_not_proved(harness: Harness, forge: Forge) -> None:
+    """The kernel never ran it, so that its own functions have not refused it."""
+    made = forge("emulated")
+    assert made.line["seen"] == NUMBER
+    if harness.at_seal("munmap"):
+        assert judged(made) == {}
+    else:
+        assert judged(made) == verdicts(harness, "munmap", "traced", NUMBER)
+
+
+@pytest.mark.parametrize("before", [300, 60000])
+def test_mappings_before_the_seal_do_not_hide_it(forge: Forge, before: int) -> None:
+    made = forge("behind", before)
+    assert made.line["seen"] == 1
+    assert judged(made) == {("denial", "munmap", "sealed"): 1}
+    (record,) = made.of_kind(Kind.DENIAL)
+    assert record.mapping.flags & 7 == 0

@@ -90,7 +90,7 @@ REFUSED = (
     Expected("int80_mprotect", "mprotect"),
     Expected("seccomp_elsewhere", "munmap"),
     _other("seccomp", "mprotect"),
-    _other("seccomp_sealed", "mprotect", sealed=True, reason="seccomp"),
+    _other("seccomp_sealed", "mprotect", sealed=True, reason="late_seccomp"),
     _other("memfd_seal", "mmap"),
     _other("memfd_seal_fixed", "mmap", sealed=True, reason="other_cause"),
     _other("noexec", "mmap"),
