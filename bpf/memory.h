@@ -70,6 +70,7 @@ enum wanted {
     WANTED_REFUSING, /* it refuses destructive advice */
     WANTED_COPIES,   /* it has private copies that such advice drops */
     WANTED_READ_ONLY,
+    WANTED_GUARDED, /* it may hold guard regions */
 };
 
 /* Up to three ranges, in the order in which the kernel would come to their mappings. */
@@ -147,6 +148,8 @@ static __always_inline bool is_wanted(struct config *config, struct search *sear
         return refuses_advice(config, vma);
     if (search->wanted == WANTED_COPIES)
         return has_copies(vma);
+    if (search->wanted == WANTED_GUARDED)
+        return may_hold_guards(config, vma);
     return search->wanted == WANTED_ANY || !(vma->flags & VM_WRITE);
 }
 

@@ -412,6 +412,15 @@ BYPASSES: tuple[Row[BypassFacts], ...] = (
         lambda f: f.method == "madvise_discard",
     ),
     Row(
+        "guard_removed",
+        "attack",
+        "critical",
+        "where accesses ended at a guard region there is memory now",
+        "The seal covers the guard region, too, but does not keep it: whoever overruns what lies "
+        "before it now writes on.",
+        lambda f: f.method == "guard_remove",
+    ),
+    Row(
         "code_patched_by_itself",
         "attack",
         "critical",

@@ -114,6 +114,7 @@ class Method(Label):
     PROC_MEM_WRITE = 2
     USERFAULTFD_COPY = 3
     USERFAULTFD_MOVE = 4
+    GUARD_REMOVE = 5
 
 
 class Outcome(Label):

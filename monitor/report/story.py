@@ -345,6 +345,7 @@ _METHODS = {
     "proc_mem_write": "through /proc/PID/mem",
     "userfaultfd_copy": "through userfaultfd, which filled a missing page",
     "userfaultfd_move": "through userfaultfd, which moved pages",
+    "guard_remove": "by madvise, which took guard regions away: their pages are fresh memory",
 }
 
 

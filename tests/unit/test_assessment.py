@@ -118,6 +118,7 @@ def test_faults(facts: tuple[str, str, bool], name: str, likely: str, severity: 
 
 BYPASS_CASES = [
     (("madvise_discard", DATA, True), "copy_discarded", "attack", "critical"),
+    (("guard_remove", DATA, True), "guard_removed", "attack", "critical"),
     (("proc_mem_write", CODE, True), "code_patched_by_itself", "attack", "critical"),
     (("proc_mem_write", CODE, False), "breakpoint", "handled", "warning"),
     (("ptrace_poke", CODE, False), "breakpoint", "handled", "warning"),

@@ -595,7 +595,7 @@ def test_a_corrupt_stack_is_a_corrupt_record() -> None:
         (abi.Record(kind=Kind.FAULT, cause=6), "6 is no cause"),
         (abi.Record(kind=Kind.FAULT, disposition=3), "3 is no disposition"),
         (abi.Record(kind=Kind.FAULT, access=255), "255 is no access"),
-        (abi.Record(kind=Kind.BYPASS, bypass=abi.Bypass(method=5)), "5 is no method"),
+        (abi.Record(kind=Kind.BYPASS, bypass=abi.Bypass(method=6)), "6 is no method"),
         (abi.Record(kind=Kind.BYPASS), "a bypass without a mapping"),
     ],
 )
@@ -734,7 +734,7 @@ def test_suppression(
         {"kind": 4},
         {"kind": 0, "what": 99, "pid": 1},
         {"kind": 1, "what": 6, "pid": 1},
-        {"kind": 3, "what": 5, "pid": 1},
+        {"kind": 3, "what": 6, "pid": 1},
     ],
 )
 def test_corrupt_buckets(key: dict[str, int]) -> None:

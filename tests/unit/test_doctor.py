@@ -255,6 +255,7 @@ def test_blind_spots_by_what_is_attached(
     assert [(row.check, row.status) for row in rows[4:]] == [
         ("kernel's accesses", "blind"),
         ("SIGBUS", "blind"),
+        ("tracers", "blind"),
     ]
 
 
@@ -321,6 +322,8 @@ def test_ways_around_a_seal(tmp_path: Path) -> None:
         ("/proc/PID/mem", "blind"),
         ("ptrace", "blind"),
         ("MADV_DONTNEED", "blind"),
+        ("MADV_GUARD_REMOVE", "blind"),
+        ("pinned pages", "blind"),
         ("mapped files", "blind"),
         ("mapped sockets", "blind"),
         ("userfaultfd", "blind"),
