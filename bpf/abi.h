@@ -77,7 +77,7 @@ enum outcome { OUTCOME_SUBMITTED, OUTCOME_SUPPRESSED, OUTCOME_FILTERED, OUTCOME_
 #define STACK_MODULES 8
 #define NO_MODULE 0xff
 #define BUILD_ID_SIZE 20
-#define MODULE_FILE_SIZE 31
+#define MODULE_FILE_SIZE 30
 
 struct mapping {
     u64 start;
@@ -98,6 +98,7 @@ struct module {
     u32 device;
     u8 build_id_size; /* 0: none was found */
     u8 build_id[BUILD_ID_SIZE];
+    u8 is_roots;                 /* the file belongs to root, of the initial user namespace */
     char file[MODULE_FILE_SIZE]; /* base name */
 };
 

@@ -12,12 +12,12 @@ from typing import TypeVar
 from monitor.evidence import stacks, summaries
 from monitor.evidence.assessment import (
     BYPASSES,
-    DENIALS,
     FAULTS,
     BypassFacts,
     DenialFacts,
     FaultFacts,
     caller_of,
+    first_denial,
     first_fit,
 )
 from monitor.evidence.events import (
@@ -37,6 +37,7 @@ from monitor.evidence.events import (
     Target,
     timestamp,
 )
+from monitor.evidence.libraries import Role as LibraryRole
 from monitor.kernel import abi
 from monitor.kernel.abi import (
     Access,
@@ -157,7 +158,13 @@ def _values(record: abi.Record, operation: Operation) -> list[int]:
     return values
 
 
-def _denial(record: abi.Record, origin: Origin, sealed_mask: int, path: str | None) -> Denial:
+def _denial(
+    record: abi.Record,
+    origin: Origin,
+    sealed_mask: int,
+    path: str | None,
+    role_of: Callable[[abi.Module], LibraryRole | None],
+) -> Denial:
     operation = _operation(record.operation)
     verdict = _member(Verdict, record.verdict)
     reason = _member(Reason, record.reason)
@@ -171,9 +178,13 @@ def _denial(record: abi.Record, origin: Origin, sealed_mask: int, path: str | No
     else:
         weight = verdict
     facts = DenialFacts(
-        operation.name, arguments, sealed, role is Role.DESTINATION, caller_of(stack, caller)
+        operation.name,
+        arguments,
+        sealed,
+        role is Role.DESTINATION,
+        caller_of(record.stack, record.caller, role_of),
     )
-    row = first_fit(DENIALS, facts) if weight is Verdict.SEALED else None
+    row = first_denial(facts) if weight is Verdict.SEALED else None
     # Without the mapping it would be a guess from half of the facts.
     named = row if sealed else None
 
@@ -314,8 +325,7 @@ def _bypass(
     )
 
 
-_CLASSIFIERS: dict[Kind, Callable[[abi.Record, Origin, int, str | None], Denial | Fault | Seal]] = {
-    Kind.DENIAL: _denial,
+_CLASSIFIERS: dict[Kind, Callable[[abi.Record, Origin, int, str | None], Fault | Seal]] = {
     Kind.FAULT: _fault,
     Kind.SEAL: _seal,
 }
@@ -328,16 +338,19 @@ def classify(
     sealed_mask: int,
     file_path: str | None = None,
     target: Target | None = None,
+    role_of: Callable[[abi.Module], LibraryRole | None] = lambda _: None,
 ) -> Denial | Fault | Seal | Bypass:
     """The event of one record, with its severity and summary.
 
     `sealed_mask` is VM_SEALED of the running kernel; `file_path` the full path of the mapped file,
-    where it is known; `target` the process whose memory a bypass changed. Raises ClassifyError for
-    a corrupt record.
+    where it is known; `target` the process whose memory a bypass changed; `role_of` says whether a
+    module is the host's own loader or allocator. Raises ClassifyError for a corrupt record.
     """
     kind = _member(Kind, record.kind)
     if kind is Kind.BYPASS:
         return _bypass(record, origin, sealed_mask, file_path, target)
+    if kind is Kind.DENIAL:
+        return _denial(record, origin, sealed_mask, file_path, role_of)
     return _CLASSIFIERS[kind](record, origin, sealed_mask, file_path)
 
 

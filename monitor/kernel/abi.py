@@ -45,7 +45,7 @@ STACK_FRAMES = 16
 STACK_MODULES = 8
 NO_MODULE = 0xFF
 BUILD_ID_SIZE = 20
-MODULE_FILE_SIZE = 31
+MODULE_FILE_SIZE = 30
 
 
 class Label(IntEnum):
@@ -167,6 +167,7 @@ class Module(ctypes.Structure):
         ("device", c_uint32),
         ("build_id_size", c_uint8),
         ("build_id", c_uint8 * BUILD_ID_SIZE),
+        ("is_roots", c_uint8),
         ("file", c_char * MODULE_FILE_SIZE),
     ]
 

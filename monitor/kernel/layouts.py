@@ -70,7 +70,7 @@ MEMBERS: tuple[Member, ...] = (
     *_members("file", "f_inode", "f_path.dentry", "f_path.mnt", "private_data"),
     Member("dentry", "d_name.name"),
     Member("vfsmount", "mnt_flags"),
-    *_members("inode", "i_ino", "i_sb", "i_private"),
+    *_members("inode", "i_ino", "i_sb", "i_private", "i_uid.val"),
     # A timespec64 before 3aa63a569c64 ("fs: switch timespec64 fields in inode to discrete
     # integers"), in 6.11.
     *_members("inode", "i_ctime_sec", "i_ctime_nsec", required=False),

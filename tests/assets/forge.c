@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -292,6 +293,35 @@ static void open_behind(unsigned long count)
     handled += munmap(pages, (count + 1) * PAGE) && errno == EPERM;
 }
 
+/* free() of a block that is sealed: the C library unmaps it. */
+static void free_sealed(unsigned long count)
+{
+    mallopt(M_MMAP_THRESHOLD, 16 * PAGE); /* else free() raises it */
+    for (unsigned long n = 0; n < count; n++) {
+        char *block = malloc(256 * PAGE);
+
+        if (mseal_range(block - (uintptr_t)block % PAGE, 64 * PAGE))
+            fail("mseal");
+        free(block);
+    }
+}
+
+static void *libc_address; /* what a call in the C library returns to */
+
+/* The program's own call, with a word at sp as if the C library had called it. */
+static void unmap_as_libc(unsigned long count)
+{
+    void *words[2] = {libc_address, NULL};
+    long result;
+
+    page = sealed_page();
+    for (unsigned long n = 0; n < count; n++)
+        asm volatile("mov %%rsp, %%rbx; mov %4, %%rsp; syscall; mov %%rbx, %%rsp"
+                     : "=a"(result)
+                     : "a"(SYS_munmap), "D"(page), "S"(PAGE), "r"(words)
+                     : "rbx", "rcx", "r11", "memory");
+}
+
 static void *map_and_unmap(void *unused)
 {
     (void)unused;
@@ -341,6 +371,8 @@ static const struct {
     {"early_filter", open_filtered},
     {"behind", open_behind},
     {"churn", churn},
+    {"freed", free_sealed},
+    {"as_libc", unmap_as_libc},
 };
 
 int main(int argc, char **argv)
@@ -350,6 +382,7 @@ int main(int argc, char **argv)
         return 2;
     }
     wait_if_asked(argc, argv);
+    libc_address = __builtin_return_address(0);
     for (size_t n = 0; n < sizeof(ways) / sizeof(*ways); n++)
         if (!strcmp(argv[1], ways[n].name)) {
             ways[n].run(strtoul(argv[2], NULL, 10));

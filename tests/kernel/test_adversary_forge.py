@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +11,8 @@ from pathlib import Path
 import pytest
 from harness import Cell, Harness, Made
 
+from monitor.evidence.assessment import caller_of
+from monitor.evidence.libraries import Libraries
 from monitor.kernel.abi import Cause, Kind
 
 NOBODY = 65534
@@ -103,3 +107,39 @@ def test_mappings_before_the_seal_do_not_hide_it(forge: Forge, before: int) -> N
     assert judged(made) == {("denial", "munmap", "sealed"): 1}
     (record,) = made.of_kind(Kind.DENIAL)
     assert record.mapping.flags & 7 == 0
+
+
+# Who called, by the files of the host, and what stood on the stack.
+@pytest.mark.parametrize(("way", "caller"), [("freed", "allocator"), ("as_libc", "program")])
+def test_who_called(forge: Forge, way: str, caller: str) -> None:
+    records = forge(way, 3).of_kind(Kind.DENIAL)
+    assert len(records) == 3
+    role_of = Libraries().role
+    for record in records:
+        innermost, above = (record.stack.modules[place] for place in (0, 1))
+        assert record.stack.addresses[1] == record.caller
+        assert record.stack.module[above].file.startswith(b"libc")
+        assert (innermost == above) == (caller == "allocator")
+        assert caller_of(record.stack, record.caller, role_of) == caller
+
+
+def test_a_copy_of_the_library_is_the_programs_own(
+    harness: Harness, compiled: Callable[[str], Path], build_directory: Path
+) -> None:
+    """The same name, the same bytes, another file: whose, the kernel says."""
+    copies = build_directory / "copies"
+    copies.mkdir(mode=0o755, exist_ok=True)
+    for line in Path("/proc/self/maps").read_text("utf-8").splitlines():
+        path = Path(line.split(maxsplit=5)[-1])
+        if path.name.startswith("libc.so"):
+            shutil.copy(path, copies / path.name)
+            os.chown(copies / path.name, NOBODY, NOBODY)
+            break
+    command = ["env", f"LD_LIBRARY_PATH={copies}", compiled("forge"), "freed", 3, "--wait"]
+    made = harness.run(command, user=NOBODY, group=NOBODY, extra_groups=())
+    records = made.of_kind(Kind.DENIAL)
+    assert len(records) == 3
+    for record in records:
+        module = record.stack.module[record.stack.modules[0]]
+        assert (module.file, module.is_roots) == (b"libc.so.6", 0)
+        assert caller_of(record.stack, record.caller, Libraries().role) == "program"

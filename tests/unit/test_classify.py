@@ -440,8 +440,10 @@ def test_what_is_unverified_weighs_no_less_than_what_is_proved(
     operation: str, reason: Reason, mapping: abi.Mapping | None
 ) -> None:
     order = ("info", "warning", "critical")
-    proved = told(denial(operation, mapping=ANONYMOUS))
-    event = told(denial(operation, mapping=mapping, verdict=Verdict.UNVERIFIED, reason=reason))
+    proved = classified(denial(operation, mapping=ANONYMOUS))
+    event = classified(
+        denial(operation, mapping=mapping, verdict=Verdict.UNVERIFIED, reason=reason)
+    )
     assert order.index(event.severity) >= order.index(proved.severity)
     assert event.assessment == (proved.assessment if mapping else None)
 
