@@ -23,6 +23,8 @@ enum reason {
     REASON_OTHER_PROCESS,     /* process_madvise on memory that is not the caller's */
     REASON_CHANGED_MEANWHILE, /* the mappings changed under every attempt to read them */
     REASON_OTHER_CAUSE,       /* a seal is in the range, and so is an earlier reason to refuse */
+    REASON_LATE_SECCOMP,      /* the same filter, put there after the process had sealed */
+    REASON_TRACED,            /* a tracer answers the calls: the kernel may not have run this one */
     REASONS,
 };
 
@@ -55,6 +57,7 @@ enum method {
     METHOD_PROC_MEM_WRITE,
     METHOD_USERFAULTFD_COPY,
     METHOD_USERFAULTFD_MOVE,
+    METHOD_GUARD_REMOVE,
     METHODS,
 };
 
@@ -74,7 +77,7 @@ enum outcome { OUTCOME_SUBMITTED, OUTCOME_SUPPRESSED, OUTCOME_FILTERED, OUTCOME_
 #define STACK_MODULES 8
 #define NO_MODULE 0xff
 #define BUILD_ID_SIZE 20
-#define MODULE_FILE_SIZE 31
+#define MODULE_FILE_SIZE 30
 
 struct mapping {
     u64 start;
@@ -95,6 +98,7 @@ struct module {
     u32 device;
     u8 build_id_size; /* 0: none was found */
     u8 build_id[BUILD_ID_SIZE];
+    u8 is_roots;                 /* the file belongs to root, of the initial user namespace */
     char file[MODULE_FILE_SIZE]; /* base name */
 };
 
@@ -168,6 +172,7 @@ struct counters {
     u64 seals;
     u64 sealed_bytes;
     u64 events[KINDS][OUTCOMES];
+    u64 unverified[REASONS];
     u64 other_workloads[VERDICTS]; /* denials in cgroups that found no place in `workloads` */
 };
 

@@ -170,20 +170,19 @@ static __always_inline void keep_unsealed(struct task_struct *task, struct confi
     kept->ranges[place].end = search->passed_end;
 }
 
-static __always_inline bool is_discard(u32 operation, struct pt_regs *regs, bool compat)
-{
-    if (operation == OP_MADVISE)
-        return is_discarding(third_argument(regs));
-    return is_discarding(fourth_argument(regs, compat));
-}
-
-/* All that advice costs which discards nothing, or discards where no seal is. */
+/*
+ * All that advice costs which discards nothing, or discards where no seal is. Of guard regions
+ * nothing is kept: to take them away is rare.
+ */
 static __always_inline bool may_discard(struct task_struct *task, u32 operation,
                                         struct pt_regs *regs, bool compat)
 {
-    if (!is_discard(operation, regs, compat))
+    u32 advice = operation == OP_MADVISE ? third_argument(regs) : fourth_argument(regs, compat);
+
+    if (!is_evasive(advice))
         return false;
-    return !HAS(mm_struct__mm_lock_seq) || operation != OP_MADVISE || compat ||
+    return advice == MADV_GUARD_REMOVE || !HAS(mm_struct__mm_lock_seq) || operation != OP_MADVISE ||
+           compat ||
            !is_known_unsealed(task, argument_at(regs, 0, false), argument_at(regs, 1, false));
 }
 
@@ -221,10 +220,16 @@ static __always_inline void set_discard(struct scratch *scratch, struct task_str
     struct call *call = &scratch->call;
     u64 *a = call->arguments;
 
+    u32 advice = call->operation == OP_PROCESS_MADVISE ? a[3] : a[2];
+
     change->method = METHOD_MADVISE_DISCARD;
     change->mm = (u64)TASK_FIELD(void *, task, mm);
     change->leader = (u64)TASK_FIELD(void *, task, group_leader);
     search->wanted = WANTED_COPIES;
+    if (advice == MADV_GUARD_REMOVE) {
+        change->method = METHOD_GUARD_REMOVE;
+        search->wanted = WANTED_GUARDED;
+    }
     if (call->operation == OP_PROCESS_MADVISE) {
         search->vector = a[1];
         search->vector_bytes = call->result;

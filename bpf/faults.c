@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Guard-page and protection faults, seen when their SIGSEGV is delivered: siginfo, error code,
- * mapping and handler are all there, and nothing is attached to the page-fault path.
+ * Guard-page and protection faults, seen when the kernel raises their SIGSEGV: siginfo, error code,
+ * mapping and handler are all there, and nothing is attached to the page-fault path. Only there is
+ * an exception distinguished from a signal that somebody has queued with a copied siginfo, and
+ * seen although a tracer keeps its signal back.
  */
 
 #include "abi.h"
@@ -83,17 +85,19 @@ static __always_inline u64 cause_of(struct config *config, struct fault *fault, 
             return CAUSE_OTHER;
         /*
          * A mapping covers the address and permits the access, and yet nothing was found there: a
-         * guard region, unless another thread has mapped a hole since. Kernels that mark mappings
-         * that may hold guard regions settle it.
+         * guard region, or another thread has mapped a hole since. Kernels that mark mappings that
+         * may hold guard regions settle it.
          */
-        fault->inferred = !(flags & config->maybe_guard_mask);
+        if (!may_hold_guards(config, vma))
+            return CAUSE_OTHER;
+        fault->inferred = !config->maybe_guard_mask;
         return CAUSE_GUARD_REGION;
     }
     return CAUSE_OTHER;
 }
 
 /*
- * Second delivery of one fault: the frame of its handler did not fit on the stack, so the kernel
+ * Second signal of one fault: the frame of its handler did not fit on the stack, so the kernel
  * sent SIGSEGV again, with no address and the default action (kernel/signal.c, force_sigsegv()).
  * Nothing ran in between, so the registers are the same.
  */
@@ -128,11 +132,10 @@ static __always_inline void classify(struct fault *fault, struct task_struct *ta
     fault->error_code = fault_code(task);
     fault->access = access_of(fault->error_code);
     fault->cause = CAUSE_OTHER;
-    /* The page fault must be this one: siginfo can be made up by the process itself, thread.* not.
-     */
+    /* Not every exception that raises SIGSEGV is a page fault. */
     if (known && has_faulted_at(task, fault->address))
         fault->cause = cause_of(config, fault, &search->vma);
-    /* What came as SI_KERNEL looks the same as its second delivery. */
+    /* What came as SI_KERNEL looks the same as its second signal. */
     if (fault->disposition == DISPOSITION_HANDLER && fault->code != SI_KERNEL) {
         struct handled first = {
             .address = fault->address,
@@ -149,8 +152,35 @@ static __always_inline void classify(struct fault *fault, struct task_struct *ta
     }
 }
 
-/* Raw tracepoint signal_deliver(int sig, struct kernel_siginfo *info, struct k_sigaction *ka). */
-int signal_deliver(struct bpf_raw_tracepoint_args *ctx)
+/*
+ * Whether the kernel raised the signal for what its own task did. All that a process can send to
+ * itself it sends in a system call, with any siginfo it likes; an exception comes outside of calls.
+ * In any other call the kernel alone gives SI_KERNEL: where the frame of some other signal's
+ * handler does not fit, or sigreturn finds none.
+ */
+static __always_inline bool is_raised(struct task_struct *task, struct pt_regs *regs, u64 target,
+                                      s32 code)
+{
+    if (code <= 0 || (u64)task != target) /* kill, raise, sigqueue; or somebody else's */
+        return false;
+    return is_exception(regs) || (code == SI_KERNEL && !queues_signals(task, regs));
+}
+
+/* The handler that the signal will find, 0: the default action. */
+static __always_inline u64 handler_of(struct task_struct *task)
+{
+    u64 actions = (u64)TASK_FIELD(void *, task, sighand) + OFF_sighand_struct__action;
+
+    return *kernel_words(actions + (SIGSEGV - 1) * SIZE_k_sigaction +
+                         OFF_k_sigaction__sa_sa_handler);
+}
+
+/*
+ * Raw tracepoint signal_generate(int sig, struct kernel_siginfo *info, struct task_struct *task,
+ * int group, int result). It runs under siglock, as signal_deliver does. A signal that is pending
+ * already swallows this one, but the fault is there.
+ */
+int signal_generate(struct bpf_raw_tracepoint_args *ctx)
 {
     struct config *config = configuration();
     struct bucket_key key = {};
@@ -160,27 +190,26 @@ int signal_deliver(struct bpf_raw_tracepoint_args *ctx)
     struct scratch *scratch;
     struct pt_regs *regs;
     struct record *record;
-    u64 handler = 0, thread, caller;
+    u64 thread, caller;
     bool canary;
 
     if ((int)ctx->args[0] != SIGSEGV || !config || !config->sealed_mask || !is_watched(config))
         return 0;
     READ_KERNEL(fault.code, ctx->args[1], kernel_siginfo__si_code);
-    if (fault.code <= 0) /* kill, raise, sigqueue: no fault */
-        return 0;
     task = (struct task_struct *)bpf_get_current_task_btf();
+    regs = saved_registers(task);
+    if (!is_raised(task, regs, ctx->args[2], fault.code))
+        return 0;
     scratch = scratch_of(SCRATCH_FAULT);
     if (!scratch || !TASK_FIELD(void *, task, mm))
         return 0;
-    regs = saved_registers(task);
     thread = bpf_get_current_pid_tgid();
     READ_KERNEL(fault.address, ctx->args[1], kernel_siginfo___sifields__sigfault__addr);
-    READ_KERNEL(handler, ctx->args[2], k_sigaction__sa_sa_handler);
     if (fault.code == SEGV_PKUERR)
         READ_KERNEL(fault.pkey, ctx->args[1], kernel_siginfo___sifields__sigfault__addr_pkey__pkey);
     fault.instruction_pointer = instruction_pointer(regs);
     fault.stack_pointer = stack_pointer(regs);
-    fault.disposition = handler ? DISPOSITION_HANDLER : DISPOSITION_DEFAULT;
+    fault.disposition = handler_of(task) ? DISPOSITION_HANDLER : DISPOSITION_DEFAULT;
     classify(&fault, task, config, &scratch->search, thread);
 
     canary = is_canary(config, task);

@@ -283,6 +283,14 @@ static __always_inline int advice_refused(u64 address, bool is_proof)
     return report_refusal(&refusal);
 }
 
+/* Whether the advice changes what a sealed mapping holds. */
+static __always_inline bool goes_around(struct config *config, u32 advice, struct vma *vma)
+{
+    if (advice == MADV_GUARD_REMOVE)
+        return may_hold_guards(config, vma);
+    return advice == MADV_GUARD_INSTALL ? is_private_file(vma) : has_copies(vma);
+}
+
 /*
  * The function has let the advice pass on one mapping. Which part of it is known where the kernel
  * passes the part on; else it is the whole mapping, cut down to the range of the call.
@@ -298,8 +306,7 @@ static __always_inline int advice_taken(u32 advice, u64 address, u64 start, u64 
     if (!config || !config->sealed_mask)
         return 0;
     read_vma(&vma, address);
-    if (!(vma.flags & config->sealed_mask) ||
-        !(advice == MADV_GUARD_INSTALL ? is_private_file(&vma) : has_copies(&vma)))
+    if (!(vma.flags & config->sealed_mask) || !goes_around(config, advice, &vma))
         return 0;
     task = (struct task_struct *)bpf_get_current_task_btf();
     scratch = scratch_of(SCRATCH_ADVICE);
@@ -323,12 +330,20 @@ static __always_inline int advice_taken(u32 advice, u64 address, u64 start, u64 
         else if (scratch->call.operation == OP_PROCESS_MADVISE)
             find_range_of(scratch, &vma);
     }
-    return report_bypass(scratch, task, config, METHOD_MADVISE_DISCARD,
+    return report_bypass(scratch, task, config,
+                         advice == MADV_GUARD_REMOVE ? METHOD_GUARD_REMOVE : METHOD_MADVISE_DISCARD,
                          (u64)TASK_FIELD(void *, task, group_leader));
 }
 
 /* What can_modify_vma_madv() permits is done, except in mappings of these kinds. */
-#define VM_KEPT (VM_LOCKED | VM_PFNMAP | VM_HUGETLB)
+static __always_inline u64 kept_from(u32 advice)
+{
+    if (advice == MADV_DONTNEED_LOCKED)
+        return VM_PFNMAP;
+    if (advice == MADV_GUARD_REMOVE)
+        return VM_PFNMAP | VM_HUGETLB;
+    return VM_LOCKED | VM_PFNMAP | VM_HUGETLB;
+}
 
 int fexit_can_modify_vma_madv(u64 *ctx)
 {
@@ -338,8 +353,7 @@ int fexit_can_modify_vma_madv(u64 *ctx)
     /* A bool: one byte, the rest of the register is anything. */
     if (!(u8)RESULT(ctx, can_modify_vma_madv))
         return advice_refused(vma, true);
-    if (!is_discarding(advice) || KERNEL_WORD(vma, vm_area_struct__vm_flags) &
-                                      (advice == MADV_DONTNEED_LOCKED ? VM_PFNMAP : VM_KEPT))
+    if (!is_evasive(advice) || KERNEL_WORD(vma, vm_area_struct__vm_flags) & kept_from(advice))
         return 0;
     if (advice == MADV_GUARD_INSTALL) {
         struct config *config = configuration();
@@ -359,7 +373,7 @@ int fexit_madvise_vma_behavior(u64 *ctx)
 
     if (result == -EPERM)
         return advice_refused(KERNEL_WORD(behavior, madvise_behavior__vma), false);
-    if (result || !is_discarding(advice))
+    if (result || !is_evasive(advice))
         return 0;
     if (HAS(madvise_behavior__range_start) && HAS(madvise_behavior__range_end)) {
         start = KERNEL_WORD(behavior, madvise_behavior__range_start);

@@ -33,7 +33,7 @@ static __always_inline int on_completion(u64 request, s32 result)
     config = configuration();
     /* Where the functions of madvise are seen, they report what it has discarded. */
     if (!refused &&
-        (!config || !is_discarding(advice) || config->function_operations >> OP_MADVISE & 1))
+        (!config || !is_evasive(advice) || config->function_operations >> OP_MADVISE & 1))
         return 0;
     scratch = scratch_of(SCRATCH_IO_URING);
     if (!scratch)

@@ -15,8 +15,15 @@
 #include "definitions.h"
 #include "kernel.h"
 
-/* VMAs that one look-up reads at most, about 80 ns each. */
-#define LOOKUP_LIMIT 256
+/*
+ * VMAs that one look-up reads at most, about 80 ns each: as many as a process may have
+ * (vm.max_map_count, 65,530 unless somebody has raised it). With fewer a process could put mappings
+ * before its seal until the look-up does not come to it.
+ */
+#define LOOKUP_LIMIT 65536
+/* How often it begins again because the tree has changed under it: others may change it for ever.
+ */
+#define LOOKUP_RETRIES 1024
 /*
  * Levels of the tree that it descends: a hole goes with each mapping, and both lie up to eight deep
  * (five with twenty thousand mappings).
@@ -63,6 +70,7 @@ enum wanted {
     WANTED_REFUSING, /* it refuses destructive advice */
     WANTED_COPIES,   /* it has private copies that such advice drops */
     WANTED_READ_ONLY,
+    WANTED_GUARDED, /* it may hold guard regions */
 };
 
 /* Up to three ranges, in the order in which the kernel would come to their mappings. */
@@ -83,7 +91,8 @@ struct search {
     u64 index, next, before_last;
     /* The leaf to the right of whose `slot` the walk goes on, 0: it begins at the root again. */
     u64 leaf, slot, leaf_last;
-    u64 walked;                   /* mappings passed */
+    u64 walked; /* mappings passed */
+    u64 retries;
     u64 passed_start, passed_end; /* the last one of them */
 };
 
@@ -119,6 +128,18 @@ static __always_inline bool has_copies(struct vma *vma)
     return is_private_file(vma) && KERNEL_WORD(vma->address, vm_area_struct__anon_vma);
 }
 
+/*
+ * Whether a mapping may hold guard regions. Kernels that have a mark for it set it for good
+ * ("mm: introduce VM_MAYBE_GUARD", in 6.19); those before it prepare the mapping for
+ * private pages instead.
+ */
+static __always_inline bool may_hold_guards(struct config *config, struct vma *vma)
+{
+    if (config->maybe_guard_mask)
+        return vma->flags & config->maybe_guard_mask;
+    return KERNEL_WORD(vma->address, vm_area_struct__anon_vma) != 0;
+}
+
 static __always_inline bool is_wanted(struct config *config, struct search *search, struct vma *vma)
 {
     if ((vma->flags & search->mask) != search->mask)
@@ -127,6 +148,8 @@ static __always_inline bool is_wanted(struct config *config, struct search *sear
         return refuses_advice(config, vma);
     if (search->wanted == WANTED_COPIES)
         return has_copies(vma);
+    if (search->wanted == WANTED_GUARDED)
+        return may_hold_guards(config, vma);
     return search->wanted == WANTED_ANY || !(vma->flags & VM_WRITE);
 }
 
@@ -267,7 +290,7 @@ static __always_inline void find_vma(u64 mm, struct config *config, struct searc
 
     search->index = search->start;
     search->next = search->leaf = 0;
-    search->walked = 0;
+    search->walked = search->retries = 0;
     search->outcome = LOOKUP_CHANGED;
     loop_begin(&loop, LOOKUP_STEPS);
     while (loop_next(&loop)) {
@@ -286,21 +309,25 @@ static __always_inline void find_vma(u64 mm, struct config *config, struct searc
             }
         }
         step = search->leaf ? step_right(search) : descend(search);
-        if (step == STEP_CHANGED)
-            search->outcome = LOOKUP_CHANGED;
-        if (step != STEP_ENTRY)
+        if (step == STEP_DEEPER)
             continue;
 
         vma->address = search->next;
         search->next = 0;
-        if (vma->address) {
+        if (step == STEP_ENTRY && vma->address) {
             read_vma(vma, vma->address);
             if (KERNEL_WORD(vma->address, vm_area_struct__vm_mm) != mm || !is_still(vma) ||
-                search->index < vma->start || search->index >= vma->end) {
-                search->outcome = LOOKUP_CHANGED;
-                search->leaf = 0;
-                continue;
-            }
+                search->index < vma->start || search->index >= vma->end)
+                step = STEP_CHANGED;
+        }
+        if (step == STEP_CHANGED) {
+            search->outcome = LOOKUP_CHANGED;
+            search->leaf = 0;
+            if (++search->retries >= LOOKUP_RETRIES)
+                break;
+            continue;
+        }
+        if (vma->address) {
             if (is_wanted(config, search, vma)) {
                 search->outcome = LOOKUP_FOUND;
                 break;

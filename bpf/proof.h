@@ -36,6 +36,7 @@
 #define MADV_WIPEONFORK 18
 #define MADV_DONTNEED_LOCKED 24
 #define MADV_GUARD_INSTALL 102
+#define MADV_GUARD_REMOVE 103
 
 #define MAP_HUGE_SHIFT 26
 #define MAP_HUGE_MASK 0x3f
@@ -107,6 +108,12 @@ static __always_inline bool is_discarding(u32 advice)
 {
     return advice == MADV_DONTNEED || advice == MADV_DONTNEED_LOCKED ||
            advice == MADV_GUARD_INSTALL;
+}
+
+/* Advice that can go around a seal: no seal refuses to take guard regions away. */
+static __always_inline bool is_evasive(u32 advice)
+{
+    return is_discarding(advice) || advice == MADV_GUARD_REMOVE;
 }
 
 /* Checks of mmap(2) that answer EPERM before the kernel looks at what is mapped. */
@@ -356,9 +363,11 @@ static __always_inline void judge(struct scratch *scratch, struct task_struct *t
         judgement->reason = REASON_CHANGED_MEANWHILE;
     else if (has_other_cause(call, task, config, search))
         judgement->reason = REASON_OTHER_CAUSE;
+    else if (is_emulated(task))
+        judgement->reason = REASON_TRACED;
     else if (call->operation != OP_IO_URING_MADVISE &&
              !seccomp_excluded(task, call->number, call->compat))
-        judgement->reason = REASON_SECCOMP;
+        judgement->reason = has_late_filter(task) ? REASON_LATE_SECCOMP : REASON_SECCOMP;
     else
         judgement->verdict = VERDICT_SEALED;
     if (search->earlier_flags && changes_partially(call, config, search->role)) {

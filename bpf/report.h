@@ -55,6 +55,8 @@ static __always_inline int report(struct scratch *scratch, struct task_struct *t
     COUNT(count->denials[operation][verdict]);
     if (judgement->partial_end > judgement->partial_start)
         COUNT(count->partial_updates[operation]);
+    if (verdict == VERDICT_UNVERIFIED && judgement->reason < REASONS)
+        COUNT(count->unverified[judgement->reason]);
     if (!canary && !(config->emit_verdicts >> verdict & 1)) {
         COUNT(count->events[KIND_DENIAL][OUTCOME_FILTERED]);
         return 0;

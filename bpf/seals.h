@@ -19,28 +19,20 @@
 #define SEALERS_INTERVAL (5 * 1000 * 1000)
 #define SEALERS_BURST (99 * SEALERS_INTERVAL)
 
-/* By pid, the program that was last reported as one that seals. */
-struct sealer {
-    u64 start_boot_ns;
-    u64 mm; /* another one after exec */
-};
-BPF_TABLE("lru_hash", u32, struct sealer, sealers, SEALERS_MAX);
-
 /*
  * Sealing comes before violations: a program that seals is reported once, so that the daemon knows
  * a process that is gone when its violation is read. One that is held back by the limit or a full
  * ring is looked up at its violation, like any other.
  */
-static __always_inline void report_sealer(struct config *config, struct task_struct *task, u64 mm)
+static __always_inline void report_sealer(struct config *config, struct task_struct *task)
 {
     u32 pid = bpf_get_current_pid_tgid() >> 32, key = SHARED_SEALERS;
-    struct sealer now = {.start_boot_ns = process_start(task), .mm = mm};
     struct bucket *limit = shared_buckets.lookup(&key);
-    struct sealer *last = sealers.lookup(&pid);
+    struct sealer *sealer = sealers.lookup(&pid);
     u64 time = bpf_ktime_get_boot_ns();
     struct record *record;
 
-    if (last && last->start_boot_ns == now.start_boot_ns && last->mm == now.mm)
+    if (!sealer || sealer->is_reported)
         return;
     if (!limit || !conforms(&limit->arrival, time, SEALERS_INTERVAL, SEALERS_BURST))
         return;
@@ -48,7 +40,7 @@ static __always_inline void report_sealer(struct config *config, struct task_str
     if (!record)
         return;
     submit(record);
-    sealers.update(&pid, &now);
+    sealer->is_reported = true;
 }
 
 static __always_inline int sealed(u32 scratch_owner, struct task_struct *task, struct pt_regs *regs,
@@ -72,11 +64,12 @@ static __always_inline int sealed(u32 scratch_owner, struct task_struct *task, s
     count = counters_of(canary ? BANK_CANARY : BANK_HOST);
     if (!count)
         return 0;
+    note_sealer(task);
     COUNT(count->seals);
     COUNT_MORE(count->sealed_bytes, PAGE_ALIGN(length));
     if (!canary && !config->emit_seals) {
         COUNT(count->events[KIND_SEAL][OUTCOME_FILTERED]);
-        report_sealer(config, task, mm);
+        report_sealer(config, task);
         return 0;
     }
     key.caller = caller_of(instruction_pointer(regs), stack_pointer(regs), compat);

@@ -217,8 +217,9 @@ static __always_inline void keep(struct unwinder *unwinder, struct module *modul
 static __always_inline void add_module(struct stack *stack, struct unwinder *unwinder,
                                        struct vma *vma, u64 file, u64 page_offset)
 {
-    u64 number = MODULE(stack->module_count);
+    u64 number = MODULE(stack->module_count), inode = KERNEL_WORD(file, file__f_inode);
     struct module *module = &stack->module[number];
+    u32 owner = 0;
 
     stack->modules[FRAME(unwinder->index)] = number;
     stack->module_count++;
@@ -228,6 +229,8 @@ static __always_inline void add_module(struct stack *stack, struct unwinder *unw
     unwinder->modules[number].size = vma->end - vma->start;
     module->base = vma->start - (page_offset << PAGE_SHIFT);
     read_file_identity(&module->inode, &module->device, file);
+    READ_KERNEL(owner, inode, inode__i_uid_val);
+    module->is_roots = !owner;
     read_file_name(module->file, sizeof(module->file), file);
 }
 

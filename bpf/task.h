@@ -6,6 +6,7 @@
 #include "arch.h"
 #include "call.h"
 #include "definitions.h"
+#include "describe.h"
 #include "kernel.h"
 
 #define RLIMIT_DATA 2
@@ -138,6 +139,56 @@ static __always_inline bool seccomp_excluded(struct task_struct *task, u32 numbe
     }
     word = *kernel_words(bitmap + (number / 64) * 8);
     return word >> (number & 63) & 1;
+}
+
+static __always_inline u32 seccomp_filters(struct task_struct *task)
+{
+    if (!HAS(task_struct__seccomp_filter_count))
+        return 0;
+    return KERNEL_WORD(task, task_struct__seccomp_filter_count);
+}
+
+/* By pid, the program that has sealed, as it was then. */
+struct sealer {
+    u64 start_boot_ns;
+    u64 mm;          /* another one after exec */
+    u32 filters;     /* of seccomp, at its first seal */
+    u32 is_reported; /* as one that seals */
+};
+BPF_TABLE("lru_hash", u32, struct sealer, sealers, SEALERS_MAX);
+
+/* What is known of the current program as one that has sealed, or NULL. */
+static __always_inline struct sealer *sealer_of(struct task_struct *task)
+{
+    u32 pid = bpf_get_current_pid_tgid() >> 32;
+    struct sealer *sealer = sealers.lookup(&pid);
+
+    if (!sealer || sealer->start_boot_ns != process_start(task) ||
+        sealer->mm != (u64)TASK_FIELD(void *, task, mm))
+        return NULL;
+    return sealer;
+}
+
+/* Notes at its first seal how many filters the program has. */
+static __always_inline void note_sealer(struct task_struct *task)
+{
+    u32 pid = bpf_get_current_pid_tgid() >> 32;
+    struct sealer now = {
+        .start_boot_ns = process_start(task),
+        .mm = (u64)TASK_FIELD(void *, task, mm),
+        .filters = seccomp_filters(task),
+    };
+
+    if (!sealer_of(task))
+        sealers.update(&pid, &now);
+}
+
+/* Whether the program has put a filter before its calls since it sealed for the first time. */
+static __always_inline bool has_late_filter(struct task_struct *task)
+{
+    struct sealer *sealer = sealer_of(task);
+
+    return sealer && seccomp_filters(task) > sealer->filters;
 }
 
 /* lib/xarray.c, xa_load(): five levels of 64 slots hold every index an IPC id can have. */

@@ -225,6 +225,16 @@ FAULTS_BY_DISPOSITION = Panel(
     12,
     bars=True,
 )
+UNVERIFIED = Panel(
+    "Unverified denials by reason",
+    "timeseries",
+    "What keeps the seal from being proved as the reason of a refusal. The process can bring about"
+    " all of them but other_process by itself.",
+    PER_MINUTE,
+    [query(rate("~unverified_denials_total", "reason"), "{{reason}}")],
+    12,
+    bars=True,
+)
 PARTIAL_UPDATES = Panel(
     "Partial updates by operation",
     "timeseries",
@@ -402,8 +412,14 @@ OVERVIEW = Dashboard(
         Row(
             "Changes and seals",
             tuple(
-                replace(panel, width=6)
-                for panel in (PARTIAL_UPDATES, BYPASSES, SEALS, SEALED_BYTES)
+                replace(panel, width=width)
+                for panel, width in (
+                    (UNVERIFIED, 5),
+                    (PARTIAL_UPDATES, 5),
+                    (BYPASSES, 5),
+                    (SEALS, 5),
+                    (SEALED_BYTES, 4),
+                )
             ),
         ),
     ),

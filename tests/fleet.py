@@ -137,6 +137,9 @@ def _missed(host: Host, minute: int) -> Values:
 # Of a counter, what it gains in a minute; of a gauge, its value.
 GAINED: dict[str, Minute] = {
     "denials_total": _denials,
+    "unverified_denials_total": lambda host, minute: {
+        ("seccomp",): int(host.index == 2 and minute % 60 == 20)
+    },
     "partial_updates_total": lambda host, minute: {
         ("madvise",): host.random.randrange(2) if minute in host.storm else 0
     },

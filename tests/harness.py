@@ -127,6 +127,8 @@ def counts(counters: Counters) -> Counter[Cell]:
             cells["denial", operation.name, verdict.label] = counters.denials[index][verdict]
     for verdict in Verdict:
         cells["other_workloads", verdict.label] = counters.other_workloads[verdict]
+    for reason in Reason:
+        cells["unverified", reason.label] = counters.unverified[reason]
     for cause in Cause:
         for disposition in Disposition:
             cells["fault", cause.label, disposition.label] = counters.faults[cause][disposition]
@@ -147,6 +149,8 @@ def tally(records: Iterable[Record]) -> Counter[Cell]:
         if kind == Kind.DENIAL:
             operation = OPERATIONS[record.operation].name
             cells["denial", operation, Verdict(record.verdict).label] += 1
+            if record.verdict == Verdict.UNVERIFIED:
+                cells["unverified", Reason(record.reason).label] += 1
             if record.partial_end > record.partial_start:
                 cells["partial_update", operation] += 1
         elif kind == Kind.FAULT:

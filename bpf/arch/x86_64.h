@@ -70,6 +70,27 @@ static __always_inline bool is_compat(struct task_struct *task)
     return TASK_FIELD(u32, task, thread_info_status) & TS_COMPAT;
 }
 
+/*
+ * Whether what led into the kernel was an exception or an interrupt: their entry code puts -1 where
+ * a system call has its number (arch/x86/entry/entry_64.S, idtentry_body). The number of a 32-bit
+ * call is never so long.
+ */
+static __always_inline bool is_exception(struct pt_regs *regs)
+{
+    return regs->orig_ax == -1UL;
+}
+
+/* include/linux/thread_info.h, enum syscall_work_bit: PTRACE_SYSEMU is under way. */
+#define SYSCALL_WORK_SYSCALL_EMU (1 << 3)
+
+/* Whether a tracer answers the calls of the task in the kernel's place. */
+static __always_inline bool is_emulated(struct task_struct *task)
+{
+    if (!HAS(task_struct__thread_info_syscall_work))
+        return false;
+    return KERNEL_WORD(task, task_struct__thread_info_syscall_work) & SYSCALL_WORK_SYSCALL_EMU;
+}
+
 /* The kernel takes the number from the low half of the register alone. */
 static __always_inline u32 number_of(struct pt_regs *regs)
 {
@@ -86,6 +107,27 @@ static __always_inline u32 number_at(u64 regs)
 static __always_inline u32 native_number(u32 number)
 {
     return number & ~X32_SYSCALL_BIT;
+}
+
+#define NR_RT_SIGQUEUEINFO 129
+#define NR_RT_TGSIGQUEUEINFO 297
+#define NR_PIDFD_SEND_SIGNAL 424 /* for all kinds of callers */
+#define NR_RT_SIGQUEUEINFO_32 178
+#define NR_RT_TGSIGQUEUEINFO_32 335
+#define NR_RT_SIGQUEUEINFO_X32 524
+#define NR_RT_TGSIGQUEUEINFO_X32 536
+
+/* Whether the task is in a call that sends a signal with a siginfo of the caller's own. */
+static __always_inline bool queues_signals(struct task_struct *task, struct pt_regs *regs)
+{
+    u32 number = native_number(number_of(regs));
+
+    if (number == NR_PIDFD_SEND_SIGNAL)
+        return true;
+    if (is_compat(task))
+        return number == NR_RT_SIGQUEUEINFO_32 || number == NR_RT_TGSIGQUEUEINFO_32;
+    return number == NR_RT_SIGQUEUEINFO || number == NR_RT_TGSIGQUEUEINFO ||
+           number == NR_RT_SIGQUEUEINFO_X32 || number == NR_RT_TGSIGQUEUEINFO_X32;
 }
 
 /* Filters of seccomp distinguish x32 callers; their cache has no place for them. */

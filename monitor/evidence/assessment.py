@@ -7,10 +7,12 @@ is proved; this is not.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Literal, TypeVar
 
-from monitor.evidence.events import Assessment, Frame, Likely, Mapping, Sealed, Severity
+from monitor.evidence.events import Assessment, Likely, Mapping, Sealed, Severity
+from monitor.evidence.libraries import Role
+from monitor.kernel import abi
 from monitor.kernel.operations import Decoded
 
 __all__ = [
@@ -23,25 +25,14 @@ __all__ = [
     "FaultFacts",
     "Row",
     "caller_of",
+    "first_denial",
     "first_fit",
 ]
 
 Caller = Literal["loader", "allocator", "no_file", "program", "unknown"]
 F = TypeVar("F")
 
-# Found by the beginning of the file's base name. The C library calls munmap and the like for
-# free(), for thread stacks and for malloc_trim().
-_CALLERS: tuple[tuple[str, Caller], ...] = (
-    ("ld-linux", "loader"),
-    ("ld-musl", "loader"),
-    ("ld64.so", "loader"),
-    ("ld.so", "loader"),
-    ("libc.so", "allocator"),
-    ("libc-2.", "allocator"),
-    ("libjemalloc", "allocator"),
-    ("libtcmalloc", "allocator"),
-    ("libmimalloc", "allocator"),
-)
+_SEVERITIES: tuple[Severity, ...] = ("info", "warning", "critical")
 _PROTECT = ("mprotect", "pkey_mprotect")
 _ADVISE = ("madvise", "process_madvise", "io_uring_madvise")
 _REPLACE = ("mmap", "mremap", "shmat", "remap_file_pages")
@@ -138,14 +129,36 @@ def first_fit(rows: Sequence[Row[F]], facts: F) -> Row[F] | None:
     return next((row for row in rows if row.fits(facts)), None)
 
 
-def caller_of(stack: Sequence[Frame], address: str) -> Caller:
-    """Which code made the call: that of the frame at `address`, the event's caller."""
-    frame = next((frame for frame in stack if frame.address == address), None)
-    if frame is None:
+def first_denial(facts: DenialFacts) -> Row[DenialFacts] | None:
+    """The row of a denial. Who called is read off a stack that the process may have forged: it
+    gives the violation its name, and never a severity below that of the program's own calls.
+    """
+    row, own = (first_fit(DENIALS, each) for each in (facts, replace(facts, caller="program")))
+    if row is None or own is None:
+        return row
+    return replace(row, severity=max(row.severity, own.severity, key=_SEVERITIES.index))
+
+
+def caller_of(
+    stack: abi.Stack, address: int, role_of: Callable[[abi.Module], Role | None]
+) -> Caller:
+    """Whose code called: that of the frame at `address`, the record's caller.
+
+    That frame is a word on the stack. The innermost one, where the call was made, is the kernel's
+    word: a loader or an allocator makes its calls by its own code, or by that of the C library.
+    `role_of` says which of both a module's file is on this host.
+    """
+    modules = [
+        stack.module[index] if index < stack.module_count else None
+        for index in stack.modules[: stack.depth]
+    ]
+    if not modules or address not in stack.addresses[: stack.depth]:
         return "unknown"
-    if frame.module is None:
+    innermost, caller = modules[0], modules[list(stack.addresses).index(address)]
+    if innermost is None or caller is None:
         return "no_file"
-    return next((caller for start, caller in _CALLERS if frame.module.startswith(start)), "program")
+    role = role_of(caller)
+    return role if role and role_of(innermost) else "program"
 
 
 def _denial(
@@ -410,6 +423,15 @@ BYPASSES: tuple[Row[BypassFacts], ...] = (
         "The bytes of the file come back: addresses that the loader had filled in are again what "
         "the linker wrote.",
         lambda f: f.method == "madvise_discard",
+    ),
+    Row(
+        "guard_removed",
+        "attack",
+        "critical",
+        "where accesses ended at a guard region there is memory now",
+        "The seal covers the guard region, too, but does not keep it: whoever overruns what lies "
+        "before it now writes on.",
+        lambda f: f.method == "guard_remove",
     ),
     Row(
         "code_patched_by_itself",

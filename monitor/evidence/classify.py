@@ -12,12 +12,12 @@ from typing import TypeVar
 from monitor.evidence import stacks, summaries
 from monitor.evidence.assessment import (
     BYPASSES,
-    DENIALS,
     FAULTS,
     BypassFacts,
     DenialFacts,
     FaultFacts,
     caller_of,
+    first_denial,
     first_fit,
 )
 from monitor.evidence.events import (
@@ -37,6 +37,7 @@ from monitor.evidence.events import (
     Target,
     timestamp,
 )
+from monitor.evidence.libraries import Role as LibraryRole
 from monitor.kernel import abi
 from monitor.kernel.abi import (
     Access,
@@ -59,6 +60,10 @@ PATH_LIMIT = 4096
 SEGV_PKUERR = 4  # include/uapi/asm-generic/siginfo.h; only then is si_pkey set
 
 _E = TypeVar("_E", bound=IntEnum)
+
+# All else that keeps a refusal from being proved a process can bring about itself, so that such a
+# refusal weighs no less than a proved one.
+_NOT_ITS_OWN = (Reason.OTHER_PROCESS,)
 
 # Where no row of the table fits.
 _DENIAL_SEVERITY: dict[Verdict, Severity] = {
@@ -153,7 +158,13 @@ def _values(record: abi.Record, operation: Operation) -> list[int]:
     return values
 
 
-def _denial(record: abi.Record, origin: Origin, sealed_mask: int, path: str | None) -> Denial:
+def _denial(
+    record: abi.Record,
+    origin: Origin,
+    sealed_mask: int,
+    path: str | None,
+    role_of: Callable[[abi.Module], LibraryRole | None],
+) -> Denial:
     operation = _operation(record.operation)
     verdict = _member(Verdict, record.verdict)
     reason = _member(Reason, record.reason)
@@ -162,11 +173,20 @@ def _denial(record: abi.Record, origin: Origin, sealed_mask: int, path: str | No
     arguments = decode_arguments(operation, _values(record, operation))
     sealed = _sealed(_mapping(record.mapping, sealed_mask, path), verdict)
     stack, caller = _stack(record), _address(record.caller)
-    is_proved = verdict is Verdict.SEALED
+    if verdict is Verdict.UNVERIFIED and reason not in _NOT_ITS_OWN:
+        weight = Verdict.SEALED
+    else:
+        weight = verdict
     facts = DenialFacts(
-        operation.name, arguments, sealed, role is Role.DESTINATION, caller_of(stack, caller)
+        operation.name,
+        arguments,
+        sealed,
+        role is Role.DESTINATION,
+        caller_of(record.stack, record.caller, role_of),
     )
-    row = first_fit(DENIALS, facts) if is_proved else None
+    row = first_denial(facts) if weight is Verdict.SEALED else None
+    # Without the mapping it would be a guess from half of the facts.
+    named = row if sealed else None
 
     summary = summaries.denial(
         record,
@@ -177,7 +197,7 @@ def _denial(record: abi.Record, origin: Origin, sealed_mask: int, path: str | No
         reason=reason,
         role=role,
         hidden=hidden,
-        probably=row.words if row else "",
+        probably=named.words if named else "",
     )
     partial = None
     if record.partial_end > record.partial_start:
@@ -186,7 +206,7 @@ def _denial(record: abi.Record, origin: Origin, sealed_mask: int, path: str | No
         id=origin.id,
         time=origin.time,
         time_boot_ns=origin.time_boot_ns,
-        severity=row.severity if row else _DENIAL_SEVERITY[verdict],
+        severity=row.severity if row else _DENIAL_SEVERITY[weight],
         summary=summary,
         host=origin.host,
         process=origin.process,
@@ -195,7 +215,7 @@ def _denial(record: abi.Record, origin: Origin, sealed_mask: int, path: str | No
         arguments=arguments,
         verdict=verdict.label,
         reason=reason.label if reason is not Reason.NONE else None,
-        assessment=row.assessment if row else None,
+        assessment=named.assessment if named else None,
         role=role.label,
         sealed=sealed,
         partial_update=partial,
@@ -305,8 +325,7 @@ def _bypass(
     )
 
 
-_CLASSIFIERS: dict[Kind, Callable[[abi.Record, Origin, int, str | None], Denial | Fault | Seal]] = {
-    Kind.DENIAL: _denial,
+_CLASSIFIERS: dict[Kind, Callable[[abi.Record, Origin, int, str | None], Fault | Seal]] = {
     Kind.FAULT: _fault,
     Kind.SEAL: _seal,
 }
@@ -319,16 +338,19 @@ def classify(
     sealed_mask: int,
     file_path: str | None = None,
     target: Target | None = None,
+    role_of: Callable[[abi.Module], LibraryRole | None] = lambda _: None,
 ) -> Denial | Fault | Seal | Bypass:
     """The event of one record, with its severity and summary.
 
     `sealed_mask` is VM_SEALED of the running kernel; `file_path` the full path of the mapped file,
-    where it is known; `target` the process whose memory a bypass changed. Raises ClassifyError for
-    a corrupt record.
+    where it is known; `target` the process whose memory a bypass changed; `role_of` says whether a
+    module is the host's own loader or allocator. Raises ClassifyError for a corrupt record.
     """
     kind = _member(Kind, record.kind)
     if kind is Kind.BYPASS:
         return _bypass(record, origin, sealed_mask, file_path, target)
+    if kind is Kind.DENIAL:
+        return _denial(record, origin, sealed_mask, file_path, role_of)
     return _CLASSIFIERS[kind](record, origin, sealed_mask, file_path)
 
 

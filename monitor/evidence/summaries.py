@@ -26,6 +26,8 @@ _REASON_TEXT = {
     Reason.OTHER_PROCESS: "in another process",
     Reason.CHANGED_MEANWHILE: "the mappings kept changing",
     Reason.OTHER_CAUSE: "or for another reason",
+    Reason.LATE_SECCOMP: "or by a seccomp filter of its own",
+    Reason.TRACED: "or by a tracer",
 }
 _ACCESS_TEXT = {
     Access.READ: "read of",
@@ -140,6 +142,7 @@ _CHANGED = {
     Method.PTRACE_POKE: ("write to sealed memory by ptrace", "wrote to"),
     Method.PROC_MEM_WRITE: ("write to sealed memory through /proc/PID/mem", "wrote to"),
     Method.USERFAULTFD_COPY: ("sealed memory filled by userfaultfd", "gave the content of"),
+    Method.GUARD_REMOVE: ("guard taken out of sealed memory", "opened"),
     Method.USERFAULTFD_MOVE: ("pages moved around a seal by userfaultfd", "moved"),
 }
 

@@ -42,6 +42,14 @@ _ALWAYS = (
         "blind",
         "accesses beyond the end of a file, to sealed mappings too, and userfaultfd's signals",
     ),
+    Row(
+        _BLIND,
+        "tracers",
+        "blind",
+        "who traces a process chooses what becomes of its faults and calls: faults are counted, "
+        "but their disposition is what it would be without him, and a call that he skips is none",
+        "kernel.yama.ptrace_scope=2, where nobody needs a debugger",
+    ),
 )
 
 Hooks = Mapping[str, AttachedProbe]  # probes that are attached, by name
@@ -214,6 +222,21 @@ def bypass_rows(
             ("madvise_discard",),
             "on a private file mapping (RELRO) it succeeds and brings the file's bytes back",
             "--attach auto",
+        ),
+        _way(
+            "MADV_GUARD_REMOVE",
+            hooks,
+            ("guard_remove",),
+            "makes fresh memory of guard regions that are sealed",
+            "--attach auto",
+        ),
+        Row(
+            _AROUND,
+            "pinned pages",
+            "blind",
+            "io_uring's registered buffers, O_DIRECT, vmsplice, RDMA and KVM write to pages that "
+            "were pinned before they were sealed read-only",
+            "seal before other code can pin (io_uring: kernel.io_uring_disabled=2)",
         ),
         Row(
             _AROUND,

@@ -48,11 +48,11 @@ STACK_FRAMES = 16
 STACK_MODULES = 8
 NO_MODULE = 0xFF
 BUILD_ID_SIZE = 20
-MODULE_FILE_SIZE = 31
 PROCESS_SHARES = 512
 OWNER_SHARES = 1024
 SHARES_OF_KIND = PROCESS_SHARES + OWNER_SHARES
 WORKLOAD_QUOTAS = 4 * 1024
+MODULE_FILE_SIZE = 30
 
 
 class Label(IntEnum):
@@ -84,6 +84,8 @@ class Reason(Label):
     OTHER_PROCESS = 4
     CHANGED_MEANWHILE = 5
     OTHER_CAUSE = 6
+    LATE_SECCOMP = 7
+    TRACED = 8
 
 
 class Role(Label):
@@ -119,6 +121,7 @@ class Method(Label):
     PROC_MEM_WRITE = 2
     USERFAULTFD_COPY = 3
     USERFAULTFD_MOVE = 4
+    GUARD_REMOVE = 5
 
 
 class Outcome(Label):
@@ -171,6 +174,7 @@ class Module(ctypes.Structure):
         ("device", c_uint32),
         ("build_id_size", c_uint8),
         ("build_id", c_uint8 * BUILD_ID_SIZE),
+        ("is_roots", c_uint8),
         ("file", c_char * MODULE_FILE_SIZE),
     ]
 
@@ -247,6 +251,7 @@ class Counters(ctypes.Structure):
         ("seals", c_uint64),
         ("sealed_bytes", c_uint64),
         ("events", c_uint64 * len(Outcome) * len(Kind)),
+        ("unverified", c_uint64 * len(Reason)),
         ("other_workloads", c_uint64 * len(Verdict)),
     ]
 

@@ -45,12 +45,16 @@ MEMBERS: tuple[Member, ...] = (
         "nsproxy",
         "flags",
         "cred",
+        "sighand",
         "seccomp.mode",
         "seccomp.filter",
         *arch.TASK_MEMBERS,
     ),
     *_members("cred", "user_ns", "uid"),
     *_members("user_namespace", "level", "parent", "owner"),
+    *_members("task_struct", *arch.TASK_MEMBERS_OF_SOME, required=False),
+    # 5.10 on, CONFIG_SECCOMP.
+    Member("task_struct", "seccomp.filter_count", required=False),
     *_members("mm_struct", "mm_mt.ma_root", "exe_file", "start_brk", "start_data", "end_data"),
     # CONFIG_PER_VMA_LOCK. A seqcount_t, which begins with its number, since eb449bd96954 ("mm:
     # convert mm_lock_seq to a proper seqcount"), in 6.14.
@@ -69,7 +73,7 @@ MEMBERS: tuple[Member, ...] = (
     *_members("file", "f_inode", "f_path.dentry", "f_path.mnt", "private_data"),
     Member("dentry", "d_name.name"),
     Member("vfsmount", "mnt_flags"),
-    *_members("inode", "i_ino", "i_sb", "i_private"),
+    *_members("inode", "i_ino", "i_sb", "i_private", "i_uid.val"),
     # A timespec64 before 3aa63a569c64 ("fs: switch timespec64 fields in inode to discrete
     # integers"), in 6.11.
     *_members("inode", "i_ctime_sec", "i_ctime_nsec", required=False),
@@ -97,6 +101,7 @@ MEMBERS: tuple[Member, ...] = (
         "_sifields._sigfault._addr_pkey._pkey",
     ),
     Member("k_sigaction", "sa.sa_handler"),
+    Member("sighand_struct", "action"),
     *_members("io_madvise", "addr", "len", "advice", required=False),
     *_members("io_kiocb", "opcode", "cqe.res", required=False),
     Member("io_uring_cqe", "res", required=False),
@@ -130,7 +135,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
         for function in (arch.native_function, arch.compat_function)
     },
 }
-SIZES = ("upid", "rlimit", "ipc_ids")
+SIZES = ("upid", "rlimit", "ipc_ids", "k_sigaction")
 # The iterator: 6018e1f407cc ("bpf: implement numbers iterator"), in 6.4. The last two: fc7566ad0a82
 # ("bpf: Introduce bpf_preempt_[disable,enable] kfuncs"), in 6.10, the first kernel with mseal.
 KFUNCS = (

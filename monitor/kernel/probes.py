@@ -152,9 +152,10 @@ PROBES: tuple[Probe, ...] = (
             _RAW_EXIT,
         ),
     ),
+    # Named after where faults were seen before: dashboards know it by that.
     Probe(
         "signal_deliver",
-        (Hook("raw_tracepoint", "signal_deliver", "signal_deliver", only=True),),
+        (Hook("raw_tracepoint", "signal_generate", "signal_generate", only=True),),
     ),
     Probe(
         "io_uring_madvise",
@@ -182,7 +183,10 @@ PROBES: tuple[Probe, ...] = (
     Probe("proc_mem_write", (_REMOTE,), optional=True),
     Probe("userfaultfd_copy", (_FILLING,), optional=True),
     Probe("userfaultfd_move", _MOVING, optional=True),
-    Probe("madvise_discard", (), (*_ADVICE, _exit("madvise"), _RAW_EXIT), "madvise", optional=True),
+    *(
+        Probe(method, (), (*_ADVICE, _exit("madvise"), _RAW_EXIT), "madvise", optional=True)
+        for method in ("madvise_discard", "guard_remove")
+    ),
 )
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from monitor.attach.calibrate import PARTIAL_OPERATIONS
 from monitor.evidence.workloads import OTHER
-from monitor.kernel.abi import Cause, Disposition, Method, Verdict
+from monitor.kernel.abi import Cause, Disposition, Method, Reason, Verdict
 from monitor.kernel.operations import OPERATIONS
 from monitor.kernel.probes import MODES
 from monitor.metrics import accounts
@@ -36,6 +36,7 @@ PREFIX = "seal_monitor_"
 OPERATION_NAMES = tuple(operation.name for operation in OPERATIONS)
 VERDICT_NAMES = tuple(verdict.label for verdict in Verdict)
 CAUSE_NAMES = tuple(cause.label for cause in Cause)
+REASONS = tuple(reason for reason in Reason if reason is not Reason.NONE)
 METHOD_NAMES = tuple(method.label for method in Method)
 DISPOSITION_NAMES = tuple(disposition.label for disposition in Disposition)
 
@@ -140,6 +141,15 @@ METRICS: tuple[Metric, ...] = (
         "Refused attempts to change memory, by operation and by whether a seal explains it.",
         _denials,
         {"operation": OPERATION_NAMES, "verdict": VERDICT_NAMES},
+    ),
+    Metric(
+        "unverified_denials_total",
+        "counter",
+        "Denials with the verdict unverified, by what keeps them from being proved.",
+        lambda reading: [
+            ((reason.label,), reading.counters.unverified[reason]) for reason in REASONS
+        ],
+        {"reason": tuple(reason.label for reason in REASONS)},
     ),
     Metric(
         "partial_updates_total",

@@ -29,7 +29,7 @@ from monitor.provoke.provocation import (
 
 __all__ = ["BYPASSES"]
 
-MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_GUARD_INSTALL = 4, 24, 102
+MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE = 4, 24, 102, 103
 PTRACE_TRACEME, PTRACE_POKEDATA = 0, 5
 # include/uapi/linux/userfaultfd.h
 UFFD_API, UFFDIO_REGISTER_MODE_MISSING = 0xAA, 1
@@ -163,6 +163,27 @@ def _anonymous(pages: int) -> int:
     return need("mmap", 0, pages * PAGE, _RW, MAP_PRIVATE | MAP_ANONYMOUS, 2**64 - 1, 0)
 
 
+def _remove_guard(protection: int, by_process_madvise: bool = False) -> Facts:
+    """Of three sealed pages the one in the middle is a guard region, and is none afterwards."""
+    start = _anonymous(3)
+    middle = start + PAGE
+    need("madvise", middle, PAGE, MADV_GUARD_INSTALL)
+    need("mprotect", start, 3 * PAGE, protection)
+    seal(start, 3 * PAGE)
+    if by_process_madvise:
+        vector = (ctypes.c_uint64 * 2)(middle, PAGE)
+        pidfd = os.pidfd_open(os.getpid())
+        try:
+            need("process_madvise", pidfd, ctypes.addressof(vector), 1, MADV_GUARD_REMOVE, 0)
+        finally:
+            os.close(pidfd)
+    else:
+        need("madvise", middle, PAGE, MADV_GUARD_REMOVE)
+    if ctypes.string_at(middle, 1) != b"\0":
+        raise RuntimeError("the page of the guard region is not a fresh one")
+    return _bypass("guard_remove", middle, PAGE, (start, start + 3 * PAGE))
+
+
 def _fill() -> Facts:
     """Fill the second of two missing pages in sealed read-only memory."""
     start, source = _anonymous(2), _anonymous(1)
@@ -218,6 +239,21 @@ _TABLE: tuple[tuple[str, str, Callable[[], Facts]], ...] = (
         _discard_by_process_madvise,
     ),
     ("io_uring_relro", "the same through io_uring", _discard_by_io_uring),
+    (
+        "guard_remove",
+        "make fresh memory of a guard region in sealed read-only memory",
+        lambda: _remove_guard(PROT_READ),
+    ),
+    (
+        "guard_remove_writable",
+        "the same in sealed writable memory",
+        lambda: _remove_guard(_RW),
+    ),
+    (
+        "process_madvise_guard_remove",
+        "the same through process_madvise",
+        lambda: _remove_guard(PROT_READ, by_process_madvise=True),
+    ),
     ("memory_file", "write to sealed memory through /proc/self/mem", _memory_file),
     ("userfaultfd_copy", "fill a missing page of sealed read-only memory", _fill),
     ("userfaultfd_move", "move a page out of sealed memory", _move),

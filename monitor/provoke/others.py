@@ -153,7 +153,7 @@ OTHERS = (
         "seccomp_sealed",
         "other",
         "a seccomp filter refuses mprotect on sealed memory",
-        lambda: _seccomp("S", "mprotect", "mprotect", verdict="unverified", reason="seccomp"),
+        lambda: _seccomp("S", "mprotect", "mprotect", verdict="unverified", reason="late_seccomp"),
         lasting=True,
     ),
     Provocation(

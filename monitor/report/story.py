@@ -265,13 +265,17 @@ _PROVED = (
     "refused it earlier."
 )
 _REASONS = {
-    "range_too_long": "Not proved: no seal among the first 256 mappings of the range; the rest was "
-    "not looked at.",
+    "range_too_long": "Not proved: no seal among the first 65,536 mappings of the range; the rest "
+    "was not looked at.",
     "seccomp": "Not proved: a seal is there, and so is a seccomp filter that may refuse this call.",
     "unknown_length": "Not proved: what the call was about could not be read back.",
     "other_process": "Not proved: the call was about the memory of another process.",
     "changed_meanwhile": "Not proved: the mappings kept changing while they were read.",
     "other_cause": "Not proved: a seal is there, and so is an earlier reason to refuse.",
+    "late_seccomp": "Not proved: a seal is there, and so is a seccomp filter that may refuse this "
+    "call. The program put it there after it had sealed.",
+    "traced": "Not proved: a seal is there, but a tracer answers the calls of the process, and the "
+    "kernel may never have run this one.",
 }
 
 
@@ -341,6 +345,7 @@ _METHODS = {
     "proc_mem_write": "through /proc/PID/mem",
     "userfaultfd_copy": "through userfaultfd, which filled a missing page",
     "userfaultfd_move": "through userfaultfd, which moved pages",
+    "guard_remove": "by madvise, which took guard regions away: their pages are fresh memory",
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from monitor.configuration.config import Config, Mute
 from monitor.evidence import classify, events
 from monitor.evidence.attribution import Attribution
+from monitor.evidence.libraries import Libraries, Role
 from monitor.evidence.suppression import Gap
 from monitor.kernel import abi
 from monitor.metrics.tally import Tally
@@ -31,10 +32,12 @@ class Pipeline:
         tally: Tally,
         mutes: Sequence[Mute] = (),
         ask_snapshot: Callable[[Mapping[str, Any], abi.Record], None] | None = None,
+        role_of: Callable[[abi.Module], Role | None] | None = None,
         offset: Callable[[], int] = events.clock_offset,
     ) -> None:
-        """`ask_snapshot` gets each event of a process, just before it is sent. `offset` is read
-        once for all records that are taken together, and once for each other event.
+        """`ask_snapshot` gets each event of a process, just before it is sent. `role_of` says
+        which of the host's own libraries a module is. `offset` is read once for all records that
+        are taken together, and once for each other event.
         """
         self._host = host
         self._sealed_mask = sealed_mask
@@ -43,6 +46,7 @@ class Pipeline:
         self._tally = tally
         self._mutes = mutes
         self._ask_snapshot = ask_snapshot
+        self._role_of = role_of or Libraries().role
         self._sequence = 0
         self._sample_offset = offset
         self._offset = offset()
@@ -81,6 +85,7 @@ class Pipeline:
                 sealed_mask=self._sealed_mask,
                 file_path=owner.file_path,
                 target=owner.target,
+                role_of=self._role_of,
             )
         except classify.ClassifyError:
             self._tally.decode_error()

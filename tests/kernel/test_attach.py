@@ -30,9 +30,10 @@ from monitor.kernel.probes import AT_SEAL, OPTIONAL, PROBES, Hook, Probe
 
 ROOT = Path(__file__).parent.parent.parent
 WITH_NUMBER = [operation.name for operation in OPERATIONS if operation.number is not None]
-BY_EXITS = ["ptrace_poke", "madvise_discard"]  # of the optional ones
+WITH_MADVISE = ["madvise_discard", "guard_remove"]
+BY_EXITS = ["ptrace_poke", *WITH_MADVISE]  # of the optional ones
 ALWAYS = [*WITH_NUMBER, "mseal", "signal_deliver", *BY_EXITS]
-PROGRAMS = len(ALWAYS) - 1  # madvise_discard comes with madvise
+PROGRAMS = len(ALWAYS) - len(WITH_MADVISE)
 LoadFunction = Callable[..., Loaded]
 MISSING = "syscalls:sys_exit_no_such_call"
 
@@ -97,13 +98,13 @@ def test_auto_takes_the_first_hook_of_each_probe(load: LoadFunction) -> None:
         return
     expected = {name: ("tracepoint", f"syscalls:sys_exit_{name}") for name in WITH_NUMBER}
     expected["mseal"] = ("tracepoint", "syscalls:sys_exit_mseal")
-    expected["signal_deliver"] = ("raw_tracepoint", "signal_deliver")
+    expected["signal_deliver"] = ("raw_tracepoint", "signal_generate")
     expected["ptrace_poke"] = ("tracepoint", "syscalls:sys_exit_ptrace")
-    expected["madvise_discard"] = expected["madvise"]
+    expected |= dict.fromkeys(WITH_MADVISE, expected["madvise"])
     assert by_probe(loaded) == expected
     assert not any(probe.lost for probe in loaded.probes)
     assert {p.probe for p in loaded.probes if not p.attached} == OPTIONAL - set(BY_EXITS)
-    own = [p for p in loaded.probes if p.probe not in ("signal_deliver", "madvise_discard")]
+    own = [p for p in loaded.probes if p.probe not in ("signal_deliver", *WITH_MADVISE)]
     assert {p.fallback for p in own if p.attached} == {reason}
     assert len(loaded.links) == PROGRAMS
 
@@ -119,7 +120,7 @@ def test_functions_are_attached_once(require_fexit: None, load: LoadFunction) ->
     assert found["madvise"] == found["process_madvise"]
     assert set(found) == {*ALWAYS, *OPTIONAL, "other", "compat", "io_uring_madvise"}
     assert found["proc_mem_write"] == found["ptrace_poke"]
-    assert found["madvise_discard"] == found["madvise"]
+    assert {found[name] for name in WITH_MADVISE} == {found["madvise"]}
     # Two functions for userfaultfd, for mseal where there are 32-bit callers, and for mremap where
     # its source is checked in the call's own.
     targets = {target for _, target in found.values()}
@@ -145,7 +146,7 @@ def test_without_the_functions_the_calls_stand_in(require_fexit: None) -> None:
             found = by_probe(harness.loaded)
             for name in WITH_NUMBER:
                 assert found[name] == ("fexit", f"__ia32_sys_{name}")
-            assert not {"other", "madvise_discard"} & set(found)
+            assert not {"other", *WITH_MADVISE} & set(found)
             for name in FUNCTIONS:
                 made = harness.provoke(name)
                 assert made.denials() == [(made.line["operation"], "sealed", "none")]
@@ -181,7 +182,7 @@ def test_a_function_that_sees_no_refusal_is_replaced(
 def test_raw_tracepoint_is_attached_once(load: LoadFunction) -> None:
     loaded = load("raw_tracepoint")
     expected = dict.fromkeys([*WITH_NUMBER, "mseal", *BY_EXITS], ("raw_tracepoint", "sys_exit"))
-    expected["signal_deliver"] = ("raw_tracepoint", "signal_deliver")
+    expected["signal_deliver"] = ("raw_tracepoint", "signal_generate")
     expected["compat"] = ("raw_tracepoint", "sys_exit")  # comes with it
     assert by_probe(loaded) == expected
     assert len(loaded.links) == 2
@@ -236,7 +237,7 @@ def test_a_refused_probe_leaves_the_others(
 def test_a_refused_raw_tracepoint_leaves_the_others(
     load: LoadFunction, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bogus = Hook("raw_tracepoint", "no_such_tracepoint", "signal_deliver", only=True)
+    bogus = Hook("raw_tracepoint", "no_such_tracepoint", "signal_generate", only=True)
     monkeypatch.setattr(attacher, "PROBES", with_hooks("signal_deliver", bogus))
     loaded = load("tracepoint")
     (refused,) = [probe for probe in loaded.probes if probe.lost]

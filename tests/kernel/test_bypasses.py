@@ -83,6 +83,22 @@ print(json.dumps({}))
     assert counted(made) == {}
 
 
+def test_guards_that_are_none_are_not_taken_away(harness: Harness) -> None:
+    """Sealed memory that never held a guard region, and a guard region that nobody has sealed."""
+    made = harness.python(
+        """
+plain, sealed, guarded = lay("W"), lay("S"), lay("w")
+need("madvise", guarded.start, 4096, 102)
+for pages in (plain, sealed, guarded):
+    need("madvise", pages.start, 4096, 103)
+print(json.dumps({}))
+"""
+    )
+    # Without the kernel's mark, touched memory may have held some.
+    is_marked = harness.config.maybe_guard_mask
+    assert counted(made).get(("bypass", "guard_remove"), 0) == (0 if is_marked else 2)
+
+
 STORM = 3001
 
 

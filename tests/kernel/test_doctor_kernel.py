@@ -72,7 +72,7 @@ def test_every_probe_is_attached(require_bpf: None, attach: str) -> None:
     for operation in OPERATIONS:
         if operation.number is not None:
             assert rows[operation.name]["finding"].startswith(f"{mode} ")
-    assert rows["signal_deliver"]["finding"] == "raw_tracepoint signal_deliver"
+    assert rows["signal_deliver"]["finding"] == "raw_tracepoint signal_generate"
     seen = by_check(document)["32-bit callers"]["status"]
     assert seen == ("blind" if mode == "tracepoint" else "ok")
 

@@ -65,7 +65,7 @@ call("mprotect", pages.start, PAGE, 3)
 os._exit(0)  # Python would go on to unmap
 """
     )
-    filtered = [] if harness.at_seal("munmap") else [("munmap", "unverified", "seccomp")]
+    filtered = [] if harness.at_seal("munmap") else [("munmap", "unverified", "late_seccomp")]
     assert made.denials() == [
         ("munmap", "sealed", "none"),
         *filtered,

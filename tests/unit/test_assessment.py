@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,9 +15,12 @@ from monitor.evidence.assessment import (
     DenialFacts,
     FaultFacts,
     caller_of,
+    first_denial,
     first_fit,
 )
-from monitor.evidence.events import Frame, Mapping, Sealed
+from monitor.evidence.events import Mapping, Sealed
+from monitor.evidence.libraries import Role, role_of_name
+from monitor.kernel import abi
 
 CODE, DATA, GUARD = "r-xp", "r--p", "---p"
 WRITABLE = "rw-p"
@@ -118,6 +122,7 @@ def test_faults(facts: tuple[str, str, bool], name: str, likely: str, severity: 
 
 BYPASS_CASES = [
     (("madvise_discard", DATA, True), "copy_discarded", "attack", "critical"),
+    (("guard_remove", DATA, True), "guard_removed", "attack", "critical"),
     (("proc_mem_write", CODE, True), "code_patched_by_itself", "attack", "critical"),
     (("proc_mem_write", CODE, False), "breakpoint", "handled", "warning"),
     (("ptrace_poke", CODE, False), "breakpoint", "handled", "warning"),
@@ -153,6 +158,24 @@ def test_every_row_has_a_case_and_words() -> None:
         assert REASONING[name].endswith(".")
 
 
+def stack(*modules: str | None, is_roots: bool = True) -> abi.Stack:
+    """Frames at 0x7000, 0x4000 and so on, each of which lies in a module, or in none."""
+    made = abi.Stack(depth=len(modules))
+    made.addresses[:2] = (0x7000, 0x4000)
+    for place, name in enumerate(modules):
+        made.modules[place] = abi.NO_MODULE
+        if name is not None:
+            made.modules[place] = made.module_count
+            module = abi.Module(file=name.encode(), is_roots=is_roots, inode=7)
+            made.module[made.module_count] = module
+            made.module_count += 1
+    return made
+
+
+def by_name(module: abi.Module) -> Role | None:
+    return role_of_name(module.file.decode()) if module.is_roots else None
+
+
 @pytest.mark.parametrize(
     ("module", "caller"),
     [
@@ -167,7 +190,28 @@ def test_every_row_has_a_case_and_words() -> None:
     ],
 )
 def test_caller(module: str | None, caller: str) -> None:
-    wrapper = Frame("0x7000", "libc.so.6", None, 1, None)
-    stack = (wrapper, Frame("0x4000", module, None, 1, None))
-    assert caller_of(stack, "0x4000") == caller
-    assert caller_of(stack, "0x5000") == "unknown"
+    assert caller_of(stack("libc.so.6", module), 0x4000, by_name) == caller
+    assert caller_of(stack("libc.so.6", module), 0x5000, by_name) == "unknown"
+
+
+def test_a_word_on_the_stack_makes_nobody_an_allocator() -> None:
+    """The call itself was made by other code than the loader's or the C library's."""
+    assert caller_of(stack("exploit", "libc.so.6"), 0x4000, by_name) == "program"
+    assert caller_of(stack(None, "libc.so.6"), 0x4000, by_name) == "no_file"
+    assert caller_of(abi.Stack(), 0, by_name) == "unknown"
+
+
+def test_a_name_makes_nobody_an_allocator() -> None:
+    assert caller_of(stack("libc.so.6", "libc.so.6", is_roots=False), 0x4000, by_name) == "program"
+
+
+@pytest.mark.parametrize(("facts", "name", "likely"), DENIAL_CASES)
+@pytest.mark.parametrize("caller", ["loader", "allocator", "unknown", "no_file"])
+def test_who_called_lowers_no_severity(
+    facts: DenialFacts, name: str, likely: str, caller: Any
+) -> None:
+    by_program = first_fit(DENIALS, replace(facts, caller="program"))
+    row = first_denial(replace(facts, caller=caller))
+    assert row is not None
+    assert by_program is not None
+    assert row.severity in (by_program.severity, "critical")

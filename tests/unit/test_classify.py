@@ -335,13 +335,31 @@ RANGE = "0x7f0000001000-0x7f0000002000"
         (
             denial(verdict=Verdict.UNVERIFIED, reason=Reason.SECCOMP),
             "mprotect refused, perhaps by a seal (or by a seccomp filter): python3 (pid 4242) "
-            f"asked for rw- on {RANGE} (sealed r--p, libfoo.so)",
-            "warning",
+            f"asked for rw- on {RANGE} (sealed r--p, libfoo.so); looks like an attack: read-only "
+            "data was to become writable",
+            "critical",
         ),
         (
-            denial("shmat", verdict=Verdict.UNVERIFIED, reason=Reason.UNKNOWN_LENGTH, length=0),
+            denial(
+                "shmat",
+                verdict=Verdict.UNVERIFIED,
+                reason=Reason.UNKNOWN_LENGTH,
+                length=0,
+                mapping=None,
+            ),
             "shmat refused, perhaps by a seal (its length is unknown): python3 (pid 4242) tried "
-            "to attach shared memory over 0x7f0000001000 (sealed r--p, libfoo.so)",
+            "to attach shared memory over 0x7f0000001000",
+            "critical",
+        ),
+        (
+            denial(
+                "process_madvise",
+                verdict=Verdict.UNVERIFIED,
+                reason=Reason.OTHER_PROCESS,
+                mapping=None,
+            ),
+            "process_madvise refused, perhaps by a seal (in another process): python3 (pid 4242) "
+            f"advised MADV_NORMAL on {RANGE}",
             "warning",
         ),
         (
@@ -413,6 +431,21 @@ def test_every_reason_has_a_summary(reason: Reason) -> None:
     event = classified(denial(verdict=Verdict.UNVERIFIED, reason=reason))
     assert event.reason == (reason.label if reason else None)
     assert "perhaps by a seal" in event.summary
+
+
+@pytest.mark.parametrize("reason", [r for r in Reason if r not in (0, Reason.OTHER_PROCESS)])
+@pytest.mark.parametrize("operation", NAMES)
+@pytest.mark.parametrize("mapping", [None, ANONYMOUS])
+def test_what_is_unverified_weighs_no_less_than_what_is_proved(
+    operation: str, reason: Reason, mapping: abi.Mapping | None
+) -> None:
+    order = ("info", "warning", "critical")
+    proved = classified(denial(operation, mapping=ANONYMOUS))
+    event = classified(
+        denial(operation, mapping=mapping, verdict=Verdict.UNVERIFIED, reason=reason)
+    )
+    assert order.index(event.severity) >= order.index(proved.severity)
+    assert event.assessment == (proved.assessment if mapping else None)
 
 
 @pytest.mark.parametrize("cause", Cause)
@@ -555,7 +588,7 @@ def test_a_corrupt_stack_is_a_corrupt_record() -> None:
         (abi.Record(kind=4), "4 is no kind"),
         (abi.Record(kind=Kind.DENIAL, operation=len(NAMES)), f"{len(NAMES)} is no operation"),
         (abi.Record(kind=Kind.DENIAL, verdict=3), "3 is no verdict"),
-        (abi.Record(kind=Kind.DENIAL, reason=7), "7 is no reason"),
+        (abi.Record(kind=Kind.DENIAL, reason=9), "9 is no reason"),
         (abi.Record(kind=Kind.DENIAL, role=3), "3 is no role"),
         (
             abi.Record(kind=Kind.DENIAL, stack=abi.Stack(depth=17)),
@@ -564,7 +597,7 @@ def test_a_corrupt_stack_is_a_corrupt_record() -> None:
         (abi.Record(kind=Kind.FAULT, cause=6), "6 is no cause"),
         (abi.Record(kind=Kind.FAULT, disposition=3), "3 is no disposition"),
         (abi.Record(kind=Kind.FAULT, access=255), "255 is no access"),
-        (abi.Record(kind=Kind.BYPASS, bypass=abi.Bypass(method=5)), "5 is no method"),
+        (abi.Record(kind=Kind.BYPASS, bypass=abi.Bypass(method=6)), "6 is no method"),
         (abi.Record(kind=Kind.BYPASS), "a bypass without a mapping"),
     ],
 )
@@ -703,7 +736,7 @@ def test_suppression(
         {"kind": 4},
         {"kind": 0, "what": 99, "pid": 1},
         {"kind": 1, "what": 6, "pid": 1},
-        {"kind": 3, "what": 5, "pid": 1},
+        {"kind": 3, "what": 6, "pid": 1},
     ],
 )
 def test_corrupt_buckets(key: dict[str, int]) -> None:

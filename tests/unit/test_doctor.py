@@ -168,13 +168,13 @@ def test_probes_say_how_they_are_attached() -> None:
 
 def test_a_reason_that_all_fallbacks_share_is_shown_once() -> None:
     probes = [attached(name)._replace(fallback=REFUSED) for name in ("mprotect", "munmap")]
-    signals = attached("signal_deliver", "raw_tracepoint", "signal_deliver")
+    signals = attached("signal_deliver", "raw_tracepoint", "signal_generate")
     rows = doctor.probe_rows([*probes, signals], "auto")
     assert [(row.check, row.status, row.finding) for row in rows] == [
         ("fexit", "degraded", REFUSED),
         ("mprotect", "ok", f"tracepoint {EXIT}mprotect"),
         ("munmap", "ok", f"tracepoint {EXIT}munmap"),
-        ("signal_deliver", "ok", "raw_tracepoint signal_deliver"),
+        ("signal_deliver", "ok", "raw_tracepoint signal_generate"),
     ]
 
 
@@ -255,6 +255,7 @@ def test_blind_spots_by_what_is_attached(
     assert [(row.check, row.status) for row in rows[4:]] == [
         ("kernel's accesses", "blind"),
         ("SIGBUS", "blind"),
+        ("tracers", "blind"),
     ]
 
 
@@ -321,6 +322,8 @@ def test_ways_around_a_seal(tmp_path: Path) -> None:
         ("/proc/PID/mem", "blind"),
         ("ptrace", "blind"),
         ("MADV_DONTNEED", "blind"),
+        ("MADV_GUARD_REMOVE", "blind"),
+        ("pinned pages", "blind"),
         ("mapped files", "blind"),
         ("mapped sockets", "blind"),
         ("userfaultfd", "blind"),

@@ -83,7 +83,7 @@ def test_programs_of_a_call_are_loaded_for_its_operation() -> None:
         ("munmap", "tracepoint", ["syscalls:sys_exit_munmap"]),
         ("munmap", "raw_tracepoint", ["sys_exit"]),
         # The only kind of hook there is serves in every mode.
-        *(("signal_deliver", attach, ["signal_deliver"]) for attach in ("auto", *MODES)),
+        *(("signal_deliver", attach, ["signal_generate"]) for attach in ("auto", *MODES)),
         ("other", "auto", []),
     ],
 )
@@ -140,7 +140,7 @@ def test_every_operation_has_one_reporter() -> None:
         ("brk", "syscalls:sys_exit_brk"),
         ("shmdt", "sys_exit"),
         ("mseal", "sys_exit"),
-        ("signal_deliver", "signal_deliver"),
+        ("signal_deliver", "signal_generate"),
         ("compat", "sys_exit"),
     ]
     found = reporters(attached)
