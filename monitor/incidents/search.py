@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from monitor.evidence.events import timestamp
-from monitor.incidents.store import READABLE, VERSION
+from monitor.incidents.schema import READABLE, VERSION
 from monitor.untrusted.printable import printable
 
 __all__ = [
@@ -298,7 +298,7 @@ class Incidents:
 
         A database of an older version has none until a daemon upgrades it.
         """
-        if self._rows("PRAGMA user_version") != [(VERSION,)]:
+        if self._rows("PRAGMA user_version") == [(1,)]:
             return []
         rows = self._rows(
             "SELECT seq, snapshot FROM snapshots WHERE incident = "
