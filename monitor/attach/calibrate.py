@@ -1,7 +1,8 @@
 """What this kernel does, found out by trying it through the loaded programs.
 
-`python -m monitor.attach.calibrate PID` is the process that tries, started by that one; the daemon reads in the ring what
-the programs saw of it. The order of the calls in `main()` is known to `calibrate()`.
+`python -m monitor.attach.calibrate PID` is the process that tries, started by that one; the daemon
+reads in the ring what the programs saw of it. The order of the calls in `main()` is known to
+`calibrate()`.
 """
 
 from __future__ import annotations

@@ -68,6 +68,7 @@ HEALTH_SEVERITY: ReadOnlyMapping[str, Severity] = {
     "posture_failed": "warning",
     "sealing_stopped": "warning",
     "sealing_resumed": "info",
+    "incidents_removed": "warning",
 }
 
 

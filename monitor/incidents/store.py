@@ -443,8 +443,8 @@ class IncidentStore:
             self._remove(found)
 
     def _make_room(self, part: float = _ROOM) -> bool:
-        """Remove the incidents that are beyond their owners' shares, down to this part of the size; whether
-        any was removed.
+        """Remove the incidents that are beyond their owners' shares, down to this part of the size;
+        whether any was removed.
 
         False where there is room within the size: then the disk is full.
         """

@@ -50,6 +50,7 @@ class _Collector:
             ring_used_bytes=self._source.ring_used_bytes(),
             workloads_tracked=self._source.workloads_tracked(),
             incident_store_bytes=self._source.incident_store_bytes(),
+            incidents_removed=self._source.incidents_removed(),
             tally=self._tally,
             facts=self._facts,
             version=self._version,

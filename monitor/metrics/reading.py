@@ -53,6 +53,9 @@ class Source(Protocol):
 
     def incident_store_bytes(self) -> int: ...
 
+    def incidents_removed(self) -> Mapping[str, int]:
+        """By severity."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -65,6 +68,7 @@ class Reading:
     ring_used_bytes: int
     workloads_tracked: int
     incident_store_bytes: int
+    incidents_removed: Mapping[str, int]
     tally: Tally
     facts: KernelFacts
     version: str

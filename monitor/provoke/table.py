@@ -1,10 +1,10 @@
 """Small real violations in a process of their own: for the canary, the demo and the tests.
 
-`python -m monitor.provoke.table [--wait] [--parent=PID] NAME...` makes each in order and prints a JSON line for
-each: what was done, and what a monitor should say of it. A fault's line comes before the fault.
-What this kernel or CPU cannot make has the line {"name": ..., "unsupported": reason}. With --wait
-nothing happens before a byte or the end of standard input arrives; with --parent it ends with the
-process that started it.
+`python -m monitor.provoke.table [--wait] [--parent=PID] NAME...` makes each in order and prints a
+JSON line for each: what was done, and what a monitor should say of it. A fault's line comes before
+the fault. What this kernel or CPU cannot make has the line {"name": ..., "unsupported": reason}.
+With --wait nothing happens before a byte or the end of standard input arrives. With
+--parent it ends with the process that started it.
 
 A provocation that ends its process or leaves it under a filter is made in a forked child, but for
 the last one named: that one is made by the process itself (`pid` in the line tells).
