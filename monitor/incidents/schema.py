@@ -15,7 +15,16 @@ from typing import Any
 
 from monitor.incidents.stored import owner_of, rank_of
 
-__all__ = ["READABLE", "SCHEMA", "VERSION", "OtherSchema", "prepare", "schema_of", "transaction"]
+__all__ = [
+    "READABLE",
+    "SCHEMA",
+    "VERSION",
+    "OtherSchema",
+    "prepare",
+    "rows_of",
+    "schema_of",
+    "transaction",
+]
 
 VERSION = 3
 READABLE = (1, 2, 3)  # version 1 had no snapshots, version 2 no standing
