@@ -80,9 +80,9 @@ class _Map:
         index = bisect_right(self._starts, address) - 1
         best = -1
         for other in range(index, max(index - _OVERLAPS_LIMIT, -1), -1):
-            if address - self._starts[other] < self._sizes[other]:
-                if best < 0 or self._places[other] > self._places[best]:
-                    best = other
+            reaches = address - self._starts[other] < self._sizes[other]
+            if reaches and (best < 0 or self._places[other] > self._places[best]):
+                best = other
         if best < 0:
             return None
         place = self._places[best]
@@ -132,7 +132,7 @@ class PerfMaps:
                 known = _read(file)
                 self._known.put(key, known)
         if isinstance(known, str):
-            raise ValueError(known)
+            raise ValueError(known)  # noqa: TRY004 - what it says is why there is no map
         found = ((address, known.find(address)) for address in addresses)
         return {address: name for address, name in found if name is not None}
 
