@@ -363,7 +363,7 @@ KEYS: tuple[Key, ...] = (
         "incidents.max_size",
         64 * 1024 * 1024,
         integer(1024 * 1024, 1 << 40),
-        "Bytes of the database; before it grows beyond, incidents seen the longest ago are "
+        "Bytes of the database; before it grows beyond, incidents beyond their owners' shares are "
         "removed.",
     ),
     Key(
