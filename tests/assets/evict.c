@@ -1,4 +1,4 @@
-/* evict N DIRECTORY: N faults, each in an inaccessible mapping of a file that has just been renamed. */
+/* evict N DIRECTORY: N faults, each in an inaccessible mapping of a file just renamed. */
 #include "asset.h"
 
 #include <fcntl.h>
