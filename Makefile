@@ -66,11 +66,12 @@ test-kernels: setup ## run the kernel tests on other kernels, in emulated machin
 	@$(call install,$(KERNEL_PACKAGES))
 	@$(PYTHON) tests/vm/matrix.py $(ARGS)
 
-lint: setup ## check style and types
+lint: setup ## check style, types and words
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m ruff format --check
 	$(PYTHON) -m mypy
 	clang-format --dry-run -Werror $(C_SOURCES)
+	$(PYTHON) tests/words.py
 
 check: lint test ## setup, lint, test
 

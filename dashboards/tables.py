@@ -237,8 +237,8 @@ PARTIAL_UPDATES = Panel(
 BYPASSES = Panel(
     "Bypasses by method",
     "timeseries",
-    "Changes of what sealed memory holds, made around its seal, by the way taken. A debugger does"
-    " this, too." + EVENTS_OF_DENIALS.replace("denial", "bypass"),
+    "Changes of what sealed memory holds, made around its seal, by the way taken. Debuggers also do"
+    " this." + EVENTS_OF_DENIALS.replace("denial", "bypass"),
     PER_MINUTE,
     [query(rate("~bypasses_total", "method"), "{{method}}")],
     12,

@@ -1,7 +1,7 @@
-"""A real violation every minute, end to end: the only proof that the monitor sees.
+"""A real violation every minute, from end to end: only this proves that the monitor sees.
 
-A child makes a seal denial and a guard-page fault that it survives to handle; both must come back
-through the ring with the right verdict. The kernel counts them apart from everyone else's.
+A child makes a seal denial, and a guard-page fault that it handles. Both must come back through the
+ring with the right verdict. The kernel counts them separately from the host's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Canary", "Outcome", "Rounds"]
 
 TIMEOUT = 5.0
 RETRY_SECONDS = 60
-LATE_SECONDS = TIMEOUT + 10  # its process may be slow to start
+LATE_SECONDS = TIMEOUT + 10  # the canary's process may be slow to start
 
 
 _OPERATION_NAMES = [operation.name for operation in OPERATIONS]
@@ -52,7 +52,7 @@ def _matches(expected: dict[str, Any], record: abi.Record) -> bool:
 def _missing(
     names: Sequence[str], lines: Sequence[dict[str, Any]], records: Sequence[abi.Record]
 ) -> str:
-    """What was not done or did not come back; empty when all did."""
+    """What the child did not make or what did not come back; empty when nothing is missing."""
     by_name = {line["name"]: line for line in lines}
     for name in names:
         line = by_name.get(name)
@@ -74,10 +74,10 @@ def _last_words(child: Popen[str]) -> str:
 
 
 class Canary:
-    """One run at a time, driven by the daemon's loop; nothing here waits."""
+    """Makes one run at a time, driven by the daemon's loop. Nothing here waits."""
 
     def __init__(self, config: abi.Config, clock: Callable[[], float], guard_regions: bool) -> None:
-        """`guard_regions`: whether the kernel has them; else an inaccessible page stands in."""
+        """`guard_regions`: whether the kernel has them; else an inaccessible page is used."""
         self._config = config
         self._clock = clock
         fault = "guard_region_handled" if guard_regions else "prot_none_handled"
@@ -92,7 +92,7 @@ class Canary:
         return self._child is not None
 
     def start(self) -> None:
-        """Spawn the child and let it go once the kernel knows it. Raises OSError."""
+        """Start the child, and let it act once the kernel knows its pid. Raises OSError."""
         self._records.clear()
         self._lines.clear()
         self._deadline = self._clock() + TIMEOUT
@@ -102,12 +102,12 @@ class Canary:
         self._child.stdin.close()
 
     def collect(self, record: abi.Record) -> None:
-        """Take a record that the kernel marked as the canary's; one of an earlier run is none."""
+        """Take a record that the kernel marked as the canary's; ignore it if of an earlier run."""
         if self._child is not None and record.pid == self._child.pid:
             self._records.append(record)
 
     def result(self) -> str | None:
-        """None while it runs; then once: empty for success, else what is wrong."""
+        """None while the canary runs; then once its result: empty for success, else the problem."""
         if self._child is None:
             return None
         if self._child.poll() is None:
@@ -123,7 +123,7 @@ class Canary:
         return problem
 
     def _read_lines(self, child: Popen[str]) -> None:
-        """What the child did: short lines, that fit into the pipe of one that has ended."""
+        """Read what the child did. It has ended: its lines are short and fit into the pipe."""
         assert child.stdout is not None
         for line in child.stdout:
             # A child that was killed may leave half a line: that violation was not made.
@@ -131,7 +131,7 @@ class Canary:
                 self._lines.append(json.loads(line))
 
     def stop(self) -> None:
-        """End the child, if there is one, while the kernel still counts it apart."""
+        """End the child, if there is one, while the kernel still counts it separately."""
         if self._child is not None:
             self._child.kill()
             self._child.wait()
@@ -143,8 +143,8 @@ class Canary:
 
 
 class Outcome(NamedTuple):
-    """Of a run: `problem` is empty when it passed; `blind_seconds` from the last one that passed to
-    this one, when others between have failed.
+    """The outcome of a run. `problem` is empty when it passed. `blind_seconds`: when runs before it
+    have failed, the time from the last run that passed to this one.
     """
 
     problem: str
@@ -152,26 +152,27 @@ class Outcome(NamedTuple):
 
 
 class Rounds:
-    """When the canary runs, and what its runs tell of the monitor.
+    """When the canary runs, and what its runs show about the monitor.
 
-    `problem`: why nothing proves that the monitor sees; None when the last run has passed.
+    `problem`: why it is not proved that the monitor sees; None when the last run has passed.
     """
 
     def __init__(self, canary: Canary, now: float) -> None:
-        """The first run is started by the caller."""
+        """The caller starts the first run."""
         self._canary = canary
         self.problem: str | None = "the canary has not come back yet"
         self.is_late = False
         self._passed_at = self._ended = now
 
     def turn(self, now: float, interval: float) -> Outcome | None:
-        """The outcome of a run that has ended; starts the next one `interval` seconds later.
+        """The outcome of a run that has ended; None without one. Starts the next run `interval`
+        seconds after the last.
 
-        An interval of 0 means a single run: until it has passed once.
+        With an interval of 0 there are runs only until one has passed.
         """
         if not interval and self.problem:
             interval = RETRY_SECONDS
-        # It has neither passed nor failed for longer than it can take.
+        # A run has neither passed nor failed for longer than one can take.
         self.is_late = 0 < interval < now - self._ended - LATE_SECONDS
         problem = self._canary.result()
         if problem is not None:

@@ -287,7 +287,7 @@ def _add_incidents(parser: Parser) -> None:
             *("-o", "--output-file"),
             metavar=file,
             required=True,
-            help="the file to make, for its owner alone; - for standard output",
+            help="the file to make, readable only by its owner; - for standard output",
         )
 
 

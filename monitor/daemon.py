@@ -92,7 +92,7 @@ def run(config: Config, reload: Callable[[], Config], beginning: Beginning) -> i
 
 def give_back_memory() -> None:
     """Give the kernel the memory that the start needed and glibc keeps: a third of a MiB."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
     if trim:
         trim(ctypes.c_size_t(0))
 

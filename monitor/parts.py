@@ -1,7 +1,7 @@
-"""Modules of a library without what its package imports besides.
+"""Imports modules of a library without all that the library's package imports.
 
-structlog's and prometheus_client's packages import an event loop, HTTP servers and clients and TLS,
-of which nothing is used here: 10 MiB in a daemon that is to need 22.
+structlog's and prometheus_client's packages import an event loop, HTTP servers and clients and TLS.
+Nothing of that is used here: it would be 10 MiB in a daemon that needs 22.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ __all__ = ["parts_of"]
 
 @contextlib.contextmanager
 def parts_of(package: str) -> Iterator[None]:
-    """Within it, modules of the package are imported and its own `__init__` is not run.
+    """In this context, modules of the package are imported without running its `__init__`.
 
-    They belong to the importer alone: whoever imports the package later gets it whole. A package
-    that is there already is taken as it is.
+    Only the importer has these modules: a later import of the package elsewhere gets all of it. A
+    package that is imported already is used as it is.
     """
     spec = None if package in sys.modules else find_spec(package)
     if spec is None:  # where it is not installed, the import itself raises

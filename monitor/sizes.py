@@ -1,4 +1,4 @@
-"""Sizes in bytes, in words for people. The forms differ in what may get lost."""
+"""Sizes in bytes, as words for people. The forms differ in how much they round."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def exact(size: int) -> str:
 
 
 def rounded(size: int) -> str:
-    """In the largest unit of which there is one at least; exact where it is whole."""
+    """In the largest unit that gives at least 1; without a fraction where it is whole."""
     for shift, unit in _UNITS:
         if size >= 1 << shift:
             if not size & ((1 << shift) - 1):
@@ -26,7 +26,7 @@ def rounded(size: int) -> str:
 
 
 def rough(size: int) -> str:
-    """For a column: two digits at least, rounded down, in units up to TiB."""
+    """For a column: at least two digits, rounded down, in units up to TiB."""
     if size < 1024:
         return f"{size} B" if size else "none"
     shift, unit = next(each for each in _UNITS[1:] if size >= 1 << each[0])

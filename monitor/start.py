@@ -13,9 +13,9 @@ __all__ = ["begin"]
 
 
 def _occupy_standard_descriptors() -> None:
-    """Whoever started us may have closed one: nothing else of ours may get its number.
+    """Fill closed descriptors among 0, 1 and 2, so that no file opened later gets such a number.
 
-    Writing to it stays the error that it was, and is counted as one of the sink's.
+    Writing to one still fails, and counts as an error of the sink.
     """
     while (descriptor := os.open(os.devnull, os.O_RDONLY)) <= 2:
         pass
@@ -23,11 +23,12 @@ def _occupy_standard_descriptors() -> None:
 
 
 def begin(config: Config) -> Beginning:
-    """Load the programs, by children. Call it once, before anything is opened; close what it
-    returns.
+    """Begin to load the programs, in children. Call it once, before anything is opened; close what
+    it returns.
     """
     _occupy_standard_descriptors()
-    # The configuration was read just now. Not SIG_IGN, which children would inherit.
+    # A request to read the configuration again is ignored: it was read just now. Not by SIG_IGN,
+    # which children would inherit.
     signal.signal(signal.SIGHUP, lambda *_: None)
     privileges.disinherit()
     return Beginning(request(config))

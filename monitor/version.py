@@ -9,8 +9,8 @@ __all__ = ["revision", "version"]
 _ROOT = Path(__file__).parent.parent
 _LENGTH = 12
 
-# Here and not asked of importlib.metadata, which takes 0.8 MiB for the answer; pyproject.toml reads
-# it from here.
+# It is here because importlib.metadata would take 0.8 MiB to find it. pyproject.toml reads it from
+# here.
 VERSION = "0.1.0"
 
 
@@ -20,7 +20,7 @@ def version() -> str:
 
 
 def revision(root: Path = _ROOT) -> str:
-    """The commit that a checkout is at, abbreviated; empty where this is no checkout."""
+    """The commit of a checkout, abbreviated; empty where this is not a checkout."""
     git = root / ".git"
     try:
         head = (git / "HEAD").read_text("ascii").strip()

@@ -1,6 +1,6 @@
-"""Programs that see nothing outside of one cgroup, so that tests can run side by side.
+"""Programs that see nothing outside of one cgroup. Tests that use them can run side by side.
 
-apart.py run ...    seal-monitor that sees the cgroup it runs in, and what is below that, alone
+apart.py run ...    seal-monitor that sees only the cgroup it runs in, and those below it
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def own_cgroup() -> Path | None:
 
 
 def see_own_cgroup_alone() -> None:
-    """What this process loads from now on looks at nobody outside of the cgroup it is in then."""
+    """Programs that this process loads from now on see only the cgroup it is in at the load."""
     finish = Attached._finish
 
     def finish_and_watch(self: Attached, beginning: Beginning) -> None:

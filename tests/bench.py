@@ -1,6 +1,6 @@
 """What watching costs (`make bench`): a report on the terminal, and as docs/cost.md.
 
-Timings are only told. It fails when a count is not exact, an event is not accounted for, or
+Timings are only reported. It fails when a count is not exact, an event is not accounted for, or
 something stays attached.
 """
 
@@ -93,7 +93,7 @@ def _build(directory: Path) -> dict[str, Path]:
 def _daemons(
     directory: Path, programs: dict[str, Path], seconds: float
 ) -> tuple[dict[int, Storm], dict[int, Weathered], page.Service]:
-    """Starts, rest, growth and storms: every start is a daemon's that then goes through one."""
+    """Starts, rest, growth and storms: each daemon that is started then goes through a storm."""
     ready, rss = [], []
     alone, weathered = {}, {}
     for number in range(STARTS):
@@ -175,7 +175,7 @@ def main() -> int:
     if problem:
         print(f"bench: nothing can be measured here: {problem}", file=sys.stderr)
         return 3
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what was started, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # also ends what was started
     report, failures = measure(arguments.rounds, arguments.seconds)
     if arguments.write:
         arguments.write.write_text(markdown(report), "utf-8")

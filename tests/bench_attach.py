@@ -11,7 +11,7 @@ from monitor.kernel.abi import Cause, Verdict
 
 __all__ = ["CALLS", "CannotAttach", "attach_empty", "limit", "require_mode"]
 
-# By their name in tests/assets/bench.c, how they are called in the report.
+# Name in tests/assets/bench.c -> name in the report.
 CALLS = {
     "getppid": "getppid",
     "mprotect": "mprotect",
@@ -61,7 +61,7 @@ def attach_empty(mode: str) -> loader.Loaded:
 
 
 def limit(kernel: abi.Config, name: str) -> None:
-    """Set what becomes of events: `filtered`, `held_back` but for one a second, `unlimited`."""
+    """Set what becomes of events: `filtered`, `held_back` (one a second passes) or `unlimited`."""
     is_filtered = name == "filtered"
     interval = 10**9 if name == "held_back" else 0
     kernel.emit_verdicts = 0 if is_filtered else (1 << len(Verdict)) - 1

@@ -1,4 +1,4 @@
-"""The budgets, and what became of them; why those are missed that are."""
+"""The budgets, which of them are met, and why the others are missed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench_report import Budget, Section, budget_table
 
 __all__ = ["budgets", "budgets_section", "instruction_budgets", "slower"]
 
-# What calls that nobody watches took on the machine on which the budgets were set, ns.
+# ns that unwatched calls took on the machine where the budgets were set.
 REFERENCE = {"getppid": 75.0, "mprotect": 500.0, "madvise": 147.0, "denied": 122.0}
 
 RATIOS = {
@@ -48,12 +48,12 @@ MEMORY = (
 
 
 def slower(costs: Costs) -> float:
-    """How many times slower this machine is than the one that set the budgets: the least of it."""
+    """How many times slower this machine is, at least, than the one that set the budgets."""
     return min(median(costs.calls, "nothing", call) / taken for call, taken in REFERENCE.items())
 
 
 def _ratios(costs: Costs) -> list[Budget]:
-    """Calls that nobody refuses, against the empty programs at the same hooks."""
+    """Calls that are not refused, against the empty programs at the same hooks."""
     found = []
     for row, empty in (("filtered", "empty"), ("raw", "empty_raw"), ("fexit", "empty_fexit")):
         if row in costs.absent:
@@ -88,7 +88,7 @@ def _refusals(costs: Costs, machine: float) -> list[Budget]:
 
 
 def instruction_budgets(kept: Instructions) -> list[Budget]:
-    """Those of exact figures: of one attach mode, or the worst of all."""
+    """Budgets of exact figures: of one attach mode, or of the worst one."""
     figures = kept["instructions"]
     modes = [row.partition(", ")[2] for row in figures if row.startswith("empty programs, ")]
     empty, watched = figures["empty programs, tracepoint"], figures["seal-monitor, tracepoint"]

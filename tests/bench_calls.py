@@ -63,7 +63,7 @@ Samples = dict[tuple[str, str], list[float]]  # by row and call: ns, a value a b
 
 
 class Costs:
-    """Samples of all rounds; why rows have none; refusals made and told, by row."""
+    """Samples of all rounds; why rows have none; refusals made and reported, by row."""
 
     def __init__(self, bench: Path, bare: Path) -> None:
         self.calls: Samples = defaultdict(list)
@@ -71,14 +71,14 @@ class Costs:
         self.range: Samples = defaultdict(list)
         self.absent: dict[str, str] = {}
         self.made: Counter[str] = Counter()
-        self.told: Counter[str] = Counter()
+        self.reported: Counter[str] = Counter()
         self.dropped = 0
         self.failures: list[str] = []
         self._bench = bench
         self._bare = bare
 
     def round(self) -> None:
-        """Each row once. Rows that one attachment serves follow each other."""
+        """Each row once. Rows with the same attachment follow each other."""
         held: dict[str, list[str]] = defaultdict(list)
         for name, row in ROWS.items():
             held[row.hold or row.peer].append(name)
@@ -101,8 +101,8 @@ class Costs:
     def _visit_peer(self, name: str) -> None:
         peer = PEERS[name]
         command = self._command(self._bench, "calls", peer.batches)
-        output, told = bench_peers.run(peer, command, self._bench.parent)
-        self.told[name] += told
+        output, reported = bench_peers.run(peer, command, self._bench.parent)
+        self.reported[name] += reported
         self.made[name] += self._take(name, json.loads(output))
 
     def _visit(self, name: str, holder: Holder | None) -> None:
@@ -118,7 +118,7 @@ class Costs:
             return
         after = watched.ask()
         self.made[name] += made
-        self.told[name] += after["sealed"] - before["sealed"]
+        self.reported[name] += after["sealed"] - before["sealed"]
         self.dropped += after["dropped"] - before["dropped"]
         for verdict, number in (("sealed", made), ("unverified", beyond)):
             gained = after[verdict] - before[verdict]
@@ -146,7 +146,7 @@ class Costs:
         return int(answer["denied"])
 
     def _sizes(self, name: str) -> tuple[int, int]:
-        """How many calls were refused that can be proved, and over ranges too long for it."""
+        """How many calls were refused: with a proof, and over ranges too long for one."""
         proved = beyond = 0
         for size in PROCESS_SIZES:
             answer = self._measure(self._bare, 10, 400, size)

@@ -80,7 +80,7 @@ class Running:
         return int(re.findall(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)[0]) / 1024
 
     def stop(self) -> dict[str, Any]:
-        """The event that tells the final counts."""
+        """The event with the final counts."""
         self._process.terminate()
         code = self._process.wait(20)
         self._reader.join(5)
@@ -110,7 +110,7 @@ class Storm(NamedTuple):
 
 @contextmanager
 def _own_cgroup() -> Iterator[Path | None]:
-    """Its counts hold nobody else's denials."""
+    """Its counts hold only its own denials."""
     if cgroup_root() is None:
         yield None
         return
@@ -143,7 +143,7 @@ class Weathered(NamedTuple):
     cpu: float  # of one core
     rss: tuple[float, float]  # MiB, before and after
     final: dict[str, Any]  # by kind: counted, and events by result
-    told: int  # denials among the events that were printed
+    printed: int  # denials among the events that were printed
     held_back: int  # the sum of the suppression events
 
 
@@ -179,7 +179,7 @@ def weather(daemon: Running, program: Path, threads: int, seconds: float) -> Wea
 
 
 def problems(weathered: Weathered) -> Iterator[str]:
-    """Where counts are not exact or events not accounted for."""
+    """A line for each count that is not exact and each kind of event not accounted for."""
     made, counted, missed = weathered.storm.made, weathered.counted, weathered.missed
     if not made - missed <= counted <= made:
         yield f"{made} calls refused, {counted} counted, {missed} runs missed"
@@ -188,8 +188,8 @@ def problems(weathered: Weathered) -> Iterator[str]:
         if numbers["counted"] != total:
             yield f"{numbers['counted']} of kind {kind} counted, {total} events"
     denials = weathered.final["denial"]
-    if (weathered.told, weathered.held_back) != (denials["delivered"], denials["suppressed"]):
+    if (weathered.printed, weathered.held_back) != (denials["delivered"], denials["suppressed"]):
         yield (
-            f"{denials['delivered']} denials delivered, {weathered.told} printed; "
+            f"{denials['delivered']} denials delivered, {weathered.printed} printed; "
             f"{denials['suppressed']} suppressed, {weathered.held_back} in suppression events"
         )

@@ -108,7 +108,7 @@ def with_workloads(daemon: Running, program: Path) -> list[AfterWorkloads]:
 
 
 def _settled(daemon: Running) -> Counter[str]:
-    """Metrics once every event is where it goes."""
+    """The metrics, once every event has reached its sinks."""
     before = daemon.metrics()
     while True:
         time.sleep(0.3)

@@ -35,7 +35,7 @@ def _hold_empty(mode: str) -> None:
 
 
 def _hold_monitor(mode: str, **watch: bool) -> None:
-    """A line of input names the limit to set, an empty one none; a line of output has counts."""
+    """Each line of input names a limit to set, or is empty; each line of output has the counts."""
     settings = config.parse("", "the defaults")
     settings = replace(
         settings,

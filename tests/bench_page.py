@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 INTRODUCTION = (
-    "Made by `make bench`, which measures all this on your machine and writes this page anew. "
+    "Made by `make bench`, which measures all this on your machine and writes this page. "
     "Only the instructions of a call are the same everywhere; all else belongs to the machine that "
     "is named below."
 )
@@ -52,29 +52,29 @@ class Service(NamedTuple):
 
 
 def median(samples: Samples, row: str, what: object) -> float:
-    """Of a row's call, or of its size; NaN where it was not measured."""
+    """Median of a row's call, or of its size; NaN where it was not measured."""
     return statistics.median(samples.get((row, str(what))) or [float("nan")])
 
 
 # ---- Calls ---------------------------------------------------------------------------------------
 
 
-def _share(told: int, made: int) -> str:
-    """Others on the host may be refused something, too: more told than made is all."""
+def _share(reported: int, made: int) -> str:
+    """`all` also where more were reported than made: other processes may be refused something."""
     if not made:
         return ""
-    return "all" if told >= made else f"{told * 1000 // made / 10} %"
+    return "all" if reported >= made else f"{reported * 1000 // made / 10} %"
 
 
 def _observers(
-    costs: Costs, cell: Callable[[str, str], str], told: bool
+    costs: Costs, cell: Callable[[str, str], str], reported: bool
 ) -> Iterator[tuple[str, ...]]:
     for name, row in ROWS.items():
         if name in costs.absent:
-            yield (row.text, *["-"] * len(CALLS), *["-"] * told)
+            yield (row.text, *["-"] * len(CALLS), *["-"] * reported)
             continue
         made = costs.made[name]
-        seen = (_share(costs.told[name], made),) if told else ()
+        seen = (_share(costs.reported[name], made),) if reported else ()
         yield (row.text, *(cell(name, call) for call in CALLS), *seen)
 
 
@@ -103,7 +103,7 @@ def calls_section(costs: Costs) -> Section:
         (
             Table(
                 "Nanoseconds a call",
-                ("observer", *CALLS.values(), "refusals told"),
+                ("observer", *CALLS.values(), "refusals reported"),
                 list(
                     _observers(
                         costs, lambda name, call: spread(costs.calls.get((name, call), ())), True

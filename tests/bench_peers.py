@@ -1,4 +1,4 @@
-"""Other programs that can tell of refused calls, each doing the closest that it can.
+"""Other programs that can report refused calls, each doing the closest that it can.
 
 They start the measured program themselves, so each is the front of its command. A tracefs that one
 of them mounts is gone with its mount namespace.
@@ -31,7 +31,7 @@ _IN_NAMESPACE = (
 
 
 class CannotStart(Exception):
-    """It is not installed, or does not run here, and why."""
+    """Why a program cannot run here: it is not installed, or does not work."""
 
 
 class Peer(NamedTuple):
@@ -40,7 +40,7 @@ class Peer(NamedTuple):
     text: str
     package: str
     command: Callable[[Sequence[str], Path], Sequence[str]]
-    told: Callable[[str], int]  # refusals of mprotect that its output tells of
+    reported: Callable[[str], int]  # refusals of mprotect in its output
     batches: int = 20
 
 
@@ -102,7 +102,7 @@ PEERS = {
 
 
 def run(peer: Peer, command: Sequence[str], directory: Path) -> tuple[str, int]:
-    """Run the command under the peer: the command's output, and how many refusals were told.
+    """Run the command under the peer: the command's output, and how many refusals were reported.
 
     Raises CannotStart.
     """
@@ -131,4 +131,4 @@ def run(peer: Peer, command: Sequence[str], directory: Path) -> tuple[str, int]:
     if process.returncode or not answer:
         lines = [line for line in errors.splitlines() if line.strip()]
         raise CannotStart(lines[-1].strip() if lines else f"exit code {process.returncode}")
-    return answer, peer.told(output.read_text(errors="replace"))
+    return answer, peer.reported(output.read_text(errors="replace"))

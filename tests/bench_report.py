@@ -46,7 +46,7 @@ class Report(NamedTuple):
 class Budget(NamedTuple):
     """A figure to hold. `why` explains it where it is missed.
 
-    `slower`: for a time, how much slower this machine is than the one that set the limit; else 0.
+    `slower`: of a time, how much slower this machine is than the one that set the limit; else 0.
     """
 
     what: str
@@ -153,7 +153,7 @@ def markdown(report: Report) -> str:
 
 
 def replaced(page: str, section: Section) -> str:
-    """The page with another section of the same heading. Raises ValueError where it has none."""
+    """The page with this section in place of the one with its heading. Raises ValueError."""
     start = page.index(f"## {section.heading}\n")
     end = page.find("\n## ", start)
     return page[:start] + _section(section) + (page[end:] if end >= 0 else "")

@@ -1,4 +1,4 @@
-"""The one way in which a test bounds a time, so that all that do are found by its name."""
+"""The one way in which a test bounds a time: a search for its name finds all of them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def at_most(
 ) -> Iterator[None]:
     """Fails when the block takes longer than `seconds`.
 
-    `why`: what else would take so long. Where that is a wait without end, the bound is far above
-    what a busy machine needs; where it is work, `clock` is time.process_time, which does not go on
-    while others have the CPU.
+    `why`: the mistake that would take so long. Where that is a wait without end, the bound is far
+    above what a busy machine needs. Where it is work, pass time.process_time as `clock`: it stands
+    still while others have the CPU.
     """
     began = clock()
     yield

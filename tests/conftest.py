@@ -41,16 +41,16 @@ COMPILER_FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror", "-pthread")
 BUILT_ASSETS = os.environ.get("SEAL_MONITOR_BUILT_ASSETS")
 
 
-# What of the caller's environment the tests and all that they start may see. Not his language, the
-# width of his terminal, his proxies, his debuginfod, Python's settings, nor who he was before sudo.
+# The variables of the caller's environment that the tests and what they start may see. Left out:
+# language, width of the terminal, proxies, debuginfod, Python's settings, the user before sudo.
 ENVIRONMENT = ("PATH", "HOME", "TMPDIR", "SEAL_MONITOR_*", "PYTEST_*")
 
 
 def pytest_configure() -> None:
-    """The same start whoever it is that starts the tests, and from where.
+    """The tests start the same way, whoever starts them and from where.
 
-    Signals as for whoever sits at a terminal: in the background, or under nohup, some are ignored,
-    and so they would be in all that the tests start.
+    Signals are as at a terminal. In the background, or under nohup, some are ignored, and all that
+    the tests start would ignore them as well.
     """
     for name in list(os.environ):
         if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ENVIRONMENT):
@@ -123,7 +123,7 @@ def pytest_make_collect_report() -> Generator[None, Any, None]:
 
 
 class Belongings(NamedTuple):
-    """What a session could leave behind. Programs and children by id, with their names."""
+    """What a session could leave behind: programs and children, id -> name."""
 
     programs: dict[int, str]
     children: dict[int, str]
@@ -159,12 +159,12 @@ def _held_by_others() -> set[int]:
 
 
 def _is_worker(config: pytest.Config) -> bool:
-    """Whether other sessions run beside this one, each for some of the tests."""
+    """Whether other sessions run beside this one, each with a part of the tests."""
     return hasattr(config, "workeroutput")
 
 
 def _belongings(config: pytest.Config) -> Belongings:
-    """Without the programs in a worker, beside which others have theirs."""
+    """What is there now. A worker leaves programs out: other workers have theirs."""
     mounts = {
         " ".join(line.split()[3:5])
         for line in Path("/proc/self/mountinfo").read_text().splitlines()
@@ -194,7 +194,7 @@ _CGROUP = pytest.StashKey[AbstractContextManager[None]]()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """What the tests load sees a cgroup of this session's own, and what they start is in it."""
+    """A cgroup for the session: its programs see only that, and its processes start there."""
     stash = session.config.stash
     stash[_BEFORE] = _belongings(session.config)
     stash[_LEFT] = []
@@ -206,7 +206,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """What a worker has left behind, as it says itself at its end."""
+    """What a worker has left behind, as it reports at its end."""
     node.config.stash[_LEFT] += getattr(node, "workeroutput", {}).get("left", [])
 
 
@@ -252,7 +252,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """A line for suite.py. Workers write none: who started them hears of each test."""
+    """Write a line for suite.py. Workers write none: the session that started them does."""
     results = os.environ.get("SEAL_MONITOR_RESULTS")
     if results and "PYTEST_XDIST_WORKER" not in os.environ:
         step = {"test": report.nodeid, "seconds": report.duration, "failed": report.failed}

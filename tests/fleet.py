@@ -1,5 +1,5 @@
 """Hours in the life of a fleet, as Prometheus would have stored them: every metric of the registry,
-with the violations and troubles that the dashboards are there to show.
+with violations and troubles for the dashboards to show.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MINUTE = 60
 
 Labels = tuple[str, ...]
 Values = Mapping[Labels, float]
-# What a host gains in a minute, or has, by the values of the labels; None: the series is not there.
+# Values of the labels -> what a host gains in a minute, or has. None: there is no such series.
 Minute = Callable[["Host", int], Values]
 
 WORKLOADS = ("image-worker.service", "web.service", "cron.service", "pod/2f1c", "other")
@@ -101,14 +101,14 @@ def _faults(host: Host, minute: int) -> Values:
 
 def _events(host: Host, minute: int) -> Values:
     denied = sum(_denied(host, minute).values())
-    told = min(denied, 40)
+    shown = min(denied, 40)
     return {
-        ("denial", "delivered"): told,
-        ("denial", "suppressed"): denied - told,
+        ("denial", "delivered"): shown,
+        ("denial", "suppressed"): denied - shown,
         ("denial", "dropped"): 3 if minute in host.storm and host.index == 2 else 0,
         ("fault", "delivered"): host.now_and_then(0.05),
         ("fault", "filtered"): host.now_and_then(0.05),
-        ("suppression", "delivered"): int(denied > told),
+        ("suppression", "delivered"): int(denied > shown),
         ("health", "delivered"): int(minute == 0),
         ("seal", "failed"): int(host.index == 8 and minute % 90 == 7),
     }
@@ -134,7 +134,7 @@ def _missed(host: Host, minute: int) -> Values:
     return {(probe,): 7 if is_busy and probe == "madvise" else 0 for probe, _ in _probes(host, 0)}
 
 
-# Of counters, what is gained in a minute; of gauges, what there is.
+# Of a counter, what it gains in a minute; of a gauge, its value.
 GAINED: dict[str, Minute] = {
     "denials_total": _denials,
     "partial_updates_total": lambda host, minute: {

@@ -1,9 +1,9 @@
-"""The loaded programs in the hands of a test: make violations, see what was counted and told.
+"""The loaded programs in the hands of a test: make violations, see counts and records.
 
-The programs see the session's own cgroup alone (apart.py), so that sessions can run side by side.
-Within it, too, other processes may make violations while a test runs. So limits are lifted, every
-violation has its record, and what was counted is compared with the records of all processes; a test
-then looks at those of its own.
+The programs see only the session's own cgroup (apart.py): sessions can run side by side. Within it
+other processes may make violations while a test runs. Therefore limits are lifted, every violation
+has its record, and the counts are compared with the records of all processes. A test then looks at
+the records of its own processes.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ SECOND_NS = 10**9
 SWITCHES = frozenset({"watch.io_uring", "watch.compat"})
 _SETTLE_LIMIT = 20.0
 
-# Words before a command, which runs in a mount namespace of its own, with tracefs mounted or not.
+# Words before a command: it runs in a new mount namespace, with tracefs mounted or not.
 _OWN_MOUNTS = ("unshare", "--mount", "--propagation=private", "sh", "-ec")
 _UNMOUNT = "while umount --lazy /sys/kernel/tracing 2>/dev/null; do :; done; "
 WITHOUT_TRACEFS = (*_OWN_MOUNTS, f'{_UNMOUNT} exec "$@"', "sh")
@@ -139,7 +139,7 @@ def counts(counters: Counters) -> Counter[Cell]:
 
 
 def tally(records: Iterable[Record]) -> Counter[Cell]:
-    """What the counters must have gained when these are the records of all that happened."""
+    """What the counters must have gained if these are the records of all that happened."""
     cells: Counter[Cell] = Counter()
     for record in records:
         kind = Kind(record.kind)
@@ -160,7 +160,7 @@ def tally(records: Iterable[Record]) -> Counter[Cell]:
 
 
 def _less(more: Counter[Cell], fewer: Counter[Cell]) -> Counter[Cell]:
-    """Difference; a negative one stays, so that a comparison shows it."""
+    """Difference; also negative ones, which a comparison must show."""
     result = Counter(more)
     result.subtract(fewer)
     return Counter({cell: number for cell, number in result.items() if number})
@@ -225,12 +225,12 @@ def wait_until_reading(process: Process) -> None:
 
 
 def cgroup_path(directory: Path) -> str:
-    """Of a cgroup, as /proc/PID/cgroup has it."""
+    """The path of a cgroup, as /proc/PID/cgroup has it."""
     return f"/{directory.relative_to(cgroup_root() or '/')}"
 
 
 def remove_cgroup(path: Path) -> None:
-    """Waits for its last process, which keeps it busy until it is gone."""
+    """Remove it. It is busy until its last process is gone: wait for that."""
     deadline = time.monotonic() + 30
     while path.exists():
         try:
@@ -257,10 +257,10 @@ def new_cgroup(name: str) -> Iterator[Path]:
 
 @contextmanager
 def entered_cgroup(pid: int) -> Iterator[None]:
-    """This process in a cgroup of its own, below the one it was in; `pid` names it.
+    """This process in a new cgroup below the one it was in; `pid` names it.
 
-    At the end it waits for the last process in there, and raises OSError where one stays. Nothing
-    happens where there is no cgroup2.
+    At the end it waits for the last process in there, and raises OSError where one stays. Where
+    there is no cgroup2, it does nothing.
     """
     before = own_cgroup()
     if before is None:
@@ -312,7 +312,7 @@ def program_info(descriptor: int) -> _ProgramInfo:
 
 
 def own_programs() -> dict[int, str]:
-    """Ids and names of the loaded BPF programs that bear a name of ours."""
+    """Ids and names of the loaded BPF programs that have a name of this project."""
     names = set(re.findall(r"^int (\w+)\(", _sources(), re.MULTILINE))
     names |= {hook.program for probe in PROBES for hook in probe.hooks}
     names = {name[:15] for name in names}
@@ -343,7 +343,7 @@ def _sources() -> str:
 
 @dataclass(frozen=True)
 class Made:
-    """What came of some processes' violations: their own records, and what they added."""
+    """What came of some processes' violations: their records, and what the counters gained."""
 
     lines: list[Any]
     records: list[Record]
@@ -389,13 +389,13 @@ class Harness:
         self.state = self._attached.state
         self.config = self.state.config
         self.emit_all()
-        self.sealers: list[Record] = []  # records that only tell who seals
+        self.sealers: list[Record] = []  # records that only say who seals
         self._counted: Counter[Cell] = Counter()
         self._warm = Warm(provoke.environment())
         self.settle()
 
     def at_seal(self, operation: str) -> bool:
-        """Whether its denials are seen in the function in which a seal refuses."""
+        """Whether this operation's denials are seen in the function in which a seal refuses."""
         return any(p.probe == operation and p.target in AT_SEAL for p in self.loaded.probes)
 
     def close(self) -> None:
@@ -423,7 +423,7 @@ class Harness:
             self.state.reset_limits()
 
     def drain(self) -> list[Record]:
-        """All records of violations and seals; waits for those whose program still runs."""
+        """All records of violations and seals; waits for those that a program still writes."""
         deadline = time.monotonic() + _SETTLE_LIMIT
         records = []
         while self.ring.used_bytes:
@@ -437,7 +437,7 @@ class Harness:
         return [record for record in records if not record.flags & none]
 
     def settle(self) -> tuple[list[Record], Counter[Cell]]:
-        """Records and counts since the last time, of one and the same moment."""
+        """Records and counts since the last call, taken at the same moment."""
         deadline = time.monotonic() + _SETTLE_LIMIT
         records: list[Record] = []
         while True:
@@ -452,7 +452,7 @@ class Harness:
         return records, gained
 
     def see_own_cgroup(self) -> None:
-        """And nothing else, once a test has watched another one. The counters begin at 0 again."""
+        """Watch only the session's cgroup again, after a test of another. Counters begin at 0."""
         cgroup = own_cgroup()
         assert cgroup
         descriptor = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)
@@ -482,7 +482,7 @@ class Harness:
         return counts(self.state.counters(Bank.CANARY))
 
     def run(self, *commands: Command, cgroup: Path | None = None, **popen: Any) -> Made:
-        """Run commands that wait for a byte, all at the same time, in the harness's cgroup.
+        """Run commands at the same time, in the harness's cgroup. Each waits for a byte.
 
         Their standard output is a JSON object a line.
         """
@@ -519,11 +519,11 @@ class Harness:
         return made
 
     def as_seen(self, facts: dict[str, Any]) -> dict[str, Any] | None:
-        """A provocation's facts as they must be told with these hooks; None: not at all."""
+        """A provocation's facts as these hooks must report them. None: they see nothing."""
         return as_seen(facts, "operation" in facts and self.at_seal(facts["operation"]))
 
     def python(self, code: str, *arguments: str) -> Made:
-        """Run Python code in the way provocations run, after a wait for the start."""
+        """Run Python code as provocations run: it waits for the start."""
         imports = "import ctypes, json, os, sys\nfrom monitor.kernel.syscalls import *\n"
         imports += "from monitor.provoke.provocation import *\n"
         return self._run_warm(f"{imports}os.read(0, 1)\n{code}", *arguments)

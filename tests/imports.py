@@ -1,4 +1,4 @@
-"""What a run of seal-monitor imports, and who it was that imported it.
+"""What a run of seal-monitor imports, and which lines import it.
 
 Run as a program with a file and a command line of seal-monitor: once that has ended, the file has a
 JSON object of every module that was imported, with the lines that led to it, the nearest first.
@@ -17,7 +17,7 @@ __all__ = ["COMMAND", "HEAVY", "NOT_COMPILED", "OF_INCIDENTS", "culprits"]
 
 COMMAND = (sys.executable, "-P", __file__)
 
-# What a daemon does not need that is configured as it comes: from 0.3 to 7 MiB each.
+# What a daemon with the default configuration does not need: from 0.3 to 7 MiB each.
 HEAVY = frozenset(
     (
         *("asyncio", "concurrent.futures", "multiprocessing"),
@@ -33,7 +33,7 @@ HEAVY = frozenset(
 )
 OF_INCIDENTS = frozenset(("sqlite3", "monitor.incidents.store", "monitor.incidents.snapshot"))
 
-# A program that prints the modules below a directory that its interpreter would have to compile.
+# A program that prints those modules below a directory that are not compiled for its interpreter.
 NOT_COMPILED = """\
 import importlib.util, pathlib, struct, sys
 for source in pathlib.Path(sys.argv[1]).rglob("*.py"):
@@ -74,7 +74,7 @@ def _record(file: Path, command: list[str]) -> int:
     try:
         return cli.main(command) if command else _begin_run()
     finally:
-        # An import that failed is none; of what was imported in parts, nothing is there any more.
+        # Left out: what could not be imported, and what parts.py has removed again.
         found = {name: lines for name, lines in importers.items() if name in sys.modules}
         file.write_text(json.dumps(found))
 

@@ -1,4 +1,4 @@
-"""A real systemd-journald of a test's own, which listens and stores in a directory of its own."""
+"""A real systemd-journald for a test: it listens and stores in a directory of the test."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Audit=no
 ForwardToSyslog=no
 RateLimitIntervalSec=0
 """
-# In a mount namespace of its own, in which the directory is /run.
+# In a new mount namespace, where the directory is /run.
 IN_NAMESPACE = ("unshare", "--mount", "sh", "-c", 'mount --bind "$0" /run && exec "$@"')
 START_SECONDS = 10.0
 
@@ -44,7 +44,7 @@ class Journald:
         (folder / "test.conf").write_text(CONFIGURATION)
 
     def command(self, *words: object) -> list[str]:
-        """The command in a namespace in which this journald is the host's."""
+        """The command in a namespace where this journald has the place of the host's."""
         return [*IN_NAMESPACE, str(self._run), *map(str, words)]
 
     def start(self) -> None:
@@ -93,7 +93,7 @@ class Journald:
 
 @contextmanager
 def journald() -> Iterator[Journald]:
-    """One that runs. Skips where it cannot."""
+    """A running journald. Skips the test where it cannot run."""
     if not PROGRAM.exists() or not shutil.which("journalctl"):
         pytest.skip("systemd-journald is not installed")
     if subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True).returncode:

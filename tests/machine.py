@@ -1,4 +1,4 @@
-"""Systemd as PID 1 in a container of a test's own, on a tree of files that it cannot change."""
+"""Systemd as PID 1 in a container for a test, on a tree of files that it cannot change."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ BOOT_SECONDS = 90.0
 VALIDATOR = jsonschema.Draft202012Validator(events.schema())
 Event = dict[str, Any]
 
-# The tree `lower` with the files of `upper` above it, in a mount namespace of its own that goes
-# with it. The container's systemd needs a cgroup of its own in each hierarchy that it uses.
+# The tree `lower` with the files of `upper` above it, in a mount namespace that ends with the
+# container. The container's systemd needs a cgroup in each hierarchy that it uses.
 _BOOT = """
 set -eu
 lower=$1 upper=$2 place=$3; shift 3
@@ -94,7 +94,7 @@ class Machine:
         return self.run("journalctl", "-u", "seal-monitor", "--no-pager", "-o", "cat")
 
     def events(self) -> list[Event]:
-        """Those in the journal, where standard output goes to it."""
+        """Its events in the journal, where standard output goes."""
         lines = self.run(
             *("journalctl", "-u", "seal-monitor", "--no-pager", "-o", "cat"),
             "--output-fields=SEAL_MONITOR_EVENT",
@@ -112,7 +112,7 @@ class Machine:
         ]
 
     def health(self, name: str) -> int:
-        """How many such events there are."""
+        """How many events of this kind there are."""
         return sum(event.get("event") == name for event in self.events())
 
 
@@ -157,7 +157,7 @@ def booted(
     """A machine of the files of `lower`, which stay as they are, with those of `upper` above them.
 
     `folder` is for what it needs; `prepare` are words of a shell that run before, where $place/root
-    is its root directory. With `own_network` it has loopback alone, and not the host's.
+    is its root directory. With `own_network` it has only loopback, and not the host's.
     """
     place, log = folder / "machine", folder / "boot.log"
     place.mkdir()

@@ -1,6 +1,6 @@
-"""What becomes of a call that nobody has heard of, by its row in the table alone.
+"""What the modules make of a made-up call that has nothing but its row in the table.
 
-It prints one JSON object. A process of its own: each module reads the table once.
+Prints one JSON object. It runs as a process of its own, because each module reads the table once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ROW = Operation(
 
 def main() -> None:
     operations.OPERATIONS = (*operations.OPERATIONS, ROW)
-    # Not earlier: they take the table as it is when they are imported.
+    # Only now: they read the table when they are imported.
     from monitor.evidence import classify, events  # noqa: PLC0415
     from monitor.kernel import abi, layouts, probes, reviewed_calls  # noqa: PLC0415
     from monitor.report import story  # noqa: PLC0415

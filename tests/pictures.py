@@ -1,6 +1,6 @@
 """`make pictures`: draws the dashboards with Grafana's own front end.
 
-Grafana's server is in no Debian package, but its front end is on npm. That one draws each dashboard
+Grafana's server is in no Debian package, but its front end is on npm. It draws each dashboard
 with the data of a hundred hosts, from a real Prometheus, in a headless Chromium. The layout, the
 variables, the queries' life, field configuration, transformations and components are Grafana's; the
 panel plug-ins around the components are ours (dashboards/pictures), and so is the data source,
@@ -54,12 +54,12 @@ SECONDS = 60.0  # for all queries of a dashboard
 
 
 def run(*command: object) -> None:
-    """Raises CalledProcessError; what npm says of its own settings is no news."""
+    """Run npm; leave out what it says about its settings. Raises CalledProcessError."""
     subprocess.run([str(word) for word in command], cwd=WORKSHOP, check=True)
 
 
 def install() -> None:
-    """npm's packages, half a gigabyte, once for each package.json."""
+    """Install npm's packages, half a gigabyte: once for each package.json."""
     WORKSHOP.mkdir(parents=True, exist_ok=True)
     wanted = (SOURCES / "package.json").read_text("utf-8")
     done = WORKSHOP / "package.json"
@@ -74,7 +74,7 @@ def install() -> None:
 
 
 def shorter(value: Any) -> Any:
-    """A schema without what is there for readers."""
+    """A schema without its descriptions."""
     if isinstance(value, dict):
         return {
             key: shorter(each)
@@ -147,7 +147,7 @@ def draw(
         if (not missing and not state["busy"]) or time.monotonic() > deadline:
             break
         time.sleep(0.2)
-    # Browser.screenshot() would change the page's height, and the panels would be drawn anew.
+    # Browser.screenshot() would change the page's height, and the panels would be drawn again.
     shot = tab.call("Page.captureScreenshot", format="png")
     picture.write_bytes(base64.b64decode(shot["data"]))
     shrink = ("pngquant", "--force", "--strip", "--speed=1", "--output", picture, "--", picture)

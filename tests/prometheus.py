@@ -1,4 +1,4 @@
-"""A real Prometheus of a test's own, on loopback, with samples of the past if wanted."""
+"""A real Prometheus for a test, on loopback; with samples of the past if wanted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ START_SECONDS = 30.0
 
 
 def program(name: str) -> str:
-    """Path of a program. Skips the test where there is none."""
+    """Path of a program. Skips the test where the program is missing."""
     found = shutil.which(name)
     if found is None:
         pytest.skip(f"{name} is not installed")

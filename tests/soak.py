@@ -1,12 +1,12 @@
 """`make soak MINUTES=60`: a real daemon under steady violations of every kind, for long.
 
 Processes that live for milliseconds make one violation after another, some are killed half-way;
-meanwhile there is a scrape a second, the configuration is read anew, good and bad, the disk of the
+meanwhile there is a scrape a second, the configuration is read again, good and bad, the disk of the
 events file fills up and is rotated, and the daemon is stopped, killed and started again. At the
 end every count must be exact, and nothing may have grown. Needs root and a host that is otherwise
-quiet: what other processes do is told apart by their events, but not their seals.
+quiet: events show which violations are another process's, but seals make no event.
 
-A table tells; the exit code is 1 when anything is off. The load lasts for MINUTES; a little more
+Prints a table; the exit code is 1 when anything is wrong. The load lasts for MINUTES. A little more
 than a minute of rest follows, in which the kernel's maps must become empty.
 """
 
@@ -42,7 +42,7 @@ SAMPLE_SECONDS = 10.0
 WINDOW_SECONDS = 600.0
 EVENT_SECONDS = 10.0
 IDLE_SECONDS = 100.0  # a bucket is given back after 60
-ALIVE_SECONDS = 13.0  # how old the word that a killed run left may be
+ALIVE_SECONDS = 13.0  # how old the last report of a killed run may be
 DETACH_SECONDS = 3.0  # from when nothing is seen any more to the end of the process
 GROWTH = 0.02
 GROWTH_MIB = 0.7
@@ -73,7 +73,7 @@ reason = "the soak's own"
 
 
 class Reload(NamedTuple):
-    """A configuration to be read anew, and what must be said of it."""
+    """A configuration to be read again, and the message that must come of it."""
 
     seals: bool
     more: str
@@ -100,7 +100,7 @@ class Chore:
 
 
 class Row(NamedTuple):
-    """A life in the table."""
+    """A row of the table: one life of the daemon."""
 
     name: str
     seconds: float
@@ -175,7 +175,7 @@ class Soak:
             self.problem(f"reload: refused {refused}, metric {metric:g}, not as in {wanted}")
 
     def fill_disk(self, life: Life) -> None:
-        """The events file finds no room for a while, and then again."""
+        """For a while there is no room for the events file; then there is again."""
         if self.file.path.with_suffix(".old").exists():
             return
         filler = self.folder / "disk" / "filler"
@@ -228,7 +228,7 @@ class Soak:
     def progress(self, life: Life) -> None:
         sample = life.samples[-1]
         self.say(
-            f"{sum(life.told.lines.values())} events, {sum(self.load.made.values())} processes, "
+            f"{sum(life.printed.lines.values())} events, {sum(self.load.made.values())} processes, "
             f"RSS {sample.rss:.2f} MiB, {len(self.problems)} problems"
         )
 
@@ -251,11 +251,11 @@ class Soak:
         is_well = known == ended and 0 < blind < most
         found = f"{known}, {blind:.1f} s" if past else known
         wanted = f"{ended}, at most {most:.1f} s"
-        self.check("blind window told at the start", found, wanted, is_well)
+        self.check("blind window reported at the start", found, wanted, is_well)
         return life
 
     def settle(self, life: Life) -> dict[str, float]:
-        """The last scrape, once nothing happens any more."""
+        """The last scrape, when nothing happens any more."""
         self.load.pause()
         deadline = time.monotonic() + 10
         series = life.scraper.scrape()
@@ -275,27 +275,29 @@ class Soak:
         stopped = life.stop()
         life.kill()  # gives back what was opened for it
         self.file.follow()
-        told = life.told
+        printed = life.printed
         for kind, numbers in stopped["details"].items():
             results = sum(numbers[result] for result in RESULTS)
             if numbers["counted"] != results:
-                self.problem(f"{name}: {kind}: counted {numbers['counted']}, told of {results}")
-            if numbers["delivered"] != told.lines[kind]:
                 self.problem(
-                    f"{name}: {kind}: delivered {numbers['delivered']}, came {told.lines[kind]}"
+                    f"{name}: {kind}: counted {numbers['counted']}, accounted for {results}"
                 )
-            if numbers["suppressed"] != told.suppressed[kind]:
+            if numbers["delivered"] != printed.lines[kind]:
                 self.problem(
-                    f"{name}: {kind}: suppressed {numbers['suppressed']}, told of "
-                    f"{told.suppressed[kind]}"
+                    f"{name}: {kind}: delivered {numbers['delivered']}, came {printed.lines[kind]}"
+                )
+            if numbers["suppressed"] != printed.suppressed[kind]:
+                self.problem(
+                    f"{name}: {kind}: suppressed {numbers['suppressed']}, reported "
+                    f"{printed.suppressed[kind]}"
                 )
         if last['seal_monitor_canary_runs_total{result="failure"}']:
             self.problem(f"{name}: a canary failed")
         self.strangers += len(strangers(life))
-        unusual = {event["event"] for event in told.health} - USUAL_EVENTS
+        unusual = {event["event"] for event in printed.health} - USUAL_EVENTS
         if unusual:
             self.problem(f"{name}: health events {', '.join(sorted(unusual))}")
-        self.problems += [f"{name}: {text}" for text in (*told.problems, *life.scraper.problems)]
+        self.problems += [f"{name}: {text}" for text in (*printed.problems, *life.scraper.problems)]
         matched = "-"
         if series is not None:
             mismatches = [*self.differences(life, series), *self.at_stop(life, stopped, series)]
@@ -304,12 +306,12 @@ class Soak:
             matched = "no" if mismatches else "yes"
             errors = int(series['seal_monitor_sink_errors_total{sink="file"}'])
             in_file = len(self.file.ids) - lines_before
-            came = sum(told.lines.values())
+            came = sum(printed.lines.values())
             if in_file + errors != came:
                 self.problem(
                     f"{name}: {in_file} events in the file and {errors} errors, but {came} came"
                 )
-            if not set(self.file.ids[lines_before:]) <= told.ids:
+            if not set(self.file.ids[lines_before:]) <= printed.ids:
                 self.problem(f"{name}: the events file has events that never came")
         details = stopped["details"]
         self.rows.append(
@@ -329,7 +331,7 @@ class Soak:
         self.say(f"{name}: {stopped['summary']}")
 
     def differences(self, life: Life, series: dict[str, float]) -> Iterator[str]:
-        """Where the counters are not what was provoked."""
+        """A line for each counter that is not what was provoked."""
         others, by_killed = of_others(life, self.load)
         found, expected = counted(series), self.load.expected
         are_others = bool(strangers(life))
@@ -342,14 +344,14 @@ class Soak:
                     f"{' '.join(cell)}: counted {found[cell]}, {others[cell]} of them of others, "
                     f"but provoked {expected[cell]}"
                 )
-        for pid, told in self.load.killed.items():
-            if not told <= by_killed[pid] <= told + 1:
-                yield f"killed process {pid}: told of {told} denials, {by_killed[pid]} events came"
+        for pid, reported in self.load.killed.items():
+            if not reported <= by_killed[pid] <= reported + 1:
+                yield f"killed process {pid}: denials {reported}, events {by_killed[pid]}"
 
     def at_stop(
         self, life: Life, stopped: dict[str, Any], series: dict[str, float]
     ) -> Iterator[str]:
-        """Where the final counts are not those of the last scrape."""
+        """A line for each final count that is not that of the last scrape."""
         found = counted(series)
         are_others = bool(strangers(life))
         failed_handlers = sum(n for c, n in found.items() if c[-1] == "handler_failed")
@@ -472,7 +474,7 @@ class Soak:
         )
 
     def own_buckets(self, life: Life) -> int:
-        """Buckets of all but those who are none of ours."""
+        """How many buckets there are, without those of other processes."""
         others = strangers(life)
         return sum(1 for pid in life.map_entries().buckets if pid not in others)
 
@@ -498,17 +500,17 @@ def counted(series: dict[str, float]) -> Counter[Cell]:
 
 
 def strangers(life: Life) -> set[int]:
-    """Processes that made violations and are none of the load's."""
-    return {pid for name, pid, _ in life.told.by_process if name != EXECUTABLE}
+    """Pids of processes that made violations and are not the load's."""
+    return {pid for name, pid, _ in life.printed.by_process if name != EXECUTABLE}
 
 
 def of_others(life: Life, load: Load) -> tuple[Counter[Cell], Counter[int]]:
-    """What events tell of processes that are none of the load's or were killed; and of the latter,
-    how many events each.
+    """What events say of processes that are not the load's or were killed, and how many events each
+    killed process has.
     """
     others: Counter[Cell] = Counter()
     by_killed: Counter[int] = Counter()
-    for (name, pid, cell), number in life.told.by_process.items():
+    for (name, pid, cell), number in life.printed.by_process.items():
         if cell[0] == "seal":
             continue
         is_killed = name == EXECUTABLE and pid in load.killed
@@ -517,7 +519,7 @@ def of_others(life: Life, load: Load) -> tuple[Counter[Cell], Counter[int]]:
         if name == EXECUTABLE and not is_killed:
             continue
         others[cell] += number
-        if cell[-1] == "handler_failed":  # told twice, counted once
+        if cell[-1] == "handler_failed":  # two events, counted once
             others["fault", cell[1], "handler"] -= number
     return others, by_killed
 
@@ -569,7 +571,7 @@ def report(soak: Soak) -> str:
             "",
             f"provoked: {made}; not possible here: {unsupported or 'nothing'}",
             f"RSS over the long one, MiB: {' '.join(f'{rss:.2f}' for rss in soak.course)}",
-            f"processes of others, told apart by their events: {soak.strangers}",
+            f"processes of others, known by their events: {soak.strangers}",
             f"events file: {len(soak.file.ids)} events, {soak.file.rotations} rotations, "
             f"{soak.full_disks} full disks",
             *(f"PROBLEM: {text}" for text in soak.problems),

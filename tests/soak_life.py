@@ -46,13 +46,13 @@ class Sample(NamedTuple):
 
 
 class Entries(NamedTuple):
-    """`buckets` are the processes that have one, once for each."""
+    """`buckets`: the pid of each bucket's process."""
 
     buckets: list[int]
     workloads: int
 
 
-class Told:
+class Printed:
     """The events that came on standard output, added up."""
 
     def __init__(self) -> None:
@@ -131,7 +131,7 @@ class Scraper:
 
     def _compare(self, series: dict[str, float]) -> None:
         for name, value in series.items():
-            # A fault whose handler fails may first be told as handled: docs/metrics.md.
+            # A fault whose handler fails may first be reported as handled: docs/metrics.md.
             is_counter = name.partition("{")[0].endswith(_COUNTERS)
             before = self._last.get(name, 0.0)
             if is_counter and value < before and 'disposition="handler"' not in name:
@@ -201,10 +201,10 @@ class EventsFile:
 
 
 class Life:
-    """A daemon from its start to its end; `started` is the event that tells of the former."""
+    """A daemon from its start to its end; `started` is the event of its start."""
 
     def __init__(self, configuration: Path) -> None:
-        self.told = Told()
+        self.printed = Printed()
         self.samples: list[Sample] = []
         self.began = time.monotonic()
         self._process = subprocess.Popen(
@@ -231,13 +231,13 @@ class Life:
         assert self._process.stdout
         for line in self._process.stdout:
             try:
-                self.told.take(line)
+                self.printed.take(line)
             except (ValueError, KeyError) as error:
-                self.told.problems.append(f"standard output: {line[:200]!r}: {error!r}")
+                self.printed.problems.append(f"standard output: {line[:200]!r}: {error!r}")
 
     def reports(self, name: str) -> list[dict[str, Any]]:
         """Health events of this name so far."""
-        return [event for event in self.told.health if event["event"] == name]
+        return [event for event in self.printed.health if event["event"] == name]
 
     def wait_for(self, name: str, before: int, seconds: float) -> dict[str, Any]:
         """The first health event of this name after so many of them. Raises TimeoutError."""

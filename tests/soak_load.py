@@ -27,7 +27,7 @@ BURST = 400  # denials at once: more than the rate limit lets pass
 SEED = 1
 EXECUTABLE = "soak-python"
 
-# Also tells how many seals it took to lay out its memory.
+# It also reports how many seals it took to lay out its memory.
 _PROVOKE = """
 from monitor.provoke import provocation, table
 made = []
@@ -38,8 +38,8 @@ def watched(name, *arguments):
         made.append(arguments[1])
     return result
 provocation.call = watched
-tell = table._tell
-table._tell = lambda p, **facts: tell(p, seals=len(made), sealed_bytes=sum(made), **facts)
+printed = table._print
+table._print = lambda p, **facts: printed(p, seals=len(made), sealed_bytes=sum(made), **facts)
 raise SystemExit(table.main())
 """
 _SEALED_PAGE = """
@@ -78,7 +78,7 @@ class Load:
     """A thread that starts one process after another; `problems` are what went wrong in it.
 
     `expected` are the exact counts of all but those that were killed half-way: `killed` has how
-    many denials each of these told of; it may have made one more. `at_seal` are the operations
+    many denials each of these reported; it may have made one more. `at_seal` are the operations
     whose denials the daemon sees in the function in which a seal refuses, `probes` all that are
     attached: one for each way around a seal.
     """
@@ -105,7 +105,7 @@ class Load:
         self._thread.start()
 
     def forget(self) -> None:
-        """Begin anew, for another life of the daemon. Only while paused."""
+        """Count from 0 again, for another life of the daemon. Only while paused."""
         self.expected.clear()
         self.killed.clear()
         self._pids.clear()
@@ -170,7 +170,7 @@ class Load:
         return output
 
     def _start(self, code: str, *arguments: str) -> WarmProcess:
-        """A process whose pid none has had in this life."""
+        """A process with a pid that no other had in this life of the daemon."""
         while (process := self._warm.start(code, *arguments)).pid in self._pids:
             process.kill()
             process.wait()
@@ -187,7 +187,7 @@ class Load:
             (cgroup / "cgroup.procs").write_text(str(process.pid))
         lines = [json.loads(line) for line in self._finish(process).splitlines()]
         if len(lines) != 1:
-            raise RuntimeError(f"{name} told {len(lines)} lines, status {process.returncode}")
+            raise RuntimeError(f"{name} printed {len(lines)} lines, status {process.returncode}")
         (facts,) = lines
         self.expected["seal",] += facts["seals"]
         self.expected["sealed_bytes",] += facts["sealed_bytes"]
@@ -214,17 +214,17 @@ class Load:
         try:
             process.stdin.write("\n")
             process.stdin.flush()
-            told = len(process.stdout.read(1))  # it has begun
+            reported = len(process.stdout.read(1))  # it has begun
             time.sleep(self._random.uniform(0.02, 0.2))
             process.kill()
             process.wait()
-            told += len(process.stdout.read())
+            reported += len(process.stdout.read())
         finally:
             process.kill()
             process.wait()
             process.stdin.close()
             process.stdout.close()
-        self.killed[process.pid] = told
+        self.killed[process.pid] = reported
         self.made["killed half-way"] += 1
         self._one_page(0)
 

@@ -48,7 +48,7 @@ class Results(NamedTuple):
 
     seconds: dict[str, float]
     failed: list[str]
-    well: bool  # pytest's word, which knows of what no test says
+    well: bool  # pytest's exit code, which also covers what no test reports
 
     def plus(self, other: Results) -> Results:
         return Results(
@@ -85,8 +85,8 @@ def slowest(seconds: dict[str, float]) -> list[str]:
     return [f"{took:7.1f} s  {test}" for test, took in longest]
 
 
-def first_alone(first: Results, again: Results) -> list[str]:
-    """What failed the first time alone: the flaky ones."""
+def failed_once(first: Results, again: Results) -> list[str]:
+    """What failed the first time and passed the second: the flaky tests."""
     return [test for test in first.failed if test not in again.failed]
 
 
@@ -94,9 +94,9 @@ def outcome(first: Results, again: Results | None) -> tuple[list[str], int]:
     """The last lines, and the exit code. `again`: of what failed, run once more."""
     if again is None:
         return [f"failed: {len(first.failed)}", *first.failed], int(not first.well)
-    flaky = first_alone(first, again)
+    flaky = failed_once(first, again)
     lines = [f"failed twice: {len(again.failed)}", *again.failed] if again.failed else []
-    # Where no test failed, something else did, such as a process that was left behind.
+    # When no test failed, something else did, such as a process that was left behind.
     well = again.well and bool(first.failed or first.well)
     return [*lines, f"flaky: {len(flaky)}{':' if flaky else ''}", *flaky], int(not well)
 
@@ -118,7 +118,7 @@ def main() -> int:
     print("\n".join([*slowest(results.seconds), *lines]), flush=True)
     if again and (log := os.environ.get("SEAL_MONITOR_FLAKY")):  # .ci/run's
         with open(log, "a", encoding="utf-8") as file:
-            file.writelines(f"{test}\n" for test in first_alone(results, again))
+            file.writelines(f"{test}\n" for test in failed_once(results, again))
     return code
 
 

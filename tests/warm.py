@@ -1,7 +1,7 @@
 """Python processes forked from one that has imported what provocations need.
 
-A fresh one takes 40 ms to start, and a second where the machine is emulated. Run as a program it is
-the one that forks, and its children are children of the process that started it.
+A fresh process takes 40 ms to start, and a second where the machine is emulated. Run as a program,
+this module is the process that forks; its children are children of the process that started it.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Warm:
 
 
 def _serve(channel: socket.socket) -> list[Any]:
-    """Returns in each forked process, with its request. Raises SystemExit once nobody asks."""
+    """Returns in each forked process, with its request. Raises SystemExit when the input ends."""
     from monitor.kernel.syscalls import LIBC  # noqa: PLC0415 - only here is it on the path
 
     while True:

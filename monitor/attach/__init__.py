@@ -1,1 +1,1 @@
-"""Programs attached and calibrated: what this kernel does, found out by trying it."""
+"""Attaches the programs and calibrates them: finds out what this kernel does, by trying it."""

@@ -65,11 +65,11 @@ class Beginning:
 class Attached:
     """Use as a context manager: leaving it detaches everything. Raises LoadError.
 
-    Nothing is reported before calibrate() has found the seal bit.
+    The programs report nothing before calibrate() has found the seal bit.
     """
 
     def __init__(self, wanted: loader.LoadRequest, beginning: Beginning | None = None) -> None:
-        """`beginning`: of what is wanted, where it was begun before."""
+        """`beginning`: the load of what is `wanted`, when it has begun already."""
         self._wanted = wanted
         self._finish(beginning or Beginning(wanted))
 
@@ -105,9 +105,9 @@ class Attached:
     def calibrate(self) -> Findings:
         """Find out what this kernel does.
 
-        A probe whose hook turns out not to see what it must is attached by its next one: all is
-        loaded anew, and `loaded`, `state` and `ring` are others. Raises CalibrationError, and
-        LoadError when the probe that it needs is not attached.
+        A probe whose hook does not see what it must is attached by its next hook. For that all is
+        loaded again, and `loaded`, `state` and `ring` are new objects. Raises CalibrationError, and
+        LoadError when the probe of mseal is not attached.
         """
         findings = self._calibrate()
         blind = self._blind_targets()
@@ -119,7 +119,7 @@ class Attached:
         return self.calibrate()
 
     def _blind_targets(self) -> set[str]:
-        """Functions that no refusal of their operation came by."""
+        """Functions that were not called when their operation was refused."""
         targets = {p.probe: p.target for p in self.loaded.probes if p.target in AT_SEAL}
         unseen = trial.unseen(self.state) if targets else ()
         return {targets[operation] for operation in unseen if operation in targets}

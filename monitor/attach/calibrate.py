@@ -1,8 +1,8 @@
 """What this kernel does, found out by trying it through the loaded programs.
 
 `python -m monitor.attach.calibrate PID` is the process that tries, started by that one; the daemon
-reads in the ring what the programs saw of it. The order of the calls in `main()` is known to
-`calibrate()`.
+reads from the ring what the programs saw of it. `calibrate()` relies on the order of the calls in
+`main()`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _VALID_FLAGS, _WRONG_FLAGS = 0, 1
 
 
 class CalibrationError(Exception):
-    """The programs do not see what they must; the message says what was missing."""
+    """The programs do not see what they must. The message says what they missed."""
 
 
 # ---- The process that tries ----------------------------------------------------------------------
@@ -50,8 +50,8 @@ class CalibrationError(Exception):
 def _partial_mprotect() -> bool:
     """Whether a refused mprotect over [unsealed][sealed] leaves the unsealed part changed.
 
-    Not before "mm/mprotect: replace can_modify_mm with can_modify_vma", in 6.12: do_mprotect_pkey()
-    looked at the whole range first.
+    Not before 4a2dd02b0916 ("mm/mprotect: replace can_modify_mm with can_modify_vma"), in 6.12:
+    do_mprotect_pkey() looked at the whole range first.
     """
     pages = lay("wS")
     call("mprotect", pages.start, 2 * PAGE, PROT_READ)
@@ -59,7 +59,9 @@ def _partial_mprotect() -> bool:
 
 
 def _partial_madvise() -> bool:
-    """The same of madvise: "mseal: replace can_modify_mm_madv with a vma variant", in 6.12."""
+    """The same for madvise, since 23c57d1fa2b9 ("mseal: replace can_modify_mm_madv with a vma
+    variant"), in 6.12.
+    """
     pages = lay("wS")
     with open("/proc/self/mem", "rb") as memory:
         call("madvise", pages.start, 2 * PAGE, MADV_DONTNEED)
@@ -68,7 +70,7 @@ def _partial_madvise() -> bool:
 
 
 def _partial_mremap() -> bool:
-    """Whether a fixed move takes [unsealed] along before it is refused at [sealed].
+    """Whether a fixed move over [unsealed][sealed] moves the unsealed part before it is refused.
 
     remap_move() in mm/mremap.c: "mm/mremap: permit mremap() move of multiple VMAs", in 6.17.
     """
@@ -90,8 +92,8 @@ PARTIAL_OPERATIONS = tuple(_PARTIAL)
 def _anonymous_by_ops() -> bool:
     """Whether a private mapping of /dev/zero, a file without vm_ops, counts as anonymous.
 
-    can_madvise_modify() in mm/madvise.c asks vma_is_anonymous(); up to 6.16 is_ro_anon() in
-    mm/mseal.c asked for the file.
+    can_madvise_modify() in mm/madvise.c calls vma_is_anonymous(). Before "mm/mseal: update
+    madvise() logic", in 6.17, is_ro_anon() in mm/mseal.c looked for a file.
     """
     start = lay("n").start
     descriptor = os.open("/dev/zero", os.O_RDONLY)
@@ -147,7 +149,7 @@ def start() -> Popen[str]:
     from monitor.provoke.child import environment  # noqa: PLC0415
 
     command = [sys.executable, "-S", "-P", "-m", "monitor.attach.calibrate", str(os.getpid())]
-    # A group of its own: Ctrl-C is for the monitor, which ends it.
+    # In a process group of its own: Ctrl-C goes to the monitor, which ends this process.
     return Popen(command, env=environment(), stdin=PIPE, stdout=PIPE, text=True, process_group=0)
 
 
@@ -158,7 +160,7 @@ def _flags_seen(ring: Ring, wanted: int) -> list[int]:
     deadline = time.monotonic() + _TIMEOUT
     flags: list[int] = []
     while len(flags) < wanted:
-        # Others may seal meanwhile.
+        # Other processes may seal meanwhile.
         flags += [
             record.mapping.flags
             for record in ring.drain().records

@@ -1,7 +1,7 @@
-"""Whether the functions that were attached to are those in which a seal refuses on this kernel.
+"""Whether a seal really refuses in the functions that the programs are attached to.
 
-A function may keep its name and lose the check to another one, or be compiled into its caller. So
-real refusals are made, and each must have come by.
+On some kernels the check has moved to another function, or the compiler put the function into its
+caller. So a child makes real refusals, and the programs must see each of them.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def _denials(state: KernelState) -> dict[str, int]:
 
 
 def unseen(state: KernelState) -> Collection[str]:
-    """Operations of which a refusal was made and not counted.
+    """Operations whose refusal was made and not counted.
 
-    The process is marked as the canary, so that nobody else's counts change. Raises
+    The process that makes them is marked as the canary, so the host's counts do not change. Raises
     CalibrationError.
     """
     before = _denials(state)

@@ -1,1 +1,1 @@
-"""From the kernel's records to events that a person understands: what, who, and what it means."""
+"""Makes events that a person understands from kernel records: what, who, and what it means."""

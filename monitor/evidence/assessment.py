@@ -1,7 +1,7 @@
 """What a violation probably is, and how much it matters: a table, first row that fits wins.
 
-A guess for a person, from what the call asked for, what was sealed and who called. The verdict is
-the proof; this is not.
+It guesses for a person, from what the call asked for, what was sealed and who called. The verdict
+is proved; this is not.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ __all__ = [
 Caller = Literal["loader", "allocator", "no_file", "program", "unknown"]
 F = TypeVar("F")
 
-# By the beginning of a file's base name. The C library calls munmap and the like for free(), for
-# thread stacks and for malloc_trim().
+# Found by the beginning of the file's base name. The C library calls munmap and the like for
+# free(), for thread stacks and for malloc_trim().
 _CALLERS: tuple[tuple[str, Caller], ...] = (
     ("ld-linux", "loader"),
     ("ld-musl", "loader"),
@@ -49,7 +49,7 @@ _REPLACE = ("mmap", "mremap", "shmat", "remap_file_pages")
 
 @dataclass(frozen=True, slots=True)
 class DenialFacts:
-    """Of a denial whose verdict is `sealed`."""
+    """Facts of a denial whose verdict is `sealed`."""
 
     operation: str
     arguments: dict[str, Decoded]
@@ -59,7 +59,7 @@ class DenialFacts:
 
     @property
     def wanted(self) -> set[str]:
-        """The permissions asked for, where the call names some."""
+        """The permissions that the call asks for; empty when it asks for none."""
         return set(str(self.arguments.get("prot", ""))[:3]) - {"-"}
 
     @property
@@ -90,7 +90,7 @@ class FaultFacts:
 
 @dataclass(frozen=True, slots=True)
 class BypassFacts:
-    """`is_own`: a process changed its own memory."""
+    """`is_own`: the process changed its own memory."""
 
     method: str
     sealed: Sealed
@@ -115,7 +115,7 @@ _LIKELY: dict[Likely, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Row(Generic[F]):
-    """`what` ends the summary; `reasoning` tells a person why."""
+    """`what` ends the summary; `reasoning` explains it to a person."""
 
     name: str
     likely: Likely
@@ -130,7 +130,7 @@ class Row(Generic[F]):
 
     @property
     def words(self) -> str:
-        """For the end of a summary."""
+        """The words that end a summary."""
         return f"{_LIKELY[self.likely]}: {self.what}"
 
 
@@ -139,7 +139,7 @@ def first_fit(rows: Sequence[Row[F]], facts: F) -> Row[F] | None:
 
 
 def caller_of(stack: Sequence[Frame], address: str) -> Caller:
-    """Whose code called: that of the frame at `address`, the event's caller."""
+    """Which code made the call: that of the frame at `address`, the event's caller."""
     frame = next((frame for frame in stack if frame.address == address), None)
     if frame is None:
         return "unknown"
@@ -163,149 +163,150 @@ DENIALS: tuple[Row[DenialFacts], ...] = (
         "writable_code",
         "attack",
         "memory was to become writable and executable",
-        "Nothing that was sealed for good needs to be written and executed at once; code that is "
-        "injected does.",
+        "No sealed memory needs to be writable and executable at once; injected code does.",
         lambda f: f.is_protect and {"w", "x"} <= f.wanted,
     ),
     _denial(
         "patched_code",
         "attack",
         "code was to become writable",
-        "Sealed code is finished. Who makes it writable wants to change what the program does; a "
-        "debugger or a tracer that patches from within does the same.",
+        "Sealed code is complete. A call that makes it writable is there to change what the "
+        "program does; debuggers and tracers that patch code from within make it, too.",
         lambda f: f.gains("w") and "x" in f.had,
     ),
     _denial(
         "executable_data",
         "attack",
         "data was to become executable",
-        "It is the step by which bytes that an attacker wrote become code.",
+        "By this step bytes that an attacker wrote become code.",
         lambda f: f.gains("x"),
     ),
     _denial(
         "code_in_no_file",
         "attack",
         "called by code that is in no file",
-        "System calls come from programs and libraries, which are files. Code that was written "
-        "at run time is an exploit's, or that of a JIT compiler that makes the call inline.",
+        "System calls come from programs and libraries, which are files. Code that was written at "
+        "run time belongs to an exploit, or to a JIT compiler that makes the call inline.",
         lambda f: f.caller == "no_file",
     ),
     _denial(
         "guard_opened",
         "attack",
         "a guard page was to become accessible",
-        "Memory that was sealed without any permission is there to be hit, never to be opened.",
+        "Memory that was sealed without any permission must never become accessible: it is there "
+        "to stop accesses.",
         lambda f: f.is_protect and not f.had and bool(f.wanted),
     ),
     _denial(
         "relocation",
         "bug",
-        "the dynamic loader came back to what was sealed already",
-        "The loader makes data writable to relocate it. Here the seal came first: a library with "
-        "text relocations, or one that was sealed before it was ready.",
+        "the dynamic loader came back to sealed memory",
+        "The loader makes data writable to relocate it. Here the seal came first: the library has "
+        "text relocations, or was sealed too early.",
         lambda f: f.gains("w") and f.caller == "loader",
     ),
     _denial(
         "read_only_data",
         "attack",
         "read-only data was to become writable",
-        "Tables of function addresses and constants are sealed so that nobody can turn them; the "
-        "first step of doing so is to make them writable.",
+        "Tables of function addresses and constants are sealed so that nobody can change them; "
+        "making them writable is the first step.",
         lambda f: f.gains("w"),
     ),
     _denial(
         "key_changed",
         "attack",
         "the protection key of memory was to change",
-        "A key that nobody holds protects the memory; another key would open it.",
+        "The memory is protected by its key; another key would open it.",
         lambda f: f.operation == "pkey_mprotect",
     ),
     _denial(
         "permissions_changed",
         "bug",
-        "permissions were to change that were sealed for good",
-        "It would have given the process nothing to write or to execute: most often code that "
-        "does not know of the seal.",
+        "permissions of sealed memory were to change",
+        "The process could not have written to the memory or executed it afterwards: most often "
+        "this is code that does not know of the seal.",
         lambda f: f.is_protect,
     ),
     _denial(
         "library_unloaded",
         "leak",
-        "a library was to be unloaded that is sealed",
-        "dlclose() of a library whose memory was sealed: the loader forgets it, its memory stays.",
+        "a sealed library was to be unloaded",
+        "dlclose() of a library whose memory was sealed: the loader forgets the library, but its "
+        "memory stays.",
         lambda f: f.operation == "munmap" and f.caller == "loader",
     ),
     _denial(
         "freed",
         "leak",
-        "memory was freed that is sealed",
-        "The C library or an allocator gives memory back that its user has sealed: it stays mapped "
-        "until the process ends, and nobody owns it any more.",
+        "sealed memory was to be freed",
+        "The C library or an allocator gives back memory that its user has sealed. It stays "
+        "mapped until the process ends, and nothing uses it any more.",
         lambda f: f.operation == "munmap" and f.caller == "allocator",
     ),
     _denial(
         "unmapped",
         "leak",
         "the process unmaps what it has sealed",
-        "It stays mapped until the process ends. An attacker who wants to put other memory in "
-        "its place begins like this, too: look at what the process did next.",
+        "The memory stays mapped until the process ends. An attacker who wants to put other "
+        "memory in its place begins like this, too: look at what the process did next.",
         lambda f: f.operation == "munmap",
     ),
     _denial(
         "mapped_by_loader",
         "bug",
-        "the dynamic loader wants an address that is sealed",
-        "A library or a program with a fixed address meets memory that was sealed there before.",
+        "the dynamic loader wants a sealed address",
+        "A library or a program with a fixed address was to be mapped over memory that is sealed.",
         lambda f: f.operation == "mmap" and f.caller == "loader",
     ),
     _denial(
         "moved",
         "attack",
         "sealed memory was to be moved to another address",
-        "Moving it leaves a hole in which other memory can be mapped.",
+        "Moving the memory leaves a hole in which other memory can be mapped.",
         lambda f: f.operation == "mremap" and not f.is_destination and f.moves,
     ),
     _denial(
         "resized",
         "bug",
         "sealed memory was to be resized",
-        "It is what realloc() does, by code that does not know of the seal.",
+        "realloc() does this, called by code that does not know of the seal.",
         lambda f: f.operation == "mremap" and not f.is_destination,
     ),
     _denial(
         "replaced",
         "attack",
         "sealed memory was to be replaced",
-        "Other memory at the same address is another content for whoever trusts the old one.",
+        "Code that trusts the memory at this address would find other content there.",
         lambda f: f.operation in _REPLACE,
     ),
     _denial(
         "given_back",
         "bug",
-        "memory was to be given back that is sealed",
-        "An allocator returns pages to the kernel that it takes for free.",
+        "sealed memory was to be given back",
+        "An allocator returns pages to the kernel because it takes them for free.",
         lambda f: f.operation in _ADVISE and f.caller in ("allocator", "loader"),
     ),
     _denial(
         "discarded",
         "attack",
         "the content of sealed memory was to be discarded",
-        "Where read-only pages are discarded, zeros come in their place: content changes without "
-        "a write.",
+        "When read-only pages are discarded, they read as zeros: their content changes without a "
+        "write.",
         lambda f: f.operation in _ADVISE,
     ),
     _denial(
         "heap_shrunk",
         "leak",
         "the heap cannot shrink over sealed memory",
-        "What lies above the new end of the heap stays mapped.",
+        "The memory above the new end of the heap stays mapped.",
         lambda f: f.operation == "brk",
     ),
     _denial(
         "detached",
         "leak",
-        "shared memory was to be detached that is sealed",
-        "It stays attached until the process ends.",
+        "sealed shared memory was to be detached",
+        "The memory stays attached until the process ends.",
         lambda f: f.operation == "shmdt",
     ),
 )
@@ -317,15 +318,16 @@ FAULTS: tuple[Row[FaultFacts], ...] = (
         "bug",
         "warning",
         "sealed memory was written to, and the process goes on",
-        "A handler of its own got the signal: nothing was changed, and the program may try again.",
+        "A handler in the process got the signal: nothing was changed, and the program may try "
+        "again.",
         lambda f: f.cause == "sealed" and f.is_handled,
     ),
     Row(
         "handled",
         "handled",
         "info",
-        "a handler of its own got the signal",
-        "Runtimes place such pages to learn when they are touched: to grow a stack, to stop "
+        "a handler in the process got the signal",
+        "Runtimes place such pages to notice when they are touched: to grow a stack, to stop "
         "threads, to check a bound.",
         lambda f: f.is_handled and f.cause != "other",
     ),
@@ -334,22 +336,23 @@ FAULTS: tuple[Row[FaultFacts], ...] = (
         "attack",
         "critical",
         "a jump into sealed data",
-        "No program jumps there by itself: a corrupted function address, often an attacker's.",
+        "A program does not jump there on purpose: a function address was corrupted, often by an "
+        "attacker.",
         lambda f: f.cause == "sealed" and f.access == "execute",
     ),
     Row(
         "sealed_written",
         "attack",
         "critical",
-        "a write to what was locked against writing",
-        "A wild pointer does it, too; look at what the function was to write.",
+        "a write to memory that is sealed against writing",
+        "It may also be a wild pointer; look at what the function was to write.",
         lambda f: f.cause == "sealed" and f.access == "write",
     ),
     Row(
         "sealed_read",
         "bug",
         "critical",
-        "a read of what was locked against reading",
+        "a read of memory that is sealed against reading",
         "Memory is sealed without permissions so that overruns end there.",
         lambda f: f.cause == "sealed",
     ),
@@ -358,8 +361,8 @@ FAULTS: tuple[Row[FaultFacts], ...] = (
         "bug",
         "warning",
         "an access ran past its buffer or stack",
-        "Guard regions lie behind what may be touched: the pages before or after belong to what "
-        "was overrun.",
+        "Guard regions lie next to memory that may be used: the pages before or after belong to "
+        "the buffer or stack that was overrun.",
         lambda f: f.cause == "guard_region",
     ),
     Row(
@@ -367,7 +370,7 @@ FAULTS: tuple[Row[FaultFacts], ...] = (
         "bug",
         "warning",
         "the stack is used up",
-        "Recursion without an end, or very large local variables.",
+        "The recursion has no end, or local variables are very large.",
         lambda f: f.cause == "stack_guard",
     ),
     Row(
@@ -391,8 +394,8 @@ FAULTS: tuple[Row[FaultFacts], ...] = (
         "locked",
         "bug",
         "warning",
-        "its protection key was not held",
-        "The code is not meant to reach this memory, or forgot to open it; in a sandbox it is an "
+        "the protection key of the memory was not held",
+        "The code is not meant to reach this memory, or has not opened it; in a sandbox it is an "
         "attempt to get out.",
         lambda f: f.cause == "pkey",
     ),
@@ -404,8 +407,8 @@ BYPASSES: tuple[Row[BypassFacts], ...] = (
         "attack",
         "critical",
         "what was written before the seal is lost",
-        "The bytes of the file come back: addresses that the loader had filled in turn to what "
-        "the linker left there.",
+        "The bytes of the file come back: addresses that the loader had filled in are again what "
+        "the linker wrote.",
         lambda f: f.method == "madvise_discard",
     ),
     Row(
@@ -413,8 +416,8 @@ BYPASSES: tuple[Row[BypassFacts], ...] = (
         "attack",
         "critical",
         "a process patched its own sealed code",
-        "The kernel writes through /proc/self/mem whatever the permissions say. Exploits use it; "
-        "so do tracers that patch from within.",
+        "The kernel writes through /proc/self/mem whatever the permissions are. Exploits use it; "
+        "so do tracers that patch code from within.",
         lambda f: f.is_written and f.is_code and f.is_own,
     ),
     Row(
@@ -422,8 +425,8 @@ BYPASSES: tuple[Row[BypassFacts], ...] = (
         "handled",
         "warning",
         "a debugger's breakpoint, or changed code",
-        "Debuggers and tracers set breakpoints in the code of other processes. Who is no debugger "
-        "and does the same injects code.",
+        "Debuggers and tracers set breakpoints in the code of other processes. Any other program "
+        "that does so injects code.",
         lambda f: f.is_written and f.is_code,
     ),
     Row(
@@ -431,8 +434,8 @@ BYPASSES: tuple[Row[BypassFacts], ...] = (
         "attack",
         "critical",
         "read-only data was changed",
-        "Tables of function addresses and constants are sealed so that nobody can turn them. A "
-        "debugger does it only where a person asks it to.",
+        "Tables of function addresses and constants are sealed so that nobody can change them. A "
+        "debugger does so only when a person asks for it.",
         lambda f: f.is_written,
     ),
     Row(
@@ -441,7 +444,7 @@ BYPASSES: tuple[Row[BypassFacts], ...] = (
         "critical",
         "a page of chosen content came into sealed memory",
         "The page was missing when the memory was sealed. Live migration and lazy restore fill "
-        "pages so, but before anything is sealed.",
+        "such pages, but before anything is sealed.",
         lambda f: f.method == "userfaultfd_copy",
     ),
     Row(
@@ -449,8 +452,8 @@ BYPASSES: tuple[Row[BypassFacts], ...] = (
         "handled",
         "warning",
         "pages came into sealed memory or left it",
-        "Garbage collectors compact heaps so. The memory was writable: the process could have "
-        "changed it anyway, but not moved the mapping.",
+        "Garbage collectors do this to compact heaps. The memory was writable: the process could "
+        "have changed it anyway, but not moved the mapping.",
         lambda f: f.method == "userfaultfd_move",
     ),
 )

@@ -1,7 +1,7 @@
-"""Whose a record is: the process, its workload, the file that it mapped, the target of a bypass.
+"""Who caused a record: the process, its workload, the file that it mapped, a bypass's target.
 
-The kernel's facts come with the record. /proc, the user database and the cgroup tree add to them
-what they still have; what they refuse is missing, and no error.
+The kernel's facts come with the record. /proc, the user database and the cgroup tree add what they
+still have. What they do not give is left out; that is not an error.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ PROCESS_NAME_LIMIT = 64
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Whose a record is.
+    """Who caused a record.
 
-    `lookup` says how complete `process` is. `file_path` is the whole path of the mapped file,
-    None where the kernel's base name is all that is known. `target`, of a bypass alone, is the
-    process whose memory it was.
+    `lookup` says how complete `process` is. `file_path` is the full path of the mapped file, None
+    where only the kernel's base name is known. `target` is the process whose memory a bypass
+    changed; None for other kinds.
     """
 
     process: events.Process
@@ -50,16 +50,16 @@ class Attribution:
         start_offset: int | None = None,
     ) -> None:
         """`start_offset`: nanoseconds from the boot clock to the real-time clock, for start times;
-        None: as it is now.
+        None: the present offset.
         """
         self._identities = identities
         self._cgroups = cgroups
         self._proc = proc
-        # Kept: when the clock is set, no process may seem to start again.
+        # Fixed: else a process would seem to start again when the clock is set.
         self._start_offset = events.clock_offset() if start_offset is None else start_offset
 
     def reconfigure(self, command_line: CommandLine) -> None:
-        """How command lines are shown from now on."""
+        """Set how command lines are shown from now on."""
         self._identities.reconfigure(command_line)
 
     def learn(self, record: abi.Record) -> None:
@@ -68,7 +68,7 @@ class Attribution:
         self.workload(record.cgroup_id, record.pid)
 
     def owner(self, record: abi.Record) -> Owner:
-        """Whose this record of a violation is."""
+        """Who caused this record of a violation."""
         identity = self._identity(record)
         return Owner(
             process=self._process(record, identity),
@@ -86,7 +86,7 @@ class Attribution:
             return NO_WORKLOAD
 
     def executable(self, pid: int, start_boot_ns: int) -> str | None:
-        """Path of the program of the process that started then, while it lives."""
+        """Path of the executable of the process that started then; None when it has ended."""
         try:
             return self._identities.lookup(pid, start_boot_ns).executable
         except OSError:
@@ -135,7 +135,7 @@ class Attribution:
         entry = self._proc / str(pid) / "map_files" / f"{mapping.start:x}-{mapping.end:x}"
         try:
             path = os.readlink(os.fsencode(entry))
-        except OSError:  # the process is gone, the mapping has changed, or we may not look
+        except OSError:  # the process is gone, the mapping has changed, or this may not read it
             return None
         is_same = os.path.basename(path).startswith(mapping.file)
         return printable(path, classify.PATH_LIMIT) if is_same else None

@@ -44,12 +44,12 @@ NO_WORKLOAD = Workload(unit=None, container_id=None, pod_uid=None, cgroup=None)
 
 
 def parse_cgroup_path(path: str) -> Workload:
-    """The unit, container and pod that a path below the cgroup2 root tells.
+    """The unit, container and pod that a path below the cgroup2 root names.
 
-    `unit` is the first service or scope below the slices: what lies deeper is delegated, and its
-    owner may name it as they like. In a user's service manager it is that manager's unit. A path of
-    slices alone gives the innermost slice. `container_id` is the outermost container, whose name
-    the host's container runtime gave; only the cgroups above it are read.
+    `unit` is the first service or scope below the slices: deeper cgroups are delegated, and their
+    owner may name them freely. In a user's service manager it is that manager's unit. In a path
+    that has only slices it is the innermost slice. `container_id` is the outermost container: the
+    host's container runtime named it. Cgroups inside of it are not looked at.
     """
     return _parse(path)[0]
 
@@ -82,11 +82,11 @@ def _parse(path: str) -> tuple[Workload, str | None]:
 
 
 def workload_name(cgroup: str | int) -> str:
-    """The `workload` label of a cgroup's path, or of its id where the path is unknown.
+    """The `workload` label for a cgroup's path, or for its id where the path is unknown.
 
-    The first that there is of: the systemd unit, `pod/<uid>`, `container/<12 digits>`, the path,
-    `cgroup:<id>`. Anything in a user's service manager is preceded by that manager's name, as in
-    `user@1000.service/app.scope`: users name their units as they like. At most 200 characters.
+    The first of these that is known: the systemd unit, `pod/<uid>`, `container/<12 digits>`, the
+    path, `cgroup:<id>`. In a user's service manager that manager's name comes first, as in
+    `user@1000.service/app.scope`: users may name their units freely. At most 200 characters.
     """
     if isinstance(cgroup, int):
         return f"cgroup:{cgroup}"
@@ -168,10 +168,10 @@ class Cgroups:
                 self._handles = False
 
     def workload(self, cgroup_id: int, pid: int | None = None) -> Workload:
-        """What the cgroup with this id is; all None where that cannot be told.
+        """The unit, container and pod of the cgroup with this id; all None where it is not found.
 
-        An id is not given twice and a cgroup keeps its path, so what was once told stays true,
-        also when the cgroup has been removed.
+        The kernel gives an id only once and a cgroup keeps its path, so an answer stays true, even
+        when the cgroup has been removed.
         """
         known = self._known.get(cgroup_id)
         if known is None:
@@ -183,20 +183,20 @@ class Cgroups:
         return known
 
     def exists(self, cgroup_id: int) -> bool:
-        """Whether the cgroup is still there; True where that cannot be told."""
+        """Whether the cgroup is still there; True where that is unknown."""
         if self._root is None:
             return True
         return self.path(cgroup_id, None) is not None
 
     def path(self, cgroup_id: int, pid: int | None) -> bytes | None:
-        """The path below the root; None where it cannot be told."""
+        """The path below the root; None where it is not found."""
         if self._root is None:
             return None
         if self._handles:
             try:
                 return self._by_handle(self._root, cgroup_id)
             except OSError as error:
-                if error.errno == errno.ESTALE:  # removed: looking elsewhere finds nothing
+                if error.errno == errno.ESTALE:  # removed: the other ways would not find it
                     return None
         return self._by_process(self._root, cgroup_id, pid) or self._by_scan(self._root, cgroup_id)
 
@@ -238,7 +238,7 @@ class Cgroups:
 
 
 def unified_path(text: bytes) -> bytes | None:
-    """From /proc/PID/cgroup the place in the unified hierarchy; None where it has none."""
+    """The path in the unified hierarchy, from the text of /proc/PID/cgroup; None without one."""
     return next((line[3:] for line in text.splitlines() if line.startswith(b"0::")), None)
 
 

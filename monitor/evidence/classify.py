@@ -1,6 +1,6 @@
-"""Pure functions: facts from the kernel -> an event that a person understands.
+"""Pure functions that make an event, which a person understands, from the kernel's facts.
 
-What a monitored process chose (names, paths) passes through `printable` before it goes anywhere.
+What a monitored process chose (names, paths) passes through `printable` first.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def _stack(record: abi.Record) -> tuple[Frame, ...]:
 
 
 def _values(record: abi.Record, operation: Operation) -> list[int]:
-    """The arguments as the kernel read them: 32 bits for a 32-bit call, mmap2 counts in pages."""
+    """The arguments as the kernel read them: 32 bits for a 32-bit call; mmap2 counts in pages."""
     values = list(record.arguments)
     if record.flags & RecordFlag.COMPAT:
         values = [value & 0xFFFFFFFF for value in values]
@@ -322,9 +322,9 @@ def classify(
 ) -> Denial | Fault | Seal | Bypass:
     """The event of one record, with its severity and summary.
 
-    `sealed_mask` is VM_SEALED of the running kernel; `file_path` the path of the mapped file where
-    more than its base name is known; `target`, of a bypass, whose memory it was. Raises
-    ClassifyError for a record that is corrupt.
+    `sealed_mask` is VM_SEALED of the running kernel; `file_path` the full path of the mapped file,
+    where it is known; `target` the process whose memory a bypass changed. Raises ClassifyError for
+    a corrupt record.
     """
     kind = _member(Kind, record.kind)
     if kind is Kind.BYPASS:
@@ -335,11 +335,11 @@ def classify(
 def suppression(
     key: abi.BucketKey, bucket: abi.Bucket, origin: Origin, *, offset_ns: int
 ) -> Suppression:
-    """The event that tells of `bucket.suppressed` events that the rate limit held back.
+    """The event that reports the `bucket.suppressed` events that the rate limit suppressed.
 
-    The process comes from the bucket, not from `origin`; pid 0 is the bucket shared by all of a
-    kind that found no place of their own. `offset_ns` is the real-time clock less the boot clock.
-    Raises ClassifyError for a key that is corrupt.
+    The process comes from the bucket, not from `origin`. Pid 0 means the bucket that callers of a
+    kind share when there is no room for more. `offset_ns` is the real-time clock minus the boot
+    clock. Raises ClassifyError for a corrupt key.
     """
     kind = _member(Kind, key.kind)
     process = operation = cause = method = None

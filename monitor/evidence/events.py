@@ -49,7 +49,7 @@ SCHEMA_VERSION = 1
 Severity = Literal["info", "warning", "critical"]
 Likely = Literal["attack", "bug", "leak", "handled"]
 
-# Every `event` of kind health, and how much it matters: critical is a monitor that does not see.
+# Every `event` of kind health with its severity. Critical: the monitor does not see.
 HEALTH_SEVERITY: ReadOnlyMapping[str, Severity] = {
     "started": "info",
     "stopped": "info",
@@ -81,7 +81,7 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """`executable` is the full path while /proc could tell it, else the base name."""
+    """`executable` is the full path if /proc still had it, else the base name."""
 
     pid: int
     tid: int | None
@@ -140,7 +140,7 @@ class AddressRange:
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
-    """What it probably is. `name` is a row of the table in assessment.py."""
+    """What a violation probably is. `name` is a row of the table in assessment.py."""
 
     name: str
     likely: Likely
@@ -148,7 +148,7 @@ class Assessment:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The process whose memory it was; `executable` as that of Process."""
+    """The process whose memory was changed; `executable` is as in Process."""
 
     pid: int
     start: str
@@ -158,7 +158,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """`offset` is where `address` is in the file `module`, by base name."""
+    """`module` is a file's base name; `offset` is the place of `address` in that file."""
 
     address: str
     module: str | None
@@ -320,7 +320,7 @@ def clock_offset() -> int:
 
 
 def timestamp(boot_ns: int, offset_ns: int) -> str:
-    """RFC 3339 in UTC with nanoseconds; `offset_ns` is the real-time clock less the boot clock."""
+    """RFC 3339 in UTC with nanoseconds; `offset_ns` is the real-time clock minus the boot clock."""
     seconds, nanoseconds = divmod(boot_ns + offset_ns, 1_000_000_000)
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{nanoseconds:09d}Z"
 

@@ -1,8 +1,8 @@
-"""pid -> executable, command line, user and group.
+"""Finds a process's executable, command line, user and group by its pid.
 
-The kernel's record names a process by pid and start time. /proc adds the rest, as long as it still
-has it. All of it is chosen by the process or
-its owner, so it is bounded and escaped here and never interpreted.
+The kernel's record names a process by pid and start time. /proc adds the rest while it still has
+it. The process or its owner chose all of that, so it is bounded and escaped here and never
+interpreted.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ Lookup = Literal["complete", "partial", "gone", "reused"]
 TEXT_LIMIT = 512
 ARGUMENTS_READ = 4096
 ARGUMENTS_SHOWN = 32
-# An exec keeps pid and start time; the kernel's base name shows most of them at once, the rest,
-# like a program that rewrites its own command line, after this time.
+# An exec keeps pid and start time. The kernel's base name shows most execs at once. The others, and
+# a command line that the program rewrote, show after this time.
 FRESH_SECONDS = 1.0
 NAME_FRESH_SECONDS = 60.0
 
@@ -50,7 +50,7 @@ class Identity:
     """What /proc and the user database add to the kernel's facts.
 
     `result` is `complete`; `partial`: something could not be read, or the process has since
-    executed another program; `gone`: it has exited; `reused`: the pid is another process's now.
+    executed another program; `gone`: it has exited; `reused`: the pid now belongs to another one.
     """
 
     executable: str | None
@@ -73,9 +73,9 @@ class _Facts:
 
 
 def is_image(own: bytes, base_name: bytes) -> bool:
-    """Whether `own` is the program whose base name the kernel recorded, cut to its size.
+    """Whether `own` is the program whose base name the kernel recorded, which it may have cut.
 
-    True where one of them is not known.
+    True where one of them is unknown.
     """
     return not (own and base_name) or any(
         name[: len(base_name)] == base_name and (len(base_name) >= 63 or name == base_name)
@@ -84,7 +84,7 @@ def is_image(own: bytes, base_name: bytes) -> bool:
 
 
 def read_at(name: str, directory: int, limit: int) -> bytes:
-    """At most `limit` bytes of a file there, which the kernel gives at once. Raises OSError."""
+    """At most `limit` bytes of a file in this directory, in one read. Raises OSError."""
     fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
     try:
         return os.read(fd, limit)
@@ -93,10 +93,11 @@ def read_at(name: str, directory: int, limit: int) -> bytes:
 
 
 def state_of(directory: int, start_boot_ns: int) -> Lookup:
-    """Whether this is the process: field 22 of its stat, in ticks since boot.
+    """Whether the process in `directory` started then, by field 22 of its stat (ticks since boot).
 
-    `directory` is of /proc/PID, and stays that process's whoever gets the pid next. In a time
-    namespace with an offset the two never agree; that too is `reused`. Raises OSError.
+    `directory` is a descriptor of /proc/PID. It stays that process's, even when another one gets
+    the pid. In a time namespace with an offset the times never agree: the answer is `reused`.
+    Raises OSError.
     """
     try:
         stat = parse_stat(read_at("stat", directory, 4096))
@@ -108,7 +109,7 @@ def state_of(directory: int, start_boot_ns: int) -> Lookup:
 
 
 class _Names:
-    """Names of numbers in the user database, where it has one."""
+    """Names of users or groups by number, from the user database."""
 
     def __init__(self, look_up: Callable[[int], str], clock: Callable[[], float]) -> None:
         self._look_up = look_up
@@ -144,7 +145,7 @@ class Identities:
         self._groups = _Names(lambda gid: grp.getgrgid(gid).gr_name, clock)
 
     def reconfigure(self, command_line: CommandLine) -> None:
-        """How command lines are shown from now on: what is known was shown in the old way."""
+        """Set how command lines are shown from now on, and forget those shown in the old way."""
         if command_line != self._command_line:
             self._command_line = command_line
             self._processes = Recent()
@@ -159,8 +160,8 @@ class Identities:
     ) -> Identity:
         """The process with this pid that started then (task_struct.start_boottime, ns).
 
-        `base_name` is the kernel's name of its executable at the time in question: facts of a
-        program that the process has executed since are not returned for it.
+        `base_name` is the kernel's name of its executable at the time of the record. Facts of a
+        program that the process has executed since are not returned.
         """
         key = (pid, start_boot_ns)
         known = self._processes.get(key)

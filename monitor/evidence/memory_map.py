@@ -1,7 +1,8 @@
 """The mappings of one process, from the text of /proc/PID/smaps.
 
-Lines go in, mappings come out one by one, so a process of a million mappings takes no more memory
-than one of ten. Names and paths are the process's choice: raw here, for the reader to escape.
+It takes lines and gives mappings one by one, so a process with a million mappings needs no more
+memory than one with ten. Names and paths are the process's choice. They are raw here: the caller
+escapes them.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from typing import BinaryIO, NamedTuple
 
 __all__ = ["DELETED", "LINE_LIMIT", "Mapping", "bounded_lines", "parse_smaps", "take"]
 
-DELETED = " (deleted)"  # d_path() in fs/d_path.c: what the path of an unlinked file ends with
-LINE_LIMIT = 8192  # a path has 4,096 bytes at most, but for one in directories entered step by step
+DELETED = " (deleted)"  # d_path() in fs/d_path.c: the end of an unlinked file's path
+LINE_LIMIT = 8192  # a path has at most 4,096 bytes, unless directories were entered step by step
 
 # show_vma_header_prefix() and show_map_vma() in fs/proc/task_mmu.c
 _HEADER = re.compile(
     rb"([0-9a-f]+)-([0-9a-f]+) ([r-][w-][x-][sp]) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) (\d+) *(.*)"
 )
-# Of the other lines, all beginning with a capital letter.
+# The other lines all begin with a capital letter; these are read.
 _RSS, _FLAGS = b"Rss:", b"VmFlags:"
 _SEALED, _GUARD = b"sl", b"gu"
 
@@ -27,9 +28,10 @@ _SEALED, _GUARD = b"sl", b"gu"
 class Mapping(NamedTuple):
     """One mapping. Addresses and `offset` are in bytes; `permissions` is as in "r-xp".
 
-    `path` is as the kernel writes it: a newline as \\012, DELETED behind what was unlinked.
-    `name` is the kernel's, [heap], or the program's, [anon:x], of what has no path. `device`
-    (major:minor, decimal), `inode` and `offset` are None where no file is mapped.
+    `path` is as the kernel writes it: a newline as \\012, and DELETED after an unlinked file's.
+    A mapping without a path may have a `name`: the kernel's, as [heap], or the program's, as
+    [anon:x]. `device` (major:minor, decimal), `inode` and `offset` are None where no file is
+    mapped.
     """
 
     start: int
@@ -50,7 +52,7 @@ class Mapping(NamedTuple):
 
 
 def bounded_lines(file: BinaryIO, limit: int = LINE_LIMIT) -> Iterator[bytes]:
-    """The lines of a file; of a line longer than `limit` bytes only its beginning."""
+    """The lines of a file; a longer line is cut to `limit` bytes."""
     while line := file.readline(limit):
         yield line
         while line and not line.endswith(b"\n"):
@@ -61,8 +63,8 @@ def parse_smaps(lines: Iterable[bytes], reports_guards: bool = False) -> Iterato
     """The mappings that the lines of /proc/PID/smaps describe, in their order.
 
     VmFlags has `sl` for a sealed mapping (Linux 6.10 on) and `gu` for one that may have guard
-    regions (VM_MAYBE_GUARD, 6.19 on and in some stable kernels). Without `gu` there are none only
-    on a kernel that reports them, which the caller has to know: `reports_guards`.
+    regions (VM_MAYBE_GUARD, 6.19 on and in some stable kernels). `reports_guards`: this kernel has
+    `gu`, so a mapping without it has no guard regions.
     """
     header: re.Match[bytes] | None = None
     rss_kib: int | None = None
@@ -104,7 +106,7 @@ def parse_smaps(lines: Iterable[bytes], reports_guards: bool = False) -> Iterato
 
 
 def take(mappings: Iterable[Mapping], limit: int) -> tuple[list[Mapping], bool]:
-    """The first `limit` of them, and whether these are all."""
+    """The first `limit` mappings, and whether these are all."""
     taken: list[Mapping] = []
     for mapping in mappings:
         if len(taken) == limit:

@@ -1,6 +1,6 @@
 """Frames of a user stack from the kernel's record.
 
-Addresses and build ids are what the process showed, the file of a module is the kernel's word.
+Addresses and build ids come from the process's memory; the kernel reports a module's file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["frames", "place"]
 
 
 def frames(stack: abi.Stack) -> tuple[Frame, ...]:
-    """Innermost first; without symbols. Raises ValueError for what no BPF program writes."""
+    """The frames, innermost first, without symbols. Raises ValueError for a corrupt stack."""
     if stack.depth > abi.STACK_FRAMES or stack.module_count > abi.STACK_MODULES:
         raise ValueError(f"a stack of {stack.depth} frames and {stack.module_count} modules")
     used = zip(stack.addresses[: stack.depth], stack.modules, strict=False)
@@ -42,7 +42,7 @@ def _frame(address: int, index: int, modules: list[abi.Module]) -> Frame:
 
 
 def place(frame: Mapping[str, Any]) -> str:
-    """Where the code of an event's frame lies: in its file, else in memory."""
+    """Where the code of an event's frame is, for a person: in its file, else in memory."""
     if frame["module"] and frame["offset"] is not None:
         return f"{frame['module']}+0x{frame['offset']:x}"
     return str(frame["address"])

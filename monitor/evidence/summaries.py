@@ -1,4 +1,4 @@
-"""The words of an event: one line that a person understands at first glance."""
+"""The summary of an event: one line that a person understands at first glance."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from monitor.untrusted.terminal import plural
 
 __all__ = ["bypass", "denial", "fault", "is_own", "seal", "suppression"]
 
-SUMMARY_NAME_LIMIT = 28  # two names and two ranges in a summary of about 200 characters
+SUMMARY_NAME_LIMIT = 28  # so that two names and two ranges fit into about 200 characters
 
 _CALLED = {"other": "change"}  # all others by their own names
 _WANTED_AT_DESTINATION = {"mremap": "tried to move memory over"}
@@ -57,7 +57,7 @@ def _who(record: abi.Record) -> str:
 
 
 def _what(mapping: Mapping | Sealed | None, prefix: str = "") -> str:
-    """The mapping in a few words, in parentheses after the range; empty without one."""
+    """The mapping in a few words and in parentheses, to follow the range; empty without one."""
     if mapping is None:
         return ""
     if mapping.file is not None:
@@ -68,14 +68,14 @@ def _what(mapping: Mapping | Sealed | None, prefix: str = "") -> str:
 
 
 def _refused(operation: Operation, verdict: Verdict, reason: Reason, hidden: bool) -> str:
-    told = ", unknown to the caller" if hidden else ""
+    unseen = ", unknown to the caller" if hidden else ""
     call = _CALLED.get(operation.name, operation.name)
     if verdict is Verdict.SEALED:
-        return f"{call} of sealed memory refused{told}"
+        return f"{call} of sealed memory refused{unseen}"
     if verdict is Verdict.NOT_SEALED:
-        return f"{call} refused, not by a seal{told}"
+        return f"{call} refused, not by a seal{unseen}"
     why = f" ({_REASON_TEXT[reason]})" if reason is not Reason.NONE else ""
-    return f"{call} refused{told}, perhaps by a seal{why}"
+    return f"{call} refused{unseen}, perhaps by a seal{why}"
 
 
 def _with(text: str, probably: str) -> str:
@@ -145,7 +145,7 @@ _CHANGED = {
 
 
 def is_own(record: abi.Record) -> bool:
-    """Whether a process changed its own memory."""
+    """Whether the process changed its own memory."""
     target = record.bypass
     return (target.pid, target.start_boot_ns) == (record.pid, record.start_boot_ns)
 
@@ -165,7 +165,7 @@ def bypass(record: abi.Record, sealed: Sealed, method: Method, probably: str) ->
 
 
 def suppression(key: abi.BucketKey, bucket: abi.Bucket, kind: Kind, what: str) -> str:
-    """`what` is the operation, cause or method; empty for the bucket that many share."""
+    """`what` is the operation, cause or method; empty for the bucket that many callers share."""
     who = (
         f" of {printable(bucket.task_name, SUMMARY_NAME_LIMIT)} (pid {key.pid})" if key.pid else ""
     )

@@ -1,6 +1,6 @@
-"""Closes the gaps that the rate limit leaves: what was suppressed, of whom, from when to when.
+"""Reports the gaps that the rate limit leaves: how many events of whom it suppressed, and when.
 
-The counts of suppressed events are the kernel's and exact; the gaps told here are evidence, read
+The counts of suppressed events are the kernel's and exact. The gaps are evidence: they are read
 from the rate limit's buckets, which the daemon never writes to.
 """
 
@@ -15,41 +15,43 @@ from monitor.kernel.counters import KernelState
 __all__ = ["IDLE_NS", "Gap", "Suppressions"]
 
 _SECOND = 1_000_000_000
-QUIET_NS = _SECOND  # a gap has ended when nothing more was suppressed for so long
-INTERVAL_NS = 10 * _SECOND  # a gap that does not end is told in parts
+QUIET_NS = _SECOND  # a gap has ended when nothing was suppressed for this long
+INTERVAL_NS = 10 * _SECOND  # a gap that does not end is reported in parts of this length
 IDLE_NS = 60 * _SECOND
 
 
 class Gap(NamedTuple):
-    """`bucket` holds what this gap adds; `key.pid` is 0 where many of a kind share it."""
+    """`bucket` holds what this gap adds; `key.pid` is 0 for a bucket that many callers share."""
 
     key: BucketKey
     bucket: Bucket
 
 
-class _Told(NamedTuple):
+class _Reported(NamedTuple):
+    """All that a bucket had suppressed up to `at_ns` is reported: `suppressed` events."""
+
     suppressed: int
-    at_ns: int  # nothing suppressed up to then is untold
+    at_ns: int
 
 
 class Suppressions:
-    """Looks at the buckets only while there is something in them. One thread."""
+    """Reads the buckets only while there is something in them. Used by one thread."""
 
     def __init__(self, state: KernelState, idle_ns: int = IDLE_NS) -> None:
-        """A bucket unused for `idle_ns` is given back."""
+        """A bucket that was not used for `idle_ns` is removed."""
         self._state = state
         self._idle_ns = idle_ns
-        self._told: dict[bytes, _Told] = {}
+        self._reported: dict[bytes, _Reported] = {}
         self._activity = -1
-        self._quiet_ns = 0  # up to then nothing was suppressed since all was told
+        self._quiet_ns = 0  # until then nothing was suppressed that is not reported
         self._buckets = 0
         self._open = False
 
     def sweep(self, now_ns: int, final: bool = False) -> list[Gap]:
         """Gaps that have ended, or lasted for another interval; with `final` every one.
 
-        `now_ns` is of the boot clock. Buckets long idle are removed on the way. Raises OSError
-        when the buckets cannot be read; what is untold then stays for the next time.
+        `now_ns` is of the boot clock. It also removes buckets that were idle for long. Raises
+        OSError when the buckets cannot be read; the next call then reports what this one could not.
         """
         activity = sum(
             outcomes[Outcome.SUBMITTED] + outcomes[Outcome.SUPPRESSED]
@@ -61,7 +63,7 @@ class Suppressions:
         count, buckets = 0, []
         for key, bucket in self._all():
             count += bool(key.pid)
-            # Most are of callers that kept the limit: there may be thousands, and no more to do.
+            # Most are of callers that kept the limit: there may be thousands, with nothing to do.
             if bucket.suppressed or self._is_unused(bucket, now_ns):
                 buckets.append((key, bucket))
         self._open = False
@@ -74,7 +76,7 @@ class Suppressions:
         self._activity = activity
         for key, bucket in buckets:
             if key.pid and self._is_idle(key, bucket, now_ns):
-                self._told.pop(bytes(key), None)
+                self._reported.pop(bytes(key), None)
                 self._buckets -= 1
                 self._state.buckets.remove(key)
         return gaps
@@ -83,12 +85,12 @@ class Suppressions:
         return bool(now_ns - bucket.last_used_ns > self._idle_ns)
 
     def _is_idle(self, key: BucketKey, bucket: Bucket, now_ns: int) -> bool:
-        """Whether all is told and a new bucket would allow no more than this one does."""
-        told = self._told.get(bytes(key))
+        """Whether all is reported, and a new bucket would allow no more than this one does."""
+        reported = self._reported.get(bytes(key))
         return bool(
             self._is_unused(bucket, now_ns)
             and bucket.arrival <= now_ns
-            and bucket.suppressed == (told.suppressed if told else 0)
+            and bucket.suppressed == (reported.suppressed if reported else 0)
         )
 
     def _all(self) -> Iterator[tuple[BucketKey, Bucket]]:
@@ -99,22 +101,22 @@ class Suppressions:
                 yield BucketKey(kind=kind), overflow
 
     def _gap(self, key: BucketKey, bucket: Bucket, now_ns: int, final: bool) -> Gap | None:
-        told = self._told.get(bytes(key), _Told(0, 0))
-        more = bucket.suppressed - told.suppressed
+        reported = self._reported.get(bytes(key), _Reported(0, 0))
+        more = bucket.suppressed - reported.suppressed
         if not more:
-            if told.suppressed:
-                self._told[bytes(key)] = told._replace(at_ns=now_ns)
+            if reported.suppressed:
+                self._reported[bytes(key)] = reported._replace(at_ns=now_ns)
             return None
-        # The kernel keeps the first time of all; of a later gap only the earliest possible time is
-        # known, a sweep's interval before the true one at most.
+        # The kernel keeps the time of the bucket's first suppression. For a later gap only the
+        # earliest possible time is known: at most the time between two sweeps before the true one.
         first_ns = bucket.first_suppressed_ns
-        if told.suppressed:
-            first_ns = min(max(told.at_ns, self._quiet_ns), bucket.last_suppressed_ns)
+        if reported.suppressed:
+            first_ns = min(max(reported.at_ns, self._quiet_ns), bucket.last_suppressed_ns)
         has_ended = now_ns - bucket.last_suppressed_ns >= QUIET_NS
         if not (final or has_ended or now_ns - first_ns >= INTERVAL_NS):
             self._open = True
             return None
-        self._told[bytes(key)] = _Told(bucket.suppressed, now_ns)
+        self._reported[bytes(key)] = _Reported(bucket.suppressed, now_ns)
         part = Bucket.from_buffer_copy(bucket)
         part.suppressed = more
         part.first_suppressed_ns = first_ns

@@ -1,4 +1,4 @@
-"""Denials by workload: the kernel counts by cgroup id, people know units and containers."""
+"""Denials by workload: adds up the kernel's counts by cgroup id under names that people know."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Known(NamedTuple):
 
 
 class Workloads:
-    """Read at scrape, by one thread at a time."""
+    """Read at every scrape, by one thread at a time."""
 
     def __init__(
         self,
@@ -49,10 +49,10 @@ class Workloads:
     def denials(self, counters: Counters) -> Mapping[str, Denials]:
         """Denials by workload name and verdict, `other` included.
 
-        A name's figures never go down while any cgroup of that name is there. Raises OSError.
+        A name's figures never go down while a cgroup of that name is there. Raises OSError.
         """
         total = sum(sum(by_verdict) for by_verdict in counters.denials)
-        # The programs write to the map first: what is in the counters is in the map, too.
+        # The programs write to the map first, so it has every denial that the counters have.
         if total != self._seen:
             self._counts = {
                 key.value: (value.denials[0], value.denials[1], value.denials[2])
@@ -75,7 +75,7 @@ class Workloads:
             name = workload_name(self._cgroups.workload(cgroup_id).cgroup or cgroup_id)
             exists = self._cgroups.exists(cgroup_id)
             known = self._known.get(cgroup_id)
-            # What exists was never removed, whatever an earlier look said: no id comes twice.
+            # One that exists was never removed, whatever an earlier look found: ids are not reused.
             if exists or known is None:
                 self._known[cgroup_id] = _Known(name, None if exists else now)
             elif known.removed_at is None:

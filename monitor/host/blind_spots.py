@@ -1,4 +1,4 @@
-"""What happens unseen or untold on this host, as far as it allows it to happen at all."""
+"""What can happen on this host without being seen, or without an event."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _ALWAYS = (
     ),
 )
 
-Hooks = Mapping[str, AttachedProbe]  # attached ones by the name of their probe
+Hooks = Mapping[str, AttachedProbe]  # probes that are attached, by name
 Options = Mapping[str, str]  # the kernel's configuration; empty when it cannot be read
 
 
@@ -62,7 +62,7 @@ def review_row(names: Collection[str]) -> Row:
     if not new:
         return Row(_BLIND, check, "ok", f"{len(names)} reviewed")
     finding = (
-        f"{len(names) - len(new)} reviewed; nobody has looked whether these can change sealed "
+        f"{len(names) - len(new)} reviewed; nobody has checked whether these can change sealed "
         f"memory: {', '.join(new)}"
     )
     return Row(_BLIND, check, "degraded", finding, "a newer seal-monitor")
@@ -129,7 +129,7 @@ def _x32(hooks: Hooks, takes_x32: bool) -> Row:
 def blind_rows(
     probes: Iterable[AttachedProbe], options: Options, takes_x32: bool, proc: Path = host.PROC
 ) -> list[Row]:
-    """What happens without a trace. `options`: the kernel's configuration, where it is known."""
+    """What happens without being seen. `options`: the kernel's configuration, if it is known."""
     hooks = {probe.probe: probe for probe in probes if probe.attached}
     return [
         _hidden(hooks),
@@ -152,7 +152,7 @@ def memory_file_overrides() -> bool:
 
 
 def _way(check: str, hooks: Hooks, methods: Sequence[str], finding: str, *remedies: str) -> Row:
-    """A way around a seal: seen, as the bypasses that `methods` name, or not."""
+    """The row of a way around a seal: seen, as the bypasses that `methods` name, or not."""
     unseen = [method for method in methods if method not in hooks]
     if not unseen:
         seen = dict.fromkeys(_seen(hooks[method]) for method in methods)
@@ -219,7 +219,7 @@ def bypass_rows(
             _AROUND,
             "mapped files",
             "blind",
-            "who writes to the file changes every page not yet copied; who truncates it drops the "
+            "a write to the file changes every page not yet copied; truncating it drops the "
             "private copies, too",
             "let nobody write to files that are mapped and sealed (memfd: F_SEAL_SHRINK, "
             "F_SEAL_WRITE)",
@@ -241,15 +241,15 @@ def bypass_rows(
 
 
 def filter_rows(config: Config, now: datetime) -> list[Row]:
-    """What is counted and, by configuration, makes no events. `now` carries its time zone."""
+    """What is counted but, by configuration, makes no events. `now` has a time zone."""
     off = [
         f"{kind} {name}"
-        for kind, told, usual in (
+        for kind, reported, usual in (
             ("denials", config.events.denials, ("sealed", "unverified")),
             ("faults", config.events.faults, [c.label for c in abi.Cause if c != abi.Cause.OTHER]),
         )
         for name in usual
-        if name not in told
+        if name not in reported
     ]
     found = [Row(_BLIND, "events", "blind", f"counted, no events: {', '.join(off)}")] if off else []
     return found + [_mute_row(mute, now) for mute in config.mutes]

@@ -26,7 +26,7 @@ class Row(NamedTuple):
 
 
 def verdict(found: Iterable[Row]) -> str:
-    """The worst status; a blind spot is none of the host's faults."""
+    """The worst status. Blind spots do not count: they are not faults of the host."""
     statuses = {row.status for row in found}
     return next((status for status in ("failed", "degraded") if status in statuses), "ok")
 

@@ -1,4 +1,4 @@
-"""`seal-monitor doctor`: what this host can and can't do, found out by doing it, and the remedy."""
+"""`seal-monitor doctor`: finds out what this host can do, by trying it, and names remedies."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def preemption_row(found: host.Preemption, attach: str) -> Row:
 
 
 def program_rows(made: loader.Made) -> list[Row]:
-    """Which compiled programs run, and what they find missing on this kernel."""
+    """Which compiled programs run, and what this kernel lacks of what they read."""
     if made.path:
         built = datetime.fromtimestamp(made.built, UTC).strftime("%Y-%m-%d %H:%M UTC")
         finding = f"{made.path}, digest {made.digest[:12]}, built {built} by {made.compiler}"
@@ -135,10 +135,10 @@ _NO_FEXIT = "none needed: exit tracepoints do the work, at a small cost to every
 
 
 def probe_rows(probes: Iterable[loader.AttachedProbe], attach: str) -> list[Row]:
-    """A row a probe: the mode it is attached by, or why it is not.
+    """A row for each probe: the mode by which it is attached, or why it is not.
 
-    What keeps every probe from its first hook is told once. What an optional one would have seen is
-    a blind spot: it has no row here.
+    A reason that keeps every probe from its first hook is shown only once. A missing optional probe
+    has no row here: it is a blind spot.
     """
     probes = [probe for probe in probes if probe.attached or probe.lost]
     reasons = {probe.fallback for probe in probes if probe.fallback}
@@ -158,7 +158,7 @@ def probe_rows(probes: Iterable[loader.AttachedProbe], attach: str) -> list[Row]
 
 
 def calibration_rows(kernel: abi.Config, findings: calibrate.Findings) -> list[Row]:
-    """What this kernel was found to do."""
+    """What calibration found this kernel to do."""
     bit = kernel.maybe_guard_mask.bit_length() - 1
     if bit >= 0:
         marked = ("ok", f"bit {bit} of vm_flags: the cause guard_region is proved")
@@ -209,7 +209,7 @@ def _try_probes(config: Config) -> tuple[list[Row], list[loader.AttachedProbe]]:
 
 
 def _unreadable_executables(proc: Path) -> tuple[int, int]:
-    """Of how many processes /proc hides the executable, and of how many it was asked."""
+    """How many processes' executables /proc hides, and how many were tried."""
     asked = hidden = 0
     for process in proc.glob("[0-9]*"):
         asked += 1
@@ -223,7 +223,7 @@ def _unreadable_executables(proc: Path) -> tuple[int, int]:
 
 
 def identity_rows(proc: Path = host.PROC) -> list[Row]:
-    """Which facts about processes can be told besides those from the kernel."""
+    """Which facts about processes can be reported besides those from the kernel."""
     found = []
     if host.is_initial_pid_namespace(proc):
         found.append(Row("Identity", "PID namespace", "ok", "the host's"))
@@ -233,7 +233,7 @@ def identity_rows(proc: Path = host.PROC) -> list[Row]:
                 "Identity",
                 "PID namespace",
                 "degraded",
-                "not the host's: of processes outside of it the kernel's facts alone are reported",
+                "not the host's: of processes outside of it only the kernel's facts are reported",
                 "run in the host's PID namespace (containers: --pid=host)",
             )
         )
@@ -272,7 +272,7 @@ def identity_rows(proc: Path = host.PROC) -> list[Row]:
 
 
 def kept_rows(config: Config, directory: Path | None) -> list[Row]:
-    """Where word of a run and incidents are kept; `directory` is the state directory to use."""
+    """Where incidents and the record of a run are kept. `directory`: the state directory."""
     if directory is None:
         return [
             Row(
@@ -305,7 +305,7 @@ def kept_rows(config: Config, directory: Path | None) -> list[Row]:
 
 
 def rows(config: Config) -> list[Row]:
-    """Every check; only those of the host itself where one of them failed.
+    """Every check; where one of the host itself fails, only those of the host.
 
     Loads and attaches the BPF programs for a moment.
     """

@@ -1,4 +1,4 @@
-"""What this host is, found out by trying, never by a version number."""
+"""Facts about this host, found out by trying, never from a version number."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ _CAPABILITIES = {39: "CAP_BPF", 38: "CAP_PERFMON"}
 _ALL_USERS = "0 0 4294967295"  # uid_map of the initial user namespace
 _INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO in include/linux/proc_ns.h
 _X32_GETPID = X32_BIT | NUMBERS["getpid"]
-# Only T: a weak symbol (W) stands for a call that was left out, a local one (t) for a part of one.
+# Only T: a weak symbol (W) is a call that the kernel was built without, a local one (t) a part.
 _SYSTEM_CALL = re.compile(rb" T %s(\w+)\s" % native_function("").encode())
 
 
 class HostError(Exception):
-    """This host cannot be monitored: `why`, and as `remedy` what to do, one line each."""
+    """This host cannot be monitored. `why`: the reason, `remedy`: the way out, one line each."""
 
     def __init__(self, why: str, remedy: str) -> None:
         super().__init__(f"{why}\n{remedy}")
@@ -57,7 +57,7 @@ class HostError(Exception):
 
 
 def _read(path: Path) -> str | None:
-    """The file's text without surrounding blanks; None where it cannot be read."""
+    """The file's text without surrounding spaces; None where it cannot be read."""
     try:
         return path.read_text("utf-8", errors="replace").strip()
     except OSError:
@@ -75,10 +75,10 @@ def _status(proc: Path) -> dict[str, str]:
 def require_architecture(
     machine: str = os.uname().machine, pointer_size: int = ctypes.sizeof(ctypes.c_void_p)
 ) -> None:
-    """Raises HostError unless this is 64-bit Python on the processor that this is for."""
+    """Raises HostError unless this is a 64-bit Python on the supported processor."""
     if machine != MACHINE:
         raise HostError(
-            f"this machine is {machine}; seal-monitor knows {NAME} alone",
+            f"this machine is {machine}; seal-monitor knows only {NAME}",
             f"run it on an {NAME} host",
         )
     if pointer_size != 8:
@@ -90,10 +90,10 @@ def _mseal_with_wrong_flags() -> int:
 
 
 def require_mseal(attempt: Callable[[], int] = _mseal_with_wrong_flags, proc: Path = PROC) -> None:
-    """Raises HostError where mseal(2) is not there to be called.
+    """Raises HostError where mseal(2) cannot be called.
 
     `attempt` makes a call that cannot succeed and returns its errno. mm/mseal.c refuses wrong
-    flags with EINVAL and never refuses with EPERM: that comes from a seccomp filter.
+    flags with EINVAL. It never returns EPERM: that comes from a seccomp filter.
     """
     error = attempt()
     if error not in (errno.ENOSYS, errno.EPERM):
@@ -150,7 +150,7 @@ def lockdown(sys: Path = SYS) -> str | None:
 
 
 def require_no_lockdown(sys: Path = SYS) -> None:
-    """Raises HostError in lockdown mode confidentiality: BPF may read no kernel memory there."""
+    """Raises HostError in lockdown mode confidentiality: there BPF may not read kernel memory."""
     if lockdown(sys) == "confidentiality":
         raise HostError(
             "the kernel is locked down (confidentiality), so BPF programs may not read its memory",
@@ -185,7 +185,7 @@ class Preemption(NamedTuple):
     """`model` is none, voluntary, lazy, full, rt or unknown.
 
     `skips_runs`: whether another task may run while one is inside bpf(2), so that the kernel
-    skips runs of tracepoint programs; None when unknown. `source` tells where the model is from.
+    skips runs of tracepoint programs; None when unknown. `source`: where the model is from.
     """
 
     model: str
@@ -209,7 +209,7 @@ def kernel_configuration(proc: Path = PROC, boot: Path = BOOT) -> tuple[dict[str
 
     From /proc/config.gz, else /boot/config-RELEASE; empty where neither can be read.
     """
-    import gzip  # noqa: PLC0415 - a daemon looks at none
+    import gzip  # noqa: PLC0415 - the daemon reads none
 
     release = _read(proc / "sys/kernel/osrelease") or ""
     for path in (proc / "config.gz", boot / f"config-{release}"):
@@ -243,7 +243,7 @@ def _model(proc: Path, sys: Path, boot: Path) -> tuple[str, str]:
 
 
 def preemption(proc: Path = PROC, sys: Path = SYS, boot: Path = BOOT) -> Preemption:
-    """The running kernel's preemption model, from the first source that tells it.
+    """The running kernel's preemption model, from the first source that has it.
 
     The sources: debugfs (the model in force), the kernel's version text, its command line, its
     configuration.
@@ -253,7 +253,7 @@ def preemption(proc: Path = PROC, sys: Path = SYS, boot: Path = BOOT) -> Preempt
 
 
 def is_initial_pid_namespace(proc: Path = PROC) -> bool:
-    """Whether pids mean here what they mean in the kernel's records."""
+    """Whether pids here are the same as in the kernel's records."""
     try:
         return (proc / "self/ns/pid").readlink() == Path(_INITIAL_PID_NAMESPACE)
     except OSError:
@@ -261,10 +261,10 @@ def is_initial_pid_namespace(proc: Path = PROC) -> bool:
 
 
 def system_calls(proc: Path = PROC) -> frozenset[str]:
-    """The system calls that this kernel has, by its own names; empty where it does not list them.
+    """The kernel's own names of the system calls that it has; empty where it does not list them.
 
     From kallsyms, which anyone may read (kernel.kptr_restrict hides addresses, not names). tracefs
-    would have to be mounted, needs root, and leaves out what only 32-bit programs call.
+    must be mounted, needs root, and leaves out calls that only 32-bit programs make.
     """
     try:
         symbols = (proc / "kallsyms").read_bytes()

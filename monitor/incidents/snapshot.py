@@ -20,6 +20,7 @@ from monitor.evidence.events import timestamp
 from monitor.evidence.identity import TICK_NS, is_image, read_at, state_of
 from monitor.evidence.memory_map import Mapping, bounded_lines, parse_smaps
 from monitor.sinks.outputs import encode
+from monitor.sizes import kibibytes
 from monitor.symbols.modules import BuildIds, find_modules
 from monitor.untrusted.printable import printable
 from monitor.untrusted.process_stat import parse_stat
@@ -242,7 +243,7 @@ def _blocks(lines: Iterator[bytes], limit: int, deadline: float) -> Iterator[_Bl
             yield block
             block = []
             if size > limit:
-                raise _TooMuch(f"more than {limit >> 10} KiB to read")
+                raise _TooMuch(f"more than {kibibytes(limit)} to read")
             if time.monotonic() > deadline:
                 raise _TooMuch("it took too long")
         block.append(line)

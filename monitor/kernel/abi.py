@@ -49,7 +49,7 @@ MODULE_FILE_SIZE = 31
 
 
 class Label(IntEnum):
-    """An enumerator whose name in events and metrics is its own, in lower case."""
+    """An enumerator; events and metrics show its name in lower case."""
 
     @property
     def label(self) -> str:
@@ -127,7 +127,7 @@ class Bank(Label):
 
 
 class SharedBucket(Label):
-    """Places in `shared_buckets`; HOST and OVERFLOW are the first of one for each kind."""
+    """Places in `shared_buckets`. HOST and OVERFLOW are the first of several: one for each kind."""
 
     HOST = 0
     OVERFLOW = HOST + len(Kind)
@@ -303,7 +303,7 @@ class Config(ctypes.Structure):
 
 
 def description() -> Iterator[str]:
-    """Every structure with its members, and every enumeration: what an object must agree with."""
+    """Every structure with its members, and every enumeration, which an object must agree with."""
     for name, kind in sorted(globals().items()):
         if isinstance(kind, type) and issubclass(kind, ctypes.Structure):
             members = [

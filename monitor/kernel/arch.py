@@ -1,4 +1,4 @@
-"""All that is x86-64's own in Python; bpf/arch/x86_64.h is the C side. A port replaces both.
+"""All that is specific to x86-64 in Python; bpf/arch/x86_64.h is the C side. A port replaces both.
 
 The module is light, because short-lived children import it.
 """
@@ -69,7 +69,7 @@ NUMBERS = {
     "process_madvise": 440,
     "mseal": 462,
 }
-# The same of 32-bit callers, as far as they are watched or made: syscall_32.tbl
+# Those of 32-bit callers that are watched or made here: arch/x86/entry/syscalls/syscall_32.tbl
 COMPAT_NUMBERS = {
     "getpid": 20,
     "ptrace": 26,
@@ -86,9 +86,9 @@ COMPAT_NUMBERS = {
     "process_madvise": 440,
     "mseal": 462,
 }
-X32_BIT = 0x40000000  # in the number of a call by an x32 program
+X32_BIT = 0x40000000  # set in the number of a call by an x32 program
 
-# Members that the C side reads, of kernel structures that differ from processor to processor.
+# Members that the C side reads of kernel structures that differ between processors.
 TASK_MEMBERS = ("thread_info.status", "thread.cr2", "thread.error_code", "thread.trap_nr")
 MM_MEMBERS = ("context.untag_mask",)  # not on every kernel
 

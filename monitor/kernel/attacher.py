@@ -1,4 +1,4 @@
-"""The child's side of the loader: what this kernel takes of the programs is attached."""
+"""The child's side of the loader: attaches each program that this kernel accepts."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ _RETURN_ZERO = bytes.fromhex("b700000000000000 9500000000000000")  # r0 = 0; exi
 
 
 def load_and_attach(request: LoadRequest, diagnostics: int) -> tuple[dict[str, Any], list[int]]:
-    """What is attached, for the parent, and its descriptors. Raises LoadError.
+    """What is attached, as an answer for the parent, and its descriptors. Raises LoadError.
 
-    `diagnostics`: a file that standard error goes to.
+    `diagnostics`: the file that standard error goes to.
     """
     try:
         return _load_and_attach(request, diagnostics)
@@ -45,7 +45,7 @@ def load_and_attach(request: LoadRequest, diagnostics: int) -> tuple[dict[str, A
 
 def _load_and_attach(request: LoadRequest, diagnostics: int) -> tuple[dict[str, Any], list[int]]:
     mounted = tracefs.ensure()
-    privileges.keep(privileges.for_loading())  # before anything that was not written here is read
+    privileges.keep(privileges.for_loading())  # before it reads what others wrote
     wanted = [(probe, candidates(probe, request.attach, request.switches)) for probe in PROBES]
     path = request.path or compiler.OBJECT
     compiled, found = _object(path, diagnostics)
@@ -68,7 +68,7 @@ def _load_and_attach(request: LoadRequest, diagnostics: int) -> tuple[dict[str, 
 
 
 def _object(path: Path, diagnostics: int) -> tuple[object.Object, Path | None]:
-    """The programs, and the file that they come from."""
+    """The programs, and the file that they come from; None when they were compiled now."""
     try:
         return object.read(path, compiler.digests()), path
     except FileNotFoundError:
@@ -106,8 +106,7 @@ def look_at_kernel() -> Kernel:
 def why_fexit_refused(btf: Btf) -> str:
     """Why fexit programs cannot be loaded; empty when they can.
 
-    Learnt by loading one: what lists features gets it wrong, as a kernel may have all that they
-    need and still refuse them.
+    Found out by loading one: a kernel may have every feature that they need and still refuse them.
     """
     function = btf.find(_FEXIT_TRIAL, KIND_FUNC)
     if function is None:
@@ -125,7 +124,7 @@ def _impossible(
     kernel: Kernel,
     compiled: object.Object,
 ) -> dict[Hook, str]:
-    """Hooks that need not be tried, and why: known before anything is loaded."""
+    """Hooks that cannot work, and why: known before anything is loaded."""
     found = {}
     for hook in {hook for _, hooks in wanted for hook in hooks}:
         both = parts(hook)
@@ -149,13 +148,13 @@ def _impossible(
 def _first_choices(
     wanted: Iterable[tuple[Probe, tuple[Hook, ...]]], impossible: Mapping[Hook, str]
 ) -> list[Hook]:
-    """What is loaded when the first possible hook of every probe is accepted."""
+    """The hooks that are attached if the kernel accepts the first possible one of every probe."""
     possible = ([hook for hook in hooks if hook not in impossible] for _, hooks in wanted)
     return [part for hooks in possible if hooks for part in parts(hooks[0])]
 
 
 class _Attacher:
-    """Attaches each probe by the first of its hooks that the kernel takes."""
+    """Attaches each probe by the first of its hooks that the kernel accepts."""
 
     def __init__(
         self,
@@ -215,7 +214,7 @@ class _Attacher:
             return
         switches = {hook.switch for hook in probe.hooks} - {""}
         if switches and not switches & self._request.switches:
-            return  # it would have been welcome, nobody asked for it
+            return  # nobody asked for it, so its absence is no problem
         problem = "; ".join(dict.fromkeys(errors))
         self._rows.append(AttachedProbe(probe.name, hooks[-1].mode, hooks[-1].target, problem, -1))
 

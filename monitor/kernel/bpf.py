@@ -41,7 +41,7 @@ _SIZE_T = ctypes.c_size_t
 
 
 class LibraryError(Exception):
-    """libbpf is missing: the way out."""
+    """libbpf is missing; the message has the way out."""
 
 
 class _MapOptions(ctypes.Structure):
@@ -83,7 +83,7 @@ class _LoadOptions(ctypes.Structure):
 
 
 class _PerfEvent(ctypes.Structure):
-    """The first 64 bytes of struct perf_event_attr, which every kernel takes (VER0)."""
+    """The first 64 bytes of struct perf_event_attr, which every kernel accepts (VER0)."""
 
     _fields_ = [
         ("type", ctypes.c_uint32),
@@ -128,7 +128,7 @@ def create_map(kind: int, name: str, *, key: int, value: int, entries: int, flag
 
 
 def set_element(descriptor: int, key: int, value: int) -> None:
-    """Of a map with keys and values of 32 bits."""
+    """Set an element of a map with keys and values of 32 bits."""
     key_, value_ = ctypes.c_uint32(key), ctypes.c_uint32(value)
     _checked(
         libbpf().bpf_map_update_elem(
@@ -142,7 +142,7 @@ def _load(
 ) -> tuple[int, int, str]:
     """The descriptor or -1, the error's number, and the verifier's log.
 
-    With level 0 there is a log of refused programs only: libbpf asks again, with level 1.
+    With level 0 only refused programs have a log: libbpf loads them again, with level 1.
     """
     log = ctypes.create_string_buffer(log_size)
     options = _LoadOptions(
@@ -168,8 +168,8 @@ def _load(
 def load_program(kind: int, name: str, instructions: bytes, function: int = 0) -> int:
     """Verify and load. `function`: BTF id of the function at whose return a fexit program runs.
 
-    The error has the verifier's last line. The verifier works outside of Python's lock: several
-    programs can be loaded by as many threads.
+    The error has the verifier's last line. The verifier runs outside of Python's lock, so several
+    threads can load programs at the same time.
     """
     descriptor, number, log = _load(
         kind, name, instructions, function, log_size=_LOG_SIZE, log_level=0
@@ -185,7 +185,10 @@ def load_program(kind: int, name: str, instructions: bytes, function: int = 0) -
 def verifier_log(
     kind: int, name: str, instructions: bytes, function: int = 0
 ) -> tuple[str, OSError | None]:
-    """All that the verifier prints about a program, and why it refuses it. Nothing stays loaded."""
+    """All that the verifier prints about a program, and why it refuses it; None: it accepts it.
+
+    The program does not stay loaded.
+    """
     descriptor, number, log = _load(
         kind, name, instructions, function, log_size=_FULL_LOG_SIZE, log_level=_FULL_LOG_LEVEL
     )
@@ -196,7 +199,7 @@ def verifier_log(
 
 
 def attach_fexit(program: int) -> int:
-    """The descriptor keeps the program attached, as for the other ways to attach."""
+    """The descriptor keeps the program attached; so do those of the next two functions."""
     return _checked(libbpf().bpf_raw_tracepoint_open(None, program))
 
 
@@ -205,7 +208,7 @@ def attach_raw_tracepoint(name: str, program: int) -> int:
 
 
 def attach_tracepoint(name: str, program: int) -> int:
-    """`name` is that of tracefs: `category:name`."""
+    """`name` is as in tracefs: `category:name`."""
     number = int((_EVENTS / name.replace(":", "/") / "id").read_text("ascii"))
     event = _PerfEvent(
         type=_PERF_TYPE_TRACEPOINT,

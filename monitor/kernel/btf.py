@@ -60,7 +60,7 @@ class Btf:
                 "this kernel offers no BTF at /sys/kernel/btf/vmlinux; "
                 "use a kernel built with CONFIG_DEBUG_INFO_BTF=y"
             )
-        self._found: dict[tuple[str, int], int] = {}  # libbpf looks through all of them each time
+        self._found: dict[tuple[str, int], int] = {}  # libbpf searches all types each time
 
     def close(self) -> None:
         if self._btf:
@@ -97,8 +97,8 @@ class Btf:
         return bits // 8, type_id
 
     def parameters(self, function: int) -> dict[str, int]:
-        """Words that come before each parameter of a function, and before its result (""), in the
-        context of a fexit program.
+        """Where a fexit program finds each parameter of a function, and its result (""): the number
+        of words before it in the context.
         """
         declared = self._lib.btf__type_by_id(self._btf, function).contents.size_or_type
         pointer = self._lib.btf__type_by_id(self._btf, declared)

@@ -1,10 +1,10 @@
 """Compiles the BPF programs with bcc, once for every kernel. Only this module imports bcc.
 
-    python -m monitor.kernel.compiler object FILE        the object; does nothing twice
+    python -m monitor.kernel.compiler object FILE        the object, unless FILE is up to date
     python -m monitor.kernel.compiler definitions        the generated C, for a reader and an editor
 
-bcc brings LLVM, and makes the maps in the kernel while it compiles: it needs root, where the
-project is built and nowhere else. It writes no CO-RE relocations: hence the marks.
+bcc brings LLVM, and makes the maps in the kernel while it compiles. So compiling needs root; a host
+that has the object does not need it for this. bcc writes no CO-RE relocations: hence the marks.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SOURCES = next(
     if path.is_dir() or path.parent.name != "monitor"
 )
 OBJECT = SOURCES / "seal_monitor.object"
-# Some are set again when the maps are made (programs.py): every host builds the same object.
+# Fixed, so that every host builds the same object; programs.py sets some again for each map.
 _SIZES = {
     "WORKLOADS_MAX": 1024,
     "BUCKETS_MAX": 4096,
@@ -36,12 +36,12 @@ _SIZES = {
     "SEALERS_MAX": 4096,
 }
 # bpf as target makes inline assembly compile; v3 has compare-and-exchange. Where clang protects the
-# control flow by default, as Debian 13's does, it refuses a target that has nothing of the kind.
+# control flow by default, as Debian 13's does, it refuses a target that cannot do that.
 _FLAGS = (
     *("--target=bpf", "-mcpu=v3", "-fcf-protection=none"),
     *(*arch.C_FLAGS, "-g0", "-Wno-unused"),
 )
-# clang says which it is in a program: its instructions begin with r0 = version.
+# A program that returns clang's version: its instructions begin with r0 = version.
 _VERSION = "compiler_version"
 _VERSION_TEXT = (
     f"int {_VERSION}(void *ctx)\n{{\n"
@@ -50,7 +50,7 @@ _VERSION_TEXT = (
 
 
 class CompileError(Exception):
-    """What bcc could not do; the compiler's own words are on standard error."""
+    """What bcc could not do. The compiler's messages are on standard error."""
 
 
 def definitions() -> str:
@@ -70,9 +70,9 @@ def definitions() -> str:
 
 
 def flatten(name: str) -> str:
-    """One text from a file of bpf/ and what it includes, each file once.
+    """A file of bpf/ and what it includes, each file once, as one text.
 
-    bcc rewrites the accesses to maps in the text that it is given, not in what that includes.
+    bcc rewrites accesses to maps only in the text that it gets, not in files that it includes.
     """
     included = set()
 
@@ -96,7 +96,7 @@ def _sha256(*texts: str) -> str:
 
 
 def digests() -> dict[str, str]:
-    """Of all that an object depends on: it is stale when one of them differs."""
+    """Digests of all that an object depends on: it is stale when one of them differs."""
     headers = sorted((SOURCES / "include").rglob("*.h"))
     makers = (Path(__file__), Path(object.__file__))
     files = [path.read_text("utf-8") for path in (*headers, *makers)]
@@ -108,7 +108,7 @@ def digests() -> dict[str, str]:
 
 
 def _shape(descriptor: int) -> dict[str, int]:
-    """What the kernel says of a map, in proc_pid_fdinfo(5)."""
+    """The figures of a map in its fdinfo, see proc_pid_fdinfo(5)."""
     text = Path(f"/proc/self/fdinfo/{descriptor}").read_text("ascii")
     shape = {name: int(value) for name, value in re.findall(r"^(\w+):\t(\d+)$", text, re.M)}
     return shape | {"map_flags": int(re.findall(r"^map_flags:\t(0x\w+)$", text, re.M)[0], 16)}
@@ -134,7 +134,7 @@ def _version(instructions: bytes) -> str:
 
 
 def compile_object() -> object.Object:
-    """Takes some 10 s and 250 MiB. Raises CompileError."""
+    """The object of all programs. Takes some 10 s and 250 MiB. Raises CompileError."""
     os.environ["BCC_KERNEL_SOURCE"] = str(SOURCES)
     try:
         from bcc import BPF, lib  # noqa: PLC0415 - LLVM
@@ -161,7 +161,7 @@ def compile_object() -> object.Object:
 
 
 def _update(path: Path) -> None:
-    """Compile, unless the file is what would come of it."""
+    """Compile, unless the file is up to date."""
     try:
         object.read(path, digests())
     except (FileNotFoundError, object.ObjectError):

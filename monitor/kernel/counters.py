@@ -1,8 +1,8 @@
 """Reads the kernel's counters and writes its configuration, without bcc.
 
-What is read at every scrape is mapped memory: no system call, and no bpf(2), during which kernels
+A scrape reads mapped memory. It makes no system call, and above all no bpf(2), during which kernels
 with preemption skip runs of tracepoint programs. Only the two hash maps need bpf(2), through
-libbpf, and are read only when the counters say that something in them has changed.
+libbpf; they are read only when the counters say that something in them has changed.
 """
 
 from __future__ import annotations
@@ -36,16 +36,19 @@ _Key = TypeVar("_Key", bound="ctypes._CDataType")
 _Value = TypeVar("_Value", bound="ctypes._CDataType")
 _BATCH = 256
 _MEMBARRIER_CMD_GLOBAL = 1  # returns after synchronize_rcu()
-_RUN_SECONDS = 0.1  # far beyond the longest run of a program
+_RUN_SECONDS = 0.1  # much longer than any run of a program
 
 
 def _element(array: ctypes.Array[Any], of: type[_Value], index: int) -> _Value:
-    # A copy: it needs a third of the memory of what refers to the array.
+    # A copy needs a third of the memory of an object that refers to the array.
     return cast("_Value", of.from_buffer_copy(array, index * ctypes.sizeof(of)))
 
 
 def mark_canary(config: Config, pid: int) -> None:
-    """Have the kernel count this process's violations apart; 0 for none. Raises OSError."""
+    """Have the kernel count this process's violations separately; 0: no process's.
+
+    Raises OSError.
+    """
     config.canary_pid = 0
     if pid:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
@@ -63,7 +66,7 @@ class HashMap(Generic[_Key, _Value]):
         self._lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
 
     def items(self) -> Iterator[tuple[_Key, _Value]]:
-        """Every element, in batches. Elements that come or go meanwhile may be missed.
+        """Every element, read in batches. It may miss elements that are added or removed meanwhile.
 
         Raises OSError.
         """
@@ -87,7 +90,7 @@ class HashMap(Generic[_Key, _Value]):
                 continue
             if result not in (0, -errno.ENOENT):
                 raise OSError(-result, os.strerror(-result))
-            # Not keys[index]: an array of plain numbers yields Python's, which are no C type.
+            # Not keys[index]: an array of plain numbers gives Python's int, not a C type.
             for index in range(count.value):
                 yield _element(keys, self._key, index), _element(values, self._value, index)
             if result:
@@ -95,7 +98,7 @@ class HashMap(Generic[_Key, _Value]):
             position.raw, first = further.raw, False
 
     def remove(self, key: _Key) -> bool:
-        """Whether the key was there. Raises OSError."""
+        """Remove an element; whether it was there. Raises OSError."""
         result = self._lib.bpf_map_delete_elem(self._descriptor, ctypes.byref(key))
         if result not in (0, -errno.ENOENT):
             raise OSError(-result, os.strerror(-result))
@@ -122,7 +125,7 @@ class KernelState:
         self.buckets = HashMap(maps["buckets"], BucketKey, Bucket)
 
     def counters(self, bank: Bank = Bank.HOST) -> Counters:
-        """All CPUs added up; exact for every run of a probe that has ended."""
+        """The sums over all CPUs, exact for every run of a probe that has ended."""
         words = ctypes.sizeof(Counters) // 8
         total = (ctypes.c_uint64 * words)()
         for cpu in range(self._cpus):
@@ -133,9 +136,9 @@ class KernelState:
         return Counters.from_buffer_copy(total)
 
     def watch_cgroup(self, descriptor: int) -> None:
-        """Count and tell only what happens in this cgroup2 directory and below, and begin at 0.
+        """From now on watch only this cgroup2 directory and those below, and count from 0.
 
-        Nobody may be in it yet. The ring may still hold records of others. Raises OSError.
+        It must not have processes yet. The ring may still hold records of others. Raises OSError.
         """
         library = ctypes.CDLL("libbpf.so.1", use_errno=True)
         key, value = ctypes.c_uint32(0), ctypes.c_uint32(descriptor)
@@ -152,18 +155,18 @@ class KernelState:
         self.reset_limits()
 
     def reset_limits(self) -> None:
-        """Nothing was suppressed, and every limit begins with a full burst."""
+        """Forget what was suppressed, and let every limit begin with a full burst."""
         self._shared[:] = bytes(len(self._shared))
         for bucket, _ in list(self.buckets.items()):
             self.buckets.remove(bucket)
 
     def overflow(self, kind: Kind) -> Bucket:
-        """The bucket of those of a kind that found no place of their own."""
+        """The bucket that callers of this kind share when there is no room for more buckets."""
         index, size = SharedBucket.OVERFLOW + kind, ctypes.sizeof(Bucket)
         return Bucket.from_buffer_copy(self._shared[index * size : (index + 1) * size])
 
     def close(self) -> None:
-        """Give the memory back; that of `config` goes with the last reference to it."""
+        """Unmap the maps; that of `config` is unmapped with the last reference to it."""
         self._words.release()
         self._counters.close()
         self._shared.close()
@@ -172,8 +175,8 @@ class KernelState:
 def missed_runs(program: int, proc: Path = Path("/proc/self")) -> int:
     """Runs of a program that the kernel skipped (bpf_prog_info.recursion_misses).
 
-    From fdinfo rather than bpf(2), for the reason above. Raises OSError, also where the kernel does
-    not say: that is not 0.
+    From fdinfo and not from bpf(2), during which the kernel may skip more. Raises OSError, also
+    where the kernel does not show it: unknown is not 0.
     """
     path = proc / "fdinfo" / str(program)
     for line in path.read_text("ascii").splitlines():

@@ -1,8 +1,9 @@
-"""What differs between kernels and the BPF programs must know: the table of marks.
+"""The table of marks: what the BPF programs must know and what differs between kernels.
 
 The programs are compiled once, with a mark in place of each value (bpf/kernel.h); `values()` reads
-the values of the running kernel from its BTF. A member that a kernel does not have is no version
-check but a missing value: `HAS(<struct>__<member>)` in C, or a program that is not loaded.
+the values of the running kernel from its BTF. Nothing asks for a kernel's version: a member that it
+does not have has no value. `HAS(<struct>__<member>)` checks that in C; a program that needs the
+value and does not check is not loaded.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ MEMBERS: tuple[Member, ...] = (
     Member("mm_struct", "mm_lock_seq", required=False),
     # CONFIG_MEMCG
     Member("mm_struct", "owner", required=False),
-    # Linear address masking, 6.4 on: mm_untag_mask() in arch/x86/include/asm/mmu_context.h.
+    # CONFIG_ADDRESS_MASKING, 6.4 on: mm_untag_mask() in arch/x86/include/asm/mmu_context.h.
     *_members("mm_struct", *arch.MM_MEMBERS, required=False),
     *_members("vm_area_struct", "vm_start", "vm_end", "vm_mm", "vm_flags", "vm_pgoff", "vm_file"),
     *_members("vm_area_struct", "vm_ops", "anon_vma"),
@@ -97,15 +98,17 @@ MEMBERS: tuple[Member, ...] = (
     *_members("io_kiocb", "opcode", "cqe.res", required=False),
     Member("io_uring_cqe", "res", required=False),
     Member("userfaultfd_ctx", "mm", required=False),
-    # What the functions in which a seal refuses are given. madvise has its struct since
-    # 946fc11af061 ("mm/madvise: thread all madvise state through madv_behavior"), in 6.17.
+    # Arguments of the functions in which a seal refuses. munmap has its struct since "mm/vma:
+    # introduce vma_munmap_struct for use in munmap operations", in 6.12; mremap since "mm/mremap:
+    # introduce and use vma_remap_struct threaded state", in 6.15; madvise since 946fc11af061
+    # ("mm/madvise: thread all madvise state through madv_behavior"), in 6.17.
     *_members("vma_munmap_struct", "vmi", "vma", "start", "end", required=False),
     Member("vma_iterator", "mas.index", required=False),
     Member("vma_remap_struct", "vma", required=False),
     *_members("madvise_behavior", "vma", "behavior", "range.start", "range.end", required=False),
 )
-# Functions that fexit programs attach to, with the parameters that those read. Of a function that
-# has others, as on some kernels, nothing is known.
+# Functions that fexit programs attach to, with the parameters that the programs read. Where a
+# kernel's function lacks one of them, no program is attached to it.
 FUNCTIONS: dict[str, tuple[str, ...]] = {
     "vms_gather_munmap_vmas": ("vms",),
     "mprotect_fixup": ("vma",),
@@ -125,7 +128,8 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     },
 }
 SIZES = ("upid", "rlimit", "ipc_ids")
-# The iterator: 6018e1f407cc ("bpf: implement numbers iterator"), in 6.4.
+# The iterator: 6018e1f407cc ("bpf: implement numbers iterator"), in 6.4. The last two: fc7566ad0a82
+# ("bpf: Introduce bpf_preempt_[disable,enable] kfuncs"), in 6.10, the first kernel with mseal.
 KFUNCS = (
     *("bpf_iter_num_new", "bpf_iter_num_next", "bpf_iter_num_destroy", "bpf_rdonly_cast"),
     *("bpf_preempt_disable", "bpf_preempt_enable"),
@@ -137,8 +141,8 @@ def _constant(member: Member) -> str:
 
 
 _MEMBERS = {_constant(member): member for member in MEMBERS}
-OPERATION = "OPERATION"  # no value of the kernel's: which call a program is loaded for
-_TYPED = "maple_range_64"  # what kernel_words() in bpf/kernel.h reads as, from this member on
+OPERATION = "OPERATION"  # not a kernel's value: the call that a program is loaded for
+_TYPED = "maple_range_64"  # the type that kernel_words() in bpf/kernel.h reads memory as
 _FIRST_PIVOT = 8
 # The name of every mark; its place here is the number that the mark has in the programs.
 MARKS: tuple[str, ...] = (
@@ -153,7 +157,7 @@ MARKS: tuple[str, ...] = (
 
 
 def describe(mark: str) -> str:
-    """What a mark stands for, as a person knows it: `mm_struct.owner`, `io_madvise()`, its name."""
+    """What a mark stands for, for a person: `mm_struct.owner`, `io_madvise()`, else its name."""
     if mark in _MEMBERS:
         return f"{_MEMBERS[mark].struct}.{_MEMBERS[mark].path}"
     for function, parameters in FUNCTIONS.items():
@@ -177,7 +181,7 @@ def c_definitions() -> str:
 
 
 def functions(btf: Btf) -> dict[str, int]:
-    """BTF ids of those of FUNCTIONS that this kernel has with the parameters named there."""
+    """BTF ids of those FUNCTIONS that this kernel has with the parameters named there."""
     found = {}
     for name, wanted in FUNCTIONS.items():
         function = btf.find(name, KIND_FUNC)
@@ -197,7 +201,7 @@ def _offsets(btf: Btf) -> Iterator[tuple[str, int]]:
 
 
 def _words(btf: Btf) -> Iterator[tuple[str, int]]:
-    """Where fexit programs find what they read, in bytes."""
+    """Marks and values: where fexit programs find what they read in their context, in bytes."""
     for name, function in functions(btf).items():
         words = btf.parameters(function)
         yield f"RETURN_{name}", words[""] * 8
@@ -215,15 +219,15 @@ def _struct(btf: Btf, name: str) -> int:
 def _kfunc(btf: Btf, name: str) -> int:
     function = btf.find(name, KIND_FUNC)
     if function is None:
-        raise LayoutError(f"this kernel has no {name}; Linux 6.4 or later has")
+        raise LayoutError(f"this kernel has no {name}; boot Linux 6.10 or later, which has it")
     return function
 
 
 def values(btf: Btf) -> list[int | None]:
-    """For each of MARKS the running kernel's value, None where it has none.
+    """For each of MARKS the running kernel's value; None where it has none.
 
-    Offsets and sizes are in bytes, of types and kfuncs it is the BTF id. Raises LayoutError naming
-    what this kernel lacks that nothing works without.
+    Offsets and sizes are in bytes; the value of a type or a kfunc is its BTF id. Raises
+    LayoutError, which names what this kernel lacks, where nothing can work without it.
     """
     offsets = dict(_offsets(btf))
     if offsets[f"{_TYPED}__pivot"] != _FIRST_PIVOT:

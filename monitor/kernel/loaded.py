@@ -1,4 +1,4 @@
-"""What is asked of the loader, and what comes of it."""
+"""What a caller asks the loader for, and what it gets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class LoadError(Exception):
 
 
 class LoaderDied(LoadError):
-    """Whether they can is not known: the child was killed, failed, or was too slow."""
+    """Whether the programs can run is unknown: the child was killed, failed, or was too slow."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class LoadRequest:
     ring_size: int = 1 << 21
     workloads_max: int = 1024
     buckets_max: int = 4096
-    path: Path | None = None  # of the object; None: where setup and the package put it
+    path: Path | None = None  # of the object; None: the one that setup or the package installed
 
 
 class AttachedProbe(NamedTuple):
-    """`mode` is the hook's, or the one tried last; `error` is empty when it is attached.
+    """A probe, and the hook that it is attached by, or the hook that was tried last.
 
-    `fallback`: why it is not attached by the first of its hooks.
+    `error` is empty when it is attached. `fallback`: why it is not attached by its first hook.
     """
 
     probe: str
@@ -65,7 +65,7 @@ class AttachedProbe(NamedTuple):
 
     @property
     def lost(self) -> bool:
-        """Whether it is missing without being one that the monitor is ready without."""
+        """Whether the monitor needs it and it is not attached."""
         return bool(self.error) and self.probe not in OPTIONAL
 
 
@@ -73,7 +73,7 @@ class Made(NamedTuple):
     """Where the programs came from.
 
     `path`: of the object, empty when they were compiled for this start. `built`: when it was
-    written, seconds since the epoch. `absent`: what this kernel lacks of what a mark stands for.
+    written, seconds since the epoch. `absent`: the members and functions that this kernel lacks.
     """
 
     path: str
@@ -97,7 +97,7 @@ class Loaded:
     made: Made = _NOTHING
 
     def detach(self) -> None:
-        """Nothing runs any more when this returns; the maps stay readable."""
+        """Detach the programs. Once this returns, none runs; the maps can still be read."""
         for descriptor in self.links:
             os.close(descriptor)
         self.links.clear()

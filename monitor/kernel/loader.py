@@ -1,8 +1,8 @@
 """Loads the BPF programs in a child that verifies, attaches, hands the descriptors over and exits.
 
-The programs come compiled, as an object (object.py); only where there is none the child compiles
-it, with bcc. What the child needs the daemon never holds. A descriptor keeps its program attached
-after the child is gone; the daemon's exit, however it comes, detaches everything.
+The programs come compiled, as an object (object.py); where there is none, the child compiles them
+with bcc. The daemon never holds the memory that the child needs. A descriptor keeps its program
+attached after the child is gone. When the daemon ends, for whatever reason, all are detached.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ __all__ = [
 
 _MESSAGE_SIZE = 1 << 16
 _DESCRIPTORS_MAX = 200
-LOAD_SECONDS = 60  # a start takes 0.2 s, 10 s without an object: it hangs
+LOAD_SECONDS = 60  # a start takes 0.2 s, 10 s without an object: after this long it hangs
 
 
 class Loading:
-    """A child that loads and attaches. It is ended where nobody waits for what it has done.
+    """A child that loads and attaches. Call finish() for its result, or close() to end it.
 
-    Begin before the process starts any thread: it forks.
+    Make it before the process starts any thread: it forks.
     """
 
     def __init__(self, request: LoadRequest) -> None:
@@ -52,15 +52,15 @@ class Loading:
                 _child(request, theirs, self._diagnostics.fileno(), daemon)
 
     def finish(self) -> Loaded:
-        """What is loaded. Raises LoadError when nothing can be attached; single probes that could
-        not be are named in `Loaded.probes`.
+        """What is loaded. Raises LoadError when nothing can be attached; `Loaded.probes` names
+        single probes that could not be attached.
         """
         try:
             self._ours.settimeout(LOAD_SECONDS)
             message, descriptors, _, _ = socket.recv_fds(
                 self._ours, _MESSAGE_SIZE, _DESCRIPTORS_MAX
             )
-            for descriptor in descriptors:  # recv_fds has no say in it: it drops its flags
+            for descriptor in descriptors:  # recv_fds ignores its flags
                 os.set_inheritable(descriptor, False)
             if not message:
                 raise LoaderDied(self._last_words())
@@ -94,7 +94,7 @@ class Loading:
 
 
 def load(request: LoadRequest) -> Loaded:
-    """Verify and attach, as Loading does, and wait for it."""
+    """Load and attach in a child, and wait for it. Raises LoadError."""
     return Loading(request).finish()
 
 
@@ -138,7 +138,7 @@ def _child(request: LoadRequest, parent: socket.socket, diagnostics: int, daemon
         _keep_only(parent.fileno(), diagnostics)
         os.dup2(diagnostics, 1)
         os.dup2(diagnostics, 2)
-        from monitor.kernel import attacher  # noqa: PLC0415 - in the child alone
+        from monitor.kernel import attacher  # noqa: PLC0415 - only in the child
 
         answer, descriptors = attacher.load_and_attach(request, diagnostics)
         socket.send_fds(parent, [json.dumps(answer).encode()], descriptors)

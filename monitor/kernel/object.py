@@ -1,13 +1,13 @@
-"""The compiled programs as one file for every kernel, and what makes a program of it for this one.
+"""The compiled programs as one file for every kernel; patched for the running one when loaded.
 
     seal-monitor object, format 1      a line
     SHA-256 of all that follows        32 bytes
     length of the head                 4 bytes
     head                               JSON: compiler, digests, maps, programs
-    body                               of each program its instructions, then its patches
+    body                               for each program its instructions, then its patches
 
 A patch says what to put into one instruction: a map's descriptor, or the running kernel's value of
-a mark (monitor/kernel/layouts.py has their table, bpf/kernel.h their forms).
+a mark. monitor/kernel/layouts.py has the table of marks, bpf/kernel.h their forms.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _INSTRUCTION = struct.Struct("<BBhi")  # operation, registers, offset, immediate
 # include/uapi/linux/bpf.h and bpf_common.h
 _LOAD_DOUBLE, _MOVE, _ADD, _CALL = 0x18, 0xB7, 0x07, 0x85  # LD | IMM | DW, 64-bit ALU and JMP
 _LOAD_MASK, _LOAD = 0xE7, 0x61  # LDX | MEM of any size
-_MAP_DESCRIPTOR, _KFUNC = 1, 2  # source registers with a meaning of their own
+_MAP_DESCRIPTOR, _KFUNC = 1, 2  # source registers that have a special meaning
 # bpf/kernel.h: FORM_*, and FIRST_PIVOT.
 _VALUE_BASE, _ADD_BASE, _HAS_BASE, _KFUNC_BASE = 0x5EA00000, 0x5EB00000, 0x5EC00000, 0x5ED00000
 _LOAD_BASE = 0x7000
@@ -52,22 +52,22 @@ _FIRST_PIVOT = 8
 
 
 class ObjectError(Exception):
-    """The file is no object that this program may load, and the way out."""
+    """This program may not load the file: why, and the way out."""
 
 
 class Form(IntEnum):
-    """What a patch puts in, and where."""
+    """What a patch writes into an instruction, and where."""
 
     MAP = 0  # a descriptor, as the immediate
     VALUE = 1  # the mark's value, as the immediate
-    ADD = 2  # the same less FIRST_PIVOT
-    HAS = 3  # 1 where there is a value, else 0
+    ADD = 2  # the value minus FIRST_PIVOT, as the immediate
+    HAS = 3  # 1 where the kernel has a value, else 0, as the immediate
     KFUNC = 4  # the value, as the function that is called
     LOAD = 5  # the value, as the offset
 
 
 class Map(NamedTuple):
-    """As bcc has made it. Sizes in bytes; `kind` is the kernel's enum bpf_map_type."""
+    """A map as bcc made it. Sizes in bytes; `kind` is of the kernel's enum bpf_map_type."""
 
     name: str
     kind: int
@@ -78,7 +78,7 @@ class Map(NamedTuple):
 
 
 class Patch(NamedTuple):
-    """`at`: the instruction, in bytes. `number`: of the map or the mark."""
+    """`at`: where the instruction begins, in bytes. `number`: of the map or the mark."""
 
     at: int
     form: Form
@@ -100,7 +100,7 @@ class Program:
         return {patch.number for patch in self.patches() if patch.form == Form.MAP}
 
     def missing(self, values: Sequence[int | None]) -> set[int]:
-        """Marks without a value that it cannot do without: it does not ask HAS() for them."""
+        """Marks that it needs and that have no value: it uses them without asking HAS()."""
         patches = [patch for patch in self.patches() if patch.form != Form.MAP]
         asked = {patch.number for patch in patches if patch.form == Form.HAS}
         return {each.number for each in patches if values[each.number] is None} - asked
@@ -116,7 +116,7 @@ class Program:
                 immediate = int(values[number] is not None)
             elif form == Form.LOAD:
                 offset = values[number] or 0
-            else:  # what HAS() excludes is never run, whatever stands there
+            else:  # without a value: any will do, as HAS() keeps it from running
                 immediate = (values[number] or 0) - (_FIRST_PIVOT if form == Form.ADD else 0)
             _INSTRUCTION.pack_into(text, at, operation, registers, offset, immediate)
         return bytes(text)
@@ -124,19 +124,19 @@ class Program:
 
 @dataclass(frozen=True)
 class Object:
-    """`compiler`: which clang. `digests`: of what it was made from, see compiler.digests()."""
+    """`compiler`: clang's version. `digests`: of its sources, see compiler.digests()."""
 
     compiler: str
     digests: Mapping[str, str]
     maps: tuple[Map, ...]
     programs: Mapping[str, Program]
-    digest: str = ""  # of the whole, as a file has it
+    digest: str = ""  # of the whole file
 
 
 def find_patches(instructions: bytes, maps: Mapping[int, int]) -> Iterator[Patch]:
     """Every mark, and every use of a map. `maps`: the number of the map behind a descriptor.
 
-    Raises ObjectError for what looks like a mark and is none.
+    Raises ObjectError for an instruction that looks like a mark and is not.
     """
     at = 0
     while at < len(instructions):
@@ -167,17 +167,17 @@ def find_patches(instructions: bytes, maps: Mapping[int, int]) -> Iterator[Patch
 
 
 def sha256(data: bytes) -> str:
-    import hashlib  # noqa: PLC0415 - OpenSSL: 4 MiB, that a daemon without TLS does not need
+    import hashlib  # noqa: PLC0415 - OpenSSL: 4 MiB that a daemon without TLS does not need
 
     return hashlib.sha256(data).hexdigest()
 
 
 def take(name: str, instructions: bytes, maps: Mapping[int, int]) -> Program:
-    """A program as it was compiled, where `maps` are its maps' numbers by descriptor."""
+    """A program as it was compiled. `maps`: the numbers of its maps, by descriptor."""
     patches = list(find_patches(instructions, maps))
     text = bytearray(instructions)
     for patch in patches:
-        if patch.form == Form.MAP:  # a descriptor of the compiler's
+        if patch.form == Form.MAP:  # a descriptor in the compiling process
             text[patch.at + 4 : patch.at + 8] = bytes(4)
     return Program(name, bytes(text), b"".join(_PATCH.pack(*patch) for patch in patches))
 
@@ -202,7 +202,7 @@ def serialize(made: Object) -> bytes:
 
 
 def parse(data: bytes) -> Object:
-    """Raises ObjectError for whatever serialize() has not written."""
+    """The object in this file. Raises ObjectError for whatever serialize() has not written."""
     start = len(_MAGIC) + _DIGEST_SIZE
     if data[: len(_MAGIC)] != _MAGIC:
         raise ObjectError("is no object of the format that this version loads")
@@ -223,9 +223,9 @@ def parse(data: bytes) -> Object:
 
 
 def read(path: Path, digests: Mapping[str, str]) -> Object:
-    """The object in a file, made from what has these digests.
+    """The object in a file. `digests`: of the sources that it must be made from.
 
-    Raises FileNotFoundError, and ObjectError for one that is damaged, or was made from other
+    Raises FileNotFoundError, and ObjectError for an object that is damaged, or was made from other
     sources: its marks and maps would mean something else.
     """
     remedy = "run: make setup, in a checkout, or install the package again"

@@ -120,15 +120,15 @@ _MAPPING_FLAGS = _flags(_MAP_FLAGS)
 class Operation:
     """A watched call. `arguments` are named as in its man page, each with its decoder.
 
-    `range`: the arguments that are the range asked for, as address and length, or the address
-    alone where the kernel knows the length; empty where it is neither. `odd`: proof.h has a case
-    of its own for the range. `wanted`: what the process did, in front of a range; {fields} are
+    `range`: the arguments that give the range asked for: address and length, or only the address
+    where the kernel knows the length; empty where no argument does. `odd`: proof.h has a special
+    case for the range. `wanted`: what the process did, as words before a range; {fields} are
     decoded arguments. `would`: what the call would have done to {it} without the seal, where that
     does not depend on its arguments. `hides_refusal`: it may be refused and return no error (brk
-    returns the old break, shmdt 0, process_madvise the bytes done), so a success is looked at.
-    `partial`: like this call it may have changed what lies in front of the seal, as calibration
-    finds out (attach/calibrate.py). `number` and `number_32`: of the system call, native and for
-    32-bit callers; None where it has no number.
+    returns the old break, shmdt 0, process_madvise the bytes done), so its successes are checked,
+    too. `partial`: the call that calibration tries (attach/calibrate.py) to find out whether a
+    refusal of this one may leave the part before the seal changed. `number` and `number_32`: of
+    the system call, native and for 32-bit callers; None where it has no number.
     """
 
     name: str
@@ -311,8 +311,8 @@ def c_definitions(operations: Sequence[Operation] = OPERATIONS) -> str:
         like: _cases(each for each in operations if each.partial == like)
         for like in ("mprotect", "madvise", "mremap")
     }
-    # Comparisons, and no switch: the verifier knows the operation, and drops each that is false.
-    # From the last one to the first clang makes two instructions fewer of them.
+    # Comparisons, not a switch: the verifier knows the operation, and drops those that are false.
+    # In this order, from the last to the first, clang makes two instructions fewer.
     hidden = [op.constant for op in reversed(operations) if op.hides_refusal]
     hiding = " || ".join(f"(operation) == {constant}" for constant in hidden)
     return "\n".join(

@@ -1,6 +1,6 @@
 """Capabilities(7): what each part of the monitor needs, and how it gives up the rest.
 
-They belong to a thread, not to a process: who gives one up does so before it starts threads.
+They belong to a thread, not to a process: a process must give one up before it starts threads.
 """
 
 from __future__ import annotations
@@ -40,26 +40,26 @@ class Capability(IntEnum):
     CAP_BPF = 39
 
 
-# Without these there is no monitor.
+# Without these the monitor cannot run.
 VITAL = frozenset({Capability.CAP_BPF, Capability.CAP_PERFMON})
 
-# The child that compiles and attaches. tracefs is root's alone to read.
+# For the child that compiles and attaches: only root may read tracefs.
 LOADING = VITAL | {Capability.CAP_DAC_READ_SEARCH}
 
-# The daemon once everything is attached and open. Descriptors that it holds need no capability.
+# For the daemon once all is attached and open: descriptors that it holds need no capability.
 IDENTITY = frozenset({Capability.CAP_SYS_PTRACE, Capability.CAP_DAC_READ_SEARCH})
 
-# What is lost without each.
+# What is lost without each capability.
 LOST = {
     Capability.CAP_BPF: "everything: no program can be loaded",
     Capability.CAP_PERFMON: "everything: no program can be attached",
     Capability.CAP_DAC_READ_SEARCH: (
-        "tracepoints where tracefs is root's alone to read, full paths of other users' mapped "
+        "tracepoints where only root may read tracefs, full paths of other users' mapped "
         "files, and unit, container and pod of processes that end in a cgroup just made"
     ),
     Capability.CAP_SYS_PTRACE: (
-        "full paths of the executables and mapped files of other users' processes, of which the "
-        "kernel's base names are reported, what those processes have sealed, and their mappings "
+        "full paths of the executables and mapped files of other users' processes (the kernel's "
+        "base names are reported), what those processes have sealed, and their mappings "
         "and modules in snapshots"
     ),
 }
@@ -105,17 +105,17 @@ def _mask(capabilities: Iterable[Capability]) -> int:
 
 
 def held() -> frozenset[Capability]:
-    """Those that are in effect for this thread."""
+    """The capabilities that are in effect for this thread."""
     effective, _ = _get()
     return frozenset(each for each in Capability if effective >> each & 1)
 
 
 def for_loading(sysctl: Path = _PARANOID) -> frozenset[Capability]:
-    """What loads and attaches BPF programs here.
+    """The capabilities that load and attach BPF programs here.
 
-    CAP_SYS_ADMIN stands for those it once held, and is kept where kernel.perf_event_paranoid is
-    above 2: a value that Debian's kernels add ("security,perf: Allow further restriction of
-    perf_event_open"), with which tracepoints need it.
+    CAP_SYS_ADMIN stands for those that were split from it. It is also kept where
+    kernel.perf_event_paranoid is above 2: with that value, which Debian's kernels add
+    ("security,perf: Allow further restriction of perf_event_open"), tracepoints need it.
     """
     is_restricted = sysctl.exists() and int(sysctl.read_text("ascii")) > 2
     if is_restricted or not held() >= VITAL:
@@ -124,9 +124,9 @@ def for_loading(sysctl: Path = _PARANOID) -> frozenset[Capability]:
 
 
 def keep(wanted: Collection[Capability]) -> None:
-    """Give up all but `wanted`, for this thread and those it starts, and for ever.
+    """Give up all capabilities but `wanted` for ever, for this thread and those that it starts.
 
-    What of it was not there does not come. Raises OSError.
+    It adds none that the thread did not have. Raises OSError.
     """
     disinherit()
     _, permitted = _get()
@@ -135,11 +135,11 @@ def keep(wanted: Collection[Capability]) -> None:
 
 
 def disinherit() -> None:
-    """From now on no program that is executed gets a capability.
+    """From now on a program that this process executes gets no capability.
 
-    One exception: where root runs this from a directory of another user's that only its owner may
-    enter, children keep CAP_DAC_READ_SEARCH to read the program. A root that lacks CAP_SETPCAP
-    gives its children what it has. Raises OSError.
+    One exception: where root runs this from another user's directory that only that user may
+    enter, children keep CAP_DAC_READ_SEARCH to read the program. Without CAP_SETPCAP children
+    of root still get what it has. Raises OSError.
     """
     _must("prctl", _PR_SET_NO_NEW_PRIVS, 1)
     _must("prctl", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
@@ -149,7 +149,7 @@ def disinherit() -> None:
         return
     needed = set() if _can_be_read() else {Capability.CAP_DAC_READ_SEARCH}
     number = 0
-    # EINVAL behind the last that the kernel has.
+    # EINVAL after the last capability that the kernel has.
     while (bounded := call("prctl", _PR_CAPBSET_READ, number)) >= 0:
         if bounded and number not in needed:
             _must("prctl", _PR_CAPBSET_DROP, number)
@@ -173,6 +173,6 @@ _REMEDY = "; run as root, or with CAP_BPF, CAP_PERFMON and CAP_DAC_READ_SEARCH"
 
 
 def with_remedy(problem: str) -> str:
-    """The problem, with the way out where a missing privilege is the reason."""
+    """The problem, with the remedy added where a missing privilege is the reason."""
     is_denied = "not permitted" in problem or "ermission denied" in problem
     return problem + _REMEDY if is_denied and not problem.endswith(_REMEDY) else problem

@@ -1,7 +1,7 @@
 """The table of probes: each a row with its candidate hooks, tried in order.
 
-A probe that cannot be attached by one hook falls back to its next one, alone. A new way to attach
-is another hook in a row.
+A probe that cannot be attached by one hook falls back to its next one; other probes keep theirs.
+A new way to attach is another hook in a row.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ MODES = ("fexit", "tracepoint", "raw_tracepoint")
 class Hook(NamedTuple):
     """Where a program is attached.
 
-    `template`: the program in bpf/ that is loaded for it, where that is loaded for several, each
-    with its `operation`, an index into OPERATIONS. `switch`: the configuration key that allows it;
-    empty: always. `also`: what must be attached with it. `at_seal`: it is a function in
-    which a seal refuses, and reports all that call it. `sees_compat`: it sees 32-bit callers.
-    `only`: nothing else does its work, so that it is used in every attach mode.
+    `template`: the program in bpf/ that several hooks share, empty where `program` is in bpf/
+    itself; it is loaded for each with its `operation`, an index into OPERATIONS. `switch`: the
+    configuration key that allows it; empty: always. `also`: what must be attached with it.
+    `at_seal`: it is a function in which a seal refuses, and reports the refusals of all that call
+    it. `sees_compat`: it sees 32-bit callers. `only`: nothing else does its work, so every attach
+    mode uses it.
     """
 
     mode: str
@@ -51,11 +52,11 @@ class Hook(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """What is watched, and the hooks that can.
+    """What is watched, and the hooks that can watch it.
 
-    `comes_with`: where one of these hooks is attached already, for the probe `carrier` if one is
-    named, it needs none of its own. `optional`: the monitor is ready without it; what it would
-    watch is then a blind spot.
+    `comes_with`: hooks of other probes (of `carrier` only, if it is named) that do this probe's
+    work, too: where one of them is attached, it needs no other. `optional`: the monitor is ready
+    without it; what it would watch is then a blind spot.
     """
 
     name: str
@@ -66,7 +67,7 @@ class Probe(NamedTuple):
 
 
 _INDEX = {operation.name: index for index, operation in enumerate(OPERATIONS)}
-# One hook for every call: it is attached once, however many probes come to share it.
+# One hook for every call: it is attached once, however many probes share it.
 _RAW_EXIT = Hook("raw_tracepoint", "sys_exit", "raw_exit", sees_compat=True)
 
 
@@ -80,7 +81,7 @@ def _at_seal(function: str, *also: Hook) -> Hook:
 
 
 def _call(operation: str) -> tuple[Hook, ...]:
-    """The functions of one system call, for both kinds of callers, or for those that there are."""
+    """The functions of one system call: for 64-bit and 32-bit callers, or for 64-bit ones only."""
     both, native = (
         Hook("fexit", function, f"fexit_{function}", "fexit_call", _INDEX[operation])
         for function in (compat_function(operation), native_function(operation))
@@ -90,14 +91,16 @@ def _call(operation: str) -> tuple[Hook, ...]:
 
 _UNMAPPING = _at_seal("vms_gather_munmap_vmas")
 _PROTECTION = _at_seal("mprotect_fixup")
-# A function of its own up to 6.16, can_modify_vma_madv() in mm/mseal.c. can_madvise_modify() in
-# mm/madvise.c came in its place, which is static and a part of the function that calls it.
+# Up to 6.16 can_modify_vma_madv() in mm/mseal.c refuses. Since "mm/mseal: update madvise() logic",
+# in 6.17, it is can_madvise_modify() in mm/madvise.c; that is static, and compilers put it into its
+# caller, madvise_vma_behavior().
 _ADVICE = (_at_seal("can_modify_vma_madv"), _at_seal("madvise_vma_behavior"))
 _AT_SEAL: dict[str, tuple[Hook, ...]] = {
     "mprotect": (_PROTECTION,),
     "pkey_mprotect": (_PROTECTION,),
-    # mm/mremap.c: check_prep_vma() looks at the source from 6.17 on, and before that the call's
-    # function itself. What the move replaces is unmapped.
+    # check_prep_vma() in mm/mremap.c checks the source since "mm/mremap: put VMA check and prep
+    # logic into helper function", in 6.17; before, the call's function did, the next hook. What the
+    # move replaces is unmapped.
     "mremap": (_at_seal("check_prep_vma", _UNMAPPING),),
     "madvise": _ADVICE,
     "process_madvise": _ADVICE,
@@ -124,16 +127,18 @@ def _around(function: str, *also: Hook) -> Hook:
     return Hook("fexit", function, f"fexit_{function}", also=also, sees_compat=True)
 
 
-# mm/memory.c: what /proc/PID/mem and ptrace write by.
+# mm/memory.c: /proc/PID/mem and ptrace write by this function.
 _REMOTE = _around("access_remote_vm")
 _FILLING = _around("mfill_atomic_copy", _around("mfill_atomic_zeropage"))
-# mm/userfaultfd.c: where the compiler made it a part of its caller, fs/userfaultfd.c calls that.
+# move_pages() in mm/userfaultfd.c; where the compiler put it into its caller in fs/userfaultfd.c,
+# that one.
 _MOVING = (_around("move_pages"), _around("userfaultfd_ioctl"))
 _MSEAL, _MSEAL_32 = (
     Hook("fexit", function, f"fexit_{function}")
     for function in (native_function("mseal"), compat_function("mseal"))
 )
-# include/trace/events/io_uring.h: (ctx, req, user_data, res, ...), newer kernels (ctx, req, cqe).
+# The arguments in include/trace/events/io_uring.h are (ctx, req, cqe) since "io_uring: clean up cqe
+# trace points", before (ctx, req, user_data, res, ...): there is a program for each.
 _IO_URING = ("raw_tracepoint", "io_uring_complete")
 PROBES: tuple[Probe, ...] = (
     *(Probe(op.name, _hooks(op.name)) for op in OPERATIONS if op.number is not None),
@@ -172,7 +177,7 @@ PROBES: tuple[Probe, ...] = (
         ),
         (_RAW_EXIT,),
     ),
-    # Ways around a seal.
+    # Bypasses.
     Probe("ptrace_poke", (_REMOTE, _exit("ptrace"), _RAW_EXIT), optional=True),
     Probe("proc_mem_write", (_REMOTE,), optional=True),
     Probe("userfaultfd_copy", (_FILLING,), optional=True),
@@ -181,7 +186,7 @@ PROBES: tuple[Probe, ...] = (
 )
 
 
-# Where a denial is proved by the refusal itself.
+# Functions in which the refusal itself proves that a seal is its cause.
 AT_SEAL = frozenset(
     part.target
     for probe in PROBES
@@ -215,7 +220,7 @@ def find(probe: str, target: str) -> Hook:
 
 
 class Reporters(NamedTuple):
-    """Who reports which operation: a bit for each, as in `struct config` of bpf/abi.h."""
+    """Which programs report which operations: a bit for each, as in bpf/abi.h's `struct config`."""
 
     functions: int
     raw: int
@@ -223,7 +228,7 @@ class Reporters(NamedTuple):
 
 
 def reporters(attached: Iterable[tuple[str, str]]) -> Reporters:
-    """For probes attached to targets. No operation has two reporters."""
+    """The reporters when these probes are attached to these targets: one for each operation."""
     functions = raw = compat = 0
     for probe, target in attached:
         if probe not in _INDEX:

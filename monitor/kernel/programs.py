@@ -1,4 +1,4 @@
-"""The maps and programs of an object, made and verified as they are needed."""
+"""The maps and programs of an object, made and loaded as they are needed."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from monitor.kernel.probes import Hook
 
 __all__ = ["Kernel", "Programs", "missing", "parts"]
 
-# By program array: its programs in the order of enum tail. An array forgets its programs when its
-# last descriptor is closed.
+# For each program array its type and programs, in the order of enum tail. The kernel empties an
+# array when its last descriptor is closed.
 _TAILS = {
     "tracepoint_tails": (bpf.TRACEPOINT, ("denied", "changed")),
     "raw_tails": (bpf.RAW_TRACEPOINT, ("raw_denied", "raw_changed")),
@@ -29,7 +29,7 @@ _TYPES = {
 
 
 class Kernel(NamedTuple):
-    """What must be known of the running kernel. `fexit_refused`: why it takes no such programs."""
+    """The running kernel. `fexit_refused`: why it takes no fexit programs; empty when it does."""
 
     values: list[int | None]  # of the marks
     functions: dict[str, int]  # BTF ids
@@ -37,12 +37,12 @@ class Kernel(NamedTuple):
 
 
 def parts(hook: Hook) -> tuple[Hook, ...]:
-    """What must be attached for a hook, in this order."""
+    """All that must be attached for a hook, in this order."""
     return (*hook.also, hook)
 
 
 def missing(hook: Hook, compiled: object.Object, kernel: Kernel) -> set[int]:
-    """Marks of the hook's programs that this kernel has no value for."""
+    """Marks that the hook's programs need and this kernel has no value for."""
     program = compiled.programs[hook.template or hook.program]
     tails = [
         compiled.programs[tail]
@@ -91,15 +91,15 @@ class Programs:
         self._descriptors = list(self.maps.values())
 
     def load_all(self, hooks: Iterable[Hook]) -> None:
-        """Verify what is likely to be attached, on all CPUs at once. Errors come from load()."""
+        """Load what is likely to be attached, on all CPUs at once. load() raises the errors."""
         jobs = {job[1]: job for hook in hooks for job in self._jobs(hook)}
         waiting = sorted(jobs.values(), key=lambda job: len(job[2].instructions))
 
         def work() -> None:
             while waiting:
                 try:
-                    job = waiting.pop()  # the longest of those that are left
-                except IndexError:  # another thread was faster
+                    job = waiting.pop()  # the longest that is left
+                except IndexError:  # another thread took the last one
                     return
                 self._load(*job)
 
@@ -123,7 +123,7 @@ class Programs:
     def logs(
         self, hook: Hook, wanted: Callable[[str], bool]
     ) -> Iterator[tuple[str, str, OSError | None]]:
-        """Of a hook's programs with a wanted name: name, the verifier's log, why it is refused."""
+        """For the hook's programs with a wanted name: name, verifier's log, why it is refused."""
         for kind, name, program, function, operation in self._jobs(hook):
             if not wanted(name):
                 continue
@@ -140,7 +140,7 @@ class Programs:
         }
 
     def _jobs(self, hook: Hook) -> Iterator[tuple[int, str, object.Program, int, int]]:
-        """Arguments of _load() for what the hook's program calls, then for itself."""
+        """Arguments of _load() for the programs that the hook's program calls, then for itself."""
         program = self._compiled.programs[hook.template or hook.program]
         for number in sorted(program.maps()):
             kind, tails = _TAILS.get(self._compiled.maps[number].name, (0, ()))

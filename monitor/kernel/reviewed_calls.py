@@ -1,11 +1,12 @@
 """The reviewed list of the kernel's system calls: what each can do to a sealed mapping.
 
 A seal guards mappings against calls that are known today. A kernel may bring a new one, so each
-call of x86-64 Linux up to 7.3 was looked at once and put into a group below; `unreviewed()` names
-those of a kernel that nobody has looked at. Names are the kernel's own (__x64_sys_NAME), which
-differ from those of the man pages here and there (uname is newuname).
+call of x86-64 Linux up to 7.3 was reviewed and put into a group below. `unreviewed()` names the
+calls of a kernel that nobody has reviewed. Names are the kernel's own (__x64_sys_NAME); some differ
+from those of the man pages (uname is newuname).
 
-A call is reviewed with the options that it has today: a new one of prctl or ioctl shows in no list.
+A call is reviewed with the options that it has today. A new option of prctl or ioctl is in no list,
+so this does not find it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Effect(Enum):
     """What a call can do to a sealed mapping, or to the bytes in it."""
 
     WATCHED = "watched"
-    HIDDEN = "hidden refusal"  # the seal holds; only the function that unmaps tells
+    HIDDEN = "hidden refusal"  # the seal holds; only the function that unmaps shows it
     BYPASS = "way around"  # the bytes change without a refusal
     ENDS = "ends the address space"  # and its seals with it
     NONE = "cannot change a mapping"
@@ -35,8 +36,8 @@ class Review(NamedTuple):
 
 
 _GROUPS: tuple[tuple[Effect, str, str], ...] = (
-    # Of the watched calls brk, shmdt and process_madvise hide refusals, too: they are judged by
-    # what they return and by what is still mapped.
+    # Among these, brk, shmdt and process_madvise hide refusals. They are judged by what they return
+    # and by what is still mapped.
     (
         Effect.WATCHED,
         "its refusal is counted and proved",
@@ -145,12 +146,12 @@ _GROUPS: tuple[tuple[Effect, str, str], ...] = (
     ),
     (
         Effect.NONE,
-        "the child gets mappings and seals of its own, or shares them",
+        "the child gets copies of mappings and seals, or shares them",
         "clone clone3 fork unshare vfork",
     ),
     (
         Effect.NONE,
-        "moves pages or tells where they should be; the bytes stay",
+        "moves pages or says where they should be; the bytes stay",
         """
         get_mempolicy mbind migrate_pages move_pages set_mempolicy set_mempolicy_home_node
         """,
@@ -181,12 +182,12 @@ _GROUPS: tuple[tuple[Effect, str, str], ...] = (
     ),
     (
         Effect.NONE,
-        "maps its table, which is no mapping of the process's own",
+        "maps its table, which is not one of the process's mappings",
         "get_thread_area modify_ldt set_thread_area",
     ),
     (
         Effect.NONE,
-        "moves bytes to where the process, or the one written to, may write itself",
+        "writes bytes only where the process, or the one written to, may write itself",
         """
         getrandom ia32_pread64 io_cancel io_getevents io_getevents_time32 io_pgetevents
         io_pgetevents_time32 io_uring_register io_uring_setup pread64 preadv preadv2
@@ -289,7 +290,7 @@ _GROUPS: tuple[tuple[Effect, str, str], ...] = (
     ),
     (
         Effect.NONE,
-        "tells of changes of files",
+        "reports changes of files",
         "fanotify_init fanotify_mark inotify_add_watch inotify_init inotify_init1 inotify_rm_watch",
     ),
     (
@@ -327,5 +328,5 @@ def calls(effect: Effect) -> list[str]:
 
 
 def unreviewed(names: Iterable[str]) -> list[str]:
-    """Which of a kernel's calls nobody has reviewed, sorted."""
+    """The calls among `names` that nobody has reviewed, sorted."""
     return sorted(set(names) - REVIEWED.keys())

@@ -1,11 +1,11 @@
 """Reads the BPF ring buffer through mmap, in bulk.
 
-kernel/bpf/ringbuf.c: page 0 holds the consumer's position and is ours to write, page 1 the
+kernel/bpf/ringbuf.c: page 0 holds the consumer's position, which this writes; page 1 holds the
 producer's. The data follow, twice in a row, so that no record is cut at the end. Each record has a
 header of two words: length with a busy and a discard bit, and a page offset.
 
-What is mapped counts as memory of the process, whether it is read or not. So the data are mapped
-while records are copied, and no more of them than that takes.
+Mapped data count as memory of the process, whether it reads them or not. So only the part that is
+copied is mapped, and only while it is copied.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["Drained", "Ring"]
 _HEADER = 8
 _BUSY, _DISCARDED = 1 << 31, 1 << 30
 _LENGTH = _DISCARDED - 1
-_CHUNK = 256  # records copied at a time: bounds what a drain allocates
+_CHUNK = 256  # records copied at a time: limits what a drain allocates
 
 
 class _Framed(ctypes.Structure):
@@ -34,7 +34,7 @@ _RECORD = ctypes.sizeof(Record)
 
 class Drained(NamedTuple):
     records: list[Record]
-    corrupt: int  # entries that are no record of ours
+    corrupt: int  # entries that are not records
 
 
 class Ring:
@@ -57,12 +57,12 @@ class Ring:
     def drain(self, most: int = _CHUNK) -> Drained:
         """Copies of the next records, at most `most`, in the order of their reservation.
 
-        Ends early at a record that its program has reserved and not yet submitted. Raises OSError
-        where the data cannot be mapped, and then takes nothing.
+        It stops at a record that its program has reserved and not yet submitted. Raises OSError
+        when the data cannot be mapped; it then takes nothing.
         """
         position, end = self._consumed[0], self._produced[0]
         if not 0 <= end - position <= self.size or (position | end) % 8:
-            self._consumed[0] = end  # nothing that a kernel does; what was there is unknown
+            self._consumed[0] = end  # no kernel does this; what was there is unknown
             return Drained([], 1)
         if position == end:
             return Drained([], 0)
@@ -87,8 +87,8 @@ class Ring:
 
 
 def _copy(data: memoryview, words: memoryview, start: int, most: int) -> tuple[Drained, int]:
-    """The records from `start` on, and how many bytes they and an odd entry behind them take."""
-    # A header is read before its record is copied: once it is ready, so is what follows it.
+    """The records from `start` on, and how many bytes they and an odd entry after them take."""
+    # Read the header before the record is copied: once the header is ready, the record is, too.
     limit = min((len(data) - start) // _FRAME, most)
     count = 0
     while count < limit and words[(start + count * _FRAME) // 4] == _RECORD:
@@ -104,9 +104,9 @@ def _copy(data: memoryview, words: memoryview, start: int, most: int) -> tuple[D
 
 
 def _odd(length: int, rest: int) -> tuple[int, int]:
-    """Bytes of an entry that is no record, and 1 if it is corrupt: busy stays, discarded goes.
+    """Bytes of an entry to skip, and 1 if it is corrupt. A busy one is not skipped: 0 bytes.
 
-    `rest` are the bytes up to the end: a record that is whole there has just become ready.
+    `rest`: bytes up to the end. A whole record there has just become ready, and is not skipped.
     """
     if length & _BUSY or (length == _RECORD and rest >= _FRAME):
         return 0, 0

@@ -1,4 +1,4 @@
-"""Tracepoints are attached by numbers that tracefs lists."""
+"""Makes sure that tracefs is mounted: it lists the numbers by which tracepoints are attached."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _MS_REC, _MS_PRIVATE = 0x4000, 1 << 18
 
 
 class Tracefs(NamedTuple):
-    """`problem`: why tracepoints can't be attached, and the way out; empty when they can."""
+    """`problem`: why tracepoints cannot be attached, and the way out; empty when they can."""
 
     note: str = ""
     problem: str = ""
 
 
 def ensure() -> Tracefs:
-    """Mount it where nobody else sees it, if it is not mounted.
+    """Mount it where no other process sees it, if it is not mounted.
 
-    That needs CAP_SYS_ADMIN.
+    Mounting needs CAP_SYS_ADMIN.
     """
     try:
         (_TRACING / "events").stat()

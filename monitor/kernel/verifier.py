@@ -1,9 +1,9 @@
-"""Prints the verifier's log of one program, for whoever changes it.
+"""Prints the verifier's log of one program, for a developer who changes it.
 
     python -m monitor.kernel.verifier PROGRAM     every instruction, with the registers after it
     python -m monitor.kernel.verifier             the programs' names, and which are refused
 
-Exits with 1 where the verifier refuses one. Nothing is attached, and nothing stays loaded.
+The exit code is 1 when the verifier refuses one. It attaches nothing, and nothing stays loaded.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ _PROCESSED = re.compile(r"^processed (\d+) insns", re.MULTILINE)
 
 
 def hooks() -> dict[str, Hook]:
-    """Every program of the table of probes, by its name; `denied` and others come with them."""
+    """The hook of every program in the table of probes, by the program's name. Programs such as
+    `denied`, which others call, have none.
+    """
     rows = (hook for probe in PROBES for each in probe.hooks for hook in parts(each))
     return {hook.program: hook for hook in rows}
 
 
 def summary(log: str, refused: OSError | None) -> str:
-    """A log in one line: how long the verifier's walk was, or why it refused the program."""
+    """A log in one line: how many instructions the verifier walked, or why it refused."""
     if refused is None:
         found = _PROCESSED.search(log)
         return f"taken, {found[1]} instructions walked" if found else "taken"
@@ -40,7 +42,7 @@ def summary(log: str, refused: OSError | None) -> str:
 
 
 def why_not(hook: Hook, compiled: object.Object, kernel: Kernel) -> str:
-    """Why this kernel cannot have the hook, so that there is nothing to verify; empty if it can."""
+    """Why this kernel cannot have the hook, so nothing is verified; empty when it can."""
     if hook.mode == "fexit" and kernel.fexit_refused:
         return kernel.fexit_refused
     if hook.mode == "fexit" and hook.target not in kernel.functions:
@@ -51,7 +53,7 @@ def why_not(hook: Hook, compiled: object.Object, kernel: Kernel) -> str:
 
 
 def _results(name: str) -> Iterator[tuple[str, str, OSError | None, str]]:
-    """Of one program or of all: its name, its log, why it is refused, why it was not tried."""
+    """For one program, or for all: name, log, why it is refused, why it was not tried."""
     compiled = object.read(compiler.OBJECT, compiler.digests())
     kernel = look_at_kernel()
     programs = Programs(LoadRequest(), compiled, kernel)

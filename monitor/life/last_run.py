@@ -60,7 +60,7 @@ class Run:
 
 def state_directory(configured: Path | None) -> Path | None:
     """The directory to use: the configured one, else the one that systemd names, else the default
-    one if it exists; None: there is none to use.
+    one if it exists; None: the run keeps nothing.
     """
     if configured is not None:
         return configured

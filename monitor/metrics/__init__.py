@@ -1,1 +1,1 @@
-"""What is counted, what became of it, and how a scrape is answered."""
+"""What is counted, what became of it, and the answer to a scrape."""

@@ -1,7 +1,7 @@
 """What was counted, and what became of it.
 
-For every kind that the kernel counts, once the monitor has stopped, what was counted is the sum of
-its RESULTS.
+Once the monitor has stopped, this holds for every kind that the kernel counts: its total equals the
+sum over its RESULTS.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def results(counters: Counters, tally: Tally) -> dict[tuple[str, str], int]:
 
 
 def final(counters: Counters, tally: Tally) -> dict[str, object]:
-    """By kind: counted, and what became of the events. The latter add up to the former."""
+    """By kind: the number counted, and what became of the events, which adds up to that number."""
     counted, became = totals(counters), results(counters, tally)
     return {
         kind.label: {
@@ -52,7 +52,7 @@ def final(counters: Counters, tally: Tally) -> dict[str, object]:
 
 
 def in_words(counters: Counters) -> str:
-    """Seal denials, faults and, where there were any, ways around a seal, for a person."""
+    """Counts of seal denials, faults and, if there were any, bypasses, for a person."""
     denials = sum(verdicts[Verdict.SEALED] for verdicts in counters.denials)
     failed_handlers = sum(row[Disposition.HANDLER_FAILED] for row in counters.faults)
     faults = sum(sum(row) for row in counters.faults) - failed_handlers

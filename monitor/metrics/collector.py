@@ -14,7 +14,7 @@ __all__ = ["build"]
 
 
 class _Collector:
-    """Not for threads: the web server sees to one scrape at a time."""
+    """Not thread-safe: the web server allows one scrape at a time."""
 
     def __init__(
         self, source: Source, tally: Tally, facts: KernelFacts, version: str, revision: str
@@ -61,7 +61,7 @@ class _Collector:
 def build(
     source: Source, tally: Tally, facts: KernelFacts, version: str, revision: str
 ) -> CollectorRegistry:
-    """A registry with every metric above and the standard `process_*` of the daemon itself, for one
+    """A registry with every metric of the table and the standard `process_*` of the daemon, for one
     scrape at a time.
     """
     registry = CollectorRegistry()

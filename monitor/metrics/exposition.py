@@ -1,7 +1,7 @@
-"""What prometheus_client makes of metrics, in the two formats that a scrape may ask for.
+"""Writes metrics in the two formats that a scrape may ask for, with prometheus_client's model.
 
-The library's own writer of the text format, and its package, import HTTP servers, clients and TLS:
-so its model is imported in parts, and the text format is written here.
+The library's package, and its writer of the text format, import HTTP servers, clients and TLS. So
+only parts of it are imported, and the text format is written here.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ _ASKED = {  # kind and version
 def choose_format(accept: str) -> Format:
     """The first format of an Accept header that is known here, else the text format 0.0.4.
 
-    Of the ways to escape names two are granted: ours are the same in both.
+    Two ways to escape names are accepted: our names are the same in both.
     """
     for asked in accept.split(","):
         kind, *rest = (part.strip() for part in asked.split(";"))

@@ -1,4 +1,4 @@
-"""docs/metrics.md, made of the table."""
+"""docs/metrics.md, made from the table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one scrape reads, and whom it asks."""
+"""What one scrape reads, and from where."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ProbeState:
 
 @dataclass(frozen=True, slots=True)
 class KernelFacts:
-    """What calibration found on the running kernel; operations left out count as not possible."""
+    """What calibration found on the running kernel. Operations left out leave nothing changed."""
 
     release: str
     seal_supported: bool
@@ -35,15 +35,15 @@ class KernelFacts:
 
 
 class Source(Protocol):
-    """What the daemon knows and the collector asks for at every scrape: from another thread, but
-    from one at a time.
+    """What the collector reads from the daemon at every scrape: in other threads, but in one at a
+    time.
     """
 
     def counters(self) -> Counters:
         """The host's bank, all CPUs added up."""
 
     def workload_denials(self) -> Mapping[str, tuple[int, int, int]]:
-        """Denials by Verdict of each workload's name; `other` are those that found no place."""
+        """Denials by Verdict for each workload's name; `other` is for those beyond the limit."""
 
     def probes(self) -> Sequence[ProbeState]: ...
 

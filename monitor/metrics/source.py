@@ -1,4 +1,4 @@
-"""What a scrape asks of the kernel's side and of the disk; answered in the HTTP server's thread."""
+"""What a scrape reads from the kernel's counters and from disk, in the HTTP server's thread."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class KernelSource:
     def _missed(self, programs: Iterable[int]) -> int | None:
         try:
             return sum(missed_runs(program, self._proc) for program in programs)
-        except OSError:  # whoever looks for losses says why
+        except OSError:  # watch/losses.py reports why
             return None
 
     def ring_used_bytes(self) -> int:
@@ -73,7 +73,7 @@ class KernelSource:
 
 
 def store_bytes(database: Path) -> int:
-    """Bytes on disk of an SQLite database with its log; 0 of what is not there or not readable."""
+    """Bytes on disk of an SQLite database with its log; 0 where it is not there or not readable."""
     total = 0
     for suffix in ("", "-wal", "-shm"):
         try:

@@ -54,7 +54,7 @@ _FAMILIES: Mapping[str, Callable[..., Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """`labels` are each label's values: all that are known, or in words where they vary."""
+    """`labels`: for each label all of its values or, where they vary, a description."""
 
     name: str
     type: Literal["counter", "gauge", "histogram"]
@@ -121,7 +121,7 @@ def _delays(reading: Reading) -> Iterator[Sample]:
 
 
 def _missed_runs(reading: Reading) -> Mapping[str, int]:
-    """A probe of which it is not known has no series: that is not 0."""
+    """A probe has no series when its missed runs are unknown: that is not 0."""
     missed: dict[str, int] = {}
     unknown: set[str] = set()
     for state in reading.probes:
@@ -132,8 +132,8 @@ def _missed_runs(reading: Reading) -> Mapping[str, int]:
     return {probe: runs for probe, runs in missed.items() if probe not in unknown}
 
 
-# The numbers are exact up to 2^53, from where on they are rounded to the nearest double, as
-# Prometheus stores them; sealed_bytes_total alone, which counts address space, may get there.
+# The numbers are exact up to 2^53. Larger ones are rounded to the nearest double, as Prometheus
+# stores them; only sealed_bytes_total, which counts address space, may get there.
 METRICS: tuple[Metric, ...] = (
     Metric(
         "denials_total",
@@ -162,7 +162,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "bypasses_total",
         "counter",
-        "Changes of what sealed memory holds, made around its seal, by the way taken.",
+        "Bypasses: changes of the content of sealed memory that its seal does not stop, by method.",
         lambda reading: [
             ((name,), count)
             for name, count in zip(METHOD_NAMES, reading.counters.bypasses, strict=True)
@@ -225,7 +225,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "canary_runs_total",
         "counter",
-        "Runs of the canary, a violation of the monitor's own that has to come back as an event.",
+        "Runs of the canary, a violation that the monitor makes itself and has to see.",
         _by(lambda reading: reading.tally.canary_runs),
         {"result": CANARY_RESULTS},
     ),
@@ -239,8 +239,8 @@ METRICS: tuple[Metric, ...] = (
         "identity_lookups_total",
         "counter",
         "Look-ups of a process in /proc, by result: complete, partial (something could not be read"
-        " or the process has executed another program), gone (it has exited), reused (the pid is"
-        " another process's).",
+        " or the process has executed another program), gone (it has exited), reused (the pid now"
+        " belongs to another process).",
         _by(lambda reading: reading.tally.identity_lookups),
         {"result": LOOKUP_RESULTS},
     ),
@@ -283,7 +283,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "workloads_tracked",
         "gauge",
-        "Workloads with a count of their own.",
+        "Workloads that are counted separately.",
         _one(lambda reading: reading.workloads_tracked),
     ),
     Metric(
@@ -303,7 +303,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "posture_processes",
         "gauge",
-        "Processes at the last look, by whether they have sealed memory of their own: sealing, "
+        "Processes at the last look, by whether they have sealed memory: sealing, "
         "not_sealing, unreadable (not permitted), too_large (more than 4 MiB of page tables, "
         "as 2 GiB in small pages have; reading would hold them up). What the kernel maps and seals "
         "itself is left out.",
@@ -315,16 +315,16 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "posture_sealed_bytes",
         "gauge",
-        "Bytes of address space that were sealed at the last look, by workload; one that seals "
-        "nothing is not there.",
+        "Bytes of address space that were sealed at the last look, by workload; a workload that "
+        "seals nothing has no series.",
         _by(lambda reading: {OTHER: 0, **reading.tally.posture.sealed_bytes}),
         {"workload": "as above, those with the most bytes; `other` for the rest together"},
     ),
     Metric(
         "posture_sealed_ratio",
         "gauge",
-        "The part of the memory of all processes that could be read that was sealed at the last "
-        "look: of executable memory, and of RELRO, which the dynamic linker makes read-only after "
+        "The part of the memory of all readable processes that was sealed at the last look: of "
+        "executable memory, and of RELRO, which the dynamic linker makes read-only after "
         "relocation.",
         _sealed_ratios,
         {"memory": ("executable", "relro")},
@@ -332,8 +332,8 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "posture_executables",
         "gauge",
-        "Executables (in a service: by service) that are known to seal memory, by whether they did "
-        "when last seen (sealing) or ran without (stopped; forgotten after a week).",
+        "Executables (in a service: by service) that are known to seal memory, by whether they had "
+        "sealed memory when last seen (sealing) or had none (stopped; forgotten after a week).",
         lambda reading: [
             (("sealing",), reading.tally.posture.sealing_executables),
             (("stopped",), reading.tally.posture.stopped_executables),
@@ -343,8 +343,8 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "posture_scan_duration_seconds",
         "gauge",
-        "Duration of the last look at all processes, most of it waiting: it takes a hundredth of a "
-        "core at most.",
+        "Duration of the last look at all processes. Most of it is waiting: the look takes at most "
+        "a hundredth of a core.",
         _one(lambda reading: reading.tally.posture.duration),
     ),
     Metric(
@@ -357,14 +357,14 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "config_last_reload_successful",
         "gauge",
-        "Whether all that the configuration asked for when last read is in force (1). 0: it had a "
-        "mistake, or a change that waits for a restart; an event names it.",
+        "Whether all that the configuration asked for when last read is in force (1) or not (0): "
+        "it had a mistake, or a change that waits for a restart; an event names it.",
         _one(lambda reading: int(reading.tally.reload_successful)),
     ),
     Metric(
         "config_last_reload_success_timestamp_seconds",
         "gauge",
-        "Unix time at which a configuration was last read that is all in force.",
+        "Unix time at which the last configuration was read that is completely in force.",
         _one(lambda reading: reading.tally.reload_last_success),
     ),
     Metric(

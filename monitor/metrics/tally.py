@@ -33,9 +33,8 @@ DELAY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2
 class Tally:
     """What the daemon itself counts.
 
-    One thread writes, the one that takes the events; others only read, so the interpreter's own
-    lock suffices.
-    Unknown kinds, results and sinks raise KeyError.
+    Only the thread that takes the events writes; others read, so the interpreter's own lock is
+    enough. Unknown kinds, results and sinks raise KeyError.
     """
 
     def __init__(self, sinks: Iterable[str] = ()) -> None:

@@ -1,8 +1,8 @@
-"""Executables that used to seal memory and no longer do: pure functions, and the file that keeps
-what is known from one scan and one run to the next.
+"""Finds executables that used to seal memory and no longer do. Pure functions, and the file that
+keeps what is known from one scan, and one run, to the next.
 
-An executable is known by its path and, as one interpreter runs many programs, by the service that
-it runs in. Its file may have changed: an update that no longer seals is what this is for.
+An executable is known by its path and by the service that it runs in, because one interpreter runs
+many programs. Its file may change: this is made to find an update that no longer seals.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FILE = "posture.json"
 SETTLED_SECONDS = 60.0
 PROGRAMS_LIMIT = 512
 FORGET_SECONDS = 30 * 86_400.0
-FORGET_STOPPED_SECONDS = 7 * 86_400.0  # by then somebody has taken note
+FORGET_STOPPED_SECONDS = 7 * 86_400.0  # by then somebody has noticed
 _TEXT_LIMIT = 512
 _SIZE_LIMIT = 4 << 20
 _VERSION = 1
@@ -45,7 +45,7 @@ _BAD = f"{FILE}.bad"
 
 
 class Program(NamedTuple):
-    """`service` is None for what runs in none: those names do not last."""
+    """`service` is None for a program that runs in no service: names of scopes do not last."""
 
     executable: str
     service: str | None
@@ -57,7 +57,9 @@ class Program(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """`last_sealed` is in Unix seconds; `build_id` is of then. `owner`: see Process."""
+    """`last_sealed` is in Unix seconds; `build_id` is the one at that time. `owner`: see
+    Process.
+    """
 
     is_sealing: bool
     last_sealed: float
@@ -69,8 +71,8 @@ class Known:
 class Sighting:
     """Processes of one program in one scan.
 
-    `unknown` are those that may not be read, and those that seal and may soon be gone. Those that
-    do not seal and are as young count as nothing.
+    `unknown` counts those that may not be read, and young ones that seal: they may soon be gone.
+    Young ones that do not seal are not counted.
     """
 
     sealing: int = 0
@@ -89,8 +91,8 @@ class Change(NamedTuple):
 
 
 def see(sightings: dict[Program, Sighting], process: Process, settled: float) -> None:
-    """Add a process to what a scan has seen. What is younger than `settled` tells little: it may
-    not have sealed yet, or be a helper that lives for a moment.
+    """Add a process to what a scan has seen. One that is younger than `settled` seconds shows
+    little: it may not have sealed yet, or live only for a moment.
     """
     if process.executable is None:
         return
@@ -123,7 +125,7 @@ def look(
 ) -> tuple[dict[Program, Known], list[Change]]:
     """What is known after a scan at this Unix time, and what has changed.
 
-    A program has stopped when it runs, none of its processes seals, and all can be read. Each
+    A program has stopped when it runs, all of its processes can be read, and none seals. Each
     workload, and in it each user, has a share of PROGRAMS_LIMIT: no number of programs that
     somebody makes up has another's forgotten.
     """
@@ -197,7 +199,7 @@ def _entry(document: Any) -> tuple[Program, Known]:
 
 
 def _parse(data: bytes) -> dict[Program, Known]:
-    """Raises ValueError when it is not what `save` wrote."""
+    """The contents of the file. Raises ValueError when `save` did not write it."""
     try:
         document = json.loads(data)
         if document["version"] != _VERSION:
@@ -210,7 +212,7 @@ def _parse(data: bytes) -> dict[Program, Known]:
 
 
 def load(path: Path) -> tuple[dict[Program, Known], str | None]:
-    """What the state directory knows, and what was wrong. Raises OSError."""
+    """What the file in the state directory knows, and what is wrong with it. Raises OSError."""
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         data = state_file.read(directory, FILE, _SIZE_LIMIT)
@@ -223,7 +225,7 @@ def load(path: Path) -> tuple[dict[Program, Known], str | None]:
 
 
 def save(path: Path, known: Mapping[Program, Known]) -> None:
-    """Raises OSError."""
+    """Write the file in the state directory. Raises OSError."""
     programs: Iterable[dict[str, object]] = (
         {
             "executable": program.executable,

@@ -1,7 +1,7 @@
-"""Scans of all processes while the daemon runs: a thread for each, slow, and of no weight.
+"""Scans all processes from time to time while the daemon runs, each time in a new, slow thread.
 
-The thread uses SHARE of a core at most. It has the daemon's own priority: with a lower one, on a
-busy host, it would keep the interpreter from those that wait for it.
+The thread uses SHARE of a core at most. It has the daemon's priority: with a lower one, on a busy
+host, it would hold the interpreter's lock while the daemon's other threads wait for it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CLOSE_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of a scan: `figures` is None when it failed. `problems` tell why, or what else did."""
+    """Of a scan: `figures` is None when it failed. `problems`: why, or what else failed."""
 
     figures: Figures | None
     changes: tuple[Change, ...]
@@ -41,7 +41,7 @@ class _Stopped(Exception):
 
 
 class PostureRounds:
-    """When the next scan is due, and the one that goes on."""
+    """Starts a scan when one is due, and takes its outcome."""
 
     def __init__(
         self,
@@ -53,9 +53,9 @@ class PostureRounds:
         share: float = SHARE,
         parent: int | None = None,
     ) -> None:
-        """`directory` keeps what used to seal; None: known in this run alone. At most `workloads`
-        have a figure of their own. Children of `parent`, else of this process, do not count: the
-        canary seals, too.
+        """`directory` keeps what used to seal; None: nothing is kept after this run. At most
+        `workloads` have separate figures. Children of `parent`, else of this process, do not count:
+        the canary seals, too.
         """
         self._directory = directory
         self._workloads = workloads
@@ -73,7 +73,9 @@ class PostureRounds:
         self._busy = 0.0
 
     def turn(self, now: float, interval: float) -> Outcome | None:
-        """Begin a scan when one is due; what the last one found, once. Never waits."""
+        """Begin a scan when one is due. Returns the outcome of one that has ended, once. Never
+        waits.
+        """
         if self._thread is not None:
             if self._thread.is_alive():
                 return None
@@ -99,7 +101,7 @@ class PostureRounds:
         return None
 
     def stop(self) -> None:
-        """A scan that goes on is given up; one that hangs is left to its fate."""
+        """Stop a running scan. It is not waited for long: it may hang."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(_CLOSE_SECONDS)
@@ -181,7 +183,7 @@ class PostureRounds:
 
 
 def _bounded(sealed_bytes: Mapping[str, int], limit: int) -> dict[str, int]:
-    """The most sealed bytes first; what is beyond the limit together, as `other`."""
+    """The workloads with the most sealed bytes; those beyond the limit together, as `other`."""
     most = sorted(sealed_bytes.items(), key=lambda item: (-item[1], item[0]))
     bounded = dict(most[:limit])
     if rest := sum(size for _, size in most[limit:]):

@@ -1,9 +1,9 @@
-"""Which processes have sealed memory, and how much of what should be: from /proc, one by one.
+"""Which processes have sealed memory, and how much of what should be sealed: from /proc.
 
-The flag `sl` in smaps alone tells a seal; PROCMAP_QUERY (ioctl on /proc/PID/maps) does not report
+Only the flag `sl` in smaps shows a seal; PROCMAP_QUERY (ioctl on /proc/PID/maps) does not report
 it. For smaps the kernel walks the page tables, a few mappings at a time, under the lock that mmap()
 and munmap() in that process need: 8 us for a mapping, and 6 ms for a MiB of page tables, which is
-512 MiB of 4 KiB pages. So a process with more of them than PAGE_TABLES_LIMIT is left alone unless
+512 MiB of 4 KiB pages. So a process with more page tables than PAGE_TABLES_LIMIT is not read unless
 somebody asks for it.
 """
 
@@ -48,11 +48,11 @@ PAGE_TABLES_LIMIT = 4 << 20  # bytes: 2 GiB of small pages, 25 ms
 MAPPINGS_LIMIT = 1 << 18  # vm.max_map_count is 65,530 by default, 2^20 on some distributions
 UNKNOWN_WORKLOAD = "unknown"
 TEXT_LIMIT = 512
-_FILE_LIMIT = 1 << 40  # of which a few KiB are read
+_FILE_LIMIT = 1 << 40  # only a few KiB are read
 _PAUSE_MAPPINGS = 256
 
-# Mapped by the kernel, not by the program, and sealed by it where CONFIG_MSEAL_SYSTEM_MAPPINGS is
-# set (Documentation/userspace-api/mseal.rst): they tell nothing of a program.
+# The kernel maps these, and seals them where CONFIG_MSEAL_SYSTEM_MAPPINGS is set
+# (Documentation/userspace-api/mseal.rst): they show nothing about a program.
 _SYSTEM = frozenset((b"[vdso]", b"[vvar]", b"[vvar_vclock]", b"[vsyscall]", b"[uprobes]"))
 _PF_KTHREAD = 0x00200000  # include/linux/sched.h
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -62,7 +62,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Memory(NamedTuple):
-    """Sums over mappings, in bytes; a sealed range is one without a gap.
+    """Sums over mappings, in bytes; a sealed range has no gap.
 
     RELRO is what the dynamic linker makes read-only after relocation: private read-only mappings
     of a file, as far as its PT_GNU_RELRO covers them.
@@ -87,11 +87,11 @@ def total(memories: Iterable[Memory]) -> Memory:
 
 
 def _covered(mapping: MemoryMapping, relro: Relro) -> int:
-    """Bytes of a mapping of the same file that are RELRO."""
+    """Bytes of a mapping of RELRO's file that are RELRO."""
     low, high = max(mapping.start, relro.start), min(mapping.end, relro.end)
     if low >= high or mapping.offset is None:
         return 0
-    # The file may be mapped there once more, for another purpose.
+    # Other parts of the file may be mapped there, too.
     is_same = mapping.offset + low - mapping.start == relro.offset + low - relro.start
     return high - low if is_same else 0
 
@@ -136,8 +136,8 @@ def measure(
 class Process:
     """`executable` is None where it could not be read, `memory` where the mappings could not.
 
-    `age` is in seconds. `build_id` is the executable's. `sealed` are its sealed mappings, as many
-    as the reader was told to keep. `owner` is the outermost workload and the real uid there.
+    `age` is in seconds. `build_id` is the executable's. `sealed` are its first sealed mappings, at
+    most the reader's `keep`. `owner` is the outermost workload and the real uid.
     """
 
     pid: int
@@ -154,7 +154,7 @@ class Process:
 
 
 def pids(proc: Path = Path("/proc")) -> list[int]:
-    """Of all processes that there are now, in order. Raises OSError."""
+    """The pids of all processes that there are now, in order. Raises OSError."""
     with os.scandir(proc) as entries:
         return sorted(int(entry.name) for entry in entries if entry.name.isdecimal())
 
@@ -175,7 +175,7 @@ def _uid(directory: int) -> int | None:
 
 
 def _page_tables(directory: int) -> int:
-    """Bytes of them: what smaps would walk."""
+    """Bytes of page tables that a read of smaps would walk."""
     lines = read_at("status", directory, 1 << 14).splitlines()
     found = next((line.split() for line in lines if line.startswith(b"VmPTE:")), None)
     return 0 if found is None else int(found[1]) * 1024
@@ -192,7 +192,7 @@ class _Own:
 
 
 class Reader:
-    """Reads processes; what it learns of a file holds for the next process that maps it."""
+    """Reads processes. What it learns about a file it uses for other processes that map it."""
 
     def __init__(
         self,
@@ -201,7 +201,9 @@ class Reader:
         keep: int = 0,
         pause: Callable[[], None] = lambda: None,
     ) -> None:
-        """`keep` so many sealed mappings of a process. `pause` is called while nothing is held."""
+        """`keep`: how many sealed mappings of a process to keep. `pause` is called between reads,
+        while no lock is held.
+        """
         self._proc = proc
         self._page_tables_limit = page_tables_limit
         self._keep = keep
@@ -209,7 +211,7 @@ class Reader:
         self._files: Recent[tuple[str | None, int | None], Segments] = Recent()
 
     def processes(self) -> Iterator[Process]:
-        """All that there are. Raises OSError."""
+        """All processes. Raises OSError."""
         for pid in pids(self._proc):
             process = self.process(pid)
             if process is not None:
@@ -217,7 +219,7 @@ class Reader:
             self._pause()
 
     def process(self, pid: int) -> Process | None:
-        """None for what has no memory: a kernel thread, a process that ends or is not there.
+        """The process; None where it has no memory: a kernel thread, or one that ends or is gone.
 
         Raises OSError.
         """
@@ -229,7 +231,7 @@ class Reader:
             return self._process(pid, directory)
         except (FileNotFoundError, ProcessLookupError):
             return None
-        except PermissionError:  # /proc mounted with hidepid (proc(5)) tells not even its name
+        except PermissionError:  # /proc mounted with hidepid (proc(5)) does not even show its name
             return Process(
                 *(pid, 0, "", 0.0, None, None, UNKNOWN_WORKLOAD),
                 *("unreadable", None, ()),
@@ -263,7 +265,7 @@ class Reader:
         )
 
     def _memory(self, pid: int, directory: int, own: _Own) -> tuple[State, Memory | None]:
-        """Raises ProcessLookupError where there is none any more."""
+        """What its mappings add up to. Raises ProcessLookupError where it is gone."""
         try:
             limit = self._page_tables_limit
             if limit is not None and _page_tables(directory) > limit:
@@ -302,9 +304,10 @@ class Reader:
         return found
 
     def _read_segments(self, pid: int, mapping: MemoryMapping) -> Segments:
-        """Of the very file where we may follow map_files (proc_pid_map_files(5)); else by path.
+        """The segments of the mapped file, through map_files (proc_pid_map_files(5)) or, where that
+        is not allowed, by path.
 
-        Nothing where the file cannot be read any more.
+        Without any where the file cannot be read any more.
         """
         process = self._proc / str(pid)
         paths = [process / "map_files" / f"{mapping.start:x}-{mapping.end:x}"]
@@ -314,7 +317,7 @@ class Reader:
 
 
 def _as_path(executable: bytes) -> str:
-    """A file that was replaced, as by an update, keeps its name."""
+    """The path of an executable; a file that was replaced, as by an update, keeps its path."""
     return printable(executable.removesuffix(DELETED.encode()), TEXT_LIMIT)
 
 
@@ -336,7 +339,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Processes that have something in common; `memory` of those that could be read."""
+    """Processes with the same key; `memory` is the sum of those that could be read."""
 
     name: str
     states: Mapping[State, int]
@@ -344,7 +347,7 @@ class Group:
 
 
 def grouped(processes: Iterable[Process], key: Callable[[Process], str]) -> list[Group]:
-    """The most sealed memory first."""
+    """The groups, those with the most sealed memory first."""
     states: dict[str, Counter[State]] = {}
     sums: dict[str, Memory] = {}
     for process in processes:

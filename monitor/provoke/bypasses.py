@@ -1,4 +1,6 @@
-"""Changes of what sealed memory holds that the kernel lets pass: a seal protects the mapping."""
+"""Bypasses: changes of the content of sealed memory. The kernel allows them: a seal protects the
+mapping.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ _WRITTEN, _IN_FILE = b"\xa5", b"\x5a"
 
 
 def _bypass(method: str, address: int, length: int, sealed: tuple[int, int]) -> Facts:
-    """The facts of a change, as a monitor should tell them; `target` is its process."""
+    """The facts of a bypass, as a monitor should report them; `target` is this process."""
     return {
         "method": method,
         "address": address,
@@ -52,7 +54,7 @@ def _bypass(method: str, address: int, length: int, sealed: tuple[int, int]) -> 
 def _relro(pages: int) -> int:
     """Address of a sealed read-only mapping of a file that was written to before, like RELRO.
 
-    The page before it is not mapped: it was reserved together with the others and given back.
+    The page before it is not mapped: it was mapped together with the others, then unmapped.
     """
     anonymous = MAP_PRIVATE | MAP_ANONYMOUS
     hole = need("mmap", 0, (1 + pages) * PAGE, PROT_NONE, anonymous, 2**64 - 1, 0)
@@ -71,7 +73,7 @@ def _relro(pages: int) -> int:
 
 
 def _discard(advice: int) -> Facts:
-    """Of three pages the one in the middle."""
+    """Discard the middle one of three pages."""
     start = _relro(3)
     middle = start + PAGE
     need("madvise", middle, PAGE, advice)
@@ -81,7 +83,7 @@ def _discard(advice: int) -> Facts:
 
 
 def _discard_beyond_a_hole() -> Facts:
-    """madvise passes over what is not mapped, and says ENOMEM when it is done with the rest."""
+    """madvise skips unmapped pages, and returns ENOMEM after it has done the rest."""
     start = _relro(2)
     result = call("madvise", start - PAGE, 3 * PAGE, MADV_DONTNEED)
     if result != -errno.ENOMEM:
@@ -92,7 +94,7 @@ def _discard_beyond_a_hole() -> Facts:
 
 
 def _discard_by_process_madvise() -> Facts:
-    """Two ranges, the second of them sealed."""
+    """Discard two ranges; the second is sealed."""
     start, other = _relro(1), _anonymous(1)
     vector = (ctypes.c_uint64 * 4)(other, PAGE, start, PAGE)
     pidfd = os.pidfd_open(os.getpid())
@@ -126,7 +128,7 @@ def _memory_file() -> Facts:
 
 
 def _ptrace() -> Facts:
-    """A child that has inherited the seal stops and is written to, as by a debugger."""
+    """Write to a stopped child that has inherited the seal, as a debugger does."""
     pages = lay("S")
     child = os.fork()
     if not child:
@@ -143,7 +145,7 @@ def _ptrace() -> Facts:
 
 
 def _userfaultfd(start: int, length: int) -> int:
-    """Descriptor of one at which missing pages of the range are registered."""
+    """Descriptor of a userfaultfd that handles missing pages of the range."""
     descriptor = need("userfaultfd", os.O_CLOEXEC)
     _ioctl(descriptor, UFFDIO_API, UFFD_API, 0, 0)
     _ioctl(descriptor, UFFDIO_REGISTER, start, length, UFFDIO_REGISTER_MODE_MISSING, 0)
@@ -151,7 +153,7 @@ def _userfaultfd(start: int, length: int) -> int:
 
 
 def _ioctl(descriptor: int, command: int, *words: int) -> int:
-    """The last word, which the kernel may have written."""
+    """Make the ioctl; returns the last word, which the kernel may have written."""
     given = (ctypes.c_uint64 * len(words))(*words)
     need("ioctl", descriptor, command, ctypes.addressof(given))
     return given[-1]
@@ -162,7 +164,7 @@ def _anonymous(pages: int) -> int:
 
 
 def _fill() -> Facts:
-    """Of two missing pages in sealed read-only memory the second."""
+    """Fill the second of two missing pages in sealed read-only memory."""
     start, source = _anonymous(2), _anonymous(1)
     ctypes.memset(source, _WRITTEN[0], PAGE)
     descriptor = _userfaultfd(start, 2 * PAGE)
@@ -176,7 +178,7 @@ def _fill() -> Facts:
 
 
 def _move() -> Facts:
-    """A page out of sealed writable memory."""
+    """Move a page out of sealed writable memory."""
     start, source = _anonymous(1), _anonymous(1)
     ctypes.memset(source, _WRITTEN[0], PAGE)
     seal(source, PAGE)
@@ -207,7 +209,7 @@ _TABLE: tuple[tuple[str, str, Callable[[], Facts]], ...] = (
     ),
     (
         "madvise_relro_hole",
-        "the same in a range that begins with a hole: says ENOMEM, is done all the same",
+        "the same in a range that begins with a hole: returns ENOMEM, but discards",
         _discard_beyond_a_hole,
     ),
     (

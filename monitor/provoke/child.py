@@ -1,4 +1,4 @@
-"""The process that makes provocations, as others start it: they import none of what it runs."""
+"""Starts the process that makes provocations; its caller need not import what that process runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def environment() -> dict[str, str]:
 
 
 def run(*names: str, wait: bool = False) -> subprocess.Popen[str]:
-    """Start a child that makes the provocations `names`; its standard output has the lines.
+    """Start a child that makes the provocations `names`; it prints a line for each, see table.py.
 
     With `wait` it does nothing until a byte is written to its standard input, or that is closed.
     It ends with the thread that calls this.
@@ -49,5 +49,5 @@ def run(*names: str, wait: bool = False) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        process_group=0,  # Ctrl-C is for whoever started us
+        process_group=0,  # Ctrl-C goes to the caller, not to the child
     )

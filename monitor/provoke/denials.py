@@ -1,4 +1,4 @@
-"""Calls on a range that a seal refuses, a row each: layout of the memory, arguments of the call."""
+"""Calls that a seal refuses, one in each row: the layout of the memory, and the arguments."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _mremap_source(layout: str, arguments: Callable[[int], tuple[int, ...]]) -> 
 
 
 def _process_madvise(layout: str) -> Facts:
-    """One range for each page. The refusal shows only when nothing was done before it."""
+    """One range for each page. The call returns an error only if the first range is refused."""
     pages = lay(layout)
     ranges = [(pages.start + index * PAGE, PAGE) for index in range(len(layout))]
     vector = (ctypes.c_uint64 * (2 * len(ranges)))(*(word for pair in ranges for word in pair))
@@ -104,7 +104,7 @@ _TABLE: tuple[tuple[str, str, Callable[[], Facts]], ...] = (
     ),
     (
         "mprotect_partial",
-        "take access from two pages and a sealed one: the first two may change all the same",
+        "take access from two pages and a sealed one: the first two may still change",
         _row("mprotect", "wrS", lambda a: (a, 3 * PAGE, PROT_NONE)),
     ),
     (
@@ -178,7 +178,7 @@ _TABLE: tuple[tuple[str, str, Callable[[], Facts]], ...] = (
     ),
     (
         "madvise_second",
-        "discard a sealed writable page, which passes, and a sealed read-only one, which does not",
+        "discard a sealed writable page, which is allowed, and a read-only one, which is refused",
         _madvise("WS", MADV_DONTNEED),
     ),
     (

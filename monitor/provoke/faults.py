@@ -1,4 +1,4 @@
-"""Faults on guard regions, protections, seals and the stack, each told before it is made."""
+"""Faults on guard regions, protections, seals and the stack, each reported before it is made."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PKEY_DISABLE_ACCESS = 1
 SA_ONSTACK = 0x08000000
 SIGSEGV = 11
 
-_OFFSET = 100  # into the page that is hit: the fault address is the exact byte
+_OFFSET = 100  # in the page that is accessed: the fault address is the exact byte
 _STACK_LIMIT = 1 << 20
 _ALTERNATE_STACK = 1 << 16
 _NON_CANONICAL = 1 << 63
@@ -68,10 +68,10 @@ _ACCESSES: dict[str, Callable[[int], None]] = {
 
 
 def _prepare_to_die(handled: bool = False, flags: int = 0) -> None:
-    """Default action for SIGSEGV, or libc's _exit as its handler; and no core dump.
+    """Set the default action for SIGSEGV, or libc's _exit as its handler, and allow no core dump.
 
-    Called with the signal's number, _exit makes 11 the exit code, and no Python runs in the signal.
-    A core limit of 1 rather than 0: 0 still starts the core handler where core_pattern is a pipe.
+    _exit gets the signal's number, so the exit code is 11, and no Python runs in the handler. The
+    core limit is 1, not 0: with 0 a core handler still starts where core_pattern is a pipe.
     """
     handler = ctypes.cast(LIBC._exit, ctypes.c_void_p).value if handled else None
     action = _SignalAction(handler=handler, flags=flags)
@@ -90,7 +90,7 @@ def _fault(
     disposition: str = "default",
     strike: Callable[[], object] | None = None,
 ) -> Fault:
-    """`mapping` is empty where none covers the address; `exit` is as subprocess tells it."""
+    """`mapping` is empty where none covers the address; the fact `exit` is as in subprocess."""
     facts: Facts = {
         "cause": cause,
         "access": access,
@@ -113,7 +113,7 @@ def _guard_region(access: str, disposition: str = "default") -> Fault:
 
 
 def _page(layout: str, cause: str, access: str, disposition: str = "default") -> Fault:
-    """Hit the second of three pages, a mapping of its own."""
+    """Access the second of three pages, each of which is a separate mapping."""
     start = lay(layout).start + PAGE
     _prepare_to_die(handled=disposition == "handler")
     mapping = (start, start + PAGE)
@@ -127,9 +127,10 @@ def _unmapped() -> Fault:
     return _fault("other", "write", start + _OFFSET)
 
 
-def _wild(touched: int, told: int, access: str) -> Fault:
+def _wild(touched: int, reported: int, access: str) -> Fault:
+    """`reported`: the address that the kernel gives for an access at `touched`."""
     _prepare_to_die()
-    return _fault("other", access, told, strike=lambda: _ACCESSES[access](touched))
+    return _fault("other", access, reported, strike=lambda: _ACCESSES[access](touched))
 
 
 def _pkey() -> Fault:
@@ -148,7 +149,7 @@ def _stack_end() -> int:
 
 
 def _stack_overflow(disposition: str) -> Fault:
-    """Push words on the main stack until it may not grow: the first one past RLIMIT_STACK."""
+    """Push words on the main stack until it may not grow; the first past RLIMIT_STACK faults."""
     soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
     limit = _STACK_LIMIT if soft == resource.RLIM_INFINITY else min(soft, _STACK_LIMIT)
     limit -= limit % PAGE
@@ -204,7 +205,7 @@ _TABLE: tuple[tuple[str, str, Callable[[], Fault]], ...] = (
     ),
     (
         "stack_overflow_altstack_handled",
-        "the same with a handler on a stack of its own",
+        "the same with a handler on a separate stack",
         lambda: _stack_overflow("handler"),
     ),
     ("sealed_write", "write to a sealed read-only page", lambda: _page("wSw", "sealed", "write")),
@@ -219,7 +220,7 @@ _TABLE: tuple[tuple[str, str, Callable[[], Fault]], ...] = (
     ("null", "read through a null pointer", lambda: _wild(8, 8, "read")),
     (
         "non_canonical",
-        "read a non-canonical address: the kernel tells address 0",
+        "read a non-canonical address: the kernel reports address 0",
         lambda: _wild(_NON_CANONICAL, 0, "read"),
     ),
     ("execute_nx", "execute a writable page", lambda: _page("rwr", "other", "execute")),

@@ -1,4 +1,4 @@
-"""Refusals reached by other ways: shared segments, the heap, io_uring and 32-bit calls."""
+"""Refusals by other ways: shared segments, the heap, io_uring and 32-bit calls."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ _RW = PROT_READ | PROT_WRITE
 def _shared_segment() -> tuple[int, int]:
     """Id and address of an attached System V segment of one page.
 
-    It is marked for removal at once: attached memory stays, and nothing is left behind even when
-    this process is killed.
+    It is marked for removal at once: the memory stays attached, and nothing is left even when this
+    process is killed.
     """
     segment = need("shmget", IPC_PRIVATE, PAGE, IPC_CREAT | 0o600)
     try:
@@ -69,7 +69,7 @@ def _shmdt() -> Facts:
 
 
 def _brk() -> Facts:
-    """Grown by sbrk, so that libc knows of it; shrunk past libc, so that it does not."""
+    """Grow the heap by sbrk, which libc notices; shrink it by brk(2), which libc does not."""
     old = call("brk", 0)
     grow = LIBC.sbrk
     grow.argtypes, grow.restype = [ctypes.c_long], ctypes.c_long
@@ -160,7 +160,7 @@ def _require_int80() -> None:
     """Raises Unsupported where the kernel takes no such calls."""
     child = os.fork()
     if not child:
-        # A kernel without 32-bit calls answers with SIGSEGV: found out by one that may die of it.
+        # A kernel without 32-bit calls sends SIGSEGV, so a child tries.
         LIBC.signal(11, ctypes.cast(LIBC._exit, ctypes.c_void_p))
         _int80("getpid")
         os._exit(0)
@@ -179,11 +179,15 @@ def _int80_mprotect() -> Facts:
 
 _TABLE: tuple[tuple[str, str, Callable[[], Facts]], ...] = (
     ("shmat_remap", "attach a shared segment over a sealed page", _shmat_remap),
-    ("shmdt", "detach a sealed shared segment: says 0, yet it stays mapped", _shmdt),
-    ("brk", "shrink the heap below a sealed page: the old break comes back", _brk),
+    ("shmdt", "detach a sealed shared segment: returns 0, yet it stays mapped", _shmdt),
+    ("brk", "shrink the heap below a sealed page: returns the old break", _brk),
     ("remap_file_pages", "remap a sealed shared file mapping", _remap_file_pages),
     ("io_uring_madvise", "discard a sealed page through io_uring", _io_uring_madvise),
-    ("aio_ring", "end an AIO context whose ring is sealed: says 0, yet it stays mapped", _aio_ring),
+    (
+        "aio_ring",
+        "end an AIO context whose ring is sealed: returns 0, yet it stays mapped",
+        _aio_ring,
+    ),
     ("int80_mprotect", "make a sealed page writable by a 32-bit call", _int80_mprotect),
 )
 

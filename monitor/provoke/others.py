@@ -1,4 +1,6 @@
-"""EPERM that no seal explains, or not by itself: what a monitor must not call a seal denial."""
+"""Calls that fail with EPERM for another reason than a seal, or for two reasons at once: a monitor
+must not report the others as seal denials.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,7 @@ _OTHER_CAUSE = {"verdict": "unverified", "reason": "other_cause"}
 
 
 def _refuse_by_filter(name: str) -> None:
-    """From here on a seccomp filter answers the system call `name` with EPERM, for good."""
+    """Set a seccomp filter that refuses the system call `name` with EPERM, for ever."""
     instructions = (
         (0x20, 0, 0, 0),  # load the system call's number
         (0x15, 0, 1, NUMBERS[name]),  # equal: go on, else skip one
@@ -51,7 +53,7 @@ def _refuse_by_filter(name: str) -> None:
 
 
 def _without_capabilities(make: Callable[[], int]) -> int:
-    """Result of `make` with no capability in effect; they are back in effect after it."""
+    """Result of `make` while no capability is in effect; afterwards they are again."""
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     own = (ctypes.c_uint32 * 6)()
     need("capget", ctypes.addressof(header), ctypes.addressof(own))
@@ -96,7 +98,7 @@ def _memfd_seal(layout: str) -> Facts:
 
 
 def _noexec(layout: str) -> Facts:
-    """procfs forbids executable mappings of its files wherever and however it is mounted."""
+    """procfs forbids executable mappings of its files wherever it is mounted."""
     file = os.open("/proc/self/status", os.O_RDONLY)
     return _map_file(layout, file, PROT_READ | PROT_EXEC, MAP_PRIVATE)
 
@@ -133,7 +135,7 @@ def _below_min_addr() -> Facts:
     values = (0, PAGE, _RW, flags, _NO_FILE, 0)
     result = _without_capabilities(lambda: call("mmap", *values))
     if result == 0:
-        call("munmap", 0, PAGE)  # else a null pointer would lead somewhere from here on
+        call("munmap", 0, PAGE)  # else a null pointer would lead to memory from now on
         raise Unsupported("vm.mmap_min_addr is 0: nothing is refused")
     expect_eperm("mmap", result)
     return denial("mmap", values, result, None)
@@ -157,7 +159,7 @@ OTHERS = (
     Provocation(
         "seccomp_elsewhere",
         "denial",
-        "unmap a sealed page under a seccomp filter that lets munmap pass",
+        "unmap a sealed page under a seccomp filter that allows munmap",
         lambda: _seccomp("S", "getppid", "munmap"),
         lasting=True,
     ),

@@ -1,4 +1,4 @@
-"""What a provocation is, and its memory: pages with known protections and seals."""
+"""A provocation, and its memory: pages with known protections and seals."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Unsupported(Exception):
 
 
 class Fault(NamedTuple):
-    """Facts to be told before `strike` is called, because the process may not survive it."""
+    """A fault to make. Print `facts` before you call `strike`: the process may not survive it."""
 
     facts: Facts
     strike: Callable[[], object]
@@ -100,8 +100,8 @@ def lay(layout: str, flags: int = 0) -> Pages:
 
     n, r and w are pages without access, read-only and writable; N and W are the same, sealed; S is
     a sealed read-only page. Pages are filled before they are protected. An inaccessible page lies
-    on either side, so that nothing else merges with the layout. The sealed range told is the first
-    run of S or N, else of W: madvise lets a sealed writable page pass.
+    on either side, so that nothing else merges with the layout. The sealed range in the result is
+    the first run of S or N, else of W: madvise is allowed on a sealed writable page.
     """
     length = len(layout) * PAGE
     flags |= MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE

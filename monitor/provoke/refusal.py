@@ -1,4 +1,4 @@
-"""Make a call that is to be refused, and tell it as a monitor should."""
+"""Makes a call that is to be refused, and gives its facts as a monitor should report them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def denial(
     pages: Pages | None,
     **differing: object,
 ) -> Facts:
-    """The facts of a refused call, as a monitor should tell them.
+    """The facts of a refused call, as a monitor should report them.
 
-    `arguments` begin with address and length of the range, or the caller gives both by name.
-    Verdict is sealed where `pages` has a seal, else not_sealed. `result` is the kernel's (-errno);
-    `errno` is 0 when the caller was not told of the refusal.
+    `arguments` begin with address and length of the range; else `differing` gives them. The
+    verdict is sealed where `pages` has a seal, else not_sealed. `result` is the kernel's (-errno).
+    The fact `errno` is 0 when the call returned no error.
     """
     sealed = pages is not None and pages.sealed_start < pages.sealed_end
     facts: Facts = {
@@ -50,10 +50,11 @@ def denial(
 
 
 def as_seen(facts: Facts, at_seal: bool) -> Facts | None:
-    """What a monitor says of a provocation; None: nothing.
+    """What a monitor reports of a provocation; None: nothing.
 
-    Where the hook is the function in which a seal refuses (`at_seal`), nothing is seen of what had
-    another cause, and nothing is in doubt. Only there are calls seen that the table does not know.
+    `at_seal`: the hook is the function in which a seal refuses. It does not see refusals with
+    another cause, and each that it sees is proved. Only such a hook sees calls that are not in the
+    table of operations.
     """
     if "verdict" not in facts:
         return facts
@@ -72,7 +73,7 @@ def expect_eperm(operation: str, result: int) -> None:
 
 
 def _states(start: int, end: int) -> list[PageState]:
-    """Permissions and first byte of each mapped page: what a call has changed shows here."""
+    """Permissions and first byte of each mapped page: they show what a call has changed."""
     return [
         (page, mapping.permissions, _first_byte(page) if mapping.permissions[0] == "r" else None)
         for mapping in mappings()
@@ -85,7 +86,7 @@ def _first_byte(page: int) -> int:
 
 
 def watching(pages: Pages, make: Callable[[], int]) -> tuple[int, dict[str, object]]:
-    """Result of `make`, and the partial range where the pages before the seal were changed."""
+    """Result of `make`, and the partial range if the pages before the seal were changed."""
     before = _states(pages.start, pages.sealed_start)
     result = make()
     if _states(pages.start, pages.sealed_start) == before:

@@ -1,4 +1,4 @@
-"""Small real violations in a process of their own: for the canary, the demo and the tests.
+"""Makes small real violations in a separate process, for the canary, the demo and the tests.
 
 `python -m monitor.provoke.table [--wait] [--parent=PID] NAME...` makes each in order and prints a
 JSON line for each: what was done, and what a monitor should say of it. A fault's line comes before
@@ -6,8 +6,8 @@ the fault. What this kernel or CPU cannot make has the line {"name": ..., "unsup
 With --wait nothing happens before a byte or the end of standard input arrives. With
 --parent it ends with the process that started it.
 
-A provocation that ends its process or leaves it under a filter is made in a forked child, but for
-the last one named: that one is made by the process itself (`pid` in the line tells).
+A forked child makes a provocation that ends its process or leaves it under a filter. But the
+process itself makes the last one named; `pid` in the line says which process it was.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _PARENT = "--parent="
 _BY_NAME = {provocation.name: provocation for provocation in PROVOCATIONS}
 
 
-def _tell(provocation: Provocation, **facts: object) -> None:
+def _print(provocation: Provocation, **facts: object) -> None:
     line = {"name": provocation.name, "kind": provocation.kind, "pid": os.getpid(), **facts}
     print(json.dumps(line), flush=True)
 
@@ -49,17 +49,17 @@ def _make(provocation: Provocation) -> None:
     try:
         made = provocation.function()
     except Unsupported as problem:
-        _tell(provocation, unsupported=str(problem))
+        _print(provocation, unsupported=str(problem))
         return
     facts, strike = made if isinstance(made, Fault) else (made, None)
-    _tell(provocation, **facts)
+    _print(provocation, **facts)
     if strike is not None:
         strike()
         raise RuntimeError(f"{provocation.name}: the process survived it")
 
 
 def _make_apart(provocation: Provocation) -> None:
-    """In a forked child, which may die of it. Only an error in this program ends it with 1."""
+    """Make it in a forked child, which may die of it. Exit code 1: an error in this program."""
     child = os.fork()
     if not child:
         _make(provocation)

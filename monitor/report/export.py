@@ -20,6 +20,7 @@ from monitor.incidents.search import Event, Incident, IncidentError, Incidents
 from monitor.report.cases import Case
 from monitor.report.page import page
 from monitor.report.story import value
+from monitor.sizes import rounded
 from monitor.untrusted.printable import printable
 from monitor.version import version
 
@@ -96,8 +97,8 @@ def archive(
     total = sum(map(len, files.values()))
     if total > limit:
         raise IncidentError(
-            f"incident {case.incident.id} takes {total >> 20} MiB, more than the "
-            f"{limit >> 20} of an archive; copy the database instead"
+            f"incident {case.incident.id} takes {rounded(total)}, more than the "
+            f"{rounded(limit)} of an archive; copy the database instead"
         )
     # As old as the incident: nothing in the archive depends on when it was made.
     modified = max(case.incident.last_ns // 1_000_000_000, 0)

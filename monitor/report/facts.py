@@ -148,7 +148,7 @@ def _target(event: Event) -> str:
 
 
 def _is_untouched(event: Event) -> bool:
-    """Whether it is known that the call changed nothing: process_madvise has other ranges, too."""
+    """Whether it is known that the call changed nothing: process_madvise may have more ranges."""
     return event.get("verdict") == "sealed" and event.get("operation") != "process_madvise"
 
 

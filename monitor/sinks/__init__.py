@@ -1,1 +1,1 @@
-"""Where events go, each with a queue of its own."""
+"""Where events go; each sink has its own queue."""

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from monitor.metrics.tally import Tally
 from monitor.sinks.outputs import BatchSink, Sink, SinkError
+from monitor.sizes import kibibytes
 
 __all__ = ["LIMITS", "Delivery", "Limits"]
 
@@ -373,4 +374,4 @@ class Delivery:
 
 
 def _waiting(writer: _Writer) -> str:
-    return f"events that wait: {len(writer.unanswered)} ({writer.bytes / 1024:.0f} KiB)"
+    return f"events that wait: {len(writer.unanswered)} ({kibibytes(writer.bytes)})"

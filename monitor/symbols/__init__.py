@@ -1,1 +1,1 @@
-"""From frames to the names of functions."""
+"""Finds the names of functions for the frames of a stack."""

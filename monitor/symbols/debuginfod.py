@@ -1,6 +1,6 @@
 """Files by build id from debuginfod servers: https://sourceware.org/elfutils/Debuginfod.html.
 
-Only where somebody asked for it: a server learns which programs run here.
+Used only where DEBUGINFOD_URLS names servers: a server learns which programs run here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-if TYPE_CHECKING:  # slow, and needed only where somebody has named a server
+if TYPE_CHECKING:  # slow to import, and needed only where a server is named
     from http.client import HTTPResponse
 
 __all__ = ["Debuginfod", "What"]
@@ -29,22 +29,22 @@ What = Literal["executable", "debuginfo"]
 
 
 class Debuginfod:
-    """The servers of DEBUGINFOD_URLS; what they sent is kept in ~/.cache/seal-monitor.
+    """The servers of DEBUGINFOD_URLS; the files that they sent are kept in ~/.cache/seal-monitor.
 
-    `tell` hears of what failed. A server that did not answer is not asked again.
+    `report` gets a message when a server fails; that server is not asked again.
     """
 
     def __init__(
-        self, environment: Mapping[str, str], tell: Callable[[str], None] = lambda _: None
+        self, environment: Mapping[str, str], report: Callable[[str], None] = lambda _: None
     ) -> None:
         self._servers = environment.get(URLS_VARIABLE, "").split()
         base = environment.get("XDG_CACHE_HOME") or f"{environment.get('HOME', '/root')}/.cache"
         self._cache = Path(base) / "seal-monitor" / "debuginfod"
-        self._tell = tell
+        self._report = report
         self._missing: set[tuple[str, What]] = set()
 
     def fetch(self, build_id: str, what: What) -> Path | None:
-        """The file, if it is in the cache or a server has it."""
+        """The file, from the cache or a server; None where neither has it."""
         target = self._cache / f"{build_id}.{what}"
         if not self._servers or (build_id, what) in self._missing:
             return None
@@ -55,14 +55,17 @@ class Debuginfod:
                 if self._download(f"{server.rstrip('/')}/buildid/{build_id}/{what}", target):
                     return target
             except (OSError, ValueError) as error:
-                self._tell(f"{server}: {error}; not asked again")
+                self._report(f"{server}: {error}; not asked again")
                 self._servers.remove(server)
         self._missing.add((build_id, what))
         return None
 
     def _download(self, url: str, target: Path) -> bool:
-        """Whether there is such a file. Raises OSError, ValueError."""
-        from http.client import HTTPException  # noqa: PLC0415 - here: only where it is needed
+        """Download to `target`; False where the server has no such file.
+
+        Raises OSError, ValueError.
+        """
+        from http.client import HTTPException  # noqa: PLC0415 - only where it is needed
         from urllib.error import HTTPError  # noqa: PLC0415
         from urllib.request import urlopen  # noqa: PLC0415
 
@@ -91,7 +94,7 @@ class Debuginfod:
         return True
 
     def _tidy(self) -> None:
-        """Remove the oldest files beyond the limit, but not the newest."""
+        """Remove the oldest files beyond the limit, but never the newest one."""
         with suppress(FileNotFoundError):  # another process tidies, too
             files = [(path.stat(), path) for path in self._cache.iterdir()]
             files.sort(key=lambda file: file[0].st_mtime, reverse=True)
@@ -103,9 +106,9 @@ class Debuginfod:
 
 
 def _chunks(answer: HTTPResponse) -> Iterator[bytes]:
-    """Raises OSError when there is no end of it."""
+    """The answer in parts. Raises OSError when it is too long, too slow or too short."""
     size, until = 0, time.monotonic() + FILE_SECONDS
-    # read1: what is there, so that a slow server cannot outlast the deadline.
+    # read1 returns what has arrived: so the deadline also stops a slow server.
     while chunk := answer.read1(_CHUNK):
         size += len(chunk)
         if size > FILE_LIMIT:
@@ -113,5 +116,5 @@ def _chunks(answer: HTTPResponse) -> Iterator[bytes]:
         if time.monotonic() > until:
             raise TimeoutError(f"took longer than {FILE_SECONDS:.0f} s")
         yield chunk
-    if answer.length:  # what it has not sent of what it announced
+    if answer.length:  # bytes that it announced and did not send
         raise OSError(f"sent {answer.length} bytes too few")

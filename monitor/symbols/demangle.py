@@ -1,7 +1,7 @@
 """Names of C++ and Rust functions as their authors wrote them.
 
-The names come from files of monitored processes, and the demangler of libstdc++ is C code that some
-names make recurse or take memory without end. So it runs in a child with limits: where the child
+The names come from files of monitored processes. The demangler of libstdc++ is C code that some
+names make recurse or allocate without end. So it runs in a child with limits. Where the child
 dies, or there is no libstdc++, a name stays as it is.
 """
 
@@ -20,7 +20,7 @@ __all__ = ["Demangler"]
 NAME_LIMIT = 4096
 SHOWN_LIMIT = 4096
 ANSWER_SECONDS = 2.0
-START_SECONDS = 10.0  # until the first answer, on a host that does much else
+START_SECONDS = 10.0  # until the first answer, on a busy host
 CHILDREN_LIMIT = 4
 _CHILD = Path(__file__).with_name("demangle_child.py")
 
@@ -30,14 +30,14 @@ _RUST = re.compile(r"(_ZN.*17h[0-9a-f]{16}E)(?:\.llvm\.[0-9A-F]+)?")
 
 
 class Demangler:
-    """Its child starts with the first name that needs it, and ends with `close`."""
+    """Starts a child for the first name that needs one; `close` ends it."""
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
         self._children = 0
 
     def demangle(self, name: str) -> str:
-        """The name as in the source; as it is, where it is no mangled one or it cannot be told."""
+        """The name as in the source; unchanged where it is not mangled or cannot be demangled."""
         if len(name) > NAME_LIMIT:
             return name
         if name.startswith("_R"):
@@ -71,7 +71,7 @@ class Demangler:
         answer = b""
         try:
             pipes[0].write(name.encode() + b"\n")
-            # One pipe buffer at most, written at once (pipe(7), PIPE_BUF).
+            # At most one pipe buffer, which is written at once (pipe(7), PIPE_BUF).
             if select.select([pipes[1]], [], [], limit)[0]:
                 answer = pipes[1].read(SHOWN_LIMIT + 1) or b""
         except BrokenPipeError:

@@ -1,6 +1,6 @@
-"""The program of the child that demangles: alone with names that nobody trusts.
+"""The child that demangles untrusted names, in a process with limits.
 
-Started as a file, so it has nothing but the standard library.
+It is started as a file, so it can import only the standard library.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _NOBODY = 65534
 
 
 def serve() -> None:
-    """A name a line in, what it means a line out; empty where it means nothing."""
+    """Read one mangled name a line; print the demangled one, or an empty line where it is not."""
     for limit, value in (
         (resource.RLIMIT_AS, _MEMORY),
         (resource.RLIMIT_CPU, _CPU_SECONDS),

@@ -1,6 +1,6 @@
 """ELF files: build id, addresses and functions.
 
-They belong to monitored processes and may say anything, so what is read and how long is bounded;
+They belong to monitored processes and may contain anything, so memory and time are bounded, and
 whatever is wrong with one is an ElfError. `segments.py` reads the little that the daemon needs.
 """
 
@@ -26,7 +26,7 @@ SYMBOLS_LIMIT = 1 << 21
 FUNCTIONS_LIMIT = 1 << 19
 MINI_PACKED_LIMIT = 1 << 24
 MINI_LIMIT = 1 << 25
-# Symbols that begin before an address and end before it, or are other names of the same place.
+# How many symbols find() looks at: some end before the address, some name the same place.
 NEIGHBOURS = 256
 _SYMBOLS_READ = 4096  # at a time
 
@@ -41,9 +41,9 @@ _SHN_UNDEF, _SHN_LORESERVE = 0, 0xFF00
 
 
 class _Layout(NamedTuple):
-    """Of Ehdr: where segments and sections are, size and number of each, which section has the
-    names. `fields` of Phdr: type, flags, offset, size in the file, address. Shdr has its
-    fields in the same order in both classes.
+    """Of Ehdr: where segments and sections are, size and number of each, and the section with the
+    names. `fields`: the places in Phdr of type, flags, offset, size in the file, address. Shdr has
+    the same order of fields in both classes.
     """
 
     header: struct.Struct
@@ -71,7 +71,7 @@ _LAYOUTS = {b"\2\1": _WIDE, b"\1\1": _NARROW}  # class, and little-endian
 
 
 class ElfError(Exception):
-    """Not an ELF file, or not one to be read; the text says why."""
+    """Not an ELF file, or one that cannot be read; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ class Functions:
     def fill(
         self, rows: list[tuple[int, int, int]], read_name: Callable[[int], bytes]
     ) -> Functions:
-        """With rows of start, size, name. Of size 0: up to the next one."""
+        """Fill it with rows of start, size, name. A function of size 0 ends at the next one."""
         following = 2**64 - 1
         ends = array("Q", bytes(8 * len(rows)))
         rows.sort()
@@ -130,9 +130,9 @@ class Functions:
         return self
 
     def find(self, address: int) -> tuple[bytes, int] | None:
-        """Name and start of the innermost function there; of its names the plainest.
+        """Name and start of the innermost function there, by the plainest of its names.
 
-        One with a size is preferred: in between may be labels.
+        Functions with a size are preferred: symbols without one may be labels in a function.
         """
         last = bisect_right(self._starts, address) - 1
         near = range(last, max(last - NEIGHBOURS, -1), -1)
@@ -153,7 +153,7 @@ def _plainness(name: bytes) -> tuple[int, int, bytes]:
 
 
 class Elf:
-    """A file open for reading, which belongs to it from then on. Raises ElfError."""
+    """An ELF file. It takes over `file`, which is open for reading. Raises ElfError."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -209,7 +209,7 @@ class Elf:
         return self._read(part.offset, min(part.size, limit))
 
     def _find_build_id(self) -> str | None:
-        """Of the note that the linker made (ld --build-id), in hexadecimal."""
+        """The build id from the note that the linker wrote (ld --build-id), in hexadecimal."""
         notes = [part for part in self._sections if part.kind == _SHT_NOTE]
         notes += [part for part in self._segments if part.kind == _PT_NOTE]
         for part in notes:
@@ -218,7 +218,7 @@ class Elf:
         return None
 
     def address(self, offset: int) -> int | None:
-        """Where the file's code at this offset is linked to be; None where it has none."""
+        """The linked address of the code at this offset of the file; None without code there."""
         for part in self._segments:
             is_code = part.kind == _PT_LOAD and part.flags & _PF_X
             if is_code and part.offset <= offset < part.offset + part.size:
@@ -230,7 +230,7 @@ class Elf:
 
     @property
     def debug_link(self) -> str | None:
-        """Base name of the file with the symbols, as objcopy --add-gnu-debuglink left it."""
+        """Base name of the file with the symbols, as objcopy --add-gnu-debuglink wrote it."""
         part = self._named(b".gnu_debuglink")
         name = self._guarded(lambda: self._bytes(part, 4096) if part else b"").partition(b"\0")[0]
         if not name or b"/" in name or name in (b".", b".."):
@@ -238,7 +238,7 @@ class Elf:
         return name.decode("utf-8", "surrogateescape")
 
     def mini_debug(self) -> Elf | None:
-        """The file with more symbols that some distributions pack into .gnu_debugdata."""
+        """The ELF file with more symbols that some distributions pack into .gnu_debugdata."""
         part = self._named(b".gnu_debugdata")
         if part is None:
             return None
@@ -246,7 +246,7 @@ class Elf:
             raise ElfError(f".gnu_debugdata of {part.size} bytes")
         packed = self._guarded(lambda: self._bytes(part, MINI_PACKED_LIMIT))
         try:
-            # The dictionary counts, too: xz -9 takes 64 MiB.
+            # The limit includes the dictionary: xz -9 takes 64 MiB.
             unpacker = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=3 * MINI_LIMIT)
             content = unpacker.decompress(packed, max_length=MINI_LIMIT + 1)
         except lzma.LZMAError as error:
@@ -263,7 +263,7 @@ class Elf:
             raise ElfError(f"broken ELF file ({error})") from error
 
     def functions(self, table: str) -> Functions:
-        """Those of the table SHT_SYMTAB or SHT_DYNSYM. Raises ElfError."""
+        """The functions in the table SHT_SYMTAB or SHT_DYNSYM. Raises ElfError."""
         try:
             return self._functions(table)
         except (OSError, OverflowError, ValueError, struct.error) as error:
@@ -291,7 +291,8 @@ class Elf:
             (rows if size else labels).append((start, size, name))
             if len(rows) + len(labels) > FUNCTIONS_LIMIT:
                 raise ElfError(f"more than {FUNCTIONS_LIMIT} functions")
-        # What has no size ends where the next begins, if all are there: with the local ones.
+        # A function without a size ends where the next one begins, if the table has all functions:
+        # the one with local symbols does.
         if complete and table == "SHT_SYMTAB":
             ends = ((code.address + code.size, 0, 0) for code in self._sections if code.size)
             rows += labels

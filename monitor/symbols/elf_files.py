@@ -1,4 +1,4 @@
-"""Where the file of a frame may lie; whether it is that file, its build id tells."""
+"""Paths where the file of a frame may be. The caller compares its build id."""
 
 from __future__ import annotations
 
@@ -38,25 +38,25 @@ DIRECTORIES = (
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """What an event says of its process: pid, and paths of mapped files."""
+    """Facts of an event that lead to files: the pid, and paths of mapped files."""
 
     pid: int | None = None
     paths: tuple[str, ...] = ()
 
 
 def is_name(module: str) -> bool:
-    """Whether it can be the base name of a file, or the beginning of one."""
+    """Whether it can be a file's base name, or the beginning of one."""
     return module not in ("", ".", "..") and "/" not in module and "\0" not in module
 
 
 def usual_files(module: str, search: Sequence[Path], root: Path) -> Iterator[Path]:
-    """In places that no monitored process has named."""
+    """Paths that no monitored process has named."""
     yield from (directory / module for directory in search)
     yield from (root / directory / module for directory in DIRECTORIES)
 
 
 def named_files(module: str, hints: Hints, root: Path) -> Iterator[Path]:
-    """Where the event says that its files are, and beside them."""
+    """Paths that the event names, and files next to them."""
     named = [path for path in hints.paths if path.startswith("/") and "\0" not in path]
     for path in named:
         if os.path.basename(path).startswith(module):
@@ -66,7 +66,7 @@ def named_files(module: str, hints: Hints, root: Path) -> Iterator[Path]:
 
 
 def mapped_files(module: str, hints: Hints, proc: Path) -> Iterator[Path]:
-    """Of a process that is alive, the very files: also those deleted, or in its container."""
+    """The mapped files themselves while the process lives, even if deleted or in a container."""
     if hints.pid is None:
         return
     process = proc / str(hints.pid)
@@ -92,7 +92,7 @@ def mapped_files(module: str, hints: Hints, proc: Path) -> Iterator[Path]:
 
 
 def debug_files(build_id: str, binary: Path, link: str | None, root: Path) -> Iterator[Path]:
-    """Where the symbols of a file may be kept apart, in the order of gdb (Separate Debug Files)."""
+    """Paths of a file's separate symbols, in the order of gdb ("Separate Debug Files")."""
     debug = root / "usr/lib/debug"
     yield debug / ".build-id" / build_id[:2] / f"{build_id[2:]}.debug"
     if link is None:

@@ -1,9 +1,8 @@
 """The files whose code a process has mapped, with their build ids.
 
-The files are the process's choice, and so may be the file system that they are on: one of its own
-(FUSE) need never answer. So they are read in a thread of its own, and not by PROCMAP_QUERY, by
-which the kernel does so while it holds the process's mmap lock (do_procmap_query() in
-fs/proc/task_mmu.c, of 6.12 and later).
+The process chooses the files, and maybe their file system: one that it serves itself (FUSE) may
+never answer. So a separate thread reads them. PROCMAP_QUERY is not used: the kernel reads the file
+while it holds the process's mmap lock (do_procmap_query() in fs/proc/task_mmu.c, 6.12 and later).
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from threading import Thread
 from typing import NamedTuple
 
 from monitor.evidence.memory_map import Mapping, bounded_lines, parse_smaps
+from monitor.sizes import kibibytes
 from monitor.symbols.segments import read_mapped
 from monitor.untrusted.printable import printable
 
@@ -27,23 +27,23 @@ ANSWER_SECONDS = 0.5  # for all files of one process
 
 
 class Modules(NamedTuple):
-    """`problem`: why some or their build ids are missing; empty where none are."""
+    """`problem`: why some files or build ids are missing; empty where none are."""
 
     found: list[dict[str, object]]
     problem: str = ""
 
 
 class BuildIds:
-    """Used by one thread at a time. At most one of its own waits for a file system."""
+    """Used by one thread at a time. It keeps at most one thread that waits for a file system."""
 
     def __init__(self, seconds: float = ANSWER_SECONDS) -> None:
         self._seconds = seconds
         self._is_waiting = False
 
     def read(self, directory: int, files: Sequence[Mapping]) -> list[str | None]:
-        """Of each file, None where it has none or cannot be read.
+        """The build id of each file; None where it has none or cannot be read.
 
-        `directory` is of /proc/PID. Raises OSError where none can be read.
+        `directory` is a descriptor of /proc/PID. Raises OSError where none can be read.
         """
         if self._is_waiting:
             raise OSError("a file system does not answer")
@@ -74,17 +74,17 @@ class BuildIds:
 
 
 def _build_id(directory: int, mapping: Mapping) -> str | None:
-    """Of the very file: of the same number, where the process itself sees it."""
+    """The build id of the mapped file: at the path in the process's root, with the same inode."""
     process = f"/proc/self/fd/{directory}"
     paths = (f"{process}/root{os.fsdecode(mapping.path or b'')}", f"{process}/exe")
     return read_mapped(map(Path, paths), mapping.inode, FILE_LIMIT).build_id
 
 
 def find_modules(directory: int, build_ids: BuildIds, limit: int, read_bytes: int) -> Modules:
-    """The files mapped to be executed, each once, in the order of addresses.
+    """The files that are mapped executable, each once, in the order of addresses.
 
-    `directory` is of /proc/PID. At most `limit` of them, and of the map at most `read_bytes`.
-    Raises OSError.
+    `directory` is a descriptor of /proc/PID. It returns at most `limit` files and reads at most
+    `read_bytes` of the map. Raises OSError.
     """
     files: dict[tuple[str | None, int | None], Mapping] = {}
     problem = ""
@@ -95,8 +95,8 @@ def find_modules(directory: int, build_ids: BuildIds, limit: int, read_bytes: in
                 problem = f"more than {limit}"
                 break
             files.setdefault((mapping.device, mapping.inode), mapping)
-        if maps.tell() > read_bytes:
-            problem = f"more than {read_bytes >> 10} KiB to read"
+        if maps.tell() > read_bytes:  # words: ignore
+            problem = f"more than {kibibytes(read_bytes)} to read"
     if not files:
         return Modules([], problem or "there are none any more")
     found: list[str | None] = [None] * len(files)
@@ -118,7 +118,7 @@ def find_modules(directory: int, build_ids: BuildIds, limit: int, read_bytes: in
 
 
 def _executable(lines: Iterator[bytes], limit: int) -> Iterator[bytes]:
-    """Those of a file's code."""
+    """The lines for executable mappings of files."""
     size = 0
     for line in lines:
         size += len(line)

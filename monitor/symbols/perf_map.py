@@ -31,7 +31,7 @@ _ADDRESS_LIMIT = 1 << 64
 
 @dataclass(frozen=True, slots=True)
 class Jit:
-    """The process: by its pid here and in its namespace, its user, and its start (boot clock)."""
+    """A process: its pid here and in its namespace, its user, and its start (boot clock)."""
 
     pid: int
     vpid: int
@@ -40,13 +40,13 @@ class Jit:
     start_boot_ns: int
 
     def alive(self, proc: Path) -> bool | None:
-        """None where the pid has become another process's."""
+        """Whether the process lives; None where its pid now belongs to another process."""
         try:
             stat = (proc / str(self.pid) / "stat").read_bytes()
         except OSError:
             return False
         ticks = parse_stat(stat).start_ticks
-        # The time in the event was rounded.
+        # The start time in the event is rounded.
         return True if abs(ticks - self.start_boot_ns // TICK_NS) <= 1 else None
 
 

@@ -1,7 +1,7 @@
 """Names for the frames of an event's stack: from the files that were mapped, found by build id.
 
-Long after the event, and in a process that is not the daemon: files and their symbols take time
-and memory. Nothing is guessed: without the very file there is no name.
+It may run long after the event, and never in the daemon: files and their symbols take time and
+memory. It does not guess: without the file itself there is no name.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from monitor.untrusted.regular import open_regular
 __all__ = ["Resolver"]
 
 FILE_LIMIT = 1 << 32
-# Of all that is kept open; the module asked for last is kept in any case.
+# Limits of what is kept open; the module that was used last is always kept.
 MODULES_KEPT = 32
 FUNCTIONS_KEPT = 1 << 19
 FRAMES_LIMIT = 256
@@ -45,7 +45,7 @@ Event = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class _Key:
-    """A build id, and by whose word the file with it was found."""
+    """A build id, and the hints by which its file was found; None: the usual places."""
 
     build_id: str
     hints: Hints | None = None
@@ -53,7 +53,7 @@ class _Key:
 
 @dataclass(slots=True)
 class _Module:
-    """A file that was mapped, and where its functions are told, the best table first."""
+    """A file that was mapped, and its tables of functions, the best first."""
 
     binary: Elf
     files: list[Elf] = field(default_factory=list)
@@ -64,7 +64,7 @@ class _Module:
         return sum(map(len, self.tables))
 
     def find(self, offset: int) -> tuple[bytes, int] | None:
-        """Name of the function at this offset of the file, and the offset at which it begins."""
+        """Name of the function at this offset of the file, and the offset where it begins."""
         address = self.binary.address(offset)
         if address is None:
             return None
@@ -77,15 +77,16 @@ class _Module:
 
 
 class Resolver:
-    """Keeps files open for the next event; `close` it. Each reason is told once, by `tell`.
+    """Keeps files open for the next event; `close` closes them.
 
-    `search` are directories to look for files in before the usual ones.
+    `report` gets each reason why a name is missing, once. `search`: directories in which to look
+    for files before the usual ones.
     """
 
     def __init__(
         self,
         environment: Mapping[str, str],
-        tell: Callable[[str], None] = lambda _: None,
+        report: Callable[[str], None] = lambda _: None,
         search: Sequence[Path] = (),
         root: Path = Path("/"),
         proc: Path = Path("/proc"),
@@ -93,9 +94,9 @@ class Resolver:
         self._search = search
         self._root = root
         self._proc = proc
-        self._tell_anew = tell
-        self._told: Recent[str, bool] = Recent()
-        self._debuginfod = Debuginfod(environment, self._tell)
+        self._report = report
+        self._reported: Recent[str, bool] = Recent()
+        self._debuginfod = Debuginfod(environment, self._report_once)
         self._demangler = Demangler()
         self._budget = Budget()
         self._maps = PerfMaps()
@@ -116,7 +117,7 @@ class Resolver:
     def resolve(self, event: Event) -> dict[str, Any]:
         """The event with `symbol` filled in as `function+0x1f`, where the name is certain.
 
-        A frame that has a symbol keeps it; what is no event with a stack comes back as it is.
+        A frame that has a symbol keeps it. An event without a stack is returned unchanged.
         """
         stack = event.get("stack")
         if not isinstance(stack, list) or len(stack) > FRAMES_LIMIT:
@@ -125,7 +126,9 @@ class Resolver:
         uid = process.get("uid") if isinstance(process, dict) else None
         owner = uid if isinstance(uid, int) else None
         if not self._budget.has_left(owner):
-            self._tell(f"user {owner}: their files take too long to read; no more names for now")
+            self._report_once(
+                f"user {owner}: their files take too long to read; no more names for now"
+            )
             return dict(event)
         with self._budget.spending(owner):
             return self._resolve(event, stack)
@@ -147,14 +150,14 @@ class Resolver:
         module, build_id, place = frame.get("module"), frame.get("build_id"), frame.get("offset")
         found = None
         if isinstance(module, str) and isinstance(build_id, str) and isinstance(place, int):
-            # A call that does not return may be the last of its function: the return address
-            # then belongs to the next.
+            # A call that does not return may be the last instruction of its function. Its return
+            # address is then in the next function.
             found = self._find(module, build_id, hints, place - (index > 0))
         elif (address := _address(frame)) is not None:
             place = address
             found = jit.get(address - (index > 0))
             if isinstance(module, str) and found is None:
-                self._tell(f"{module}: no build id")
+                self._report_once(f"{module}: no build id")
         if not found or place is None:
             return dict(frame)
         name = self._demangler.demangle(found[0].decode("utf-8", "surrogateescape"))
@@ -165,7 +168,7 @@ class Resolver:
     def _find(
         self, module: str, build_id: str, hints: Hints, offset: int
     ) -> tuple[bytes, int] | None:
-        """Name of the function there, and the offset at which it begins."""
+        """Name of the function there, and the offset where it begins."""
         known = self._module(module, build_id, hints)
         if known is None:
             return None
@@ -175,13 +178,14 @@ class Resolver:
         except ElfError as error:
             found, reason = None, str(error)
         if found is None:
-            self._tell(f"{_named(module, build_id)}: {reason}")
+            self._report_once(f"{_named(module, build_id)}: {reason}")
         return found
 
     def _module(self, module: str, build_id: str, hints: Hints) -> _Module | None:
-        """Kept by who named its place: a process may give a file of its own any build id.
+        """The file with this build id. It is kept under the hints that led to it.
 
-        So what is found by one process's word is no other's module.
+        A process may give its own file any build id. So a file that one process named is not used
+        for another one.
         """
         places = (
             (_Key(build_id), usual_files(module, self._search, self._root)),
@@ -199,7 +203,7 @@ class Resolver:
             path, binary = self._first(paths, build_id)
             if path and binary:
                 return self._keep(key, self._open_module(_named(module, build_id), path, binary))
-        self._tell(f"{_named(module, build_id)}: no file with this build id found")
+        self._report_once(f"{_named(module, build_id)}: no file with this build id found")
         self._missing.put(asked, True)
         return None
 
@@ -213,7 +217,7 @@ class Resolver:
         return module
 
     def _fetch(self, build_id: str, what: What) -> Iterator[Path]:
-        """Asks only when it comes to that."""
+        """At most one path. A generator: it asks the servers only when the path is needed."""
         if path := self._debuginfod.fetch(build_id, what):
             yield path
 
@@ -223,7 +227,7 @@ class Resolver:
             try:
                 files, tables = source(binary, path)
             except ElfError as error:
-                self._tell(f"{named}: {error}")
+                self._report_once(f"{named}: {error}")
                 continue
             found.files += files
             found.tables += [table for table in tables if len(table)]
@@ -239,14 +243,15 @@ class Resolver:
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except (OSError, ElfError, ValueError) as error:
-                self._tell(f"{printable(str(path))}: {printable(str(error))}")
+                self._report_once(f"{printable(str(path))}: {printable(str(error))}")
                 continue
             if elf.build_id == build_id:
                 return path, elf
             elf.close()
         return None, None
 
-    # Where the functions of a file are told, in this order. Each returns what it opened.
+    # Sources of a file's functions, tried in this order. Each returns the files that it opened, and
+    # their tables.
 
     def _own(self, binary: Elf, _path: Path) -> tuple[list[Elf], list[Functions]]:
         return [], [binary.functions("SHT_SYMTAB")]
@@ -261,12 +266,12 @@ class Resolver:
         return self._symbols_of(self._first(self._fetch(build_id, "debuginfo"), build_id)[1])
 
     def _left(self, binary: Elf, _path: Path) -> tuple[list[Elf], list[Functions]]:
-        """What stripping has left: the exported functions, and those packed into the file."""
+        """What stripping left: the exported functions, and those packed into the file."""
         exported = binary.functions("SHT_DYNSYM")
         try:
             files, tables = self._symbols_of(binary.mini_debug())
         except ElfError as error:
-            self._tell(f"build id {binary.build_id}: {error}")
+            self._report_once(f"build id {binary.build_id}: {error}")
             return [], [exported]
         return files, [exported, *tables]
 
@@ -283,7 +288,7 @@ class Resolver:
     # ---- Code that a process made ----------------------------------------------------------------
 
     def _jit_names(self, event: Event, stack: Sequence[object]) -> Mapping[int, tuple[bytes, int]]:
-        """By address to look up: those that no file with a build id explains."""
+        """Name and start by address, for the addresses in code that no file has."""
         addresses = {
             address - (index > 0)
             for index, frame in enumerate(stack)
@@ -301,13 +306,15 @@ class Resolver:
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except (OSError, ValueError, TypeError, IndexError, OverflowError) as error:
-            self._tell(f"pid {process.get('pid')}: no names for code without a file: {error}")
+            self._report_once(
+                f"pid {process.get('pid')}: no names for code without a file: {error}"
+            )
             return {}
 
-    def _tell(self, text: str) -> None:
-        if not self._told.get(text):
-            self._told.put(text, True)
-            self._tell_anew(printable(text, 1024))
+    def _report_once(self, text: str) -> None:
+        if not self._reported.get(text):
+            self._reported.put(text, True)
+            self._report(printable(text, 1024))
 
 
 def _named(module: str, build_id: str) -> str:
@@ -323,7 +330,7 @@ def _address(frame: Event) -> int | None:
 
 
 def _hints(event: Event) -> Hints:
-    """What says where files are: whoever reads them compares the build id."""
+    """The event's hints at files. They are not trusted: readers compare the build id."""
     paths = []
     for path in (
         ("process", "executable"),
@@ -341,7 +348,10 @@ def _hints(event: Event) -> Hints:
 
 
 def _jit(event: Event, process: Event, proc: Path) -> Jit | None:
-    """Raises OSError, ValueError; None where the event does not say enough or is another host's."""
+    """The event's process; None where facts are missing or the event is another host's.
+
+    Raises OSError, ValueError.
+    """
     host = event.get("host")
     boot_id = host.get("boot_id") if isinstance(host, dict) else None
     pid, vpid, uid = (process.get(key) for key in ("pid", "vpid", "uid"))
@@ -353,7 +363,7 @@ def _jit(event: Event, process: Event, proc: Path) -> Jit | None:
         or boot_id != (proc / "sys/kernel/random/boot_id").read_text().strip()
     ):
         return None
-    # Microseconds do: a tick of the boot clock is 10 ms.
+    # Microseconds are exact enough: a tick of the boot clock is 10 ms.
     time, start = (datetime.fromisoformat(str(text)) for text in times)
     ago = round((time - start).total_seconds() * 1e9)
     return Jit(int(str(pid)), int(str(vpid)), int(str(uid)), start, int(str(boot_ns)) - ago)

@@ -1,8 +1,8 @@
 """Names of Rust functions, of both schemes, as their authors wrote them.
 
-The first is C++'s with a hash and escapes (rustc: symbol_mangling/legacy.rs); the second, v0, is a
-grammar of its own: https://doc.rust-lang.org/rustc/symbol-mangling/v0.html. Nothing at hand reads
-the second: libstdc++ does not, and binutils' c++filt is seldom on a server.
+The first is C++'s with a hash and escapes (rustc: symbol_mangling/legacy.rs). The second, v0, has
+a different grammar: https://doc.rust-lang.org/rustc/symbol-mangling/v0.html. It is parsed here,
+because libstdc++ does not read it and binutils' c++filt is seldom on a server.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def legacy_name(shown: str) -> str:
-    """What C++'s demangler made of a name of the first scheme, without hash and escapes."""
+    """A name of the first scheme, from C++'s demangler, without hash and escapes."""
 
     def unescaped(found: re.Match[str]) -> str:
         return _ESCAPES.get(found[1]) or chr(int(found[1][1:], 16))
@@ -44,7 +44,9 @@ def legacy_name(shown: str) -> str:
 
 
 def v0_name(mangled: str) -> str | None:
-    """The name of the second scheme; None for what is none, or would be too long."""
+    """The name that this symbol of the second scheme stands for; None if it is not of that scheme,
+    or too long.
+    """
     found = _V0.fullmatch(mangled)
     if found is None:
         return None
@@ -122,7 +124,7 @@ class _Parser:
         return parts
 
     def _nested(self, rule: Callable[[], str]) -> str:
-        """What names may not do: go ever deeper, take ever longer, stand for ever more."""
+        """Apply a rule within limits: of depth, of steps, and of the length of the result."""
         self._steps += 1
         if self._depth >= DEPTH_LIMIT or self._steps > STEPS_LIMIT:
             raise ValueError
@@ -134,7 +136,7 @@ class _Parser:
         return shown
 
     def _again(self, rule: Callable[[], str]) -> str:
-        """What stands at an earlier place."""
+        """Apply a rule at an earlier place of the name, to which a back reference points."""
         start = self._at - 1
         place = self._number()
         if place >= start:
@@ -254,7 +256,7 @@ class _Parser:
         return f"{start}{', '.join(bindings)}>"
 
     def _bound(self, rule: Callable[[], str]) -> str:
-        """With the lifetimes of a binder, `for<'a, 'b>`."""
+        """Apply a rule after a binder, and show its lifetimes: `for<'a, 'b>`."""
         before = self._lifetimes
         count = self._number() + 1 if self._eat("G") else 0
         self._lifetimes += count
@@ -266,7 +268,7 @@ class _Parser:
         return f"for<{names}> {shown}" if names else shown
 
     def _lifetime(self, number: int) -> str:
-        """By how many binders further in it is; 0 is erased."""
+        """The name of a lifetime by its number, which counts from the innermost; 0 is erased."""
         if number > self._lifetimes:
             raise ValueError
         return f"'{_DIGITS[10 + self._lifetimes - number]}" if number else "'_"

@@ -1,7 +1,7 @@
 """Program headers of an ELF file: where its code, its RELRO and its build id are.
 
-All that a process in service needs of a file, in two or three reads; `elf.py` reads the rest, for
-commands. The file belongs to a monitored process and may say anything.
+This is all that the daemon needs of a file, in two or three reads; `elf.py` reads the rest, for
+commands. The file belongs to a monitored process and may contain anything.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ SEGMENTS_LIMIT = 64
 NOTES_LIMIT = 1 << 16
 _PAGE = mmap.PAGESIZE
 
-# elf(5). By class: where e_phoff, e_phentsize and e_phnum are; the header of a segment, and in it
-# type, flags, offset, address, size in the file, size in memory.
+# elf(5). By class: where e_phoff, e_phentsize and e_phnum are; the format of a segment's header,
+# and the places of type, flags, offset, address, size in the file and size in memory in it.
 _MAGIC, _LITTLE_ENDIAN = b"\x7fELF", 1
 _LAYOUTS = {
     1: (struct.Struct("<28xI10xHH"), struct.Struct("<8I"), (0, 6, 1, 2, 4, 5)),
@@ -35,7 +35,7 @@ _NT_GNU_BUILD_ID = 3
 
 
 class Code(NamedTuple):
-    """An executable PT_LOAD, in whole pages: offsets in the file, and where it is linked to be."""
+    """An executable PT_LOAD, in whole pages: offsets in the file, and the linked address."""
 
     start: int
     end: int
@@ -43,7 +43,7 @@ class Code(NamedTuple):
 
 
 class Relro(NamedTuple):
-    """PT_GNU_RELRO in whole pages, where it is linked to be; its bytes lie at `offset`."""
+    """PT_GNU_RELRO in whole pages, at its linked address; its bytes are at `offset` in the file."""
 
     start: int
     end: int
@@ -56,7 +56,7 @@ class Segments(NamedTuple):
     build_id: str | None
 
     def relro_of(self, start: int, offset: int) -> Relro | None:
-        """Where RELRO lies in a process that has code of this offset mapped at `start`."""
+        """Where RELRO is in a process that has the code at this offset mapped at `start`."""
         for code in self.code:
             if self.relro is not None and code.start <= offset < code.end:
                 moved = start - (code.address + offset - code.start)
@@ -68,7 +68,7 @@ NOTHING = Segments((), None, None)
 
 
 def build_id_of(notes: bytes) -> str | None:
-    """The one that the linker made (ld --build-id), in hexadecimal."""
+    """The build id that the linker wrote (ld --build-id), in hexadecimal."""
     position = 0
     while position + 12 <= len(notes):
         name_size, size, kind = struct.unpack_from("<III", notes, position)
@@ -90,7 +90,7 @@ def _up(address: int) -> int:
 
 
 def read_segments(file: BinaryIO) -> Segments:
-    """What the file says; nothing when it is no ELF file of this machine. Raises OSError."""
+    """The file's segments; none when it is not an ELF file of this machine. Raises OSError."""
     header = file.read(_HEADER_SIZE)
     layout = _LAYOUTS.get(header[4]) if len(header) == _HEADER_SIZE else None
     if layout is None or header[:4] != _MAGIC or header[5] != _LITTLE_ENDIAN:
@@ -107,14 +107,14 @@ def read_segments(file: BinaryIO) -> Segments:
 
 
 def read_mapped(paths: Iterable[Path], inode: int | None, limit: int) -> Segments:
-    """Of the first of the paths that is the file with that inode; nothing where none can be read.
+    """The segments of the first path that leads to that inode; none where none can be read.
 
-    `limit` is the size in bytes of the largest file that is opened.
+    `limit`: larger files, in bytes, are not opened.
     """
     for path in paths:
         try:
             with open_regular(path, limit) as file:
-                # Not the device: of some file systems maps and stat tell different ones.
+                # Not the device: on some file systems maps and stat show different ones.
                 if os.fstat(file.fileno()).st_ino == inode:
                     return read_segments(file)
         except OSError:

@@ -1,1 +1,1 @@
-"""What a monitored process or a stranger chose, made safe to show, to open and to keep."""
+"""Makes text and files that a monitored process or a stranger chose safe to show, open and keep."""

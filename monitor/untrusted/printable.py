@@ -1,4 +1,4 @@
-"""Untrusted bytes -> text that is safe to show: names and paths that a monitored process chose."""
+"""Makes untrusted bytes, as names and paths that a monitored process chose, safe to show."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ TEXT_LIMIT = 300
 def printable(raw: bytes | str, limit: int = NAME_LIMIT) -> str:
     r"""`raw` as at most `limit` characters that are safe on a terminal, in JSON and in a log.
 
-    Quotes and what is not printable (control, format and bidi characters, odd spaces) become \xNN,
-    \uNNNN or \UNNNNNNNN, bytes that are not UTF-8 \xNN; an ellipsis ends what was cut. Applied
-    twice it changes nothing, so a backslash stays as it is.
+    Quotes and unprintable characters (control, format and bidi characters, odd spaces) become \xNN,
+    \uNNNN or \UNNNNNNNN; bytes that are not UTF-8 become \xNN. A text that was cut ends with an
+    ellipsis. A second call changes nothing, so a backslash stays as it is.
     """
-    # Four bytes make a character at most: what is cut off here is beyond the limit anyway.
+    # A character has at most four bytes, so all that is cut off here is beyond the limit.
     start = raw[: 4 * (limit + 1)]
     text = start.decode("utf-8", "surrogateescape") if isinstance(start, bytes) else start
     if len(text) <= limit and text.isprintable() and '"' not in text and "'" not in text:
@@ -33,14 +33,14 @@ def printable(raw: bytes | str, limit: int = NAME_LIMIT) -> str:
 
 
 def one_line(text: str) -> str:
-    """A finished line, bounded, that a terminal shows and does not obey; quotes may be ours."""
+    """A finished line, cut to a limit and without control characters; it may contain quotes."""
     if text.isprintable() and len(text) <= LINE_LIMIT:
         return text
     return "".join(c if c.isprintable() else _escaped(c) for c in text[:LINE_LIMIT])
 
 
 def joined(value: object, limit: int = TEXT_LIMIT) -> str:
-    """The lines and words of a text of ours as one line."""
+    """A text with lines and runs of spaces, as one line."""
     return " ".join(str(value).split())[:limit]
 
 

@@ -1,4 +1,4 @@
-"""The text of /proc/PID/stat, in which the name of the process may be anything."""
+"""Parses /proc/PID/stat, in which the name of the process may contain anything."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ProcessStat(NamedTuple):
 
 
 def parse_stat(text: bytes) -> ProcessStat:
-    """Raises ValueError where it is not such a text."""
+    """Raises ValueError when it is not the text of a /proc/PID/stat."""
     before, _, after = text.rpartition(b")")
     fields = after.split()  # from the third on
     try:

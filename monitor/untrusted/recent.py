@@ -15,7 +15,7 @@ V = TypeVar("V")
 
 
 class Recent(Generic[K, V]):
-    """The answers asked for last, at most `limit`; safe to use from several threads."""
+    """The answers that were used last, at most `limit`; safe to use from several threads."""
 
     def __init__(self, limit: int = CACHED) -> None:
         self._limit = limit

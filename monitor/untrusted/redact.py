@@ -22,16 +22,16 @@ _SENSITIVE = re.compile(
 )
 _SEPARATOR = re.compile(r"""["']*[=:]["']*""")
 _TOKEN = re.compile(r"(https?://)[^\s/:@]+@", re.IGNORECASE)
-# What is before the secret of user:secret@host. Where there is no scheme the secret is none that
-# begins with "/" (host:/path@2), and some names are no user's.
+# The part before the secret in user:secret@host. Without a scheme, a text that begins with "/" is
+# not a secret (host:/path@2), and some names are not users.
 _USER = re.compile(
     r"://[^\s/:@]*:"
     r"|(?:^|(?<=[\s=\"'(,;]))(?!(?:mailto|sips?|xmpp|npm):)[^\s:@=\"'(,;]+:(?!/|$)",
     re.IGNORECASE,
 )
 _IMAGE_DIGEST = re.compile(r"@sha\d+:")  # registry:5000/image:tag@sha256:...
-# Options for a password that only mean one in these programs (-p is a port to many others), and in
-# `login`, which is a command of docker's and others'.
+# Options for a password, by program: in other programs they mean something else (-p is often a
+# port). `login` is a command of docker and others.
 _OPTIONS = {
     program: re.compile(options)
     for programs, options in (
@@ -56,7 +56,7 @@ _NO_OPTIONS = re.compile(r"(?!)")
 
 
 def _redact_word(word: str, options: re.Pattern[str]) -> tuple[str, bool]:
-    """The word as it may be shown, and whether it announces that the next one is a secret."""
+    """The word as it may be shown, and whether the next word is a secret."""
     if option := options.match(word):
         if option[0] == word:
             return word, True
@@ -70,7 +70,7 @@ def _redact_word(word: str, options: re.Pattern[str]) -> tuple[str, bool]:
             announces = not word[: name.start()].strip("\"'{,/")
             return _redact_user_information(word), announces or separator is not None
         if separator:
-            # The name may be within the secret of user:secret@.
+            # The name may be inside the secret of user:secret@.
             at = "@" if "@" in word[end:] else ""
             shown = _redact_user_information(word[:end] + at).removesuffix(at)
             return shown + REDACTED, False
@@ -78,7 +78,7 @@ def _redact_word(word: str, options: re.Pattern[str]) -> tuple[str, bool]:
 
 
 def _redact_user_information(text: str) -> str:
-    """Without tokens of URLs, and what is between the first user and the last "@"."""
+    """The text without tokens in URLs, and without all between the first user and the last "@"."""
     text = _TOKEN.sub(rf"\1{REDACTED}@", text)
     end = text.rfind("@")
     if _IMAGE_DIGEST.match(text, end):
@@ -93,12 +93,12 @@ def _redact(words: Sequence[str], is_program: bool) -> tuple[list[str], bool]:
     for word in words:
         inner = word.split()
         if hide:
-            # "--password --token x": whichever of the two takes no value, x stays hidden.
+            # "--password --token x": x is hidden, whichever of the two options takes no value.
             shown.append(REDACTED)
             hide = _redact_word(word, options)[1]
         elif len(inner) > 1:
             # A script for a shell, a header, a rewritten title: quoting is unknown, so nothing
-            # behind the first secret is shown.
+            # after the first secret is shown.
             parts, hide = _redact(inner, is_program=False)
             first = next(
                 (i for i, (a, b) in enumerate(zip(inner, parts, strict=True)) if a != b), None
@@ -115,9 +115,9 @@ def _redact(words: Sequence[str], is_program: bool) -> tuple[list[str], bool]:
 def redact(argv: Sequence[str]) -> list[str]:
     """`argv` with what may be a secret replaced by `[redacted]`; the same number of arguments.
 
-    Hidden are: the rest of an argument behind a name like password, token, secret, key, auth and
-    `=` or `:`; the argument after one that is nothing but such a name; the secret of user:secret@
-    and the user information of URLs; and the options for a password of a few common programs.
-    Rather too much than too little.
+    It hides: the rest of an argument after a name like password, token, secret, key or auth and
+    `=` or `:`; the argument after one that is only such a name; the secret of user:secret@ and the
+    user information of URLs; and options for a password of a few common programs. When in doubt, it
+    hides.
     """
     return _redact(argv, is_program=True)[0]

@@ -1,4 +1,4 @@
-"""Files that somebody else chose, opened without side effects."""
+"""Opens files that somebody else chose, without side effects."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ __all__ = ["open_regular"]
 
 
 def open_regular(path: Path, limit: int, owner: int | None = None) -> BinaryIO:
-    """The regular file there, of at most `limit` bytes; with an `owner`, their own and no link.
+    """The regular file there, of at most `limit` bytes. With an `owner`, it must belong to that
+    user and not be a symbolic link.
 
-    Nothing else is opened: that of a device or a FIFO may do something, or wait. Raises OSError.
+    Nothing else is opened: opening a device or a FIFO may act, or wait. Raises OSError.
     """
     follow = 0 if owner is None else os.O_NOFOLLOW
     handle = os.open(path, os.O_PATH | os.O_CLOEXEC | follow)

@@ -1,4 +1,6 @@
-"""Small files in the state directory: whole or not there, and only what nobody else has written."""
+"""Small files in the state directory: written whole or not at all, and read only if no other user
+could have written them.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,13 @@ __all__ = ["is_owned", "read", "write"]
 
 
 def is_owned(status: os.stat_result) -> bool:
-    """Whether nobody but root and us could have written it."""
+    """Whether only root and this user could have written it."""
     return status.st_uid in (0, os.geteuid()) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def read(directory: int, name: str, limit: int) -> bytes | None:
-    """What it holds; None when there is none. Raises OSError, ValueError."""
-    # Not blocking: it may be a pipe.
+    """The contents; None when there is no such file. Raises OSError, ValueError."""
+    # Non-blocking: it may be a pipe.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         descriptor = os.open(name, flags, dir_fd=directory)
@@ -38,7 +40,7 @@ def read(directory: int, name: str, limit: int) -> bytes | None:
 
 
 def write(directory: int, name: str, data: bytes) -> None:
-    """The whole file or none of it, also when the host loses its power. Raises OSError."""
+    """Write the whole file or nothing, even if the host loses power. Raises OSError."""
     new = f".{name}.new"
     with contextlib.suppress(FileNotFoundError):
         os.unlink(new, dir_fd=directory)

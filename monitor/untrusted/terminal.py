@@ -1,4 +1,4 @@
-"""Lines and tables for a terminal, which obeys nothing of what is in them."""
+"""Lines and tables for a terminal, without control characters."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from monitor.untrusted.printable import one_line, printable
 __all__ = ["Column", "counted", "plural", "shortened", "table", "text", "visible"]
 
 TEXT_LIMIT = 1000
-_NARROWEST = 12  # of a column of names that gives way
+_NARROWEST = 12  # width of a column of names when the table must be narrow
 
 
 def visible(value: object, limit: int = TEXT_LIMIT) -> str:
-    """What others chose, as a part of a line."""
+    """A value that others chose, as part of a line."""
     return printable(str(value), limit)
 
 
 def text(lines: Iterable[str]) -> str:
-    """Finished lines as they may be printed: each stays one."""
+    """Finished lines as one text, safe to print: each stays one line."""
     return "\n".join(map(one_line, lines))
 
 
 def shortened(name: str, width: int) -> str:
-    """Without its beginning when it is too long: the end of a path tells more."""
+    """The name without its beginning when it is too long: the end of a path says more."""
     return name if len(name) <= width else f"\N{HORIZONTAL ELLIPSIS}{name[1 - width :]}"
 
 
@@ -48,7 +48,8 @@ class Column(NamedTuple):
 def table(columns: Sequence[Column], width: int | None = None) -> list[str]:
     """The titles and each row as a line.
 
-    None is longer than `width`, as far as numbers and titles let: columns of names give way.
+    Columns of names are narrowed so that no line is longer than `width`. Numbers and titles are
+    not cut, so a line may still be longer.
     """
     shown = [[column.title, *map(one_line, column.cells)] for column in columns]
     widths = [

@@ -1,4 +1,4 @@
-"""What was not seen, or found no room: looked at from time to time, reported when it rises."""
+"""Reports what was lost since it last looked: runs that probes missed, events without room."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Report(Protocol):
 
 
 class Losses:
-    """One thread."""
+    """Used by one thread."""
 
     def __init__(
         self, loaded: Loaded, state: KernelState, report: Report, proc: Path = Path("/proc/self")
@@ -33,7 +33,7 @@ class Losses:
         self._dropped = 0
 
     def look(self) -> None:
-        """Report what has been lost since the last look. Raises OSError when not all is known."""
+        """Report what was lost since the last call. Raises OSError when a count cannot be read."""
         self._look_at_dropped_events()
         self._look_at_missed_runs()
 

@@ -1,4 +1,4 @@
-"""From the kernel's records to events for the sinks; counts those that never get there."""
+"""Makes events from the kernel's records and sends them to sinks; counts those it does not send."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Pipeline:
         ask_snapshot: Callable[[Mapping[str, Any], abi.Record], None] | None = None,
         offset: Callable[[], int] = events.clock_offset,
     ) -> None:
-        """`ask_snapshot` hears of each event of a process, just before it is sent. `offset` is
-        asked again for all records that are taken at once, and for each other event.
+        """`ask_snapshot` gets each event of a process, just before it is sent. `offset` is read
+        once for all records that are taken together, and once for each other event.
         """
         self._host = host
         self._sealed_mask = sealed_mask
@@ -48,14 +48,15 @@ class Pipeline:
         self._offset = offset()
 
     def reconfigure(self, config: Config) -> None:
-        """Put in force what may change of mutes and command lines."""
+        """Apply the configuration's mutes and its setting of command lines."""
         self._mutes = config.mutes
         self._attribution.reconfigure(config.events.command_line)
 
     def take(self, records: Iterable[abi.Record]) -> None:
         """Make each record an event and send it, unless a mute applies.
 
-        One that only says who seals is learnt: the process may be gone at its violation.
+        A record that only says who seals makes no event: the process is looked up, because it may
+        be gone when its violation comes.
         """
         self._offset = self._sample_offset()
         for record in records:
@@ -88,13 +89,13 @@ class Pipeline:
         if self._is_muted(event, owner.process.executable):
             self._tally.event(kind.label, "filtered")
             return
-        told = events.to_dict(event)
+        sent = events.to_dict(event)
         if self._ask_snapshot:  # first: the process may not live for long
-            self._ask_snapshot(told, record)
-        self._delivery.send(told, record.time_boot_ns)
+            self._ask_snapshot(sent, record)
+        self._delivery.send(sent, record.time_boot_ns)
 
     def suppression(self, gap: Gap) -> None:
-        """Tell of events that the rate limit held back, unless a mute applies to them."""
+        """Report events that the rate limit suppressed, unless a mute applies to them."""
         key, bucket = gap
         self._offset = self._sample_offset()
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)

@@ -1,4 +1,4 @@
-"""From the ring and the counters of the kernel to the pipeline, as long as a monitor watches."""
+"""Moves records from the kernel's ring to the pipeline, and reports suppressions and losses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from monitor.watch.pipeline import Pipeline
 __all__ = ["SWEEP_SECONDS", "Pump"]
 
 SWEEP_SECONDS = 1.0
-TURN_SECONDS = 0.5  # what a storm leaves in the ring after so long waits for the next turn
+TURN_SECONDS = 0.5  # of one drain; in a storm the rest stays in the ring for the next one
 
 
 class Pump:
@@ -33,9 +33,9 @@ class Pump:
         trouble: Callable[[str], None],
         has_room: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`take` gets the records; None: the pipeline does. `corrupt` is told how many entries of
-        the ring were no records, `trouble` once what cannot be read, until it can again. While
-        `has_room` is false the rest stays in the ring.
+        """`take` gets the records; None: the pipeline does. `corrupt` gets the number of entries
+        of the ring that were not records. `trouble` gets a message when something cannot be read:
+        one, until it can be read again. While `has_room` is false, records stay in the ring.
         """
         self._ring = ring
         self._pipeline = pipeline
@@ -45,11 +45,11 @@ class Pump:
         self._corrupt = corrupt
         self._trouble = trouble
         self._has_room = has_room
-        self._told: set[str] = set()
+        self._failing: set[str] = set()
         self._sweep_at = 0.0
 
     def drain(self) -> int:
-        """Take the records that are in the ring, for half a second at most; how many."""
+        """Take records out of the ring, for TURN_SECONDS at most; returns how many."""
         taken = corrupt = 0
         deadline = time.monotonic() + TURN_SECONDS
         while self._has_room():
@@ -67,7 +67,7 @@ class Pump:
         return taken
 
     def sweep_when_due(self, now: float) -> None:
-        """Tell what was suppressed, every SWEEP_SECONDS. `now` is of the monotonic clock."""
+        """Report what was suppressed, every SWEEP_SECONDS. `now` is of the monotonic clock."""
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_SECONDS
             self._sweep()
@@ -79,13 +79,13 @@ class Pump:
                 self._pipeline.suppression(gap)
 
     def look_at_losses(self) -> None:
-        """Tell what was lost since the last look."""
+        """Report what was lost since the last call."""
         with self._survived("cannot read the runs that probes missed"):
             self._losses.look()
 
     def finish(self, seconds: float) -> None:
-        """Once the programs are detached: take all that there is, wait so long for a record that is
-        not whole yet, tell what was lost, and close every gap.
+        """Call it once the programs are detached: takes all records, waits up to `seconds` for one
+        that is not complete yet, reports what was lost, and reports every gap.
         """
         deadline = time.monotonic() + seconds
         # A program that was running when it was detached may still have a record to submit.
@@ -96,12 +96,12 @@ class Pump:
 
     @contextlib.contextmanager
     def _survived(self, what: str) -> Iterator[None]:
-        """An OSError (no memory, no descriptor left) is told once; the next time tries again."""
+        """An OSError (no memory, no descriptor left) is reported, but not again while it lasts."""
         try:
             yield
         except OSError as error:
-            if what not in self._told:
-                self._told.add(what)
+            if what not in self._failing:
+                self._failing.add(what)
                 self._trouble(f"{what}: {error}")
         else:
-            self._told.discard(what)
+            self._failing.discard(what)

@@ -1,4 +1,4 @@
-"""What the daemon and exec have in common: programs attached, and what makes events of it all."""
+"""What the daemon and exec share: the attached programs, and all that makes events from records."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class Watcher:
         ask_snapshot: Callable[[Mapping[str, Any], abi.Record], None] | None = None,
         report: Report | None = None,
     ) -> None:
-        """`beginning`: of what the configuration asks for, where it was begun before. `idle_ns`,
-        `take` and `has_room`, `ask_snapshot` are those of Suppressions, Pump, Pipeline. `report`
-        hears of what was lost or cannot be read; None: it becomes a health event.
+        """`beginning`: the load that this configuration asks for, when it has begun already.
+        `idle_ns` is for Suppressions, `take` and `has_room` for Pump, `ask_snapshot` for Pipeline.
+        `report` gets what was lost or cannot be read; None: it becomes a health event.
 
         Raises LoadError, CalibrationError.
         """
@@ -56,7 +56,7 @@ class Watcher:
             attached = cleanup.enter_context(Attached(request(config), beginning))
             self.findings = attached.calibrate()
             self.loaded, self.state, self.ring = attached.loaded, attached.state, attached.ring
-            # Only now: an event made before would be taken for one of the calibration's.
+            # Only now: a record made before would be taken for one of the calibration's.
             configure(self.state.config, config)
             cgroups = Cgroups()
             self.workloads = Workloads(self.state, cgroups)
@@ -91,7 +91,7 @@ class Watcher:
         self._cleanup.close()
 
     def reconfigure(self, config: Config) -> None:
-        """Put in force what may change while the programs run."""
+        """Apply what may change while the programs run."""
         configure(self.state.config, config)
         self.pipeline.reconfigure(config)
 

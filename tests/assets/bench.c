@@ -3,13 +3,13 @@
  * bench range BATCHES COUNT...         a denied mprotect over COUNT mappings, the last one sealed
  * bench instructions CALLS [COUNT...]  the same calls one by one, by the time-stamp counter
  *
- * Times short batches in turn, so that a disturbance meets all alike. Prints a JSON object: by
+ * Times short batches in turn: a disturbance then meets all alike. Prints a JSON object: by
  * name, ns per call of each batch; `denied`, how many calls were refused; `faults`, how many
  * accesses went to the handler.
  *
- * Where the clock counts instructions (QEMU with -icount) and addresses are not random, so is the
- * least of many calls their exact number; `ns` then holds this one figure, less what the measuring
- * takes.
+ * Where the clock counts instructions (QEMU with -icount) and addresses are not random, the least
+ * of many calls is the exact number of instructions. `ns` then holds this one figure, less what the
+ * measuring takes.
  */
 #define _GNU_SOURCE
 #include "asset.h"

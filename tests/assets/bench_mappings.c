@@ -2,8 +2,8 @@
  * bench_mappings BATCHES CALLS COUNT
  *
  * What a denied mprotect costs in a process of exactly COUNT mappings. A process of one mapping has
- * no stack, no libc and no data: a child keeps but the sealed page that it runs on and COUNT - 1
- * others around it, makes its calls from there and tells their time through a pipe. Prints a JSON
+ * no stack, no libc and no data: a child keeps only the sealed page that it runs on and COUNT - 1
+ * others around it, makes its calls from there and writes their time to a pipe. Prints a JSON
  * object: `mappings`, how many the kernel says it had; `denied`, how many calls were refused; `ns`
  * per call of each batch.
  */

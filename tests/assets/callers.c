@@ -65,7 +65,7 @@ NOINLINE void crate(void)
     __asm__ volatile("");
 }
 
-static void tell(const char *name, void (*start)(void))
+static void print_call(const char *name, void (*start)(void))
 {
     FILE *maps = fopen("/proc/self/maps", "r");
     unsigned long low, high, offset, here = (unsigned long)returns;
@@ -81,18 +81,18 @@ static void tell(const char *name, void (*start)(void))
 int main(int argc, char **argv)
 {
     local();
-    tell("local", local);
+    print_call("local", local);
     exported();
-    tell("exported", exported);
+    print_call("exported", exported);
     if (!setjmp(after))
         ends_in_a_call();
-    tell("ends_in_a_call", ends_in_a_call);
+    print_call("ends_in_a_call", ends_in_a_call);
     comes_next();
-    tell("comes_next", comes_next);
+    print_call("comes_next", comes_next);
     method();
-    tell("method", method);
+    print_call("method", method);
     crate();
-    tell("crate", crate);
+    print_call("crate", crate);
     fflush(stdout);
     if (argc > 1 && !strcmp(argv[1], "--wait"))
         while (getchar() != EOF)

@@ -6,7 +6,7 @@
  *   children  N short-lived children, one after the other
  *   orphans   N grandchildren whose parents have gone
  *   daemons   the same, in sessions of their own
- * or, in mode `guard`, one write to an inaccessible page, of which it dies.
+ * or, in mode `guard`, one write to an inaccessible page, which kills it.
  */
 #define _GNU_SOURCE
 #include "asset.h"

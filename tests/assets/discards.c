@@ -1,13 +1,17 @@
 /*
- * Discards around seals and beside them, so that what is known of one mapping, of one process or of
- * one moment must not be taken for another. Prints how many of them went around a seal.
+ * Discards around seals and beside them: what is known of one mapping, of one process or of one
+ * moment does not hold for another. Prints how many of them went around a seal.
  *
  * discards turns ROUNDS     several mappings in turn, every other one sealed
+ *
  * discards later ROUNDS     a mapping is discarded, then sealed in part, then discarded
- * discards race ROUNDS      another thread seals while this one discards; `unsure`: how many more
- * may have gone around the seal, as mseal was not back when they began discards forks COUNT
- * children at the same addresses, every other one with a seal discards exec COUNT       the same
- * program one after the other, every other one with a seal
+ *
+ * discards race ROUNDS      another thread seals while this one discards. `unsure`: how many more
+ *                           may have gone around the seal: mseal was not back when they began
+ *
+ * discards forks COUNT      children at the same addresses, every other one with a seal
+ *
+ * discards exec COUNT       the same program again and again, every other time with a seal
  */
 #define _GNU_SOURCE
 #include "asset.h"
@@ -166,7 +170,7 @@ static void forks(unsigned long count)
     }
 }
 
-/* The count goes down from one program to the next, `made` tells how many discards are behind. */
+/* The count goes down from one program to the next. `made`: how many discards there were so far. */
 static void execs(char **argv, unsigned long count)
 {
     const char *made = getenv("MADE");

@@ -1,6 +1,6 @@
 /*
  * headers [--wait]: a refused mprotect by code in a mapped file, called from this program. The
- * file's ELF header names more program headers than anybody will read.
+ * file's ELF header names more program headers than anybody reads.
  */
 #define _GNU_SOURCE
 #include "asset.h"

@@ -1,8 +1,8 @@
 /*
  * posture none|pages|code|relro|all
  *
- * Seals what it is told to of itself and of its libraries, prints what /proc has to show of it,
- * and waits for the end of standard input. What is code and what is RELRO the dynamic linker says.
+ * Seals that part of itself and of its libraries, prints what /proc shows of it, and waits for the
+ * end of standard input. The dynamic linker says which part is code and which is RELRO.
  */
 #define _GNU_SOURCE
 #include "asset.h"

@@ -1,15 +1,15 @@
 /*
  * turmoil SECONDS THREADS SEED [--wait]
  *
- * One process after the other, each a second old at most, whose THREADS (at least 2) map, unmap,
- * protect, seal and fault in one address space, and which knows the truth of each violation. Prints
- * a line that tells the layout, before it waits, and at the end one that tells the violations.
+ * Starts one process after the other; each lives for a second at most. Its THREADS (at least 2)
+ * map, unmap, protect, seal and fault in one address space, and it knows the truth of each
+ * violation. Prints a line with the layout before it waits, and at the end one with the violations.
  *
- * The arena is cut into cells, dealt out to the threads in turn, so that mappings of all of them
- * share nodes of the kernel's tree. A thread changes its own cells alone, but for what lies before
- * the seal of a violator's first one, which others change while calls on it are refused. What a
- * page of a violator's cell is never changes, so the address of a violation tells the truth about
- * it; an odd address is written to, an even one is read.
+ * The arena is cut into cells, which the threads get in turn: mappings of all of them then share
+ * nodes of the kernel's tree. A thread changes only its own cells, with one exception: other
+ * threads change what lies before the seal of a violator's first cell while calls on that cell are
+ * refused. A page of a violator's cell always stays the same kind of page, so the address of a
+ * violation says what it must be. An odd address is written to, an even one is read.
  */
 #define _GNU_SOURCE
 #include "asset.h"
@@ -643,7 +643,7 @@ static void *run_thread(void *argument)
 
 /* ---- Processes ------------------------------------------------------------------------------ */
 
-/* So that some calls are refused for want of a privilege. */
+/* Without the privilege some calls are refused. */
 static void drop_privileges(void)
 {
     struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};

@@ -1,4 +1,4 @@
-"""What the loader attaches, hands over and says where it can't."""
+"""What the loader attaches and hands over, and what it says where it cannot."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def prog_ids(loaded: Loaded) -> set[int]:
 
 
 def wait_for_programs(gone: set[int]) -> None:
-    """Until none of them is loaded; the kernel frees a program a grace period after its end."""
+    """Wait until none is loaded: the kernel frees a program a grace period after its end."""
     deadline = time.monotonic() + 30
     while gone & own_programs().keys():
         assert time.monotonic() < deadline, f"still loaded: {gone & own_programs().keys()}"
@@ -72,7 +72,7 @@ def wait_for_programs(gone: set[int]) -> None:
 
 
 def run(code: str, *arguments: str, prefix: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
-    """Python with the project's modules, behind the words `prefix`."""
+    """Python with the project's modules; `prefix` are words before its command."""
     return subprocess.run(
         [*prefix, sys.executable, "-c", code, *arguments],
         cwd=ROOT,
@@ -138,7 +138,7 @@ FUNCTIONS = ("mprotect", "munmap", "mmap_fixed", "mremap_source", "madvise", "sh
 
 
 def test_without_the_functions_the_calls_stand_in(require_fexit: None) -> None:
-    """Each for itself: what two calls shared is now two hooks."""
+    """One hook for each call, also for those that shared a function."""
     with new_cgroup("calls") as cgroup:
         harness = Harness("fexit", cgroup, without=AT_SEAL)
         try:
@@ -158,7 +158,7 @@ def test_without_the_functions_the_calls_stand_in(require_fexit: None) -> None:
 def test_a_function_that_sees_no_refusal_is_replaced(
     require_fexit: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As if the kernel's check had moved elsewhere: real refusals are made to find that out."""
+    """As if the kernel's check had moved elsewhere: calibration finds that by real refusals."""
     name = "io_madvise"
     silent = Hook("fexit", name, f"fexit_{name}", at_seal=True, sees_compat=True)
     changed = tuple(
@@ -204,7 +204,7 @@ def with_hooks(name: str, *hooks: Hook) -> tuple[Probe, ...]:
     return tuple(probe._replace(hooks=hooks) if probe.name == name else probe for probe in PROBES)
 
 
-def test_a_refused_probe_falls_back_alone(
+def test_only_the_refused_probe_falls_back(
     load: LoadFunction, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bogus = Hook("tracepoint", MISSING, "exit_mprotect", "exit_call", 0)

@@ -55,7 +55,7 @@ TICK = "time.sleep(0.05)  # the time of a change has ticks of up to 10 ms\n"
 
 
 def shown(harness: Harness, steps: str) -> list[tuple[Any, ...]]:
-    """Of each refusal the file and the first digits of the build id of its innermost frame."""
+    """Of each refusal: file and first digits of the build id of its innermost frame."""
     with harness.configured(emit_seals=0):
         made = harness.python(FILES + textwrap.dedent(steps) + END)
     stacks = [frames(record.stack)[0] for record in made.of_kind(Kind.DENIAL)]
@@ -73,7 +73,7 @@ def test_another_in_its_place(harness: Harness) -> None:
 
 
 def test_written_to_in_place(harness: Harness) -> None:
-    """Also where the time of the last write is put back: nobody can do that to the last change."""
+    """Also where the time of the last write is put back: the time of the last change stays true."""
     steps = f"""
         show(first)
         {TICK}

@@ -1,4 +1,4 @@
-"""Ways around a seal: what the record and the counters say of each."""
+"""Bypasses: what the record and the counters say of each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from monitor.provoke import table as provoke
 BYPASSES = [p.name for p in provoke.PROVOCATIONS if p.kind == "bypass"]
 
 
-def told(record: Record) -> dict[str, object]:
+def facts_of(record: Record) -> dict[str, object]:
     """The record in the terms of a provocation's facts."""
     return {
         "method": Method(record.bypass.method).label,
@@ -47,7 +47,7 @@ def test_bypass(harness: Harness, name: str) -> None:
         assert counted(made) == {}
         return
     (record,) = made.of_kind(Kind.BYPASS)
-    assert told(record) == {key: facts[key] for key in told(record)}
+    assert facts_of(record) == {key: facts[key] for key in facts_of(record)}
     assert record.mapping.flags & harness.config.sealed_mask
     assert counted(made) == {
         ("bypass", facts["method"]): 1,
@@ -114,7 +114,7 @@ print(json.dumps({{}}))
 
 
 def test_memory_of_another_process(harness: Harness) -> None:
-    """Who did it, and whose memory it was; the stack is that of who did it."""
+    """Who did it, and to which process's memory; the stack is that of the first."""
     made = harness.provoke("ptrace_poke")
     if not is_seen(harness, made.line):
         return
@@ -127,7 +127,7 @@ def test_memory_of_another_process(harness: Harness) -> None:
 
 
 def test_in_a_pid_namespace(harness: Harness) -> None:
-    """The pid that ptrace is given is one of its caller's namespace."""
+    """The pid that ptrace gets is one of its caller's namespace."""
     unshare = shutil.which("unshare")
     if not unshare:
         pytest.skip("unshare is not installed")
@@ -141,7 +141,7 @@ def test_in_a_pid_namespace(harness: Harness) -> None:
 
 
 def test_what_is_no_bypass(harness: Harness) -> None:
-    """Writes to what the process may write to, and to what is not sealed; reads of what is."""
+    """Writes to writable memory and to unsealed memory; reads of sealed memory."""
     made = harness.python(
         """
 with open("/proc/self/mem", "r+b", buffering=0) as memory:

@@ -1,4 +1,4 @@
-"""The canary: nobody else is taken for it, and its failure is told until it comes back again."""
+"""The canary: nothing else is taken for it, and its failure is reported until it comes back."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def take_its_program(_: Running, program: Path) -> None:
         (take_its_program, "its process cannot be started: [Errno 2] No such file or directory"),
     ],
 )
-def test_its_failure_is_told_until_it_comes_back(
+def test_its_failure_is_reported_until_it_comes_back(
     tmp_path: Path,
     require_bpf: None,
     monkeypatch: pytest.MonkeyPatch,

@@ -144,7 +144,7 @@ def test_filtered_verdicts_are_counted(harness: Harness, compiled: Compiled) -> 
     assert made.records == []
     assert made.counted["event", "denial", "filtered"] == 101
     assert_conserved(made.counted)
-    # What is not filtered is told, but where a filter's refusal is not seen at all.
+    # A verdict that is not filtered has a record, unless no probe sees a filter's refusal.
     assert len(other.records) == (0 if harness.at_seal("mprotect") else 1)
 
 
@@ -205,7 +205,7 @@ def test_rate_after_the_burst(harness: Harness, compiled: Compiled) -> None:
     times = [record.time_boot_ns for record in made.records]
     elapsed = made.line["seconds"]
     assert 100 + 5 * elapsed <= len(times) <= 102 + 10 * elapsed  # fewer when it was held up
-    # However the process was delayed: no event comes before its turn at the steady rate.
+    # No event comes before its turn at the steady rate, however much the process was delayed.
     after = [time - times[0] for time in times[100:]]
     assert after
     assert all(time >= turn * SECOND_NS // 10 for turn, time in enumerate(after, 1))
@@ -251,7 +251,7 @@ def small(require_bpf: None) -> Iterator[Harness]:
 
 
 def test_full_ring(small: Harness, compiled: Compiled) -> None:
-    """Nobody reads: what finds no room is counted as dropped, and nothing else is lost."""
+    """Nobody reads: records without room are counted as dropped, and nothing else is lost."""
     before = small.workload()
     made = small.run(*storms(compiled, 1, 2, 5003))
     total = 2 * 5003
@@ -273,7 +273,7 @@ def test_full_ring_works_again_once_read(small: Harness, compiled: Compiled) -> 
 
 
 def test_full_bucket_map(small: Harness, compiled: Compiled) -> None:
-    """Keys that find no place share one bucket, and its limit."""
+    """Keys without a place in the map share one bucket, and its limit."""
     hour = 3600 * SECOND_NS
     with small.configured(event_interval_ns=hour, event_burst_ns=2 * hour, emit_seals=0):
         command = [compiled("storm"), "1", "7", "0", "munmap", "--wait"]

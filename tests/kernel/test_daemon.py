@@ -36,9 +36,9 @@ RUN_APART = (str(Path(__file__).parents[1] / "apart.py"), "run")
 
 
 class Running:
-    """A daemon in a process of its own; its events are read from its standard output.
+    """A daemon in another process; its events are read from its standard output.
 
-    It sees the cgroup of the tests alone, unless it is to see the whole host. `prefix` are words
+    It sees only the cgroup of the tests, unless it is to see the whole host. `prefix` are words
     before its command. Standard output goes through a process of the command `through`.
     """
 
@@ -118,14 +118,14 @@ class Running:
         raise AssertionError(f"no series {name} in:\n{text}")
 
     def wait_for_metric(self, name: str, value: float, seconds: float = 20.0) -> None:
-        """Until the series has the value: events are counted a moment after they are written."""
+        """Wait for the series to have the value: events are counted a moment after a write."""
         deadline = time.monotonic() + seconds
         while self.metric(name) != value:
             assert time.monotonic() < deadline, f"{name} is {self.metric(name)}"
             time.sleep(0.05)
 
     def stop(self) -> Event:
-        """SIGTERM; the last event, once it has ended well."""
+        """Send SIGTERM; return the last event, once it has ended well."""
         self.process.send_signal(signal.SIGTERM)
         assert self.process.wait(30) == 0, self.errors.read_text("utf-8")
         last = self.events()[-1]
@@ -159,7 +159,7 @@ def start(tmp_path: Path, require_bpf: None) -> Iterator[Start]:
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory, require_bpf: None) -> Iterator[Running]:
-    """One for all cases that look at nothing but the events of a process of their own."""
+    """One daemon for all cases that look only at the events of their own process."""
     running = Running(tmp_path_factory.mktemp("daemon"), "")
     try:
         running.health("started", READY_SECONDS)
@@ -251,8 +251,8 @@ def test_storm_is_counted_exactly(start: Start, compiled: Compile, attach: str) 
     assert stopped["details"]["denial"]["suppressed"] > 0
     assert_conserved(stopped)
 
-    told = sum(event["count"] for event in daemon.events("suppression"))
-    assert told == stopped["details"]["denial"]["suppressed"]
+    reported = sum(event["count"] for event in daemon.events("suppression"))
+    assert reported == stopped["details"]["denial"]["suppressed"]
 
 
 def test_sigterm_in_a_storm(start: Start, compiled: Compile) -> None:
@@ -345,7 +345,7 @@ def test_reload(start: Start) -> None:
     }
 
 
-def test_the_web_configuration_is_read_anew(start: Start, tmp_path: Path) -> None:
+def test_the_web_configuration_is_read_again(start: Start, tmp_path: Path) -> None:
     web = tmp_path / "web.yml"
     web.write_text("http_server_config:\n  headers:\n    X-Frame-Options: deny\n")
     daemon = start("", "--web.config.file", str(web))
@@ -411,7 +411,7 @@ def test_port_taken(start: Start) -> None:
 
 
 @pytest.mark.host_wide
-def test_demo_tells_every_violation_right(require_bpf: None) -> None:
+def test_demo_shows_every_violation_right(require_bpf: None) -> None:
     demo = subprocess.run(
         [sys.executable, "-m", "monitor", "demo"],
         check=False,
@@ -447,7 +447,7 @@ class Collected:
     def close(self) -> None: ...
 
 
-def test_a_lost_probe_is_told(monkeypatch: pytest.MonkeyPatch, require_bpf: None) -> None:
+def test_a_lost_probe_is_reported(monkeypatch: pytest.MonkeyPatch, require_bpf: None) -> None:
     lost = Hook("tracepoint", "syscalls:sys_exit_no_such_call", "exit_shmat", "exit_call", 7)
     table = [p._replace(hooks=(lost,)) if p.name == "shmat" else p for p in PROBES]
     monkeypatch.setattr("monitor.kernel.attacher.PROBES", table)
@@ -467,5 +467,5 @@ def test_a_lost_probe_is_told(monkeypatch: pytest.MonkeyPatch, require_bpf: None
         assert daemon.delivery.wait(5)
     assert 'seal_monitor_probe_attached{mode="tracepoint",probe="shmat"} 0.0' in metrics
     assert 'seal_monitor_probe_attached{mode="tracepoint",probe="munmap"} 1.0' in metrics
-    told = [event for event in collected.events if event.get("event") == "probe_lost"]
-    assert [event["message"].partition(":")[0] for event in told] == ["shmat"]
+    reported = [event for event in collected.events if event.get("event") == "probe_lost"]
+    assert [event["message"].partition(":")[0] for event in reported] == ["shmat"]

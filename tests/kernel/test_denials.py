@@ -22,7 +22,7 @@ DENIALS = [p.name for p in provoke.PROVOCATIONS if p.kind == "denial"]
 NOBODY = 65534
 
 
-def told(record: Record) -> dict[str, object]:
+def facts_of(record: Record) -> dict[str, object]:
     """The record in the terms of a provocation's facts."""
     return {
         "operation": OPERATIONS[record.operation].name,
@@ -56,7 +56,7 @@ def expected(facts: dict[str, object]) -> dict[str, object]:
             "result",
         )
     }
-    if facts["verdict"] != "sealed":  # what a proof rests on is told only where there is one
+    if facts["verdict"] != "sealed":  # only a proof has ranges that it rests on
         wanted |= {"partial_start": 0, "partial_end": 0}
     if facts["reason"] == "range_too_long":
         wanted |= {"sealed_start": 0, "sealed_end": 0}
@@ -64,7 +64,7 @@ def expected(facts: dict[str, object]) -> dict[str, object]:
 
 
 def denials_counted(made: Made) -> dict[Cell, int]:
-    """What the host counted but for the seals, which the provocation needed."""
+    """What was counted, without the seals that the provocation needed."""
     return {
         cell: number
         for cell, number in made.counted.items()
@@ -83,7 +83,7 @@ def test_denial(harness: Harness, name: str) -> None:
         return
     (record,) = made.of_kind(Kind.DENIAL)
 
-    assert told(record) == expected(facts)
+    assert facts_of(record) == expected(facts)
     operation = OPERATIONS[record.operation]
     made_with = decode_arguments(operation, facts["arguments"])
     assert decode_arguments(operation, record.arguments) == made_with

@@ -1,4 +1,4 @@
-"""Discarding advice, of which most is known to be harmless without a look at the mappings."""
+"""Discarding advice: most of it is known to be harmless without a look at the mappings."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ Compile = Callable[[str], Path]
 
 
 def discarded(harness: Harness, program: Path, what: str, count: int) -> tuple[Made, int, int]:
-    """What was made, how often a seal was counted to be gone around, and the runs that were missed,
-    each of which may be one less.
+    """What was made, how many bypasses were counted, and how many runs were missed. A missed run
+    may be a bypass that was not counted.
     """
     missed = harness.missed()
     with harness.configured(emit_seals=0):
@@ -41,7 +41,7 @@ def test_no_seal_is_overlooked(
 
 
 def test_a_seal_by_another_thread(harness: Harness, compiled: Compile) -> None:
-    """Every discard that began after mseal was back is counted, none that ended before it began."""
+    """A discard that began after mseal was back is counted; one that ended before mseal is not."""
     made, counted, missed = discarded(harness, compiled("discards"), "race", 997)
     around, unsure = made.line["around"], made.line["unsure"]
     assert around == 5 * 997

@@ -90,13 +90,13 @@ def test_every_system_call_of_this_kernel_is_reviewed() -> None:
     assert row["finding"] == f"{len(host.system_calls())} reviewed"
 
 
-def test_what_is_told_of_the_kernel_is_what_it_does() -> None:
+def test_what_doctor_says_of_the_kernel_is_true() -> None:
     found = by_check(examine())
     child = provoke.run("mprotect_partial")
     facts = json.loads(child.communicate()[0].splitlines()[-1])
     changes = facts["partial_start"] < facts["partial_end"]
-    told = found["partial mprotect"]["finding"]
-    assert told.startswith("what precedes the seal is changed" if changes else "a refused call")
+    said = found["partial mprotect"]["finding"]
+    assert said.startswith("what precedes the seal is changed" if changes else "a refused call")
     assert re.fullmatch(r"bit \d+ of vm_flags", found["seal bit"]["finding"])
     assert found["kernel"]["finding"] == os.uname().release
 
@@ -136,7 +136,6 @@ def _children() -> str:
 
 @pytest.mark.parametrize("attach", ["auto", "fexit"])
 def test_nothing_stays_attached(attach: str) -> None:
-    """fexit has no hooks of its own yet: the way of a calibration that fails."""
     before = (_descriptors(), _children())
     assert doctor.rows(config.load(None, {"attach": attach}, default=Path("/nonexistent")))
     assert (_descriptors(), _children()) == before

@@ -1,4 +1,4 @@
-"""Calls whose range, or whose refusal, is not what their arguments say at first sight."""
+"""Calls with a range or a refusal that is not what their arguments say at first sight."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def run(tmp_path: Path) -> Run:
             timeout=LIMIT,
             **popen,
         )
-        # There is none where the command could not be started.
+        # There is no such file where the command could not be started.
         found = json.loads(file.read_bytes()) if file.exists() else None
         return Ran(done.returncode, done.stdout, done.stderr, found)
 
@@ -83,13 +83,13 @@ def functions(event: Any) -> list[str]:
     return [(frame["symbol"] or "?").partition("+")[0] for frame in event["stack"]]
 
 
-# ---- What is told --------------------------------------------------------------------------------
+# ---- What is reported ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ATTACH_MODES, ids=lambda mode: f"by_{mode}")
 def test_short_lived_children_are_all_counted(run: Run, compiled: Compile, mode: str) -> None:
     program = compiled("command")
-    # Each is gone when its functions are to be named: its file is found nearby.
+    # Each process is gone when its functions are named: its file is found nearby.
     ran = run(program, "children", CHILDREN, flags=["--attach", mode], cwd=program.parent)
     assert ran.code == 0
     assert ran.output == ""
@@ -131,7 +131,7 @@ def test_others_are_not_shown(run: Run, compiled: Compile) -> None:
     assert ran.found["denials"] == {"munmap": {"sealed": 3}}
     (incident,) = ran.found["incidents"]
     assert incident["count"] == 3
-    # The path is known of those that are looked at in time.
+    # Only processes that are looked at in time have a path.
     assert {Path(event["process"]["executable"]).name for event in incident["events"]} == {
         "command"
     }
@@ -162,7 +162,7 @@ def test_a_cgroup_that_the_command_makes(run: Run, compiled: Compile) -> None:
 
 def test_a_fault(run: Run, compiled: Compile) -> None:
     program = compiled("command")
-    # Who dies of it is gone when its functions are to be named: its file is found nearby.
+    # The process is gone when its functions are named: its file is found nearby.
     died = run(program, "guard", cwd=program.parent)
     assert died.code == 128 + signal.SIGSEGV
     assert (died.found["exit_code"], died.found["signal"]) == (None, "SIGSEGV")
@@ -197,10 +197,10 @@ def test_exit_codes(run: Run, command: Sequence[str], code: int, message: str) -
 
 
 @pytest.mark.parametrize(("mode", "owner"), [(0o755, 0), (0o1777, 65534)])
-def test_results_are_for_one_user_alone(
+def test_only_one_user_may_read_the_results(
     run: Run, compiled: Compile, tmp_path: Path, mode: int, owner: int
 ) -> None:
-    """The command's, where that user could have made them."""
+    """They are the command's user's, where that user could have made them."""
     json_file, page = tmp_path / "found.json", tmp_path / "found.html"
     tmp_path.chmod(mode)
     old = os.umask(0)
@@ -219,7 +219,7 @@ def test_results_are_for_one_user_alone(
     assert sorted(tmp_path.iterdir()) == [page, json_file]
 
 
-def test_what_is_there_stays_where_there_is_nothing_to_tell(run: Run, tmp_path: Path) -> None:
+def test_old_results_stay_where_there_is_nothing_to_report(run: Run, tmp_path: Path) -> None:
     json_file, page = tmp_path / "found.json", tmp_path / "found.html"
     json_file.write_text('"old"')
     page.write_text("old")
@@ -239,7 +239,7 @@ def test_what_is_there_stays_where_there_is_nothing_to_tell(run: Run, tmp_path: 
     ],
 )
 def test_the_command_cannot_lead_results_elsewhere(script: str, code: int, made: str) -> None:
-    """It may write to the directory that they go to, and to no file of root's."""
+    """The command may write to their directory, but no file of root's is changed."""
     with tempfile.TemporaryDirectory() as name:
         top = Path(name)
         top.chmod(0o777)
@@ -333,7 +333,7 @@ def test_environment_and_descriptors_are_the_callers(run: Run) -> None:
     assert set(found) - set(variables) <= {"PWD", "OLDPWD", "SHLVL", "_"}
 
 
-def test_what_lives_on_is_told(run: Run) -> None:
+def test_processes_that_live_on_are_reported(run: Run) -> None:
     ran = run("sh", "-c", "sleep 1000 >/dev/null 2>&1 & echo $!")
     pid = int(ran.output)
     try:
@@ -410,7 +410,7 @@ def test_a_terminal_interrupts_the_command() -> None:
 
 @pytest.mark.parametrize("is_mounted", [True, False])
 def test_cgroup(tmp_path: Path, is_mounted: bool) -> None:
-    """Also where no cgroup2 is mounted: it then mounts one that nobody sees."""
+    """Also where no cgroup2 is mounted: exec then mounts one that nobody else sees."""
     proc = Path("/proc")
     if not is_mounted:
         proc = tmp_path

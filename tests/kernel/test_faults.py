@@ -41,7 +41,7 @@ EXPECTED: dict[str, tuple[int, int | None, str | None, bool | str]] = {
 }
 
 
-def told(record: Record) -> dict[str, object]:
+def facts_of(record: Record) -> dict[str, object]:
     return {
         "cause": Cause(record.cause).label,
         "access": Access(record.access).label,
@@ -75,11 +75,11 @@ def test_fault(harness: Harness, name: str) -> None:
     facts = made.line
     *first, last = made.of_kind(Kind.FAULT)
     code, error_code, permission, inferred = EXPECTED[name]
-    if inferred == GUARD:  # told for certain by kernels that mark mappings with guard regions
+    if inferred == GUARD:  # certain on kernels that mark mappings with guard regions
         inferred = not harness.config.maybe_guard_mask
 
     assert made.exits == [facts["exit"]]
-    assert told(last) == {key: facts[key] for key in told(last)}
+    assert facts_of(last) == {key: facts[key] for key in facts_of(last)}
     assert last.signal_code == code
     assert permissions(last) == permission
     assert bool(last.flags & RecordFlag.INFERRED) == inferred
@@ -92,7 +92,7 @@ def test_fault(harness: Harness, name: str) -> None:
     if facts["disposition"] == "handler_failed":
         counted["fault", cause, "handler"] = 1
         (handler,) = first
-        assert told(handler) == told(last) | {"disposition": "handler"}
+        assert facts_of(handler) == facts_of(last) | {"disposition": "handler"}
         assert (handler.instruction_pointer, handler.stack_pointer, handler.error_code) == (
             last.instruction_pointer,
             last.stack_pointer,
@@ -106,7 +106,7 @@ def test_fault(harness: Harness, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["guard_region_write", "sealed_write", "null"])
-def test_fault_tells_its_process_and_place(harness: Harness, name: str) -> None:
+def test_fault_has_its_process_and_place(harness: Harness, name: str) -> None:
     made = harness.provoke(name)
     (record,) = made.of_kind(Kind.FAULT)
     place = made.child.area(record.instruction_pointer)
@@ -135,7 +135,7 @@ def test_a_sent_signal_is_no_fault(harness: Harness, name: str) -> None:
     assert made.counted == {}
 
 
-# rt_sigqueueinfo to itself: a process may make up every member of siginfo, for itself alone.
+# rt_sigqueueinfo to itself: only for itself may a process make up every member of siginfo.
 FORGED = """
 pages = lay({layout!r})
 information = (ctypes.c_uint64 * 16)()

@@ -1,6 +1,6 @@
-"""The sandbox of the service, booted: what it holds back, and that each thing it leaves is needed.
+"""The sandbox of the service, booted: what it forbids, and why each thing that it allows is needed.
 
-`TAKEN` is a table: what is taken away from the service by a drop-in, and what fails then. Each
+`TAKEN` is a table: what a drop-in takes away from the service, and what fails then. Each
 point that `systemd-analyze security` counts against the unit has a row there, or a reason in
 `NOT_SHOWN`.
 """
@@ -34,14 +34,14 @@ INTERPRETER = os.path.realpath("/usr/bin/python3")
 BASE_NAME = os.path.basename(INTERPRETER)
 RUN = "ExecStart=\nExecStart=/usr/local/bin/seal-monitor run"
 DROP_INS = "/etc/systemd/system/seal-monitor.service.d"
-ELSEWHERE = "198.51.100.1"  # RFC 5737: nobody's
+ELSEWHERE = "198.51.100.1"  # RFC 5737: for examples
 EXPOSURE = "2.3"
 
 pytestmark = pytest.mark.host_wide
 
 
 class Sight(NamedTuple):
-    """What there is of a running service for its operator."""
+    """What an operator sees of a running service."""
 
     executable: str | None  # of a process of another user's
     command_line: str | None
@@ -54,9 +54,10 @@ class Sight(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """`drop_in` takes `what` away. Then it does not start, and says why; or something is lost.
+    """`drop_in` takes `what` away. Then the service does not start, and says why; or it loses
+    something.
 
-    `counted`: the points of systemd-analyze, by their names in JSON, that it shows to be needed.
+    `counted`: the points of systemd-analyze, by their names in JSON, that this shows to be needed.
     """
 
     what: str
@@ -207,8 +208,8 @@ TAKEN = (
     ),
 )
 
-# As the service, under all of its sandbox: what each attempt ends with. But for the last three it
-# would go well without.
+# Attempts in the service's whole sandbox, and how each ends. Without the sandbox all but the last
+# three succeed.
 HELD_BACK = {
     "ptrace(2)": "EPERM",
     "process_vm_readv(2)": "EPERM",
@@ -274,7 +275,7 @@ def test_each_point_of_exposure_is_accounted_for() -> None:
 
 @contextmanager
 def memory_cgroup(limit: int) -> Iterator[Path]:
-    """One that holds so many bytes, in whichever hierarchy this host has the controller."""
+    """A cgroup limited to so many bytes, in the hierarchy that has the memory controller."""
     root = Path("/sys/fs/cgroup/memory")  # cgroup v1
     if root.is_dir():
         setting = "memory.limit_in_bytes"
@@ -296,7 +297,7 @@ def memory_cgroup(limit: int) -> Iterator[Path]:
 
 
 def said_in(limit: int, folder: Path) -> str:
-    """What a daemon with so many bytes says once it is ready, or has failed."""
+    """What a daemon with so many bytes says when it is ready or has failed."""
     with memory_cgroup(limit) as cgroup:
         enter = ("sh", "-c", f'echo $$ >{cgroup}/cgroup.procs; exec "$@"', "sh")
         daemon = Running(folder, "", prefix=enter, whole_host=True)
@@ -317,7 +318,7 @@ def test_memory(tmp_path: Path, require_bpf: None) -> None:
     (mebibytes,) = re.findall(r"^MemoryMax=(\d+)M$", UNIT.read_text("utf-8"), re.MULTILINE)
     (tmp_path / "enough").mkdir()
     assert said_in(int(mebibytes) << 20, tmp_path / "enough") == "started"
-    # That the limit holds: the loader is killed, or reads its libraries again and again.
+    # The limit holds: the loader is killed, or reads its libraries again and again.
     (tmp_path / "too little").mkdir()
     assert said_in(12 << 20, tmp_path / "too little") != "started"
 
@@ -423,7 +424,7 @@ print("all tried", flush=True)
 
 
 class Attempt:
-    """The service, started with a drop-in of its own."""
+    """The service, started with a drop-in."""
 
     def __init__(self, machine: Machine, drop_in: str) -> None:
         self._machine = machine
@@ -543,7 +544,7 @@ def test_what_is_held_back(machine: Machine) -> None:
 
 
 def host_pid(machine: Machine) -> int:
-    """The service's main process, as this side of the container calls it."""
+    """The service's main process, by its pid outside of the container."""
     inside = machine.show("MainPID")
     (members,) = machine.cgroup.rglob("seal-monitor.service/cgroup.procs")
     for pid in members.read_text().split():

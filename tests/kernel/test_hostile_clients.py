@@ -1,5 +1,5 @@
 """Clients of the web server that are slow, many or mad, against the real daemon: events and scrapes
-go on, and nothing of them stays.
+go on, and the clients leave nothing behind.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def plainly(address: Address) -> Connect:
     def connect(receive_bytes: int = 0) -> socket.socket:
         connection = socket.socket()
         try:
-            if receive_bytes:  # before the window is told
+            if receive_bytes:  # before the window is announced
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
             connection.settimeout(2)
             connection.connect(address)
@@ -179,7 +179,7 @@ def figure(pid: int, name: str) -> int:
 
 
 def at_rest(pid: int) -> tuple[int, int]:
-    """Descriptors and threads, the fewest within a second: a connection may be about to end."""
+    """The least number of descriptors and threads in a second: a connection may be about to end."""
     counts = []
     for _ in range(50):
         counts.append((len(os.listdir(f"/proc/{pid}/fd")), figure(pid, "Threads")))

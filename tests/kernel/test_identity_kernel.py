@@ -1,4 +1,4 @@
-"""Who it was, of processes that are gone before anybody can look."""
+"""The identity of processes that are gone before anybody can look."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ listen_address = "127.0.0.1:0"
 PROCESSES = 1000
 AT_A_TIME = 8
 PATIENCE = 20.0
-MILLISECONDS = 50  # eight in 50 ms is less than the 200 a second of which the kernel tells
+MILLISECONDS = 50  # eight in 50 ms: less than the 200 a second that the kernel reports
 
 
 class Collected:
@@ -67,7 +67,7 @@ class Collected:
 
 
 class Learnt:
-    """Gives a token whenever so many more processes of a program have been learnt."""
+    """Gives a token each time it has learnt so many more processes of a program."""
 
     def __init__(self, daemon: Daemon, program: Path, at_a_time: int) -> None:
         self.tokens: SimpleQueue[None] = SimpleQueue()
@@ -150,7 +150,7 @@ def test_what_was_learnt_when_it_sealed(
 
 
 def test_what_the_kernel_knew(daemon: Daemon, collected: Collected, compiled: Compile) -> None:
-    """Of those that nobody had the time to look at."""
+    """Of processes that nobody had the time to look at."""
     program = compiled("swarm")
     assert run_beside(daemon, program, PROCESSES, 0) == {"mprotect": PROCESSES}
     events = collected.denials_of(program.name)

@@ -1,4 +1,4 @@
-"""What the real daemon leaves behind: its incidents, read once it has gone."""
+"""The incidents of the real daemon, read when it has ended."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_counts_are_exact(start: Start, compiled: Compile, state: Path) -> None:
     daemon.wait_for(
         lambda event: event["kind"] == "fault" and event["process"]["pid"] == fault["pid"]
     )
-    # While it runs, too.
+    # Also while it runs.
     (last,) = incidents(daemon, "timeline", fault["pid"])["events"][-1:]
     assert last["event"]["kind"] == "fault"
     stopped = daemon.stop()
@@ -81,7 +81,7 @@ def test_counts_are_exact(start: Start, compiled: Compile, state: Path) -> None:
     ]
 
 
-def test_a_broken_database_is_told_and_survived(start: Start, state: Path) -> None:
+def test_a_broken_database_is_reported_and_survived(start: Start, state: Path) -> None:
     (state / FILE).write_text("no database")
     daemon = start(f'[state]\ndirectory = "{state}"\n')
     message = daemon.health("state_failed")["message"]

@@ -1,4 +1,4 @@
-"""What a start of the real daemon knows of the life before it."""
+"""What the real daemon knows at its start of the run before it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_killed_then_stopped(another: Another, state: Path) -> None:
     second = another()
     down = time.monotonic() - killed
     started = second.health("started")
-    # It had left word at its start, and lived for less than 10 s after that.
+    # It had written its file at its start, and lived for less than 10 s after that.
     assert 0 < started["blind_seconds"] < down + 10
     assert started["details"]["last_run"]["ended"] == "killed"
     assert started["details"]["last_run"]["counts"] == dict.fromkeys(KINDS, 0)
@@ -76,7 +76,7 @@ def test_killed_then_stopped(another: Another, state: Path) -> None:
     third.stop()
 
 
-def test_a_corrupt_file_is_told_and_survived(another: Another, state: Path) -> None:
+def test_a_corrupt_file_is_reported_and_survived(another: Another, state: Path) -> None:
     (state / FILE).write_text('{"version": 1')
     daemon = another()
     failed = daemon.health("state_failed")

@@ -16,7 +16,7 @@ LIMIT = 256  # mappings that one look-up reads, the sealed one included
 TRIALS = 60
 
 
-def told(record: Record) -> dict[str, Any]:
+def facts_of(record: Record) -> dict[str, Any]:
     return {
         "operation": OPERATIONS[record.operation].name,
         "role": Role(record.role).label,
@@ -45,7 +45,7 @@ def test_as_smaps_has_it(
     made = harness.run([compiled("mappings"), str(mappings), str(TRIALS), str(seed), "--wait"])
     records = made.of_kind(Kind.DENIAL)
     assert len(made.lines) == TRIALS
-    assert [told(record) for record in records] == [
+    assert [facts_of(record) for record in records] == [
         expected(trial, harness.at_seal(trial["operation"])) for trial in made.lines
     ]
     offsets = [

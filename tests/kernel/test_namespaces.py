@@ -12,8 +12,8 @@ pytestmark = [pytest.mark.host_wide, pytest.mark.usefixtures("require_bpf")]
 
 NEW_NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 
-# Attaches, and prints what the record of a violation two levels further down says, beside what
-# /proc says of its process.
+# Attaches, makes a violation two namespaces further down, and prints what its record says beside
+# what /proc says of the process.
 MONITOR = """
 import json, subprocess, sys, time
 from monitor.kernel import abi
@@ -60,7 +60,7 @@ def test_the_demo_in_a_pid_namespace_of_its_own() -> None:
 
 
 def test_a_violation_in_a_namespace_below_the_monitors() -> None:
-    told = json.loads(run_in_a_namespace("-c", MONITOR))
-    assert told["own"] == 1
-    for recorded, shown in (told["pid"], told["tid"], told["parent"]):
+    found = json.loads(run_in_a_namespace("-c", MONITOR))
+    assert found["own"] == 1
+    for recorded, shown in (found["pid"], found["tid"], found["parent"]):
         assert recorded == shown > 1

@@ -51,7 +51,7 @@ def test_a_filter_on_another_call_leaves_the_proof(harness: Harness) -> None:
 
 
 def test_stacked_filters(harness: Harness) -> None:
-    """The first lets munmap pass, the second may not: each of the chain is asked."""
+    """The first filter lets munmap pass, the second may not: the kernel asks each of the chain."""
     made = harness.python(
         """
 from monitor.provoke.others import _refuse_by_filter
@@ -95,7 +95,7 @@ os._exit(0)
     assert made.denials() == seen
 
 
-# Advice on a child's memory, from one that may look at it and is not privileged.
+# Advice on a child's memory, from a process that may look at it and is not privileged.
 ELSEWHERE = """
 import signal
 from monitor.provoke.others import _refuse_by_filter

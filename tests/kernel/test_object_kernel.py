@@ -88,7 +88,7 @@ def test_the_daemon_runs_without_bcc(daemon: subprocess.Popen[str]) -> None:
 
 
 def test_without_an_object_it_is_compiled(require_bpf: None, tmp_path: Path) -> None:
-    """By the same path: what comes of it is what the file has."""
+    """In the same way: the result is what the file has."""
     loaded = loader.load(LoadRequest(attach="tracepoint", path=tmp_path / "none"))
     try:
         expected = objects.read(compiler.OBJECT, compiler.digests())
@@ -155,8 +155,8 @@ def test_a_wheel_is_built_with_an_object(
     assert built.read_bytes() == compiler.OBJECT.read_bytes()
 
 
-# Where a member is absent that a program reads without asking HAS() for it, that program alone is
-# left out.
+# A kernel may lack a member that a program reads without asking HAS() for it. Then only that
+# program is left out.
 LEFT_OUT = {
     name: set(programs.split())
     for names, programs in (

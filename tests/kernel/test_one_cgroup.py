@@ -1,4 +1,4 @@
-"""What `exec` has the programs do: watch one cgroup, and nobody else, in every mode."""
+"""In every mode the programs can watch only one cgroup, as `exec` asks for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What real processes have sealed, as they themselves say: looked at, counted, missed when gone."""
+"""What real processes have sealed, by their own account: shown, counted, and missed when gone."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_the_command(worker: Worker, tmp_path: Path, compiled: Compile) -> None:
 
 
 def life(state: Path) -> PostureRounds:
-    """In which processes are old at once, and the test's own ones count."""
+    """Rounds for which processes are old at once, and the test's own processes count."""
     return PostureRounds(state, 10, settled=0.0, share=1.0, parent=-1)
 
 
@@ -119,7 +119,7 @@ def test_drift_over_scans_and_restarts(worker: Worker, tmp_path: Path, compiled:
     state.mkdir(mode=0o750)
     shutil.copy(compiled("posture"), path)
 
-    def told(rounds: PostureRounds) -> list[tuple[str, object]]:
+    def new_changes(rounds: PostureRounds) -> list[tuple[str, object]]:
         """The changes of that program."""
         outcome = rounds.scan()
         assert outcome.problems == ()
@@ -131,25 +131,25 @@ def test_drift_over_scans_and_restarts(worker: Worker, tmp_path: Path, compiled:
 
     rounds = life(state)
     with worker("relro", path), worker("none", path):
-        assert told(rounds) == []
-    assert told(rounds) == []  # it does not run
+        assert new_changes(rounds) == []
+    assert new_changes(rounds) == []  # it does not run
     # An update that no longer seals: the file is another one.
     path.unlink()
     shutil.copy(compiled("posture"), path)
     with worker("none", path), worker("none", path):
         patient = PostureRounds(state, 10, share=1.0, parent=-1)
-        assert told(patient) == []  # they are too young to tell
+        assert new_changes(patient) == []  # they are too young: they may still seal
         rounds = life(state)
-        assert told(rounds) == [("sealing_stopped", 2)]
-        assert told(rounds) == []
-        assert told(life(state)) == []
+        assert new_changes(rounds) == [("sealing_stopped", 2)]
+        assert new_changes(rounds) == []
+        assert new_changes(life(state)) == []
     with worker("pages", path):
-        assert told(life(state)) == [("sealing_resumed", 1)]
-        assert told(life(state)) == []
+        assert new_changes(life(state)) == [("sealing_resumed", 1)]
+        assert new_changes(life(state)) == []
 
 
 def test_ten_thousand_mappings(worker: Worker) -> None:
-    """Is read piece by piece, with pauses; what it takes is told in posture.py."""
+    """The map is read piece by piece, with pauses."""
     code = """
 import ctypes, mmap, sys
 libc = ctypes.CDLL(None)
@@ -179,7 +179,7 @@ sys.stdin.read()
 
 
 def until_scraped(daemon: Running, series: str, value: float | None = None) -> None:
-    """Until a scrape has the series, with that value or one above 0."""
+    """Wait until a scrape has the series, with that value or one above 0."""
     deadline = time.monotonic() + SCAN_SECONDS
     while True:
         _, text = daemon.get("/metrics")
@@ -203,7 +203,7 @@ def test_drift_is_an_event(
     )
     collected = Collected()
 
-    def told() -> list[tuple[str, str]]:
+    def drift() -> list[tuple[str, str]]:
         return [
             (event["event"], event["severity"])
             for event in list(collected.events)
@@ -222,9 +222,9 @@ def test_drift_is_an_event(
         with worker("pages", path):
             loop(lambda: daemon.tally.posture.sealing_executables > 0)
         with worker("none", path):
-            loop(lambda: told() == [("sealing_stopped", "warning")])
+            loop(lambda: drift() == [("sealing_stopped", "warning")])
         with worker("relro", path):
-            loop(lambda: told() == [("sealing_stopped", "warning"), ("sealing_resumed", "info")])
+            loop(lambda: drift() == [("sealing_stopped", "warning"), ("sealing_resumed", "info")])
         rounds.stop()
         assert daemon.delivery.wait(5)
     (failed,) = (e for e in collected.events if e.get("event") == "state_failed")
@@ -243,8 +243,8 @@ def test_a_scrape(start: Start, worker: Worker, tmp_path: Path) -> None:
             daemon = start(f'[posture]\ninterval = 1\n[state]\ndirectory = "{state}"\n')
             with worker("all", user=65534, group=65534) as (third, said):
                 (cgroup / "cgroup.procs").write_text(str(third))
-                # Three of them, of which the last came when the daemon had given up what it does
-                # not need.
+                # Three of them; the last came when the daemon had given up the capabilities that
+                # it does not need.
                 expected = 2 * said.sealed_bytes + pages.sealed_bytes
                 series = f'seal_monitor_posture_sealed_bytes{{workload="{workload}"}}'
                 until_scraped(daemon, series, expected)

@@ -158,11 +158,11 @@ def test_the_loader_has_given_up_the_rest_before_it_compiles(
     status = tmp_path / "status"
     look = attacher.look_at_kernel
 
-    def look_and_tell() -> object:  # in the child, after which it compiles
+    def look_and_report() -> object:  # in the child, after which it compiles
         status.write_text(Path("/proc/self/status").read_text())
         return look()
 
-    monkeypatch.setattr(attacher, "look_at_kernel", look_and_tell)
+    monkeypatch.setattr(attacher, "look_at_kernel", look_and_report)
     before = in_effect(Path("/proc/self/status"))
     loader.load(loader.LoadRequest()).close()
     fields = dict(line.split(":\t") for line in status.read_text().splitlines() if ":\t" in line)
@@ -262,7 +262,7 @@ def test_what_a_snapshot_needs(
 
 
 def stopped_child_of(pid: int) -> int:
-    """The next process that it starts, stopped once that executes its program."""
+    """The next process that the daemon starts, stopped when it executes its program."""
     deadline = time.monotonic() + 30
     children = Path(f"/proc/{pid}/task/{pid}/children")
     while time.monotonic() < deadline:
@@ -326,7 +326,7 @@ def unprivileged_bpf_disabled() -> Iterator[None]:
         UNPRIVILEGED.write_text(before)
 
 
-# All that the daemon does with its descriptors, as nobody and without any capability.
+# All that the daemon does with its descriptors, as the user nobody without any capability.
 WITHOUT_ANY = """
 import apart, json, os
 from monitor.kernel import privileges
@@ -404,14 +404,14 @@ import os, sys
 from pathlib import Path
 from monitor.evidence.cgroups import Cgroups
 pid, mapping = sys.argv[1:3]
-def tell(what, look):
+def attempt(what, look):
     try:
         print(what, look())
     except PermissionError:
         print(what, "refused")
-tell("executable", lambda: os.readlink(f"/proc/{pid}/exe"))
-tell("file", lambda: os.readlink(f"/proc/{pid}/map_files/{mapping}"))
-tell("command line", lambda: len(Path(f"/proc/{pid}/cmdline").read_bytes()) > 0)
+attempt("executable", lambda: os.readlink(f"/proc/{pid}/exe"))
+attempt("file", lambda: os.readlink(f"/proc/{pid}/map_files/{mapping}"))
+attempt("command line", lambda: len(Path(f"/proc/{pid}/cmdline").read_bytes()) > 0)
 cgroups = Cgroups()
 cgroups.path(1 << 40, None)  # a walk, so that there is none for ten seconds
 print("walked", flush=True)

@@ -38,12 +38,14 @@ def test_no_events_unless_asked_for(harness: Harness, compiled: Callable[[str], 
     assert made.records == []
 
 
-def test_who_seals_is_told_once(harness: Harness, compiled: Callable[[str], Path]) -> None:
+def test_a_process_that_seals_is_reported_once(
+    harness: Harness, compiled: Callable[[str], Path]
+) -> None:
     with harness.configured(emit_seals=0):
         made = harness.run([compiled("seals"), str(SEALS), "--wait"])
-    (told,) = (record for record in harness.sealers if record.pid == made.child.pid)
-    assert (told.kind, told.flags, told.uid) == (Kind.SEAL, RecordFlag.SEALER, os.getuid())
-    assert told.executable == b"seals"
+    (sealer,) = (record for record in harness.sealers if record.pid == made.child.pid)
+    assert (sealer.kind, sealer.flags, sealer.uid) == (Kind.SEAL, RecordFlag.SEALER, os.getuid())
+    assert sealer.executable == b"seals"
 
 
 def test_event(harness: Harness) -> None:

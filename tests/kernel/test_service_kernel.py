@@ -32,7 +32,7 @@ WATCHDOG_SECONDS = 6
 
 
 def stage(root: Path) -> Path:
-    """Makes `root`, unless it is there, what `make install` makes it, and nothing else."""
+    """Makes `root` with `make install` and nothing else, unless it is there already."""
     for program in ("make", "systemd-nspawn", "systemd-analyze"):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed")
@@ -95,7 +95,7 @@ def test_what_is_installed(staged: Path) -> None:
 
 
 def test_its_modules_are_compiled(staged: Path) -> None:
-    """Else each start would compile them again: the service may not write there."""
+    """The service may not write there: without this each start would compile them again."""
     (package,) = staged.glob("usr/local/lib/seal-monitor/lib/python3*/site-packages/monitor")
     assert len([*package.rglob("*.py")]) == len([*(ROOT / "monitor").rglob("*.py")])
     command = ["/usr/bin/python3", "-c", NOT_COMPILED, str(package)]
@@ -155,7 +155,7 @@ def _ptrace(request: int, thread: int) -> None:
 
 
 def stop_loop(pid: int) -> None:
-    """Stop the main thread alone, where it waits and holds no lock."""
+    """Stop only the main thread, where it waits and holds no lock."""
     for _ in range(100):
         _ptrace(_SEIZE, pid)
         _ptrace(_INTERRUPT, pid)
@@ -185,8 +185,8 @@ def test_a_stalled_loop_starves_the_watchdog_while_http_answers(
 ) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
-        told = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "4000000"}
-        daemon = Running(tmp_path, "", environment={**os.environ, **told})
+        given = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "4000000"}
+        daemon = Running(tmp_path, "", environment={**os.environ, **given})
         pid = daemon.process.pid
         try:
             daemon.health("started", READY_SECONDS)
@@ -296,7 +296,7 @@ def test_the_service_boots_watches_reloads_recovers_and_stops(machine: Machine) 
     status = re.compile(r"watching; \d+ seal denials and \d+ faults")
     machine.wait("status", lambda: status.fullmatch(machine.show("StatusText")))
 
-    # As whom it runs, with what.
+    # Its user and its capabilities.
     pid = machine.show("MainPID")
     threads = machine.run("sh", "-c", f"cat /proc/{pid}/task/*/status")
     fields = [line.split(":\t", 1) for line in threads.splitlines() if ":\t" in line]
@@ -310,7 +310,7 @@ def test_the_service_boots_watches_reloads_recovers_and_stops(machine: Machine) 
     owners = machine.run("stat", "-c", "%U %a", "/var/log/seal-monitor", "/var/lib/seal-monitor")
     assert owners.splitlines() == ["seal-monitor 750"] * 2
 
-    # A violation by somebody else's process, in a unit of its own.
+    # A violation by a process of another user, in another unit.
     command = ["systemd-run", "--quiet", "--wait", "--unit=victim", "--property=User=nobody"]
     machine.run(*command, *VIOLATE.split())
     machine.wait("denial", lambda: machine.denials("victim.service"))
@@ -325,7 +325,7 @@ def test_the_service_boots_watches_reloads_recovers_and_stops(machine: Machine) 
     machine.wait("reload", lambda: machine.show("SubState") == "running")
     assert machine.show("MainPID") == pid
 
-    # Stalled: the watchdog ends it, where it stood is told, and it is there again.
+    # Stalled: the watchdog ends it, the log says where it stood, and it is started again.
     machine.run("kill", "-STOP", pid)
     machine.wait("restart", lambda: machine.show("NRestarts") == "1", 4 * WATCHDOG_SECONDS + 10)
     machine.wait("restart", lambda: machine.show("ActiveState") == "active")

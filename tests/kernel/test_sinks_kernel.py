@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from clocks import at_most
 from journald import journald
-from test_daemon import (  # its fixture, too
+from test_daemon import (  # also its fixture
     VALIDATOR,
     Compile,
     Event,
@@ -59,7 +59,7 @@ def of(found: list[Event], kind: str) -> list[str]:
 
 
 def stop_in_time(daemon: Running) -> None:
-    """It ends, whatever its reader does, which then reads the rest."""
+    """The daemon ends, whatever its reader does; the reader then reads the rest."""
     assert daemon.reader is not None
     daemon.process.send_signal(signal.SIGTERM)
     with at_most(60, "nobody reads what it writes"):
@@ -84,8 +84,8 @@ def test_a_stopped_reader(start: Start, compiled: Compile, tmp_path: Path, goes_
     assert daemon.metric(QUEUE) > 500
     refused = daemon.metric(ERRORS)
     assert refused > 500
-    told = [event["message"] for event in lines(file) if event.get("event") == "sink_failed"]
-    assert [message.partition(":")[0] for message in told] == ["json"]
+    reported = [event["message"] for event in lines(file) if event.get("event") == "sink_failed"]
+    assert [message.partition(":")[0] for message in reported] == ["json"]
 
     if goes_on:
         daemon.reader.send_signal(signal.SIGCONT)
@@ -110,7 +110,7 @@ def test_a_stopped_reader(start: Start, compiled: Compile, tmp_path: Path, goes_
 
 
 def test_events_that_nobody_takes_have_failed(start: Start, compiled: Compile) -> None:
-    """With the pipe as the one sink; what it held then, its reader still gets."""
+    """The pipe is the only sink. Its reader still gets what it held at the end."""
     daemon = start(NO_LIMIT, through=["cat"])
     assert daemon.reader is not None
     daemon.reader.send_signal(signal.SIGSTOP)

@@ -147,7 +147,7 @@ def test_its_sealed_ranges_exactly(watched: Callable[..., Watched], violate: Vio
 
 
 def test_once_in_a_thousand_violations(watched: Callable[..., Watched], violate: Violate) -> None:
-    """Of which the rate limit tells a hundred."""
+    """The rate limit lets a hundred pass."""
     watching = watched()
     for violator in (violate(times=1000), violate(times=1000)):
         violator.go()
@@ -201,7 +201,7 @@ def test_one_that_has_executed_another_program_is_gone(
 
 
 def test_a_thousand_processes_at_once(watched: Callable[..., Watched], compiled: Compile) -> None:
-    """Each is asked for; few are looked at, and events are not held up."""
+    """A snapshot of each is asked for; few are taken, and events are not held up."""
     watching = watched()
     assert storm(compiled("crowd"), 1000) == {"mprotect": 1000}
     daemon = watching.daemon

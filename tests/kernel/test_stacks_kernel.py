@@ -44,8 +44,10 @@ def test_the_frames_of_a_denial(harness: Harness, compiled: Compile) -> None:
     assert record.stack.complete == 1
 
 
-def test_the_frames_of_a_jump_to_what_is_no_code(harness: Harness, compiled: Compile) -> None:
-    """Where it came from is known by the return address that the call left."""
+def test_the_frames_of_a_jump_to_memory_that_is_not_code(
+    harness: Harness, compiled: Compile
+) -> None:
+    """The return address that the call left shows where it came from."""
     made = harness.run([compiled("frames"), "2", "outermost", "jump", "--wait"])
     record, line, stack = only_stack(made)
     instruction, caller, *callers = addresses(stack)
@@ -106,8 +108,8 @@ def test_a_stack_that_just_fits(harness: Harness, compiled: Compile, depth: int)
     assert bool(record.stack.complete) is (depth + 4 <= STACK_FRAMES)
 
 
-def test_frame_pointers_that_are_none(harness: Harness, compiled: Compile) -> None:
-    """libc's start code keeps none: the walk ends there, and says so."""
+def test_a_frame_without_a_frame_pointer_ends_the_walk(harness: Harness, compiled: Compile) -> None:
+    """libc's start code keeps no frame pointers: the walk ends there, and says so."""
     made = harness.run([compiled("frames"), "1", "libc", "denied", "--wait"])
     record, line, stack = only_stack(made)
     assert addresses(stack)[2 : 2 + len(line["returns"])] == line["returns"]

@@ -51,7 +51,9 @@ def test_the_names_up_to_main(harness: Harness, compiled: Compile) -> None:
     assert functions(named(made, program))[:4] == ["mprotect", "violate", "descend", "main"]
 
 
-def test_the_names_of_a_jump_to_what_is_no_code(harness: Harness, compiled: Compile) -> None:
+def test_the_names_of_a_jump_to_memory_that_is_not_code(
+    harness: Harness, compiled: Compile
+) -> None:
     program = compiled("frames")
     made = harness.run([program, "0", "outermost", "jump", "--wait"])
     assert functions(named(made, program)) == ["?", "violate", "descend", "outermost"]

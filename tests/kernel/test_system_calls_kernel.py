@@ -39,7 +39,7 @@ def destroy(area):
 
 
 def tried(code: str) -> Any:
-    """What the code prints in a process of its own."""
+    """What the code prints, run in another process."""
     command = [sys.executable, "-S", "-P", "-c", PREPARED + code]
     done = subprocess.run(
         command, env=provoke.environment(), check=True, capture_output=True, text=True, timeout=60
@@ -59,7 +59,7 @@ def test_the_kernels_list_is_whole() -> None:
     assert not [name for name in found if "." in name]
 
 
-def test_a_sealed_ring_outlives_io_destroy_and_nobody_is_told() -> None:
+def test_a_sealed_ring_outlives_io_destroy_without_an_error() -> None:
     found = tried("""
 area = ring()
 seal(area.start, area.end - area.start)

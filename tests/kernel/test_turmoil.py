@@ -1,8 +1,8 @@
 """The look-up under a storm of threads that change the mappings it walks.
 
-The program's addresses tell the truth about each violation, so every record is checked by itself;
-the program's own counts tell how many there must be. SEAL_MONITOR_STORM_SECONDS says how long it
-takes (5), SEAL_MONITOR_STORM_SEED what it does.
+The address of a violation says what it must be, so every record is checked by itself; the
+program's own counts say how many there must be. SEAL_MONITOR_STORM_SECONDS says how long it takes
+(5), SEAL_MONITOR_STORM_SEED what it does.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from monitor.kernel.operations import OPERATIONS
 SECONDS = float(os.environ.get("SEAL_MONITOR_STORM_SECONDS", "5"))
 SEED = int(os.environ.get("SEAL_MONITOR_STORM_SEED", "1"))
 THREADS = 8
-NICE = 10  # whoever reads the ring comes first
+NICE = 10  # the reader of the ring comes first
 UNVERIFIED_MOST = 0.001
 PATIENCE = 120.0  # seconds without a record
 WRONG_SHOWN = 20
@@ -59,7 +59,7 @@ _WARNING = re.compile(
 )
 
 
-# ---- What the addresses tell ---------------------------------------------------------------------
+# ---- What the addresses say ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def target(record: Record) -> tuple[int, int]:
 
 
 def is_refused_otherwise(record: Record) -> bool:
-    """Whether something else than a seal had refused the call before the kernel came to one."""
+    """Whether something else refused the call before the kernel came to a seal."""
     first, _, third, flags, fifth, _ = record.arguments
     match OPERATIONS[record.operation].name:
         case "mmap":
@@ -140,7 +140,7 @@ def truth(layout: Layout, record: Record) -> str:
     return "other_cause" if over and is_mmap else "not_sealed"
 
 
-TOLD = {
+EXPECTED = {
     "sealed": (Verdict.SEALED, Reason.NONE),
     "not_sealed": (Verdict.NOT_SEALED, Reason.NONE),
     "other_cause": (Verdict.UNVERIFIED, Reason.OTHER_CAUSE),
@@ -163,7 +163,7 @@ class Judge:
     denials: Counter[tuple[str, str]] = field(default_factory=Counter)  # operation, truth
     changed: Counter[tuple[str, str]] = field(default_factory=Counter)  # unverified among them
     faults: Counter[tuple[str, str]] = field(default_factory=Counter)  # cause, disposition
-    fileless: int = 0  # what was mapped could not be told: the mapping had changed by then
+    fileless: int = 0  # without a file: the mapping had changed when the record was made
     inferred: int = 0
     seals: int = 0
     counted: Counter[Cell] = field(default_factory=Counter)  # what the counters must say
@@ -181,28 +181,28 @@ class Judge:
     def _denial(self, record: Record) -> Iterator[str]:
         why = truth(self.layout, record)
         operation = OPERATIONS[record.operation].name
-        told = (Verdict(record.verdict), Reason(record.reason))
+        found = (Verdict(record.verdict), Reason(record.reason))
         self.denials[operation, why] += 1
-        if told == CHANGED:
+        if found == CHANGED:
             self.changed[operation, why] += 1
             return
-        if told != TOLD[why]:
-            yield f"{why}, told as {told}"
+        if found != EXPECTED[why]:
+            yield f"{why}, recorded as {found}"
         start, end = target(record)
-        if told[0] is Verdict.NOT_SEALED:
+        if found[0] is Verdict.NOT_SEALED:
             return
         mapping = record.mapping
         if (record.address, record.length) != (start, end - start):
             yield "another range"
         yield from self._sealed(mapping, start, end)
         changes = operation in self.partial and why == "sealed" and start < mapping.start
-        told_changed = (record.partial_start, record.partial_end)
-        nothing_before = operation == "madvise" and told_changed == (0, 0)  # holes alone
-        if told_changed != ((start, mapping.start) if changes else (0, 0)) and not nothing_before:
+        changed = (record.partial_start, record.partial_end)
+        nothing_before = operation == "madvise" and changed == (0, 0)  # only holes
+        if changed != ((start, mapping.start) if changes else (0, 0)) and not nothing_before:
             yield "another partial update"
 
     def _sealed(self, mapping: Mapping, start: int, end: int) -> Iterator[str]:
-        """What is wrong with the mapping that is said to have refused a range."""
+        """What is wrong with the mapping that a record gives as the reason of a refusal."""
         inside = max(mapping.start, start)
         seal = self.layout.seal_at(inside)
         first = self.layout.first_seal(start, end)
@@ -229,18 +229,18 @@ class Judge:
         self.faults[cause.label, Disposition(record.disposition).label] += 1
         self.inferred += bool(record.flags & RecordFlag.INFERRED)
         if record.cause != cause:
-            yield f"{cause.label}, told as {Cause(record.cause).label}"
+            yield f"{cause.label}, recorded as {Cause(record.cause).label}"
         if record.access != (Access.WRITE if record.address & 1 else Access.READ):
             yield "another access"
         if mapping.end and not covers(mapping, record.address):
             yield "the mapping does not cover the address"
-        told = {
+        fits = {
             Cause.GUARD_REGION: flags & VM_WRITE,
             Cause.PROT_NONE: mapping.end and not flags & VM_ANY,
             Cause.SEALED: flags & self.sealed_mask and not flags & VM_WRITE,
             Cause.OTHER: not flags & (self.sealed_mask | VM_WRITE),
         }
-        if not told[cause]:
+        if not fits[cause]:
             yield "another mapping"
 
     def _seal(self, record: Record) -> Iterator[str]:
@@ -423,7 +423,7 @@ def storm(harness: Harness, compiled: Callable[[str], Path]) -> Storm:
 
 
 def assert_between(found: int, made: int, doubtful: int, missed: int) -> None:
-    """Exact, but for what the end of a process interrupted and for runs the kernel skipped."""
+    """Exact, except for calls cut off by the end of a process and runs that the kernel skipped."""
     assert made - missed <= found <= made + doubtful
 
 
@@ -445,7 +445,7 @@ def test_denials_are_those_that_were_made(harness: Harness, storm: Storm) -> Non
         for why, number in by_truth.items():
             found = storm.judge.denials[operation, why]
             if why != "sealed" and harness.at_seal(operation):
-                assert found == 0  # refused before the kernel came to where a seal refuses
+                assert found == 0  # refused before the kernel came to a seal
             else:
                 assert_between(found, number, doubtful[operation][why], storm.missed)
 

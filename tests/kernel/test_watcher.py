@@ -80,7 +80,7 @@ def test_a_mute_holds_from_a_reload_on(cleanup: ExitStack) -> None:
     assert setting.tally.events["denial", "filtered"] == 1
 
 
-def test_what_is_no_record_is_counted_and_reported(
+def test_a_corrupt_record_is_counted_and_reported(
     cleanup: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reports: list[tuple[str, str]] = []

@@ -61,7 +61,7 @@ exec chroot . setpriv --no-new-privs --bounding-set=$capabilities --inh-caps=$ca
 
 
 def mounts(state: Path) -> str:
-    """Of the manifest; what the node keeps goes to `state`, and its secret is absent."""
+    """Mounts as in the manifest; the node's state is in `state`, and the secret is absent."""
     volumes = {volume["name"]: volume for volume in POD["volumes"]}
     lines = []
     for mount in CONTAINER["volumeMounts"]:
@@ -164,7 +164,7 @@ def test_the_manifest_and_the_image_go_together() -> None:
     assert CONTAINER["args"][-1] == f"--web.listen-address=0.0.0.0:{port['containerPort']}"
 
 
-def test_a_pod_tells_of_another_pods_violation(
+def test_a_pod_reports_another_pods_violation(
     tmp_path: Path, build_directory: Path, require_bpf: None
 ) -> None:
     folder = build_directory / "pods"

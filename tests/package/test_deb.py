@@ -146,7 +146,7 @@ def series(machine: Machine) -> str:
         return str(answer.read().decode())
 
 
-def test_installed_it_watches_and_after_an_upgrade_and_not_when_removed(machine: Machine) -> None:
+def test_it_watches_from_its_installation_to_its_removal(machine: Machine) -> None:
     # Installed: it is enabled, and started, as is the custom of Debian.
     # Its modules are compiled, whatever the environment says: the service may not write there.
     must(machine, "env", "PYTHONDONTWRITEBYTECODE=1", "dpkg", "--install", "/root/old.deb")
@@ -163,7 +163,7 @@ def test_installed_it_watches_and_after_an_upgrade_and_not_when_removed(machine:
     run_as = must(machine, "sh", "-c", f"grep ^Uid: /proc/{pid}/status")
     assert run_as.split()[1:] == [user] * 4
 
-    # It tells what happens.
+    # It reports what happens.
     machine.run("systemd-run", "--quiet", "--wait", "--unit=victim", *VIOLATE.split())
     machine.wait("denial", lambda: machine.denials("victim.service"))
     (denial,) = machine.denials("victim.service")
@@ -194,7 +194,7 @@ def test_installed_it_watches_and_after_an_upgrade_and_not_when_removed(machine:
     kept = must(machine, "sh", "-c", "ls /etc/seal-monitor /var/lib/seal-monitor")
     assert {"config.toml", "incidents.db"} <= set(kept.split())
 
-    # Purged: nothing is left but the user, as is the custom, too.
+    # Purged: nothing is left but the user, as is the custom of Debian.
     must(machine, "dpkg", "--purge", "seal-monitor")
     left = must(machine, "find", "/", "-xdev", "-name", "*seal-monitor*")
     assert left == ""

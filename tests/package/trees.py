@@ -65,7 +65,7 @@ def _make(suite: str, included: str, directory: Path) -> None:
 
 
 def tree(suite: str) -> Path:
-    """Its root directory: kept between runs, made anew after two weeks. Raises RuntimeError."""
+    """Its root directory: kept between runs, made again after two weeks. Raises RuntimeError."""
     directory = cache_directory().parent / "trees" / suite
     included = ",".join((*INCLUDED, *_depends(), *TESTED_WITH))
     stamp = directory / "included"

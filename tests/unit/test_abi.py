@@ -107,7 +107,7 @@ def test_size_and_offsets(name: str, ask_c: Callable[[list[str]], dict[str, int]
 
 
 def test_nothing_is_padded(ask_c: Callable[[list[str]], dict[str, int]]) -> None:
-    """Padding would hand kernel memory to whoever reads it, and break the bucket's key."""
+    """Padding would show kernel memory to readers, and break the bucket's key."""
     for name, mirror in python_structs().items():
         fields: Any = mirror._fields_
         assert sum(ctypes.sizeof(field[1]) for field in fields) == ctypes.sizeof(mirror), name

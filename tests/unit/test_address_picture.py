@@ -18,8 +18,8 @@ PAGE = 4096
 
 
 def row(start: int, end: int, permissions: str = "rw-p", **fields: Any) -> dict[str, Any]:
-    told = {"start": hex(start), "end": hex(end), "permissions": permissions, "sealed": False}
-    return told | {"file": None, "name": None, "guard": False} | fields
+    mapping = {"start": hex(start), "end": hex(end), "permissions": permissions, "sealed": False}
+    return mapping | {"file": None, "name": None, "guard": False} | fields
 
 
 def denial(
@@ -70,7 +70,7 @@ def test_one_page() -> None:
 
 
 def test_part_changed_before_the_refusal() -> None:
-    """[changed][sealed][asked for, too], as mprotect leaves it."""
+    """[changed][sealed][also asked for], as mprotect leaves it."""
     found = drawn(denial((0x7000, 0x9000), (0x5000, 0xB000), (0x5000, 0x7000)))
     assert kinds(found) == [
         ("mapped", 0x5000, 0x7000),
@@ -145,7 +145,7 @@ def test_what_was_seen_at_the_violation_holds() -> None:
     ]
 
 
-def test_a_map_of_a_part_tells_nothing_of_the_rest() -> None:
+def test_a_part_of_a_map_says_nothing_of_the_rest() -> None:
     rows = [row(0x4000, 0x5000), row(0x6000, 0x7000, sealed=None)]
     event = denial((0x4000, 0x5000), (0x4000, 0x9000))
     assert [band.kind for band in drawn(event, rows).bands] == ["sealed", "free", "unread", "free"]
@@ -163,7 +163,7 @@ def test_fault_in_a_guard_region() -> None:
         ("mapped", point + PAGE, 0x7F4D2E42C000),
     ]
     assert found.point == (found.bands[1].top, point)  # it is the first byte
-    assert point not in [edge for _, edge in found.ticks]  # told once
+    assert point not in [edge for _, edge in found.ticks]  # labelled once
     inside = drawn(event | {"address": hex(point + 8)})
     assert inside.point is not None
     assert found.bands[1].top + 10 < inside.point[0] < found.bands[1].bottom - 10

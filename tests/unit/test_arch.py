@@ -13,7 +13,7 @@ OF_THE_PROCESSOR = re.compile(
 )
 
 
-def test_the_processor_is_known_in_arch_alone() -> None:
+def test_only_arch_knows_the_processor() -> None:
     found = {
         str(path.relative_to(MONITOR)): line.strip()
         for path in MONITOR.rglob("*.py")

@@ -80,12 +80,12 @@ def test_denials(facts: DenialFacts, name: str, likely: str) -> None:
     assert row.severity == (ATTACK if likely == "attack" else OTHERWISE)
 
 
-def test_what_no_row_fits() -> None:
+def test_facts_that_no_row_fits() -> None:
     assert first_fit(DENIALS, denial("other", system_call=9)) is None
     assert first_fit(FAULTS, FaultFacts("other", "read", None, False)) is None
 
 
-def test_without_the_mapping_nothing_is_known_of_its_permissions() -> None:
+def test_permissions_are_unknown_without_the_mapping() -> None:
     facts = DenialFacts("munmap", {}, None, False, "program")
     row = first_fit(DENIALS, facts)
     assert row is not None

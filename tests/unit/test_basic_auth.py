@@ -19,7 +19,7 @@ def header(name: str, password: str) -> str:
     return "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()
 
 
-def test_unknown_users_cost_a_check_and_right_passwords_only_one() -> None:
+def test_a_right_password_is_checked_once_others_each_time() -> None:
     checks: list[tuple[bytes, bytes]] = []
 
     def checkpw(password: bytes, hashed: bytes) -> bool:

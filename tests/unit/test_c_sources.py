@@ -68,7 +68,7 @@ def test_page_sizes_agree() -> None:
     assert complaints("new.c", ("new.c", text)) == []
 
 
-def test_registers_are_known_in_arch_alone() -> None:
+def test_only_arch_knows_the_registers() -> None:
     wrong = [
         f"{name}: {line.strip()}"
         for name in FILES

@@ -1,4 +1,4 @@
-"""Calibration but for the programs: what the trying process does, and how its end is judged."""
+"""Calibration without the programs: what the trying process does, and how its end is judged."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def empty_ring() -> Iterator[Ring]:
         (0b0001, 0b0101, 0b0100),
         (0, 1 << 63, 1 << 63),
         (5, 5, 0),
-        (0b0000, 0b0110, 0),  # two: which one it is cannot be told
+        (0b0000, 0b0110, 0),  # two: nothing says which one it is
         (0b0100, 0b0000, 0),  # it went: no seal does that
         (0b0100, 0b0010, 0),
     ],

@@ -241,7 +241,7 @@ def test_stop_leaves_no_process(canary: Canary, config: Config) -> None:
 
 
 def test_the_kernel_knows_the_process_until_it_is_gone(clock: Clock) -> None:
-    """Else its last violations would be counted as someone else's."""
+    """Without this its last violations would be counted as those of others."""
 
     class Watched(Config):
         def __setattr__(self, name: str, value: int) -> None:
@@ -301,9 +301,7 @@ def rounds(run: Run) -> Rounds:
     return Rounds(run, 100.0)  # type: ignore[arg-type]
 
 
-def test_the_next_round_comes_an_interval_after_the_end_of_the_last(
-    run: Run, rounds: Rounds
-) -> None:
+def test_rounds_are_an_interval_apart_from_end_to_start(run: Run, rounds: Rounds) -> None:
     assert rounds.problem == "the canary has not come back yet"
     assert rounds.turn(101.0, 60) is None
     run.ends = ""

@@ -96,7 +96,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def case_of(store: Store, what: str, snapshots: list[dict[str, Any]] | None = None) -> Case:
-    """Of the incident with this operation, cause or name."""
+    """The case of the incident with this operation, cause or name."""
     (incident,) = (each for each in store.read() if what in (each.what, each.id))
     with Incidents(store.path) as incidents:
         (case,) = gather(incidents, [incident])
@@ -140,7 +140,7 @@ def test_similar_incidents(store: Store) -> None:
 
 
 class _Asked(Resolver):
-    """Remembers where it was told to look."""
+    """Remembers the paths where it had to look."""
 
     def __init__(self) -> None:
         super().__init__({})
@@ -152,7 +152,7 @@ class _Asked(Resolver):
 
 
 def test_a_process_that_was_gone_has_the_path_of_its_like(store: Store) -> None:
-    """Where to look for names is all that is taken from it."""
+    """Only the place to look for names is taken from it."""
     gone = denial(WEEK_START + 9 * 86_400, operation="brk", executable="image-worker", pid=79)
     unknown = denial(WEEK_START + 9 * 86_400, operation="brk", executable="nobody", pid=80)
     for event in (gone, unknown):
@@ -176,8 +176,8 @@ def test_a_process_of_another_boot_is_another(store: Store) -> None:
     assert len(case_of(store, found.id).timeline) == 1
 
 
-def test_a_start_that_is_none(store: Store) -> None:
-    """As nobody but a stranger's database has it."""
+def test_an_absurd_start_time(store: Store) -> None:
+    """Only the database of a stranger has one."""
     event = denial(WEEK_START, operation="brk")
     store.take(event)
     for start in (None, "", "yesterday", at(0)[:25], 7):
@@ -190,7 +190,7 @@ def test_a_start_that_is_none(store: Store) -> None:
 
 
 class _Saying(Incidents):
-    """Incidents whose events are others."""
+    """Incidents that return other events than their own."""
 
     said: list[Event]
 

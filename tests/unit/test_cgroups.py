@@ -193,8 +193,8 @@ def test_recorded_cgroups(tmp_path: Path) -> None:
     service, plain = (os.stat(root / path).st_ino for path in ("a.slice/a.service", "b"))
     nothing = Workload(None, None, None, None)
 
-    told = Workload("a.service", None, None, "/a.slice/a.service")
-    assert cgroups.workload(service, 42) == told
+    expected = Workload("a.service", None, None, "/a.slice/a.service")
+    assert cgroups.workload(service, 42) == expected
     # Not the cgroup the process is in now: found by its inode number.
     assert cgroups.workload(plain, 42) == Workload(None, None, None, "/b")
 
@@ -205,7 +205,7 @@ def test_recorded_cgroups(tmp_path: Path) -> None:
     assert cgroups.workload(late) == Workload(None, None, None, "/c")
 
     (root / "a.slice/a.service").rmdir()
-    assert cgroups.workload(service) == told
+    assert cgroups.workload(service) == expected
     assert Cgroups(proc, root).workload(service) == nothing
 
 
@@ -235,28 +235,28 @@ def cgroup() -> Iterator[tuple[Path, str]]:
 def test_a_real_cgroup(cgroup: tuple[Path, str]) -> None:
     directory, path = cgroup
     number = os.stat(directory).st_ino
-    told = Workload("web x.service", None, None, path)
+    expected = Workload("web x.service", None, None, path)
     cgroups = Cgroups()
-    assert cgroups.workload(number) == told
+    assert cgroups.workload(number) == expected
     assert cgroups.workload(os.stat(directory.parent.parent).st_ino).cgroup == "/"
     assert cgroups.exists(number)
     directory.rmdir()
     assert not cgroups.exists(number)
-    assert cgroups.workload(number) == told
+    assert cgroups.workload(number) == expected
     assert Cgroups().workload(number) == Workload(None, None, None, None)
 
 
 def test_a_real_cgroup_without_handles(cgroup: tuple[Path, str], tmp_path: Path) -> None:
-    """By the process in it, and by a walk, as without CAP_DAC_READ_SEARCH."""
+    """By the process in it and by a walk, as it goes without CAP_DAC_READ_SEARCH."""
     directory, path = cgroup
     number = os.stat(directory).st_ino
-    told = Workload("web x.service", None, None, path)
+    expected = Workload("web x.service", None, None, path)
     link = tmp_path / "root"  # a path that handles do not resolve to
     link.symlink_to(directory.parent.parent)
-    assert Cgroups(root=link).workload(number) == told
+    assert Cgroups(root=link).workload(number) == expected
     with child(sys.executable, "-c", SPEAKING) as pid:
         (directory / "cgroup.procs").write_text(str(pid))
         empty = tmp_path / "proc"
         empty.mkdir()
         (empty / str(pid)).symlink_to(f"/proc/{pid}")
-        assert Cgroups(empty, link).workload(number, pid) == told
+        assert Cgroups(empty, link).workload(number, pid) == expected

@@ -102,14 +102,14 @@ def fault(cause: Cause, **values: Any) -> abi.Record:
     )
 
 
-def told(made: abi.Record, **options: Any) -> Any:
+def classified(made: abi.Record, **options: Any) -> Any:
     event = classify(made, ORIGIN, sealed_mask=SEALED_BIT, **options)
     VALIDATOR.validate(events.to_dict(event))
     return event
 
 
 def test_a_denial_in_full() -> None:
-    event = told(
+    event = classified(
         denial(
             arguments=(START - 0x2000, 0x3000, 3),
             address=START - 0x2000,
@@ -153,7 +153,7 @@ def test_a_denial_in_full() -> None:
 
 
 def test_a_fault_in_full() -> None:
-    event = told(
+    event = classified(
         fault(
             Cause.GUARD_REGION,
             flags=RecordFlag.INFERRED,
@@ -185,7 +185,7 @@ def test_a_fault_in_full() -> None:
 
 
 def test_a_seal_in_full() -> None:
-    event = told(record(Kind.SEAL, mapping=LIBRARY, address=START, length=0x1000))
+    event = classified(record(Kind.SEAL, mapping=LIBRARY, address=START, length=0x1000))
     assert event == Seal(
         **{name: getattr(ORIGIN, name) for name in asdict(ORIGIN)},
         severity="info",
@@ -222,7 +222,7 @@ def bypass(method: Method, flags: int = READ, pid: int = 77) -> abi.Record:
 
 
 def test_a_bypass_in_full() -> None:
-    event = told(bypass(Method.PTRACE_POKE), target=OTHER)
+    event = classified(bypass(Method.PTRACE_POKE), target=OTHER)
     assert event == Bypass(
         **{name: getattr(ORIGIN, name) for name in asdict(ORIGIN)},
         severity="critical",
@@ -274,7 +274,7 @@ def test_a_bypass_in_full() -> None:
     ],
 )
 def test_who_wrote_to_what(made: abi.Record, summary: str, severity: str) -> None:
-    event = told(made)
+    event = classified(made)
     assert event.summary.endswith(summary)
     assert event.severity == severity
 
@@ -355,7 +355,7 @@ RANGE = "0x7f0000001000-0x7f0000002000"
             fault(Cause.SEALED, mapping=LIBRARY, signal_code=2),
             "write to sealed memory at 0x7f0000001010 (r--p, libfoo.so): "
             "python3 (pid 4242) died of SIGSEGV; "
-            "looks like an attack: a write to what was locked against writing",
+            "looks like an attack: a write to memory that is sealed against writing",
             "critical",
         ),
         (
@@ -376,14 +376,14 @@ RANGE = "0x7f0000001000-0x7f0000002000"
             fault(Cause.GUARD_REGION, disposition=Disposition.HANDLER),
             "write to a guard region at 0x7f0000001010: "
             "python3 (pid 4242) got SIGSEGV in a handler of its own; "
-            "probably on purpose: a handler of its own got the signal",
+            "probably on purpose: a handler in the process got the signal",
             "info",
         ),
         (
             fault(Cause.PKEY, signal_code=4, pkey=3, mapping=ANONYMOUS),
             "write to memory under protection key 3 at 0x7f0000001010 (r--p, anonymous): "
             "python3 (pid 4242) died of SIGSEGV; "
-            "probably a bug: its protection key was not held",
+            "probably a bug: the protection key of the memory was not held",
             "warning",
         ),
         (
@@ -394,7 +394,7 @@ RANGE = "0x7f0000001000-0x7f0000002000"
     ],
 )
 def test_summary_and_severity(made: abi.Record, summary: str, severity: str) -> None:
-    event = told(made)
+    event = classified(made)
     assert event.summary == summary
     assert event.severity == severity
 
@@ -402,7 +402,7 @@ def test_summary_and_severity(made: abi.Record, summary: str, severity: str) -> 
 @pytest.mark.parametrize("operation", NAMES)
 @pytest.mark.parametrize("role", Role)
 def test_every_operation_has_a_summary(operation: str, role: Role) -> None:
-    event = told(denial(operation, role=role))
+    event = classified(denial(operation, role=role))
     call = "change" if operation == "other" else operation
     assert event.summary.startswith(f"{call} of sealed memory refused: python3 (pid 4242) ")
     assert event.role == role.label
@@ -410,7 +410,7 @@ def test_every_operation_has_a_summary(operation: str, role: Role) -> None:
 
 @pytest.mark.parametrize("reason", Reason)
 def test_every_reason_has_a_summary(reason: Reason) -> None:
-    event = told(denial(verdict=Verdict.UNVERIFIED, reason=reason))
+    event = classified(denial(verdict=Verdict.UNVERIFIED, reason=reason))
     assert event.reason == (reason.label if reason else None)
     assert "perhaps by a seal" in event.summary
 
@@ -418,8 +418,8 @@ def test_every_reason_has_a_summary(reason: Reason) -> None:
 @pytest.mark.parametrize("cause", Cause)
 @pytest.mark.parametrize("disposition", Disposition)
 def test_every_fault_has_a_severity(cause: Cause, disposition: Disposition) -> None:
-    worst = told(fault(cause, disposition=Disposition.DEFAULT)).severity
-    event = told(fault(cause, disposition=disposition))
+    worst = classified(fault(cause, disposition=Disposition.DEFAULT)).severity
+    event = classified(fault(cause, disposition=disposition))
     handled = {"critical": "warning", "warning": "info", "info": "info"}[worst]
     assert event.severity == (handled if disposition is Disposition.HANDLER else worst)
 
@@ -433,8 +433,8 @@ def test_every_fault_has_a_severity(cause: Cause, disposition: Disposition) -> N
         (Verdict.NOT_SEALED, READ | SEALED_BIT, False),
     ],
 )
-def test_sealed_is_told_where_it_may_explain(verdict: Verdict, flags: int, shown: bool) -> None:
-    event = told(denial(verdict=verdict, mapping={**LIBRARY, "flags": flags}))
+def test_sealed_is_shown_where_it_may_explain(verdict: Verdict, flags: int, shown: bool) -> None:
+    event = classified(denial(verdict=verdict, mapping={**LIBRARY, "flags": flags}))
     assert (event.sealed is not None) is shown
     assert ("libfoo.so" in event.summary) is shown
 
@@ -451,7 +451,7 @@ def test_sealed_is_told_where_it_may_explain(verdict: Verdict, flags: int, shown
     ],
 )
 def test_permissions(flags: int, permissions: str) -> None:
-    event = told(fault(Cause.OTHER, mapping={**ANONYMOUS, "flags": flags}))
+    event = classified(fault(Cause.OTHER, mapping={**ANONYMOUS, "flags": flags}))
     assert event.mapping.permissions == permissions
     assert event.mapping.sealed is False
 
@@ -467,11 +467,11 @@ def test_permissions(flags: int, permissions: str) -> None:
     ],
 )
 def test_file(mapping: dict[str, Any], path: str | None, expected: File | None) -> None:
-    assert told(denial(mapping=mapping), file_path=path).sealed.file == expected
+    assert classified(denial(mapping=mapping), file_path=path).sealed.file == expected
 
 
 def test_the_summary_has_the_base_name_of_a_path() -> None:
-    event = told(denial(), file_path="/usr/lib/libfoo.so.1")
+    event = classified(denial(), file_path="/usr/lib/libfoo.so.1")
     assert "(sealed r--p, libfoo.so.1); " in event.summary
 
 
@@ -519,14 +519,14 @@ def test_bit_63_is_a_seal_bit_too() -> None:
     ],
 )
 def test_arguments(flags: int, arguments: dict[str, object]) -> None:
-    event = told(denial("mmap", flags=flags, arguments=(START, 4096, 1, 0x12, 2**64 - 1, 2)))
+    event = classified(denial("mmap", flags=flags, arguments=(START, 4096, 1, 0x12, 2**64 - 1, 2)))
     assert event.arguments == arguments
     assert event.compat is bool(flags)
 
 
-def test_pkey_is_told_only_for_a_key_fault() -> None:
-    assert told(fault(Cause.PKEY, signal_code=4, pkey=3)).pkey == 3
-    assert told(fault(Cause.SEALED, signal_code=2, pkey=3)).pkey is None
+def test_only_a_key_fault_has_a_pkey() -> None:
+    assert classified(fault(Cause.PKEY, signal_code=4, pkey=3)).pkey == 3
+    assert classified(fault(Cause.SEALED, signal_code=2, pkey=3)).pkey is None
 
 
 def test_stack() -> None:
@@ -534,18 +534,18 @@ def test_stack() -> None:
     made.stack.addresses[:2] = 0x7F0000001010, 0x401000
     made.stack.depth = 2
     made.stack.modules[:2] = abi.NO_MODULE, abi.NO_MODULE
-    event = told(made)
+    event = classified(made)
     assert [frame.address for frame in event.stack] == ["0x7f0000001010", "0x401000"]
     assert event.stack_complete is False
     made.stack.complete = 1
-    assert told(made).stack_complete is True
+    assert classified(made).stack_complete is True
 
 
 def test_a_corrupt_stack_is_a_corrupt_record() -> None:
     made = denial()
     made.stack.depth = 17
     with pytest.raises(ClassifyError, match="corrupt record: a stack of 17 frames"):
-        told(made)
+        classified(made)
 
 
 @pytest.mark.parametrize(
@@ -570,7 +570,7 @@ def test_a_corrupt_stack_is_a_corrupt_record() -> None:
 )
 def test_corrupt_records(made: abi.Record, message: str | None) -> None:
     if message is None:
-        told(made)
+        classified(made)
         return
     with pytest.raises(ClassifyError, match=f"^corrupt record: {message}$"):
         classify(made, ORIGIN, sealed_mask=SEALED_BIT)
@@ -608,7 +608,7 @@ def test_a_summary_is_one_short_line(
     executable: bytes,
     file: bytes,
 ) -> None:
-    event = told(
+    event = classified(
         denial(
             operation,
             verdict=why[0],
@@ -625,7 +625,7 @@ def test_a_summary_is_one_short_line(
 
 
 def test_an_ordinary_denial_fits_in_270_characters() -> None:
-    event = told(
+    event = classified(
         denial(
             "pkey_mprotect",
             executable=b"chromium-browser",

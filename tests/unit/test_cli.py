@@ -23,7 +23,7 @@ from monitor.web import server as web
 ROOT = Path(__file__).parents[2]
 COMMANDS = ("run", "demo", "exec", "doctor", "check-config", "schema", "incidents", "posture")
 INCIDENTS = tuple(("incidents", verb) for verb in ("list", "show", "timeline", "report", "export"))
-# Still user 0: a checkout that root alone may read is no obstacle.
+# Still user 0: it can run a checkout that only root may read.
 WITHOUT_CAPABILITIES = ("setpriv", "--inh-caps=-all", "--bounding-set=-all")
 ROOT_ALONE = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up capabilities")
 
@@ -362,7 +362,7 @@ def test_a_reader_that_leaves_early_is_no_traceback() -> None:
         (KeyboardInterrupt(), [], 130),
     ],
 )
-def test_errors_are_told_in_plain_words(
+def test_errors_are_in_plain_words(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     error: BaseException,
@@ -425,7 +425,7 @@ def test_debugging_shows_where(
     ],
 )
 def test_exec_fails_with_a_code_of_its_own(arguments: tuple[str, ...], message: str) -> None:
-    """One that few commands end with."""
+    """Few commands end with this code."""
     shown = seal_monitor("exec", *arguments)
     assert shown.stderr.splitlines()[-1].endswith(message)
     assert (shown.stdout, shown.returncode) == ("", 125)

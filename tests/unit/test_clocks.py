@@ -1,4 +1,4 @@
-"""No test bounds a time but by at_most(), with the reason."""
+"""Tests bound a time only by at_most(), with the reason."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from clocks import at_most
 
 TESTS = Path(__file__).parent.parent
 CLOCK = r"(?:time\.)?(?:monotonic|perf_counter|process_time|thread_time)\(\)"
-# A measured time, below or up to some bound. A deadline of a wait is no such thing.
+# A measured time that is compared with a bound. A deadline of a wait is something else.
 BOUND = re.compile(rf"assert .*{CLOCK} - \w+ <")
 
 
-def test_who_bounds_a_time_says_why() -> None:
+def test_a_test_that_bounds_a_time_says_why() -> None:
     found = [
         f"{path.relative_to(TESTS)}:{number}"
         for folder in ("unit", "kernel")

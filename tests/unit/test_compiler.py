@@ -24,7 +24,7 @@ def test_text_has_every_file_once() -> None:
 
 
 def test_no_name_is_used_that_bcc_replaces() -> None:
-    """By another helper, according to what the kernel of the machine that compiles shows it."""
+    """bcc puts in another helper, depending on the kernel of the machine that compiles."""
     code = re.sub(r"/\*.*?\*/", "", compiler.program_text(), flags=re.DOTALL)
     assert "read_user(" in code
     assert not re.search(r"\bbpf_probe_read(_user|_kernel)?(_str)?\(", code)

@@ -1,4 +1,4 @@
-"""What the completion for bash offers is what the program takes."""
+"""The completion for bash offers what the program takes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COMMANDS = (
 
 
 def offered(*words: str) -> set[str]:
-    """For the last of the words, which may have been begun."""
+    """What it offers for the last word, which may be there in part."""
     command = ["bash", "-c", SCRIPT, "bash", str(FILE), *words]
     shown = subprocess.run(command, check=True, capture_output=True, text=True)
     assert shown.stderr == ""
@@ -47,8 +47,8 @@ def test_flags(command: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    told = set(re.findall(r"^    ([a-z-]+) +\S", help_of(capsys), re.MULTILINE))
-    assert offered("") == told == {command.split()[0] for command in COMMANDS}
+    listed = set(re.findall(r"^    ([a-z-]+) +\S", help_of(capsys), re.MULTILINE))
+    assert offered("") == listed == {command.split()[0] for command in COMMANDS}
     verbs = {command.split()[1] for command in COMMANDS if " " in command}
     assert offered("incidents", "") == verbs
     assert offered("inc") == {"incidents"}

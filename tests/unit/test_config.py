@@ -323,7 +323,7 @@ def test_line_of_key(before: str, text: str, line: int) -> None:
     assert [message.split(": ")[0] for message in messages] == [f"c.toml:{line}"], before
 
 
-def test_all_mistakes_are_told_in_order_of_their_lines() -> None:
+def test_all_mistakes_are_listed_by_their_lines() -> None:
     text = '[watch]\ncompat = 1\n[nothing]\n[web]\nconfig_file = 1\n[output]\nformat = "x"'
     assert [message.split(": ")[:2] for message in mistakes(text)] == [
         ["c.toml:2", "key 'watch.compat'"],

@@ -119,10 +119,10 @@ def test_spread(values: list[float], shown: str) -> None:
 def test_budgets_are_met_as_measured_or_when_scaled_or_missed() -> None:
     table = budget_table(
         [
-            Budget("ratio", 1.05, 1.05, "{:.2f}", "never told"),
+            Budget("ratio", 1.05, 1.05, "{:.2f}", "never shown"),
             Budget("time", 200, 254, "{:+.0f} ns", "a slow machine", 2),
-            Budget("event", 100, 644, "{:+.0f} ns", "it tells more", 2),
-            Budget("memory", 32, 32.9, "{:.1f} MiB", "it tells more"),
+            Budget("event", 100, 644, "{:+.0f} ns", "it says more", 2),
+            Budget("memory", 32, 32.9, "{:.1f} MiB", "it says more"),
         ]
     )
     assert table.rows == [
@@ -131,7 +131,7 @@ def test_budgets_are_met_as_measured_or_when_scaled_or_missed() -> None:
         ("event", "+100 ns", "+644 ns", "+322 ns", "**missed**"),
         ("memory", "32.0 MiB", "32.9 MiB", "", "**missed**"),
     ]
-    assert table.note == "a slow machine\n\nit tells more"
+    assert table.note == "a slow machine\n\nit says more"
 
 
 def test_what_was_not_measured_misses_its_budget() -> None:
@@ -164,7 +164,7 @@ def test_every_figure_may_grow_by_a_twentieth() -> None:
             assert instructions.compare(KEPT, grown(row, call, -number)) == []
 
 
-def test_on_another_kernel_what_is_added_may_grow_by_a_twentieth() -> None:
+def test_on_another_kernel_the_added_part_may_grow_a_twentieth() -> None:
     other = "6.12.999-cloud-amd64"
     for row in KEPT["instructions"]:
         if not row.startswith("seal-monitor"):
@@ -183,7 +183,7 @@ def test_on_another_kernel_what_is_added_may_grow_by_a_twentieth() -> None:
     assert len(instructions.compare(KEPT, grown(WATCHED, "getppid", slack + 1, other))) == 1
 
 
-def test_a_mode_that_is_not_counted_any_more_is_told() -> None:
+def test_a_mode_that_is_no_longer_counted_is_reported() -> None:
     counted = grown(WATCHED, "denied", 0)
     del counted["instructions"][WATCHED]
     counted["absent"]["tracepoint"] = "refused"
@@ -261,8 +261,8 @@ def test_the_page_has_every_section_and_observer() -> None:
         assert f"\n| {size:,} |" in PAGE
 
 
-def test_the_page_tells_why_a_budget_is_missed() -> None:
-    """Of each missed budget that has a reason, the reason stands there."""
+def test_the_page_says_why_a_budget_is_missed() -> None:
+    """The reason of each missed budget that has one."""
     text = " ".join(PAGE.split())
     reasons = {
         "its event": bench_budgets.EVENT,

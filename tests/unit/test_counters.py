@@ -114,7 +114,7 @@ class NoBuckets:
 
 
 def test_every_limit_begins_again(maps: dict[str, int], state: KernelState) -> None:
-    """Also that of the programs that seal, which is the last one."""
+    """Also the last one, that of the programs that seal."""
     size = ctypes.sizeof(Bucket) * (max(SharedBucket) + 1)
     os.pwrite(maps["shared_buckets"], b"\xff" * size, 0)
     state.buckets = NoBuckets()  # type: ignore[assignment]

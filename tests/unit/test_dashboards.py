@@ -26,7 +26,7 @@ FOLDER = ROOT / "dashboards"
 RULES = FOLDER / "rules"
 HOSTS, MINUTES = 10, 240
 RANGE = 120 * MINUTE  # what a dashboard shows: the second half
-# Metrics that no dashboard and no rule has a use for, and why; globs.
+# Metrics that no dashboard and no rule uses, as globs, and why.
 UNUSED: dict[str, str] = {}
 # What Prometheus itself and the client library add.
 OTHER_METRICS = {
@@ -167,8 +167,8 @@ def test_a_single_denial_is_one(filled: Filled) -> None:
     by_workload = values(filled, "overview.json: Workloads with most denials")
     assert by_workload[NEWCOMER] == 1
     assert next(iter(by_workload)) == "image-worker.service"
-    told = ("overview.json: Refused by a seal", "overview.json: Perhaps by a seal")
-    total = sum(values(filled, name)[""] for name in told)
+    titles = ("overview.json: Refused by a seal", "overview.json: Perhaps by a seal")
+    total = sum(values(filled, name)[""] for name in titles)
     assert sum(by_workload.values()) == pytest.approx(total, rel=0.01)
     each = values(filled, "host.json: Denials by workload and verdict")
     assert each[f"web-001.example:10462 sealed {NEWCOMER}"] == 1
@@ -206,7 +206,7 @@ def test_the_files_are_current(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_grafana_keeps_its_hands_off() -> None:
-    """What identifies a dashboard is ours, so that links and updates work."""
+    """We choose the ids of a dashboard: links and updates then work."""
     assert {name: document["uid"] for name, document in DOCUMENTS.items()} == {
         "overview.json": "seal-monitor-overview",
         "host.json": "seal-monitor-host",
@@ -232,7 +232,7 @@ def test_every_panel_is_explained_and_readable(panel: Json) -> None:
         if not target["instant"]:
             windows = set(re.findall(r"\[(.+?)\]", expression))
             assert windows <= {"$__rate_interval"}, windows
-        if "instance" in target["legendFormat"]:  # of a hundred hosts those that stand out
+        if "instance" in target["legendFormat"]:  # the most unusual of a hundred hosts
             assert re.match(r"(top|bottom)k\((5|10), |quantile", expression)
 
 
@@ -300,7 +300,7 @@ GRAFANA = jsonschema.Draft7Validator(SCHEMA)
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_grafana_knows_every_key_and_value(name: str) -> None:
-    """By @grafana/schema, of which the schema is made; it has no keys but those named there."""
+    """The schema is made of @grafana/schema; a dashboard has only the keys named there."""
     error = jsonschema.exceptions.best_match(GRAFANA.iter_errors(DOCUMENTS[name]))
     assert error is None, (list(error.absolute_path), error.message)
 

@@ -50,7 +50,7 @@ class Gate:
 
 
 class BatchGate(Gate):
-    """One that takes all that waits at once, but for batches with what it refuses."""
+    """A sink that takes all that waits at once, but no batch with an event that it refuses."""
 
     def __init__(self, name: str, refused: bytes = b"") -> None:
         super().__init__(name)
@@ -72,11 +72,11 @@ class BatchGate(Gate):
 class Setting:
     def __init__(self, *sinks: Sink, limits: Limits = LIMITS) -> None:
         self.tally = Tally(sink.name for sink in sinks)
-        self.told: list[tuple[str, str | None]] = []
+        self.reports: list[tuple[str, str | None]] = []
         self.delivery = Delivery(
             sinks,
             self.tally,
-            lambda name, error: self.told.append((name, str(error) if error else None)),
+            lambda name, error: self.reports.append((name, str(error) if error else None)),
             limits,
         )
 
@@ -152,7 +152,7 @@ def test_one_that_is_refused_takes_no_others_with_it(make: Make) -> None:
     assert sink.taken == numbers(*(n for n in range(100) if n != 7))
     assert setting.results() == (99, 1)
     assert setting.tally.sink_errors == {"one": 1}
-    assert setting.told == [("one", "[Errno 28] disk full")]
+    assert setting.reports == [("one", "[Errno 28] disk full")]
 
 
 def test_every_sink_gets_every_event_in_order(make: Make) -> None:
@@ -163,7 +163,7 @@ def test_every_sink_gets_every_event_in_order(make: Make) -> None:
     assert one.taken == two.taken == numbers(*range(500))
     assert setting.results() == (500, 0)
     assert setting.tally.sink_errors == setting.tally.sink_queue_events == {"one": 0, "two": 0}
-    assert setting.told == []
+    assert setting.reports == []
 
 
 def test_the_delay_ends_where_the_first_sink_has_taken_it(make: Make) -> None:
@@ -193,7 +193,7 @@ def test_a_sink_that_hangs_holds_up_nothing(make: Make) -> None:
     assert setting.results() == (300, 0)
     assert setting.tally.sink_queue_events == {"good": 0, "hung": 100}
     assert setting.tally.sink_errors == {"good": 0, "hung": 200}
-    assert setting.told == [("hung", "its queue is full: events that wait: 100 (0 KiB)")]
+    assert setting.reports == [("hung", "its queue is full: events that wait: 100 (0 KiB)")]
 
 
 def test_a_queue_is_full_by_bytes_too(make: Make) -> None:
@@ -219,7 +219,7 @@ def test_a_full_queue_has_room_for_news_of_the_monitor(make: Make) -> None:
     events = setting.tally.events
     assert (events["denial", "failed"], events["health", "failed"]) == (18, 7)
     assert setting.tally.sink_queue_events == {"hung": 15}
-    assert len(setting.told) == 1
+    assert len(setting.reports) == 1
 
 
 @pytest.mark.parametrize("kind", [Gate, BatchGate])
@@ -238,10 +238,10 @@ def test_what_no_sink_should_raise_is_an_error_like_any_other(make: Make, kind: 
     delivered, failed = setting.results()
     assert delivered + failed == 4
     assert sink.taken[-2:] == [b"3", b"reopened"]
-    assert setting.told == [("file", "MemoryError('no room')")]
+    assert setting.reports == [("file", "MemoryError('no room')")]
 
 
-def test_a_batch_that_fails_in_no_way_known_is_written_one_by_one(make: Make) -> None:
+def test_a_batch_with_an_unknown_failure_is_written_one_by_one(make: Make) -> None:
     class Odd(BatchGate):
         def write_all(self, batch: Sequence[bytes]) -> None:
             raise KeyError(len(batch))
@@ -254,7 +254,7 @@ def test_a_batch_that_fails_in_no_way_known_is_written_one_by_one(make: Make) ->
     assert setting.delivery.wait(10)
     assert sink.taken == numbers(*range(10))
     assert setting.results() == (10, 0)
-    assert setting.told == []
+    assert setting.reports == []
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -264,27 +264,27 @@ def test_a_thread_that_has_ended_is_replaced(make: Make) -> None:
     sink.error = SystemExit()
     held_up(sink, setting)
     setting.send(1, 2)
-    told: list[bool] = []
-    setting.delivery.hand("file", b"x", told.append)
+    answers: list[bool] = []
+    setting.delivery.hand("file", b"x", answers.append)
     threads = active_count()
     sink.open.set()
     while active_count() == threads:
         time.sleep(0.002)
     setting.send(3)
     setting.until(lambda: setting.results() == (0, 4))
-    assert told == [False]
+    assert answers == [False]
     assert setting.tally.sink_queue_events == {"file": 0}
-    assert setting.told == [("file", "its thread has ended: events that wait: 5 (0 KiB)")]
+    assert setting.reports == [("file", "its thread has ended: events that wait: 5 (0 KiB)")]
     sink.error = None
     setting.send(4)
     assert setting.delivery.wait(10)
     assert sink.taken == numbers(4)
     assert setting.results() == (1, 4)
-    setting.until(lambda: setting.told[-1] == ("file", None))
+    setting.until(lambda: setting.reports[-1] == ("file", None))
 
 
 @pytest.mark.parametrize("way", ["it hung", "it failed"])
-def test_a_sink_that_recovers_is_told_once(make: Make, way: str) -> None:
+def test_a_sink_that_recovers_is_reported_once(make: Make, way: str) -> None:
     sink = Gate("file")
     setting = make(sink, limits=Limits(events=4, quiet_seconds=0.2))
     if way == "it hung":
@@ -293,15 +293,15 @@ def test_a_sink_that_recovers_is_told_once(make: Make, way: str) -> None:
         sink.error = DISK_FULL
     setting.send(*range(10))
     setting.until(lambda: setting.tally.sink_errors["file"] >= 6)
-    assert [name for name, _ in setting.told] == ["file"]
+    assert [name for name, _ in setting.reports] == ["file"]
     sink.error = None
     sink.open.set()
     setting.until(lambda: setting.tally.sink_queue_events["file"] == 0)
     setting.send(10)
-    setting.until(lambda: len(setting.told) > 1)
+    setting.until(lambda: len(setting.reports) > 1)
     setting.send(11)
     assert setting.delivery.wait(10)
-    assert [reason is None for _, reason in setting.told] == [False, True]
+    assert [reason is None for _, reason in setting.reports] == [False, True]
     assert sink.taken[-2:] == numbers(10, 11)
     delivered, failed = setting.results()
     assert delivered == len(sink.taken)
@@ -309,7 +309,7 @@ def test_a_sink_that_recovers_is_told_once(make: Make, way: str) -> None:
     assert delivered + failed == 12
 
 
-def test_a_sink_that_fails_now_and_then_is_told_once(make: Make) -> None:
+def test_a_sink_that_fails_now_and_then_is_reported_once(make: Make) -> None:
     sink = Gate("file")
     setting = make(sink, limits=LIMITS._replace(quiet_seconds=LONG))
     for number in range(100):
@@ -317,19 +317,21 @@ def test_a_sink_that_fails_now_and_then_is_told_once(make: Make) -> None:
         setting.send(number)
         assert setting.delivery.wait(10)
     assert setting.results() == (50, 50)
-    assert setting.told == [("file", str(DISK_FULL))]
+    assert setting.reports == [("file", str(DISK_FULL))]
 
 
-def test_a_sink_that_takes_nothing_is_told_before_its_queue_is_full(make: Make) -> None:
+def test_a_stuck_sink_is_reported_before_its_queue_is_full(make: Make) -> None:
     sink = Gate("json")
     sink.open.clear()
     setting = make(sink, limits=LIMITS._replace(stall_seconds=0.1, quiet_seconds=0.1))
     setting.send(1)
-    setting.until(lambda: bool(setting.told))
-    assert setting.told == [("json", "it has taken nothing for 0 s: events that wait: 1 (0 KiB)")]
+    setting.until(lambda: bool(setting.reports))
+    assert setting.reports == [
+        ("json", "it has taken nothing for 0 s: events that wait: 1 (0 KiB)")
+    ]
     sink.open.set()
-    setting.until(lambda: len(setting.told) == 2)
-    assert setting.told[1] == ("json", None)
+    setting.until(lambda: len(setting.reports) == 2)
+    assert setting.reports[1] == ("json", None)
     assert setting.tally.sink_errors == {"json": 0}
     assert setting.results() == (1, 0)
 
@@ -365,11 +367,11 @@ def test_what_is_not_taken_at_the_end_has_failed(make: Make) -> None:
     for setting in (alone, both):
         assert setting.tally.sink_errors["hung"] == 3
         assert setting.tally.sink_queue_events["hung"] == 0
-        assert setting.told == [("hung", "given up at the end: events that wait: 3 (0 KiB)")]
+        assert setting.reports == [("hung", "given up at the end: events that wait: 3 (0 KiB)")]
 
 
 def test_a_slow_sink_gets_its_time_at_the_end(make: Make) -> None:
-    """While it takes something every now and then; and not for ever."""
+    """As long as it takes something now and then, but not for ever."""
 
     class Slow(Gate):
         def write(self, data: bytes) -> None:
@@ -413,13 +415,13 @@ def test_a_sink_that_gets_no_thread(make: Make) -> None:
     finally:
         stack_size(before)
     assert setting.results() == (0, 1)
-    assert setting.told == [("json", "it gets no thread: can't start new thread")]
+    assert setting.reports == [("json", "it gets no thread: can't start new thread")]
     setting.delivery.reopen()
     setting.send(2)
     assert setting.delivery.wait(10)
     assert sink.taken[-1] == b"2"
     assert setting.results() == (1, 1)
-    setting.until(lambda: setting.told[-1] == ("json", None))
+    setting.until(lambda: setting.reports[-1] == ("json", None))
 
 
 def test_no_sink_at_all(make: Make) -> None:
@@ -429,7 +431,7 @@ def test_no_sink_at_all(make: Make) -> None:
     assert setting.results() == (0, 1)
 
 
-def test_opened_anew_in_turn(make: Make) -> None:
+def test_opened_again_in_turn(make: Make) -> None:
     sink = Gate("file")
     setting = make(sink)
     setting.send(1)
@@ -440,7 +442,7 @@ def test_opened_anew_in_turn(make: Make) -> None:
     sink.error = DISK_FULL
     setting.delivery.reopen()
     assert setting.delivery.wait(10)
-    assert setting.told == [("file", str(DISK_FULL))]
+    assert setting.reports == [("file", str(DISK_FULL))]
     assert setting.tally.sink_errors == {"file": 0}  # no event was lost
     assert setting.results() == (2, 0)
 
@@ -464,7 +466,7 @@ def test_a_pipe_that_nobody_reads_and_then_somebody(make: Make) -> None:
     setting = make(json_lines(writer), limits=LIMITS._replace(quiet_seconds=0.1))
     setting.send(*range(5000), text="x" * 90)
     assert setting.results()[1] > 0
-    assert [name for name, _ in setting.told] == ["json"]
+    assert [name for name, _ in setting.reports] == ["json"]
     delivered = setting.tally.sink_queue_events["json"] + setting.results()[0]
     lines: list[str] = []
 
@@ -474,12 +476,12 @@ def test_a_pipe_that_nobody_reads_and_then_somebody(make: Make) -> None:
 
     thread = Thread(target=read)
     thread.start()
-    setting.until(lambda: len(setting.told) == 2)
+    setting.until(lambda: len(setting.reports) == 2)
     os.close(writer)
     thread.join(10)
     assert setting.results() == (delivered, 5000 - delivered)
     assert len(lines) == delivered
-    assert setting.told[1] == ("json", None)
+    assert setting.reports[1] == ("json", None)
 
 
 @pytest.mark.parametrize("blocking", [True, False])
@@ -520,42 +522,42 @@ def test_closed_with_a_sink_that_hangs() -> None:
     assert active_count() == before
 
 
-def test_what_is_no_event_is_told_and_in_order(make: Make) -> None:
+def test_other_data_get_an_answer_and_stay_in_order(make: Make) -> None:
     first, second = Gate("one"), Gate("two")
     setting = make(first, second)
-    told: list[bool] = []
+    answers: list[bool] = []
     setting.send(0)
-    setting.delivery.hand("two", b"handed", told.append)
+    setting.delivery.hand("two", b"handed", answers.append)
     setting.send(1)
-    setting.delivery.hand("three", b"handed", told.append)
-    assert told == [False]  # no such sink
+    setting.delivery.hand("three", b"handed", answers.append)
+    assert answers == [False]  # no such sink
     assert setting.delivery.wait(10)
-    assert told == [False, True]
+    assert answers == [False, True]
     assert (first.taken, second.taken) == ([b"0", b"1"], [b"0", b"handed", b"1"])
     assert setting.results() == (2, 0)
     second.error = DISK_FULL
-    setting.delivery.hand("two", b"handed", told.append)
+    setting.delivery.hand("two", b"handed", answers.append)
     assert setting.delivery.wait(10)
-    assert told == [False, True, False]
-    assert setting.told == [("two", str(DISK_FULL))]
+    assert answers == [False, True, False]
+    assert setting.reports == [("two", str(DISK_FULL))]
 
 
 def test_events_keep_half_of_the_room(make: Make) -> None:
     sink = Gate("one")
     setting = make(sink, limits=LIMITS._replace(bytes=1000))
     held_up(sink, setting)
-    told: list[bool] = []
+    answers: list[bool] = []
     for _ in range(10):
-        setting.delivery.hand("one", b"x" * 100, told.append)
-    assert told == [False] * 6  # beside event 0
+        setting.delivery.hand("one", b"x" * 100, answers.append)
+    assert answers == [False] * 6  # beside event 0
     setting.send(*range(1, 6), padding=90)
     sink.open.set()
     assert setting.delivery.wait(10)
-    assert told == [False] * 6 + [True] * 4
+    assert answers == [False] * 6 + [True] * 4
     assert setting.results() == (6, 0)
 
 
-def test_a_batch_that_is_given_up_has_failed_and_may_still_be_stored(make: Make) -> None:
+def test_a_batch_given_up_has_failed_and_may_still_be_stored(make: Make) -> None:
     class Slow(BatchGate):
         def write_all(self, batch: Sequence[bytes]) -> None:
             self.open.clear()
@@ -577,11 +579,11 @@ def test_a_batch_that_is_given_up_has_failed_and_may_still_be_stored(make: Make)
     assert setting.results() == (1, 2 * BATCH)
 
 
-def test_what_is_given_up_is_told(make: Make) -> None:
+def test_data_given_up_get_an_answer(make: Make) -> None:
     sink = Gate("one")
     setting = make(sink)
     held_up(sink, setting)
-    told: list[bool] = []
-    setting.delivery.hand("one", b"x", told.append)
+    answers: list[bool] = []
+    setting.delivery.hand("one", b"x", answers.append)
     setting.delivery.finish(0.05)
-    assert told == [False]
+    assert answers == [False]

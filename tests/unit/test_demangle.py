@@ -1,4 +1,4 @@
-"""Names as in the source, and what hostile ones may do."""
+"""Names as in the source, and hostile ones."""
 
 from __future__ import annotations
 

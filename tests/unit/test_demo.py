@@ -28,7 +28,7 @@ def some_counters() -> Counters:
     return counters
 
 
-def test_what_cannot_be_shown_is_told_by_reason() -> None:
+def test_what_cannot_be_shown_is_listed_by_reason() -> None:
     assert not_shown([], 80) == []
     rows = [
         skipped("write to sealed memory through /proc/self/mem", HIDDEN),

@@ -166,7 +166,7 @@ def test_probes_say_how_they_are_attached() -> None:
     ]
 
 
-def test_what_keeps_all_from_their_first_hook_is_told_once() -> None:
+def test_a_reason_that_all_fallbacks_share_is_shown_once() -> None:
     probes = [attached(name)._replace(fallback=REFUSED) for name in ("mprotect", "munmap")]
     signals = attached("signal_deliver", "raw_tracepoint", "signal_deliver")
     rows = doctor.probe_rows([*probes, signals], "auto")
@@ -281,7 +281,7 @@ def test_hidden_refusals_are_named(tmp_path: Path) -> None:
             ["vma_swap", "munmap", "map_merge"],
             (
                 "degraded",
-                "1 reviewed; nobody has looked whether these can change sealed memory: map_merge, "
+                "1 reviewed; nobody has checked whether these can change sealed memory: map_merge, "
                 "vma_swap",
                 "a newer seal-monitor",
             ),
@@ -349,13 +349,13 @@ def test_ways_around_a_seal_that_are_seen(tmp_path: Path) -> None:
     )
 
 
-def test_an_optional_probe_that_is_missing_is_no_fault_of_the_host() -> None:
+def test_a_missing_optional_probe_is_not_the_hosts_problem() -> None:
     missing = AttachedProbe("proc_mem_write", "fexit", "access_remote_vm", "refused", -1)
     assert not missing.lost
     assert doctor.probe_rows([missing], "auto") == []
 
 
-def test_mutes_and_switched_off_events_are_told() -> None:
+def test_mutes_and_switched_off_events_are_listed() -> None:
     text = """
         [events]
         denials = ["sealed"]

@@ -131,8 +131,8 @@ def test_any_bytes(content: bytes, like_elf: bool) -> None:
 def test_what_is_wrong(program: bytes, position: int, layout: str, value: int, error: str) -> None:
     made = bytearray(program)
     struct.pack_into(layout, made, position, value)
-    (told,) = read_all(bytes(made))
-    assert told == error
+    (complaint,) = read_all(bytes(made))
+    assert complaint == error
 
 
 def symbol_table(program: bytes) -> int:
@@ -157,8 +157,8 @@ def test_a_table_of_symbols_that_lies(program: bytes, field: int, value: int, er
     """Its size (32), its offset (24)."""
     made = bytearray(program)
     struct.pack_into("<Q", made, symbol_table(program) + field, value)
-    (told,) = read_all(bytes(made))
-    assert told.startswith(error)
+    (complaint,) = read_all(bytes(made))
+    assert complaint.startswith(error)
 
 
 def test_too_many_functions(program: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,7 @@ def test_signals_are_as_the_caller_had_them(entry: int) -> None:
         " or signal.getsignal(s) == signal.SIG_IGN))"
     )
     try:
-        assert ended(entry, sys.executable, "-c", masks) == 4  # SIGHUP alone
+        assert ended(entry, sys.executable, "-c", masks) == 4  # only SIGHUP
         pipe = "set -o pipefail; yes | head -1 >/dev/null"
         assert ended(entry, "bash", "-c", pipe) == 128 + signal.SIGPIPE
     finally:

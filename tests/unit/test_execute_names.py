@@ -39,7 +39,7 @@ def event(module: str | None, offset: int | None) -> Event:
 
 
 def named(top: Path, *events: Event) -> tuple[list[str | None], int, list[Path]]:
-    """The symbols, how often the resolver was asked, and where it was told to look."""
+    """The symbols, how often the resolver was asked, and where it had to look."""
     resolver = Known()
     search: list[Path] = []
     names = Names(resolver, search, Nearby(top))
@@ -58,7 +58,7 @@ def test_a_place_without_a_name_is_asked_for_again(tmp_path: Path) -> None:
 
 
 def test_code_in_no_file_is_asked_for_each_time(tmp_path: Path) -> None:
-    """Its address means something else in each process."""
+    """The same address is other code in each process."""
     assert named(tmp_path, event(None, None), event(None, None))[1] == 2
 
 

@@ -71,10 +71,10 @@ def test_cgroups_with_processes_stay(tmp_path: Path, gone: int) -> None:
     left = {
         str(path.relative_to(tmp_path)).partition(f"{gone}-")[2] for path in tmp_path.rglob("*")
     }
-    # A cgroup's directory can be removed with the files that the kernel shows in it; this is none.
+    # The kernel removes a cgroup's directory with its files; this is not a cgroup.
     assert left == {"busy", "busy/below", "busy/cgroup.events", "idle", "idle/cgroup.events"}
 
 
-def test_nothing_to_look_in(tmp_path: Path) -> None:
+def test_no_directory_to_look_in(tmp_path: Path) -> None:
     remove_cgroups(tmp_path / "missing")
     remove_directories(tmp_path / "missing")

@@ -136,7 +136,7 @@ def test_colours_are_for_terminals() -> None:
 
 
 @pytest.mark.parametrize("text", ["\x1b[31m", "\n", "\u202e"])
-def test_nothing_that_a_terminal_obeys(text: str) -> None:
+def test_no_control_characters_reach_the_terminal(text: str) -> None:
     hostile = json.loads(json.dumps(DENIAL))
     hostile["summary"] = f"munmap{text}"
     hostile["stack"][1] |= {"symbol": f"f{text}", "module": f"m{text}"}
@@ -157,10 +157,10 @@ def test_the_summary() -> None:
         "      2  warning   write to a guard region          ?                  "
         "libimages.so.3+0x11b8\n"
         "\n"
-        "  overrun: Guard regions lie behind what may be touched: the pages before or after belong "
-        "to what\n    was overrun.\n"
-        "  unmapped: It stays mapped until the process ends. An attacker who wants to put other "
-        "memory in\n    its place begins like this, too: look at what the process did next.\n"
+        "  overrun: Guard regions lie next to memory that may be used: the pages before or after "
+        "belong to\n    the buffer or stack that was overrun.\n"
+        "  unmapped: The memory stays mapped until the process ends. An attacker who wants to put "
+        "other\n    memory in its place begins like this, too: look at what the process did next.\n"
     )
 
 
@@ -179,7 +179,7 @@ def test_what_is_in_no_incident_has_a_row() -> None:
     assert "      1  -         munmap denials that were only counted  -" in text
 
 
-def test_what_nobody_knows_the_operation_of_is_counted_once() -> None:
+def test_an_unknown_operation_is_counted_once() -> None:
     shared = incident("denial", "unknown", "denials of unknown callers", "critical", 904)
     text = summary(
         result(incidents=[(DENIED, [DENIAL]), (shared, [])], counters=counters(5000, 0)),
@@ -198,7 +198,7 @@ def test_many_places() -> None:
     assert "\n      6  -         others, in 3 places" in text
 
 
-def test_what_else_is_told() -> None:
+def test_notes_and_processes_that_live_on_are_listed() -> None:
     left = [Member(number, "sleep") for number in range(10, 17)]
     text = summary(
         result(notes=["3 runs missed"], left=left, failed_on=["denial", "fault"], code=4),

@@ -1,4 +1,4 @@
-"""The archive for somebody else."""
+"""The archive of an incident, made for somebody else."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_no_other_incident_is_in_it(store: Store) -> None:
     for other in store.read():
         if other.id != munmap.id:
             assert other.id.encode() not in whole
-    assert b"--token" in whole  # which tells that command lines are searched, too
+    assert b"--token" in whole  # this shows that command lines are searched as well
 
 
 def test_an_older_database_has_no_snapshots(store: Store) -> None:
@@ -169,7 +169,7 @@ def test_hostile_text(store: Store, text: str) -> None:
 
 def test_too_large(store: Store) -> None:
     case = case_of(store, "guard_region", [SNAPSHOT])
-    with pytest.raises(IncidentError, match="more than the 0 of an archive; copy the database"):
+    with pytest.raises(IncidentError, match="more than the 1000 bytes of an archive; copy"):
         export.archive(case, {}, b"", limit=1000)
 
 

@@ -133,7 +133,7 @@ def test_not_the_same(kind: str, path: str, value: object) -> None:
 
 
 def test_by_base_name_without_a_build_id() -> None:
-    """The path is not known of a process that was gone before it could be looked up."""
+    """A process that was gone before the look-up has no path."""
     one = changed("denial", "stack", [])
     assert fingerprint(one).executable == "name image-worker"
     for path in ("image-worker", "/srv/images/bin/image-worker (deleted)"):

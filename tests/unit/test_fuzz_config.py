@@ -29,14 +29,14 @@ NAME = "c.toml"
 LINE_MAX = 1000  # characters of a mistake
 NO_FILE = Path("/nonexistent/seal-monitor/config.toml")
 PLACED = re.compile(rf"{re.escape(NAME)}:(\d+): (key '.*': .+|not valid TOML: .+)")
-UNPLACED = (  # where, the parser does not tell
+UNPLACED = (  # the parser does not say where
     f"{NAME}: not valid TOML: nested too deeply; ",
     f"{NAME}: not valid TOML: a number of thousands of digits; ",
 )
 
 
 def lines_of(read: Callable[[], object], error: type[Exception]) -> list[str]:
-    """The mistakes told, none where all is well."""
+    """The mistakes; none where all is well."""
     try:
         read()
     except error as found:
@@ -86,7 +86,7 @@ VALUES = st.recursive(
 
 
 def escaped(text: str) -> str:
-    """A basic string: JSON's, but for pairs of surrogates."""
+    """A basic string: JSON's, without pairs of surrogates."""
     return '"' + "".join(f"\\U{ord(c):08x}" for c in text) + '"'
 
 
@@ -197,7 +197,7 @@ FILLERS = [
     st.sampled_from(["colour", "'colour'", '"col\\u006fur"', "colour.of.it", "colour . of"]),
     st.data(),
 )
-def test_a_wrong_key_is_told_with_its_line(
+def test_a_wrong_key_is_named_with_its_line(
     tables: list[list[str]], newline: str, key: str, data: st.DataObject
 ) -> None:
     """Whatever stands around it."""
@@ -206,16 +206,16 @@ def test_a_wrong_key_is_told_with_its_line(
     before = "\n".join(lines[:place])
     lines.insert(place, f"{key} = [1,\n 2, # [mute]\n 3]")
     text = "\n".join(lines)
-    told = [
+    printed = [
         line
         for line in lines_of(lambda: config.parse(text.replace("\n", newline), NAME), ConfigError)
         if "no such key" in line
     ]
     number = before.count("\n") + 2 if place else 1
     name = ".".join((["mute"] if place else []) + ["colour"])
-    assert len(told) == 1
+    assert len(printed) == 1
     assert re.fullmatch(
-        rf"{NAME}:{number}: key '{re.escape(name)}(\..*)?': there is no .*", told[0]
+        rf"{NAME}:{number}: key '{re.escape(name)}(\..*)?': there is no .*", printed[0]
     )
 
 
@@ -244,7 +244,7 @@ FLAG_TEXT = TEXT | st.text(max_size=20) | st.sampled_from(["auto", "json", "1:2"
 
 @fuzzed
 @given(st.dictionaries(st.sampled_from([key.name for key in KEYS]) | NAMES, FLAG_TEXT | SCALARS))
-def test_any_override_is_taken_or_told(overrides: dict[str, object]) -> None:
+def test_any_override_is_taken_or_refused(overrides: dict[str, object]) -> None:
     def read() -> Config:
         return config.load(None, overrides, default=NO_FILE)
 
@@ -279,7 +279,7 @@ def test_any_command_line_ends_with_a_code_of_the_manual(command: str, words: li
 
 @fuzzed
 @given(st.text(st.characters(codec="utf-8")) | DOCUMENTS.map(document_text))
-def test_check_config_tells_what_parse_tells(text: str) -> None:
+def test_check_config_prints_what_parse_finds(text: str) -> None:
     said, wrong = io.StringIO(), io.StringIO()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, NAME)
@@ -287,12 +287,12 @@ def test_check_config_tells_what_parse_tells(text: str) -> None:
         mistakes = lines_of(lambda: config.parse(text, str(file)), ConfigError)
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(wrong):
             code = cli.main(["check-config", str(file)])
-    told = wrong.getvalue().splitlines()
+    printed = wrong.getvalue().splitlines()
     assert all(line.isprintable() for line in said.getvalue().splitlines())
     if mistakes:
-        assert (code, told) == (2, [f"seal-monitor: {line}" for line in mistakes])
+        assert (code, printed) == (2, [f"seal-monitor: {line}" for line in mistakes])
     elif code:
-        assert (code, len(told)) == (2, 1)  # the web config file that it names
+        assert (code, len(printed)) == (2, 1)  # the web config file that it names
     else:
         assert said.getvalue().startswith(f"{file}: ok\n")
 

@@ -57,7 +57,7 @@ LINKS = st.one_of(
 @given(st.none() | STATS, st.none() | BYTES, st.none() | LINKS, BYTES, MODES)
 @example(stat_line(b") S 1 (", FIELDS), b"a\0" * 5000, b"/x", b"x", "redacted")
 @example(stat_line(b"app", FIELDS), b"--token\0" * 600, b"/x", b"", "redacted")
-def test_any_process_is_told_or_not(
+def test_any_process_is_identified_or_not(
     stat: bytes | None,
     command_line: bytes | None,
     executable: bytes | None,
@@ -74,15 +74,15 @@ def test_any_process_is_told_or_not(
         if executable is not None:
             os.symlink(executable, os.fsencode(directory / "exe"))
         try:
-            told = Identities(proc, mode).lookup(PID, START, uid=0, base_name=base_name)
+            found = Identities(proc, mode).lookup(PID, START, uid=0, base_name=base_name)
         except OSError:  # what the pipeline counts as partial
             return
-        assert told.result in ("complete", "partial", "gone", "reused")
-        assert is_shown(told.executable, TEXT_LIMIT)
-        assert is_shown(told.command_line, TEXT_LIMIT)
-        assert told.command_line is None or mode != "off"
-        if told.result in ("gone", "reused"):
-            assert (told.executable, told.command_line) == (None, None)
+        assert found.result in ("complete", "partial", "gone", "reused")
+        assert is_shown(found.executable, TEXT_LIMIT)
+        assert is_shown(found.command_line, TEXT_LIMIT)
+        assert found.command_line is None or mode != "off"
+        if found.result in ("gone", "reused"):
+            assert (found.executable, found.command_line) == (None, None)
 
 
 # ---- Command lines and names ---------------------------------------------------------------------

@@ -76,13 +76,13 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
 
 
 def structures(kind: Any, /, **usual: Any) -> st.SearchStrategy[Any]:
-    """Structures of which any fields hold anything, and the others what is `usual`, or 0."""
+    """Structures: some fields hold anything, the others what is `usual`, or 0."""
     anything = {name: values_of(field) for name, field in kind._fields_}
     return st.fixed_dictionaries({}, optional=anything).map(lambda odd: kind(**{**usual, **odd}))
 
 
 def no_sealer(record: Record) -> Record:
-    """One with this flag makes no event."""
+    """A record with this flag makes no event."""
     record.flags &= ~abi.RecordFlag.SEALER
     return record
 
@@ -296,7 +296,7 @@ ENTRIES = st.lists(
 def test_entries_of_any_length(
     entries: list[tuple[int, int, bytes]], start: int, most: int
 ) -> None:
-    """Up to the first busy one, each record is told in its turn and every other one counted."""
+    """Up to the first busy entry each record is read in its turn, and every other entry counted."""
     records, corrupt, unread = [], 0, 0
     kernel = KernelSide()
     kernel.seek(start)
@@ -310,17 +310,17 @@ def test_entries_of_any_length(
         elif not flags & DISCARDED:
             corrupt += 1
     with ring_of(kernel) as ring:
-        told: list[bytes] = []
+        read: list[bytes] = []
         odd = 0
         while True:
             before = ring.used_bytes
             drained = ring.drain(most)
             assert len(drained.records) <= most
-            told += map(bytes, drained.records)
+            read += map(bytes, drained.records)
             odd += drained.corrupt
             if ring.used_bytes == before:
                 break
-        assert (told, odd, ring.used_bytes) == (records, corrupt, unread)
+        assert (read, odd, ring.used_bytes) == (records, corrupt, unread)
 
 
 POSITIONS = st.integers(0, 2**64 - 1) | st.sampled_from([0, FRAME, SIZE, 2**32, 2**63, 2**64 - 8])

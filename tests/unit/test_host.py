@@ -42,7 +42,7 @@ def refused(require: Callable[[], None]) -> tuple[str, str]:
 @pytest.mark.parametrize("machine", ["aarch64", "i686", "riscv64"])
 def test_another_architecture_is_refused(machine: str) -> None:
     assert refused(lambda: host.require_architecture(machine)) == (
-        f"this machine is {machine}; seal-monitor knows x86-64 alone",
+        f"this machine is {machine}; seal-monitor knows only x86-64",
         "run it on an x86-64 host",
     )
 
@@ -150,7 +150,7 @@ def test_lockdown_confidentiality_is_refused(tmp_path: Path) -> None:
     )
 
 
-def test_require_tells_the_first_reason(tmp_path: Path) -> None:
+def test_require_gives_the_first_reason(tmp_path: Path) -> None:
     files = {"self/status": status("0"), "self/uid_map": INITIAL}
     proc = write(tmp_path / "proc", files)
     assert refused(lambda: host.require(proc, tmp_path))[0].startswith("this kernel offers no BTF")
@@ -266,7 +266,7 @@ ffffffffc0001010 T do__x64_sys_nothing
 
 
 def test_system_calls_of_the_kernel(tmp_path: Path) -> None:
-    """Its own: neither those left out of the build nor parts of one; also with addresses hidden."""
+    """All that were built, each once; also where the kernel hides addresses."""
     proc = write(tmp_path, {"kallsyms": SYMBOLS})
     assert host.system_calls(proc) == {"setitimer", "mseal", "pread64", "added"}
 

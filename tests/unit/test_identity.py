@@ -80,7 +80,7 @@ def test_what_was_shown_in_the_old_way_is_forgotten(tmp_path: Path) -> None:
         (42, 1234 * TICK_NS - 1, "S", "reused"),
     ],
 )
-def test_another_process_is_never_told(
+def test_another_process_is_never_shown(
     tmp_path: Path, pid: int, start_boot_ns: int, state: str, result: str
 ) -> None:
     record_process(tmp_path, state=state)
@@ -89,7 +89,7 @@ def test_another_process_is_never_told(
 
 
 @pytest.mark.parametrize(
-    ("executable", "cmdline", "told"),
+    ("executable", "cmdline", "shown"),
     [
         (b"/tmp/x (deleted)", b"x\0", ("/tmp/x (deleted)", "x")),
         (b"/tmp/\xff\n\x1b", b"\xff\n\0a b\0", (r"/tmp/\xff\x0a\x1b", r"\xff\x0a a b")),
@@ -100,14 +100,14 @@ def test_another_process_is_never_told(
     ],
 )
 def test_untrusted_text_is_escaped_and_bounded(
-    tmp_path: Path, executable: bytes, cmdline: bytes, told: tuple[str, str | None]
+    tmp_path: Path, executable: bytes, cmdline: bytes, shown: tuple[str, str | None]
 ) -> None:
     record_process(tmp_path, executable=executable, cmdline=cmdline)
     identity = Identities(tmp_path).lookup(42, START)
-    assert identity == Identity(*told, None, "complete")
+    assert identity == Identity(*shown, None, "complete")
 
 
-def test_an_exec_is_told_apart(tmp_path: Path) -> None:
+def test_an_exec_is_distinguished(tmp_path: Path) -> None:
     clock = Clock()
     identities = Identities(tmp_path, clock=clock)
     record_process(tmp_path, executable=b"/bin/sh", cmdline=b"sh\0")

@@ -219,7 +219,7 @@ def test_one_of_the_first_version_is_brought_up(make: Make, tmp_path: Path) -> N
     assert ids(before) == set(after)
     assert (after[found.id].severity, after[found.id].count) == ("critical", found.count + 1)
     assert store.snapshots(after[found.id]) == [5]
-    assert store.told == []
+    assert store.reports == []
     assert store.sink._database is not None
     owners = store.sink._database.execute("SELECT DISTINCT workload, user FROM standing")
     assert ("user-65534.slice", "65534") in owners.fetchall()

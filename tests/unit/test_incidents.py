@@ -75,7 +75,7 @@ def denial(
 
 
 def suppression(count: int, of: Event | None, seconds: float = WEEK_START) -> Event:
-    """Of events like this one; None: of the bucket that many share."""
+    """The gap of events like this one; None: of the bucket that many share."""
     event = copy.deepcopy(EVENTS["suppression"])
     event |= {"time": at(seconds + 2), "first": at(seconds), "last": at(seconds + 1)}
     event |= {"of": "denial", "count": count, "cause": None}
@@ -87,15 +87,15 @@ def suppression(count: int, of: Event | None, seconds: float = WEEK_START) -> Ev
 
 
 class Store:
-    """A store and what it has told."""
+    """A store and what it has reported."""
 
     def __init__(self, folder: Path, retention: Retention, now: float) -> None:
         self.folder, self.path = folder, folder / FILE
-        self.told: list[str] = []
+        self.reports: list[str] = []
         self.now = now
         self.boot = 100.0
         self.sink = IncidentStore(
-            *(folder, retention, self.told.append, lambda: round(self.now * 1e9)),
+            *(folder, retention, self.reports.append, lambda: round(self.now * 1e9)),
             boot_ns=lambda: round(self.boot * 1e9),
         )
 
@@ -113,7 +113,7 @@ class Store:
             return incidents.search(wanted, limit)
 
     def take_snapshot(self, event: Event, pid: int, seconds: float = WEEK_START) -> None:
-        """Of the process that made the event."""
+        """A snapshot of the process that made the event."""
         text = encode({"event": event["id"], "pid": pid, "memory_map": []})
         self.sink.write(snapshot_data(fingerprint(event).id, round(seconds * 1e9), text))
 
@@ -153,7 +153,7 @@ def test_a_week_of_history(make: Make) -> None:
     store = make()
     chance = random.Random(7)
     wanted: Counter[str] = Counter()
-    told: Counter[tuple[str, str]] = Counter()
+    made: Counter[tuple[str, str]] = Counter()
     gaps: Counter[str] = Counter()
     batch = []
     for second in range(0, 7 * DAY, 7 * DAY // 5000):
@@ -168,7 +168,7 @@ def test_a_week_of_history(make: Make) -> None:
         number = fingerprint(event).id
         batch.append(event)
         wanted[number] += 1
-        told[number, event["host"]["name"]] += 1
+        made[number, event["host"]["name"]] += 1
         if second % 7 == 0:
             held_back = chance.randrange(1, 100)
             batch.append(suppression(held_back, event, WEEK_START + second))
@@ -184,7 +184,7 @@ def test_a_week_of_history(make: Make) -> None:
     for incident in found:
         assert sum(incident.facets["host"].values()) == incident.events
         for host, count in incident.facets["host"].items():
-            assert count == told[incident.id, host]
+            assert count == made[incident.id, host]
         assert set(incident.facets["workload"]) <= {f"worker-{n}.service" for n in range(4)}
         assert len(store.events(incident)) == min(20, incident.events + gaps[incident.id])
     assert [incident.last_ns for incident in found] == sorted(
@@ -307,7 +307,7 @@ def test_when_their_incident_was_removed_meanwhile(make: Make) -> None:
 
 
 def test_after_a_new_beginning_numbers_are_other_ones(make: Make) -> None:
-    """Neither in a new database nor after a rollback do they go to whoever has the number now."""
+    """In a new database, or after a rollback, another incident may have the number."""
     store = make()
     first, second = denial(caller=1, pid=1), denial(caller=2, pid=2)
     store.take(first)
@@ -436,7 +436,7 @@ def test_a_clock_that_was_set_is_believed_after_a_day(make: Make) -> None:
 
 
 def test_by_age_where_no_run_takes_a_day(make: Make) -> None:
-    """An event of a few days ago tells that the clock is right."""
+    """An event of a few days ago shows that the clock is right."""
     for day in range(0, 60, 3):
         store = make(now=WEEK_START + day * DAY)
         store.take(denial(store.now, caller=day))
@@ -444,7 +444,7 @@ def test_by_age_where_no_run_takes_a_day(make: Make) -> None:
     assert days(store) == list(range(27, 60, 3))
 
 
-def test_what_a_clock_that_was_ahead_has_left_goes_with_what_came_next(make: Make) -> None:
+def test_events_from_a_clock_that_was_ahead_go_with_the_next(make: Make) -> None:
     store = make()
     store.take(denial(WEEK_START, caller=1))
     ahead = WEEK_START + 3650 * DAY
@@ -475,7 +475,7 @@ def test_by_size(make: Make) -> None:
     # Those seen last, without a gap.
     assert callers == list(range(3000 - len(found), 3000))
     assert len(found) > 300
-    assert store.told == []
+    assert store.reports == []
 
 
 def test_a_smaller_size_shrinks_the_file(make: Make) -> None:
@@ -522,7 +522,7 @@ def test_a_snapshot_of_no_incident_is_refused(make: Make) -> None:
     store.take(denial(caller=1))
     with pytest.raises(SinkError, match=r"no incident [0-9a-f]{12} that a snapshot belongs to"):
         store.take_snapshot(denial(caller=2), 1)
-    assert store.told == []
+    assert store.reports == []
 
 
 def rows(path: Path, table: str) -> int:
@@ -589,7 +589,7 @@ def test_a_database_without_snapshots_gets_them(make: Make) -> None:
     store.take_snapshot(event, 5)
     (found,) = store.read()
     assert (found.count, store.snapshots(found)) == (2, [5])
-    assert store.told == []
+    assert store.reports == []
 
 
 # ---- Trouble -------------------------------------------------------------------------------------
@@ -630,7 +630,7 @@ def test_a_broken_one_is_set_aside(make: Make, damage: Callable[[Path], None]) -
     store.take(denial(caller=7), denial(caller=8))
     assert {incident.count for incident in store.read()} == {1}
     assert len(store.read()) == 2
-    (message,) = store.told
+    (message,) = store.reports
     (bad,) = store.folder.glob(f"{FILE}.bad-????????T??????Z")
     assert message.startswith(f"{store.path} cannot be used: ")
     assert message.endswith(f"; set aside as {bad.name}")
@@ -645,7 +645,7 @@ def test_damage_while_it_is_open(make: Make) -> None:
     malformed(store.path)
     for n in range(100):
         store.take(denial(caller=n))
-    assert len(store.told) == 1
+    assert len(store.reports) == 1
     assert sum(incident.count for incident in store.read()) >= 99
 
 
@@ -657,7 +657,7 @@ def test_only_the_last_one_set_aside_is_kept(make: Make) -> None:
         store.take(denial())
         (bad,) = store.folder.glob(f"{FILE}.bad-*")
         assert bad.read_text() == f"{text}, and no database"
-    assert len(store.told) == 3
+    assert len(store.reports) == 3
 
 
 KILLED = """
@@ -682,7 +682,7 @@ def test_killed(make: Make) -> None:
     assert sum(incident.count for incident in store.read()) == 100
     store.take(denial())
     assert sum(incident.count for incident in store.read()) == 101
-    assert store.told == []
+    assert store.reports == []
 
 
 def test_removed_while_it_is_open(make: Make) -> None:
@@ -741,7 +741,7 @@ def test_a_full_disk(small_disk: Path, make: Make) -> None:
     (small_disk / "filler").unlink()
     store.take(denial(caller=9999))
     assert sum(incident.count for incident in store.read()) == stored + 1
-    assert store.told == []
+    assert store.reports == []
 
 
 def test_a_disk_that_is_full_at_first(small_disk: Path, make: Make) -> None:
@@ -755,7 +755,7 @@ def test_a_disk_that_is_full_at_first(small_disk: Path, make: Make) -> None:
     (small_disk / "filler").unlink()
     store.take(denial())
     assert store.read()[0].count == 1
-    assert store.told == []
+    assert store.reports == []
 
 
 def test_through_the_queue_of_a_full_disk(small_disk: Path, make: Make) -> None:
@@ -842,7 +842,7 @@ except IncidentError as error:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_another_user_may_only_read(tmp_path: Path) -> None:
-    """One of the file's group, who cannot write to the directory; and one of no group."""
+    """A user in the file's group, who cannot write to the directory; and one in no group."""
     import tempfile  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as name:
@@ -864,7 +864,7 @@ def test_another_user_may_only_read(tmp_path: Path) -> None:
         assert [path.name for path in folder.iterdir()] == [FILE]
         assert seen() == "2"
         assert [path.name for path in folder.iterdir()] == [FILE]
-        # What root leaves behind that has read it.
+        # The files that root leaves behind after reading.
         store.read()
         assert len(list(folder.iterdir())) == 3
         assert seen() == "2"

@@ -298,7 +298,7 @@ def id_of(database: Path, what: str) -> str:
     return str(found)
 
 
-def test_nothing_that_a_terminal_obeys() -> None:
+def test_no_control_characters_reach_the_terminal() -> None:
     facets = {name: {HOSTILE: 1} for name in ("likely", "executable", "workload")}
     texts = (HOSTILE,) * 9
     incident = Incident(*texts, 0, 0, 1, 0, facets)
@@ -320,10 +320,10 @@ def test_no_text_of_an_event_reaches_the_terminal_raw(stranger: Path, path: str)
     change(stranger, "UPDATE events SET event = ? WHERE pid = 20721", json.dumps(event))
     change(stranger, "UPDATE incidents SET severity = ?, title = ?", HOSTILE, HOSTILE)
     found = id_of(stranger, "mprotect")
-    told = [command(stranger, "list"), command(stranger, "show", found)]
-    told.append(command(stranger, "timeline", "20721"))
-    assert all(line.isprintable() for text in told for line in text.splitlines())
-    assert SHOWN in told[1]
+    texts = [command(stranger, "list"), command(stranger, "show", found)]
+    texts.append(command(stranger, "timeline", "20721"))
+    assert all(line.isprintable() for text in texts for line in text.splitlines())
+    assert SHOWN in texts[1]
 
 
 @pytest.mark.parametrize(

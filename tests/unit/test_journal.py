@@ -173,9 +173,7 @@ def test_large_events(daemon: Journald, sink: JournalSink, size: int) -> None:
     assert found["MESSAGE"] == event["summary"]
 
 
-def test_a_unit_shows_its_own_events_and_none_that_a_user_named_so(
-    daemon: Journald, sink: JournalSink
-) -> None:
+def test_a_unit_shows_only_its_own_events(daemon: Journald, sink: JournalSink) -> None:
     denial = EXAMPLES["denial"]
     user = "/user.slice/user-1000.slice/user@1000.service/app.slice/sshd.service"
     for number, cgroup in enumerate((user, "/system.slice/sshd.service")):
@@ -194,14 +192,14 @@ def test_without_a_journald(tmp_path: Path) -> None:
 
 
 def test_a_journald_that_ends_and_comes_back() -> None:
-    told: list[tuple[str, str | None]] = []
+    reports: list[tuple[str, str | None]] = []
     tally = Tally(["journal"])
     with journald() as running:
         sink = JournalSink(running.socket)
         delivery = Delivery(
             [sink],
             tally,
-            lambda name, error: told.append((name, str(error) if error else None)),
+            lambda name, error: reports.append((name, str(error) if error else None)),
             LIMITS._replace(quiet_seconds=0.1),
         )
 
@@ -216,7 +214,7 @@ def test_a_journald_that_ends_and_comes_back() -> None:
         running.start()
         send(5)
         deadline = time.monotonic() + 10
-        while len(told) < 2:
+        while len(reports) < 2:
             assert time.monotonic() < deadline
             delivery.collect()
             time.sleep(0.01)
@@ -224,7 +222,7 @@ def test_a_journald_that_ends_and_comes_back() -> None:
         delivery.close()
     stored = [entry["SEAL_MONITOR_EVENT_ID"] for entry in entries]
     assert stored == ["event-1", "event-2", "event-5"]
-    assert told == [
+    assert reports == [
         ("journal", f"{running.socket}: Connection refused; event not written"),
         ("journal", None),
     ]
@@ -266,7 +264,7 @@ def sent() -> set[str]:
     return {name.decode() for name in names}
 
 
-def test_the_page_tells_what_is_sent() -> None:
+def test_the_page_lists_what_is_sent() -> None:
     page = (ROOT / "docs/events.md").read_text("utf-8")
     assert dict(re.findall(r"^\| `(\w+)` \| `([0-9a-f]{32})` \|$", page, re.MULTILINE)) == dict(
         MESSAGE_IDS

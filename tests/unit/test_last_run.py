@@ -114,7 +114,7 @@ def test_no_thread_before_the_first_word(folder: Path) -> None:
     assert threading.active_count() == before
 
 
-def test_no_thread_left_is_told_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_thread_left_is_reported_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -295,7 +295,7 @@ def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
     ]
 
 
-def test_a_directory_that_goes_away_is_told_once(folder: Path) -> None:
+def test_a_directory_that_goes_away_is_reported_once(folder: Path) -> None:
     run = LastRun(folder, BOOT)
     folder.rmdir()
     run.alive({})

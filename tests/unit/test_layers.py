@@ -1,4 +1,4 @@
-"""The tree in CONTRIBUTING.md is the order of monitor/: each imports from those above it alone."""
+"""The tree in CONTRIBUTING.md is the order of monitor/: each imports only from those above it."""
 
 from __future__ import annotations
 

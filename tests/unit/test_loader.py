@@ -47,7 +47,7 @@ def test_error_of_the_child_is_reported_as_it_is(
         loader.load(LoadRequest())
 
 
-def test_unexpected_error_of_the_child_is_told_with_its_trace(
+def test_unexpected_error_of_the_child_comes_with_its_trace(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(attacher, "load_and_attach", refuse(RuntimeError("surprise")))
@@ -111,7 +111,7 @@ def test_probe_without_error_is_attached() -> None:
     assert not AttachedProbe("munmap", "tracepoint", "t", "refused", -1).attached
 
 
-def test_an_object_that_may_not_be_loaded_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_refused_object_is_one_line_of_error(tmp_path: Path) -> None:
     """The path has the way out: nothing is compiled in its place."""
     path = tmp_path / "object"
     made = Object("clang 1.0.0", dict.fromkeys(compiler.digests(), "another"), (), {})

@@ -22,7 +22,7 @@ class Report(NamedTuple):
 
 
 class Setting:
-    """A kernel's side, and what was reported of it."""
+    """Counts in place of the kernel's, and what was reported of them."""
 
     def __init__(self, proc: Path, *probes: AttachedProbe) -> None:
         (proc / "fdinfo").mkdir()
@@ -113,7 +113,7 @@ def test_what_is_not_known_is_an_error_and_hides_nothing(tmp_path: Path, text: s
     assert setting.look() == []
 
 
-def test_dropped_events_of_all_kinds_are_reported_when_they_rise(tmp_path: Path) -> None:
+def test_dropped_events_are_reported_when_they_rise(tmp_path: Path) -> None:
     setting = Setting(tmp_path)
     setting.kernel.events[Kind.DENIAL][Outcome.DROPPED] = 2
     setting.kernel.events[Kind.BYPASS][Outcome.DROPPED] = 5

@@ -68,7 +68,7 @@ def test_every_kind_of_mapping() -> None:
             (None, 0),
         ),
         ((0x7F0000003000, 0x7F0000004000, "rw-p", False, None), anonymous, (b"[anon: x]", 4)),
-        # No VmFlags: of this one the kernel did not say.
+        # No VmFlags: the kernel did not say.
         (
             (0x7F0000004000, 0x7F0000008000, "rw-s", None, None),
             (None, "0:15", 2077, 0),
@@ -88,7 +88,7 @@ def test_every_kind_of_mapping() -> None:
     assert parsed(TEXT)[4].size == 0x2000
 
 
-def test_no_guard_regions_only_where_the_kernel_would_tell() -> None:
+def test_no_guard_regions_only_where_the_kernel_reports_them() -> None:
     guards = [mapping.guard for mapping in parsed(TEXT, reports_guards=True)]
     assert guards == [False, False, True, True, False, False, None, False, False]
 
@@ -124,7 +124,7 @@ def test_a_huge_map_is_read_as_far_as_it_is_taken() -> None:
     lines = (b"%x000-%x000 rw-p 00000000 00:00 0\n" % (n, n + 1) for n in numbers)
     taken, complete = take(parse_smaps(lines), 1000)
     assert (len(taken), complete) == (1000, False)
-    assert next(numbers) == 1003  # one more told that there is one more
+    assert next(numbers) == 1003  # a line more says that there are more
     assert take(iter(taken), 1000) == (taken, True)
 
 

@@ -1,4 +1,4 @@
-"""The page of metrics, and what is said of every one."""
+"""The page of metrics, and the description of every one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from monitor.metrics.table import METRICS
 PAGE = Path(__file__).parents[2] / "docs/metrics.md"
 
 
-def test_no_label_tells_a_process_or_an_address() -> None:
+def test_no_label_names_a_process_or_an_address() -> None:
     labels = {label for metric in METRICS for label in metric.labels}
     assert not labels & {"pid", "tid", "comm", "name", "executable", "address", "path", "uid"}
 

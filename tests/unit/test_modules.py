@@ -1,4 +1,4 @@
-"""Modules of recorded processes and of real ones; build ids are those that readelf would tell."""
+"""Modules of recorded processes and of real ones; build ids are those that readelf shows."""
 
 from __future__ import annotations
 
@@ -74,12 +74,12 @@ WAITS = "import sys; print(end='.', flush=True); sys.stdin.read()"
 
 def test_every_file_with_its_build_id() -> None:
     with process_of(sys.executable, "-c", WAITS) as process:
-        told = found(process)
+        result = found(process)
         lines = (process / "maps").read_text().splitlines()
     paths = [line.split(maxsplit=5)[5] for line in lines if " r-xp " in line and "/" in line]
-    assert told.problem == ""
-    assert [module["path"] for module in told.found] == list(dict.fromkeys(paths))
-    for module in told.found:
+    assert result.problem == ""
+    assert [module["path"] for module in result.found] == list(dict.fromkeys(paths))
+    for module in result.found:
         assert module["build_id"] == build_id(str(module["path"]))
         assert module["build_id"]
 
@@ -118,12 +118,12 @@ def recorded(tmp_path: Path, paths: list[str], inode: int = 7) -> Path:
 def test_they_are_bounded(tmp_path: Path) -> None:
     process = recorded(tmp_path, [f"/lib/{n}" for n in range(10)])
     assert (len(found(process, limit=10).found), found(process, limit=10).problem) == (10, "")
-    told = found(process, limit=9)
-    assert (len(told.found), told.problem) == (9, "more than 9")
+    result = found(process, limit=9)
+    assert (len(result.found), result.problem) == (9, "more than 9")
     process = recorded(tmp_path, [f"/lib/{n}" for n in range(100)])
-    told = found(process, read_bytes=2048)
-    assert 20 < len(told.found) < 50
-    assert told.problem == "more than 2 KiB to read"
+    result = found(process, read_bytes=2048)
+    assert 20 < len(result.found) < 50
+    assert result.problem == "more than 2 KiB to read"
 
 
 def test_a_process_that_has_ended(tmp_path: Path) -> None:
@@ -144,9 +144,9 @@ def test_a_file_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyP
     process = recorded(tmp_path, ["/cat"], inode)
     before = threading.active_count()
     for _ in range(3):
-        told = found(process, build_ids)
-        assert told.problem == "build ids: a file system does not answer"
-        assert told.found == [{"path": "/cat", "build_id": None, "start": "0x0"}]
+        result = found(process, build_ids)
+        assert result.problem == "build ids: a file system does not answer"
+        assert result.found == [{"path": "/cat", "build_id": None, "start": "0x0"}]
     assert threading.active_count() == before + 1
     go.set()
     deadline = time.monotonic() + 10
@@ -160,10 +160,10 @@ def test_a_fifo_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     os.mkfifo(tmp_path / "root/pipe")
     inode = (tmp_path / "root/pipe").stat().st_ino
-    told = found(recorded(tmp_path, ["/pipe"], inode))
-    assert (told.found[0]["build_id"], told.problem) == (None, "")
+    result = found(recorded(tmp_path, ["/pipe"], inode))
+    assert (result.found[0]["build_id"], result.problem) == (None, "")
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:
-    told = found(recorded(tmp_path, ["/tmp/\x1b[2J"]))
-    assert told.found[0]["path"] == r"/tmp/\x1b[2J"
+    result = found(recorded(tmp_path, ["/tmp/\x1b[2J"]))
+    assert result.found[0]["path"] == r"/tmp/\x1b[2J"

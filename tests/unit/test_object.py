@@ -147,7 +147,7 @@ def test_no_mark_is_seen_in_a_constant_of_64_bits() -> None:
         instruction(0x07, 1, 0, 0x5EA00001),  # an addition of what only a move may have
         instruction(0xB7, 1, 0, 0x5EB00001),
         instruction(0xB4, 1, 0, 0x5EA00001),  # a move of 32 bits
-        instruction(0x85, 0x20, 0, 12345),  # a kfunc by a number of its own
+        instruction(0x85, 0x20, 0, 12345),  # a kfunc with its own number
     ],
 )
 def test_what_only_looks_like_a_mark_is_refused(odd: bytes) -> None:

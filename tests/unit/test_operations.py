@@ -19,7 +19,7 @@ from monitor.kernel.operations import OPERATIONS, c_definitions, decode_argument
 RunC = Callable[..., str]
 BY_NAME = {operation.name: operation for operation in OPERATIONS}
 ROOT = Path(__file__).parents[2]
-HEADER_NAMES_32 = {"mmap": "mmap2"}  # i386's mmap(2) takes a structure and nobody calls it
+HEADER_NAMES_32 = {"mmap": "mmap2"}  # i386's mmap(2) takes a structure; no program calls it
 
 
 def test_names_are_those_of_the_contract() -> None:

@@ -140,7 +140,7 @@ def test_code_and_relro(code: bool, relro: bool, expected: Memory) -> None:
     assert measured(lines, found(elf_file(*PROGRAM))) == expected
 
 
-def test_relro_is_told_from_what_lies_beside_it() -> None:
+def test_relro_is_distinguished_from_what_lies_beside_it() -> None:
     segments = found(elf_file(*PROGRAM))
     whole = list(program(7, "/a"))
     still_writable = [*whole[:2], (*whole[2][:2], "rw-p", *whole[2][3:])]

@@ -28,7 +28,7 @@ def any_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def proc(tmp_path: Path) -> Path:
-    """Four workers of a service, of which two seal; one that seals all; two that cannot be read."""
+    """Four workers of a service, two of them seal; one that seals all; two that cannot be read."""
     inode = install(tmp_path)
     for pid in (101, 102, 103, 104):
         sealed = pid < 103

@@ -57,7 +57,7 @@ def seen(*processes: tuple[State, float], **values: str | None) -> dict[Program,
             "user@1000.service/x.service",
             Program(APP[0], "user@1000.service/x.service"),
         ),
-        # Names that do not last are no part of what it is known by.
+        # Names that do not last are left out.
         ("/usr/bin/app", "session-3.scope", Program(APP[0], None)),
         ("/usr/bin/app", "container/4f1c2b7e9a3d", Program(APP[0], None)),
         ("/usr/bin/app", "/", Program(APP[0], None)),
@@ -80,17 +80,17 @@ def test_what_a_program_is_known_by(
         ([("sealing", 60.0), ("not_sealing", 100.0)], SEALING, Known(True, NOW, "aa"), None),
         ([("not_sealing", 100.0)], SEALING, STOPPED, "sealing_stopped"),
         ([("not_sealing", 60.0), ("not_sealing", 1.0)], SEALING, STOPPED, "sealing_stopped"),
-        # A helper that seals for a moment makes nothing known, and is no reason to say more.
+        # A helper that seals for a moment adds nothing, and is no reason for a report.
         ([("sealing", 59.9)], None, None, None),
         ([("sealing", 59.9), ("not_sealing", 100.0)], SEALING, SEALING, None),
         ([("sealing", 59.9)], STOPPED, STOPPED, None),
-        # It may not have sealed yet; it may seal where nobody can look; it does not run.
+        # It may not have sealed yet; it may seal in memory that cannot be read; it does not run.
         ([("not_sealing", 59.9)], SEALING, SEALING, None),
         ([("not_sealing", 100.0), ("too_large", 100.0)], SEALING, SEALING, None),
         ([("not_sealing", 100.0), ("unreadable", 1.0)], SEALING, SEALING, None),
         ([("too_large", 100.0)], SEALING, SEALING, None),
         ([], SEALING, SEALING, None),
-        # Told once.
+        # Reported once.
         ([("not_sealing", 100.0)], STOPPED, STOPPED, None),
         ([], STOPPED, STOPPED, None),
         (
@@ -137,7 +137,7 @@ def test_words() -> None:
     )
 
 
-def test_services_are_told_apart() -> None:
+def test_services_are_distinguished() -> None:
     """One interpreter, two services: each seals or does not."""
     other = Program("/usr/bin/app", "other.service")
     sightings = seen(("sealing", 100.0)) | seen(("not_sealing", 100.0), workload="other.service")
@@ -169,7 +169,7 @@ def test_no_more_than_so_many_are_known() -> None:
     found, _ = look(known, seen(("sealing", 60.0)), NOW)
     assert len(found) == 512
     assert APP in found
-    assert Program("/bin/511", None) not in found  # of those seen the longest ago
+    assert Program("/bin/511", None) not in found  # those seen the longest ago
 
 
 # ---- The file ------------------------------------------------------------------------------------

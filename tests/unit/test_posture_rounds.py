@@ -34,7 +34,7 @@ def rounds(proc: Path, state: Path | None = None, share: float = 1.0) -> Posture
 
 
 def finished(rounds: PostureRounds, now: float, interval: float = 10.0) -> Outcome:
-    """Of the scan that is due then."""
+    """The outcome of the scan that is due then."""
     assert rounds.turn(now, interval) is None
     deadline = time.monotonic() + 20
     while (outcome := rounds.turn(now, interval)) is None:
@@ -72,7 +72,7 @@ def test_when_a_scan_is_due(proc: Path) -> None:
     posture = rounds(proc)
     assert posture.turn(100.0, 0) is None
     assert posture.turn(159.9, 3600) is None
-    assert posture.turn(159.95, 3600) is None  # none had begun, else it would tell now or soon
+    assert posture.turn(159.95, 3600) is None  # no scan had begun: its thread would run
     assert threading.active_count() == 1
     assert finished(posture, 160.0, 3600).figures
     assert posture.turn(160.0 + 3599, 3600) is None
@@ -84,35 +84,35 @@ def test_when_a_scan_is_due(proc: Path) -> None:
     assert finished(soon, 6.0, 1).figures
 
 
-def test_drift_is_told_once_and_over_restarts(proc: Path, state: Path) -> None:
+def test_drift_is_reported_once_and_over_restarts(proc: Path, state: Path) -> None:
     def appear(sealed: bool) -> None:
         shutil.rmtree(proc / "1", ignore_errors=True)
         record(proc, 1, smaps(*program(7, "/usr/bin/app", code=sealed)))
 
-    def told(posture: PostureRounds) -> list[str]:
+    def new_changes(posture: PostureRounds) -> list[str]:
         outcome = posture.scan()
         assert outcome.problems == ()
         return [change.event for change in outcome.changes]
 
     appear(sealed=True)
-    assert told(rounds(proc, state)) == []
+    assert new_changes(rounds(proc, state)) == []
     appear(sealed=False)
     posture = rounds(proc, state)
     outcome = posture.scan()
     assert [change.event for change in outcome.changes] == ["sealing_stopped"]
     assert outcome.figures is not None
     assert (outcome.figures.sealing_executables, outcome.figures.stopped_executables) == (0, 1)
-    assert told(posture) == []
-    assert told(rounds(proc, state)) == []
+    assert new_changes(posture) == []
+    assert new_changes(rounds(proc, state)) == []
     appear(sealed=True)
-    assert told(rounds(proc, state)) == ["sealing_resumed"]
-    assert told(rounds(proc, state)) == []
+    assert new_changes(rounds(proc, state)) == ["sealing_resumed"]
+    assert new_changes(rounds(proc, state)) == []
     # Without a directory it is known in one run.
     posture = rounds(proc)
-    assert told(posture) == []
+    assert new_changes(posture) == []
     appear(sealed=False)
-    assert told(posture) == ["sealing_stopped"]
-    assert told(rounds(proc)) == []
+    assert new_changes(posture) == ["sealing_stopped"]
+    assert new_changes(rounds(proc)) == []
 
 
 def test_a_young_process_is_no_drift(proc: Path, state: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_state_directory_that_cannot_be_used(proc: Path, state: Path) -> None:
     (problem,) = posture.scan().problems
     assert problem.startswith("cannot write posture.json: ")
     assert problem.endswith("; the next start will not know what used to seal")
-    assert posture.scan().problems == ()  # told once
+    assert posture.scan().problems == ()  # reported once
     state.mkdir(mode=0o750)
     assert posture.scan().problems == ()
     assert (state / FILE).exists()

@@ -1,4 +1,4 @@
-"""Files for their owner alone."""
+"""Files that only their owner may read."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_nothing_is_left_when_it_fails(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_a_file_that_could_not_be_made_is_told_before(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_made_is_reported_first(tmp_path: Path) -> None:
     descriptors = os.listdir("/proc/self/fd")
     for path in (Path("/sys/page.html"), tmp_path / ("n" * 256), Path("/dev/null/page.html")):
         with pytest.raises(OSError, match="cannot write "):

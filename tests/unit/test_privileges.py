@@ -1,4 +1,4 @@
-"""Capabilities of a process of its own; what needs which: test_privileges_kernel.py."""
+"""Capabilities of another process. What needs which one: test_privileges_kernel.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every provocation on the running kernel: what it says it did is what the kernel did."""
+"""Every provocation on the running kernel: its own report is what the kernel did."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ BYPASSES = {
 
 
 class ExpectedFault(NamedTuple):
-    """`codes`: si_code of each delivery; `exit`: how the process ends, as subprocess tells it."""
+    """`codes`: si_code of each delivery; `exit`: how the process ends, as subprocess has it."""
 
     name: str
     cause: str | None
@@ -160,7 +160,7 @@ FAULTS = (
     ExpectedFault("kill_sigsegv", None, None, [SI_USER]),
 )
 
-# Makes the provocation named and tells, with its facts, what smaps then shows as sealed.
+# Makes the provocation; prints its facts and what smaps then shows as sealed.
 WITH_SMAPS = """
 import json, os, sys
 from monitor.provoke.provocation import Unsupported
@@ -209,8 +209,10 @@ def test_refused_call(expected: Expected) -> None:
     )
     line = _supported(json.loads(result.stdout))
 
-    told = {key: line[key] for key in ("operation", "errno", "verdict", "reason", "role", "hidden")}
-    assert told == {
+    shown = {
+        key: line[key] for key in ("operation", "errno", "verdict", "reason", "role", "hidden")
+    }
+    assert shown == {
         "operation": expected.operation,
         "errno": expected.error,
         "verdict": expected.verdict,
@@ -260,7 +262,7 @@ def test_what_hides_its_refusal_returns_what_the_manual_says() -> None:
     assert by_name["process_madvise_hidden"]["result"] == PAGE
 
 
-def test_int80_is_told_as_32_bit_below_4_gib() -> None:
+def test_int80_is_a_32_bit_call_below_4_gib() -> None:
     _, (line,), _ = _run("int80_mprotect")
     _supported(line)
     assert line["compat"] is True
@@ -269,8 +271,8 @@ def test_int80_is_told_as_32_bit_below_4_gib() -> None:
 
 def test_seal_succeeds() -> None:
     _, (line,), _ = _run("seal")
-    told = {key: line[key] for key in ("kind", "operation", "length", "result", "errno")}
-    assert told == {
+    shown = {key: line[key] for key in ("kind", "operation", "length", "result", "errno")}
+    assert shown == {
         "kind": "seal",
         "operation": "mseal",
         "length": PAGE,
@@ -317,8 +319,8 @@ def test_fault(expected: ExpectedFault) -> None:
             process.wait()
         line = _supported(json.loads(process.stdout.read()))
 
-    told = {key: line[key] for key in ("cause", "access", "disposition", "exit", "pid")}
-    assert told == {
+    shown = {key: line[key] for key in ("cause", "access", "disposition", "exit", "pid")}
+    assert shown == {
         "cause": expected.cause,
         "access": expected.access,
         "disposition": expected.disposition,

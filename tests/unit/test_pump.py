@@ -1,4 +1,4 @@
-"""The ring, what was suppressed and what was lost, to the pipeline: all, and in bounded time."""
+"""Records, suppressions and losses reach the pipeline: all of them, and in bounded time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NO_MEMORY = OSError(errno.ENOMEM, "Cannot allocate memory")
 
 
 class Pipeline:
-    """In the place of the real one: what it was given, in order."""
+    """In place of the real pipeline: keeps what it was given, in order."""
 
     def __init__(self) -> None:
         self.given: list[int | str] = []
@@ -116,7 +116,7 @@ def test_another_may_take_the_records(make: Make) -> None:
     assert (taken, setting.pipeline.given) == ([7], [])
 
 
-def test_what_is_no_record_is_told_once_a_turn(make: Make) -> None:
+def test_corrupt_records_are_reported_once_a_turn(make: Make) -> None:
     setting = make()
     setting.side.record(1)
     for _ in range(3):
@@ -155,7 +155,7 @@ def test_the_rest_stays_in_the_ring_while_there_is_no_room(make: Make) -> None:
     assert setting.pipeline.given == list(range(1, 51))
 
 
-def test_what_was_suppressed_is_told_when_it_is_due(make: Make) -> None:
+def test_suppressions_are_reported_when_they_are_due(make: Make) -> None:
     setting = make()
     setting.pump.sweep_when_due(10.0)
     reads = setting.kernel.buckets.reads
@@ -188,7 +188,7 @@ def test_the_end_waits_for_a_late_record_and_not_for_ever(make: Make) -> None:
     assert setting.pipeline.given == ["losses", 1, "losses"]
 
 
-def test_trouble_is_told_once_until_it_is_over(make: Make) -> None:
+def test_trouble_is_reported_once_until_it_is_over(make: Make) -> None:
     setting = make()
     suppressed = "cannot read what was suppressed: [Errno 12] Cannot allocate memory"
     missed = "cannot read the runs that probes missed: [Errno 12] Cannot allocate memory"

@@ -104,8 +104,8 @@ def test_mutes_change() -> None:
 
 def test_the_example_names_what_reloads() -> None:
     head = EXAMPLE.read_text("utf-8").partition("\n\n")[0]
-    told = head.partition("while it runs:")[2].partition("What else")[0]
-    assert set(re.findall(r"[a-z_]+\.[a-z_]+", told)) == RELOADS
+    reloaded = head.partition("while it runs:")[2].partition("What else")[0]
+    assert set(re.findall(r"[a-z_]+\.[a-z_]+", reloaded)) == RELOADS
 
 
 def test_all_that_was_read_must_be_in_force() -> None:

@@ -1,4 +1,4 @@
-"""The page: what it tells, and that nothing of a process can do anything there."""
+"""The page: what it shows, and that no text of a process can do anything there."""
 
 from __future__ import annotations
 
@@ -112,26 +112,26 @@ def test_the_story_of_a_denial(store: Store) -> None:
         "It has happened 3,997 times, over 10 seconds.",
     ):
         assert sentence in text
-    told = facts(data)
-    assert told["Count"] == "3,997exact; 3,996 of them held back by the rate limit"
-    assert told["What it probably is"].startswith("Looks like an attack: read-only data")
-    assert told["Asked for"].startswith(
+    listed = facts(data)
+    assert listed["Count"] == "3,997exact; 3,996 of them held back by the rate limit"
+    assert listed["What it probably is"].startswith("Looks like an attack: read-only data")
+    assert listed["Asked for"].startswith(
         "mprotect(addr = 0x55eb77215000, size = 8192, prot = PROT_READ | PROT_WRITE)"
     )
-    assert told["Result"] == "-1, errno EPERM (operation not permitted)"
-    assert told["Called by"] == "image-worker+0x1212"
-    assert told["The seal"] == (
+    assert listed["Result"] == "-1, errno EPERM (operation not permitted)"
+    assert listed["Called by"] == "image-worker+0x1212"
+    assert listed["The seal"] == (
         "0x55eb77215000-0x55eb77217000 r--p (8 KiB)/srv/images/bin/image-worker, from offset "
         "0x5000Sealed at 2026-11-21 17:07:52.580 UTC, 0.001 s after its start, by "
         "image-worker+0x12fe."
     )
-    assert told["How it is known"].startswith("Proved in the kernel: this seal alone")
-    assert told["Changed before the refusal"] == "Nothing."
-    assert told["Started by"] == "/usr/bin/supervisor (pid 20720) ← systemd (pid 1)"
-    assert told["User"] == "www-data (uid 33)"
-    assert told["Seccomp"] == "A filter, 2 in all. No new privileges."
-    assert told["Not read"] == "something: Permission denied"
-    assert told["In one line"] == EVENTS["denial"]["summary"]
+    assert listed["How it is known"].startswith("Proved in the kernel: this seal alone")
+    assert listed["Changed before the refusal"] == "Nothing."
+    assert listed["Started by"] == "/usr/bin/supervisor (pid 20720) ← systemd (pid 1)"
+    assert listed["User"] == "www-data (uid 33)"
+    assert listed["Seccomp"] == "A filter, 2 in all. No new privileges."
+    assert listed["Not read"] == "something: Permission denied"
+    assert listed["In one line"] == EVENTS["denial"]["summary"]
 
 
 def test_the_snapshot(store: Store) -> None:
@@ -155,9 +155,9 @@ def test_a_part_that_was_changed_and_a_caller_in_no_file(store: Store) -> None:
     data = page([case_of(store, found.id)])
     text = Text(data).text
     assert "The 16 KiB before the seal were changed all the same" in text
-    told = facts(data)
-    assert told["Changed before the refusal"].startswith("0x55eb77211000-0x55eb7721500016 KiB: ")
-    assert "Code in no file" in told["Called by"]
+    listed = facts(data)
+    assert listed["Changed before the refusal"].startswith("0x55eb77211000-0x55eb7721500016 KiB: ")
+    assert "Code in no file" in listed["Called by"]
     assert "code in no file" in text
     assert "the caller" in text
 
@@ -168,9 +168,9 @@ def test_the_story_of_a_fault(store: Store) -> None:
         "On web-3, image-worker (pid 20721) of image-worker.service, run by www-data, wrote to a "
         "guard region and was killed by SIGSEGV." in Text(data).text
     )
-    told = facts(data)
-    assert told["What became of the process"] == "Killed by SIGSEGV: it had no handler."
-    assert told["Wrote to"].startswith("0x7f4d2e419000A guard region: ")
+    listed = facts(data)
+    assert listed["What became of the process"] == "Killed by SIGSEGV: it had no handler."
+    assert listed["Wrote to"].startswith("0x7f4d2e419000A guard region: ")
 
 
 @pytest.mark.parametrize(
@@ -196,11 +196,11 @@ def test_the_story_of_a_bypass(store: Store) -> None:
         "the bytes of the file came back. 8 KiB at 0x55eb77215000 were changed. Nothing refused "
         "it: a seal protects the mapping, not its bytes." in Text(data).text
     )
-    told = facts(data)
-    assert told["What it probably is"].startswith("Looks like an attack: what was written before")
-    assert told["Whose memory"] == "Its own/srv/images/bin/image-worker"
-    assert told["Changed"].startswith("0x55eb77215000-0x55eb772170008 KiB, by madvise")
-    assert told["The seal"].startswith("0x55eb77215000-0x55eb77217000 r--p (8 KiB)")
+    listed = facts(data)
+    assert listed["What it probably is"].startswith("Looks like an attack: what was written before")
+    assert listed["Whose memory"] == "Its own/srv/images/bin/image-worker"
+    assert listed["Changed"].startswith("0x55eb77215000-0x55eb772170008 KiB, by madvise")
+    assert listed["The seal"].startswith("0x55eb77215000-0x55eb77217000 r--p (8 KiB)")
     assert "changed in spite of the seal" in Text(data).text
     target = {"pid": 7, "start": None, "name": "victim", "executable": "/bin/victim"}
     other = event | {"method": "ptrace_poke", "target": target}
@@ -226,7 +226,7 @@ def test_a_snapshot_of_another_process(store: Store) -> None:
     assert "The surroundings are as they were" in own
 
 
-def test_a_kind_that_nobody_knows_yet(store: Store) -> None:
+def test_an_unknown_kind(store: Store) -> None:
     event = {
         **{key: EVENTS["denial"][key] for key in ("id", "time", "host", "process", "workload")},
         **{"kind": "coming", "severity": "critical", "summary": "something new"},
@@ -236,11 +236,11 @@ def test_a_kind_that_nobody_knows_yet(store: Store) -> None:
         **{"nested": {"a": [1, {"b": None}]}},
     }
     case = replace(refused(store), events=[event])
-    told = facts(page([case]))
-    assert told["What it probably is"] == "name new, likely attack"
-    assert told["Method"] == "ptrace"
-    assert told["Target"] == "pid 7, name victim"
-    assert json.loads(told["Nested"].replace("\\x22", '"')) == {"a": [1, {"b": None}]}
+    listed = facts(page([case]))
+    assert listed["What it probably is"] == "name new, likely attack"
+    assert listed["Method"] == "ptrace"
+    assert listed["Target"] == "pid 7, name victim"
+    assert json.loads(listed["Nested"].replace("\\x22", '"')) == {"a": [1, {"b": None}]}
     for broken in ({}, {"kind": None}, {"kind": "denial"}, {"kind": "fault"}, {"kind": "seal"}):
         assert page([replace(case, events=[broken])])
     assert page([replace(case, events=[])])
@@ -309,7 +309,7 @@ def test_hostile_text_stays_text(store: Store, text: str) -> None:
         data = page([case])
         ElementTree.fromstring(data)
         found, wanted = Text(data), Text(page([plain]))
-        # The very same elements and attributes, but for those whose values hold the text.
+        # The same elements and attributes, except for attributes with the text as value.
         assert [(tag, set(values)) for tag, values in found.tags] == [
             (tag, set(values)) for tag, values in wanted.tags
         ]
@@ -330,7 +330,7 @@ def assert_harmless(found: Text) -> None:
         assert fill is None or re.fullmatch(r"url\(#(sealed|changed|guard)\)", fill)
 
 
-def test_the_policy_permits_the_style_alone(store: Store) -> None:
+def test_the_policy_permits_only_the_style(store: Store) -> None:
     data = page([refused(store)])
     found = Text(data)
     (policy,) = (v["content"] for t, v in found.tags if v.get("http-equiv"))

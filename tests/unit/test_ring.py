@@ -172,7 +172,7 @@ def mapped_bytes(kernel: KernelSide) -> int:
     return sum(int(end, 16) - int(start, 16) for start, end in ends)
 
 
-def test_data_are_mapped_while_they_are_read_alone(kernel: KernelSide, ring: Ring) -> None:
+def test_data_are_mapped_only_while_they_are_read(kernel: KernelSide, ring: Ring) -> None:
     for pid in range(20):
         kernel.record(pid)
     assert pids(ring) == list(range(20))

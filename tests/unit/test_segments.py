@@ -62,7 +62,7 @@ def test_what_a_program_says(wide: bool) -> None:
 
 
 def test_where_relro_lies_in_a_process() -> None:
-    # The second page of the code mapped by itself tells the same.
+    # The second page of the code, mapped by itself, gives the same.
     expected = Relro(0x7F0000003000, 0x7F0000004000, 0x2000)
     assert FOUND.relro_of(0x7F0000001000, 0x1000) == expected
     assert FOUND.relro_of(0x7F0000002000, 0x2000) == expected

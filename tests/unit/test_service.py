@@ -1,4 +1,4 @@
-"""What systemd is told, on a socket in its place."""
+"""What the service reports to systemd, on a socket in its place."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class Clock:
         return self.now
 
 
-class Told:
-    """A service with a manager that listens: what it was told, a list of lines a message."""
+class Managed:
+    """A service with a manager that listens: its messages, each a list of lines."""
 
     def __init__(self, manager: socket.socket, folder: Path, **environment: str) -> None:
         manager.bind(str(folder / "notify"))
@@ -86,29 +86,29 @@ class Told:
 
 
 def test_the_watchdog_is_fed_four_times_in_its_time(manager: socket.socket, tmp_path: Path) -> None:
-    told = Told(manager, tmp_path, WATCHDOG_USEC="8000000", WATCHDOG_PID=str(os.getpid()))
-    fed = [["WATCHDOG=1"] in told.turn(0.5) for _ in range(16)]
+    managed = Managed(manager, tmp_path, WATCHDOG_USEC="8000000", WATCHDOG_PID=str(os.getpid()))
+    fed = [["WATCHDOG=1"] in managed.turn(0.5) for _ in range(16)]
     assert fed == [True, False, False, False] * 4
 
 
 def test_a_pipeline_that_does_not_turn_starves_the_watchdog(
     manager: socket.socket, tmp_path: Path
 ) -> None:
-    told = Told(manager, tmp_path, WATCHDOG_USEC="8000000")
-    assert ["WATCHDOG=1"] in told.turn(0)
-    assert [["WATCHDOG=1"] in told.turn(3, is_alive=False) for _ in range(5)] == [False] * 5
-    assert ["WATCHDOG=1"] in told.turn(0.1)
+    managed = Managed(manager, tmp_path, WATCHDOG_USEC="8000000")
+    assert ["WATCHDOG=1"] in managed.turn(0)
+    assert [["WATCHDOG=1"] in managed.turn(3, is_alive=False) for _ in range(5)] == [False] * 5
+    assert ["WATCHDOG=1"] in managed.turn(0.1)
 
 
 def test_a_manager_that_reads_no_more_holds_up_nothing(
     manager: socket.socket, tmp_path: Path
 ) -> None:
-    told = Told(manager, tmp_path, WATCHDOG_USEC="4000000")
-    assert told.service.feeding_seconds == 1.0
+    managed = Managed(manager, tmp_path, WATCHDOG_USEC="4000000")
+    assert managed.service.feeding_seconds == 1.0
     with at_most(30, "nobody ever reads the socket"):
         for _ in range(2000):  # more than the queue of a socket holds
-            told.clock.now += 10
-            told.service.turned(True, lambda: "well")
+            managed.clock.now += 10
+            managed.service.turned(True, lambda: "well")
 
 
 @pytest.mark.parametrize(
@@ -121,44 +121,44 @@ def test_a_manager_that_reads_no_more_holds_up_nothing(
     ],
 )
 def test_no_watchdog(environment: dict[str, str], manager: socket.socket, tmp_path: Path) -> None:
-    told = Told(manager, tmp_path, **environment)
-    assert told.turn(0) == [["STATUS=well"]]
+    managed = Managed(manager, tmp_path, **environment)
+    assert managed.turn(0) == [["STATUS=well"]]
 
 
 def test_status_is_one_short_line_every_five_seconds(
     manager: socket.socket, tmp_path: Path
 ) -> None:
-    told = Told(manager, tmp_path)
-    said = [told.turn(1, status=f"turn {number}\nREADY=1") for number in range(6)]
+    managed = Managed(manager, tmp_path)
+    said = [managed.turn(1, status=f"turn {number}\nREADY=1") for number in range(6)]
     assert said == [[["STATUS=turn 0 READY=1"]], [], [], [], [], [["STATUS=turn 5 READY=1"]]]
-    assert told.turn(5, status="x" * 500) == [["STATUS=" + "x" * STATUS_LIMIT]]
+    assert managed.turn(5, status="x" * 500) == [["STATUS=" + "x" * STATUS_LIMIT]]
 
 
 def test_ready_reload_stop(manager: socket.socket, tmp_path: Path) -> None:
-    told = Told(manager, tmp_path)
-    with told.service.reloading():
+    managed = Managed(manager, tmp_path)
+    with managed.service.reloading():
         pass
-    assert told.messages() == []  # it would call a service ready that is not
-    assert told.turn(0) == [["STATUS=well"]]
-    told.service.ready()
-    assert told.turn(0) == [["READY=1"], ["STATUS=well"]]
+    assert managed.messages() == []  # it would call a service ready that is not
+    assert managed.turn(0) == [["STATUS=well"]]
+    managed.service.ready()
+    assert managed.turn(0) == [["READY=1"], ["STATUS=well"]]
     before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
-    with told.service.reloading():
-        ((first, second),) = told.messages()
+    with managed.service.reloading():
+        ((first, second),) = managed.messages()
     assert first == "RELOADING=1"
     name, _, moment = second.partition("=")
     assert name == "MONOTONIC_USEC"
     assert before <= int(moment) <= time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
-    told.service.stopping()
-    assert told.messages() == [["READY=1"], ["STOPPING=1"]]
+    managed.service.stopping()
+    assert managed.messages() == [["READY=1"], ["STOPPING=1"]]
 
 
 def test_a_reload_that_fails_ends_all_the_same(manager: socket.socket, tmp_path: Path) -> None:
-    told = Told(manager, tmp_path)
-    told.service.ready()
-    with pytest.raises(RuntimeError), told.service.reloading():
+    managed = Managed(manager, tmp_path)
+    managed.service.ready()
+    with pytest.raises(RuntimeError), managed.service.reloading():
         raise RuntimeError
-    assert [message[0] for message in told.messages()] == ["READY=1", "RELOADING=1", "READY=1"]
+    assert [message[0] for message in managed.messages()] == ["READY=1", "RELOADING=1", "READY=1"]
 
 
 def test_without_a_manager_nothing_is_asked_for() -> None:

@@ -99,7 +99,7 @@ def test_a_half_line_in_a_stream_is_ended(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [100, 5000, 300_000])
-def test_a_full_descriptor_is_waited_for_also_where_it_does_not_block(
+def test_a_full_descriptor_is_waited_for_if_non_blocking(
     pipe: tuple[int, int], length: int
 ) -> None:
     reader, writer = pipe
@@ -307,7 +307,7 @@ def test_a_full_device() -> None:
     sink.close()
 
 
-def test_a_file_is_opened_anew_when_asked(tmp_path: Path) -> None:
+def test_a_file_is_opened_again_when_asked(tmp_path: Path) -> None:
     path, old = tmp_path / "events.jsonl", tmp_path / "events.jsonl.1"
     sink = json_file(path)
     emit(sink, {"n": 1})

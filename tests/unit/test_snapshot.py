@@ -88,7 +88,7 @@ def taken(proc: Path, asked: Request | None = None, limits: Limits = LIMITS) -> 
     )
 
 
-def told(result: Taken) -> Any:
+def snapshot_of(result: Taken) -> Any:
     return json.loads(result.text)
 
 
@@ -97,7 +97,7 @@ def told(result: Taken) -> Any:
 
 def test_all_of_it(recorded: Path) -> None:
     result = taken(recorded)
-    snapshot = told(result)
+    snapshot = snapshot_of(result)
     assert result.result == "taken"
     assert snapshot.pop("duration_ms") > 0
     assert len(snapshot.pop("time")) == len("2026-11-21T17:07:52.580900000Z")
@@ -158,7 +158,7 @@ def test_all_of_it(recorded: Path) -> None:
         {"base_name": b"another"},
     ],
 )
-def test_another_process_is_never_told(recorded: Path, facts: dict[str, Any]) -> None:
+def test_another_process_is_never_shown(recorded: Path, facts: dict[str, Any]) -> None:
     result = taken(recorded, request(**facts))
     assert (result.result, result.text) == ("gone", b"")
 
@@ -168,11 +168,11 @@ def test_a_process_without_memory_has_ended(recorded: Path) -> None:
     assert taken(recorded).result == "gone"
 
 
-def test_what_is_missing_is_told(recorded: Path) -> None:
+def test_what_is_missing_is_listed(recorded: Path) -> None:
     (recorded / "42/limits").unlink()
     (recorded / "42/limits").mkdir()
     (recorded / f"42/task/{THREAD}/status").write_text("Name:\tapp\n")
-    snapshot = told(taken(recorded))
+    snapshot = snapshot_of(taken(recorded))
     assert snapshot["missing"] == {
         "seccomp": "the kernel does not show it",
         "limits": "Is a directory",
@@ -186,14 +186,14 @@ def test_parents_end_where_a_pid_is_anothers(recorded: Path) -> None:
     (recorded / "1/exe").unlink()
     (recorded / "1").rmdir()
     record(recorded, 1, 0, 1001, "younger")  # than its child
-    assert [parent["pid"] for parent in told(taken(recorded))["parents"]] == [7]
+    assert [parent["pid"] for parent in snapshot_of(taken(recorded))["parents"]] == [7]
 
 
 def test_parents_are_bounded(recorded: Path) -> None:
     for pid in range(100, 200):
         record(recorded, pid, pid + 1, 900)
     (recorded / "7/stat").write_text(f"7 (sh) S 100 {'0 ' * 17}1000 0\n")
-    parents = [parent["pid"] for parent in told(taken(recorded))["parents"]]
+    parents = [parent["pid"] for parent in snapshot_of(taken(recorded))["parents"]]
     assert parents == [7, *range(100, 115)]
 
 
@@ -219,7 +219,7 @@ def test_the_nearest_mappings(
 ) -> None:
     (recorded / "42/smaps").write_bytes(many(1000))
     few = LIMITS._replace(mappings=20)
-    snapshot = told(taken(recorded, request(touched=touched), few))
+    snapshot = snapshot_of(taken(recorded, request(touched=touched), few))
     starts = [int(mapping["start"], 16) for mapping in snapshot["memory_map"]]
     assert starts == [0x100000 + n * 8192 for n in range(first, last + 1)]
     assert snapshot["memory_map_complete"] is complete
@@ -228,11 +228,11 @@ def test_the_nearest_mappings(
 
 def test_too_much_to_read_leaves_the_seals_out(recorded: Path) -> None:
     (recorded / "42/smaps").write_bytes(many(1000))
-    snapshot = told(taken(recorded, None, LIMITS._replace(smaps_bytes=20_000)))
+    snapshot = snapshot_of(taken(recorded, None, LIMITS._replace(smaps_bytes=20_000)))
     assert snapshot["missing"]["memory_map"] == "seals not read: more than 19 KiB to read"
     assert [mapping["sealed"] for mapping in snapshot["memory_map"]] == [None] * 3
     # What was touched comes soon enough.
-    snapshot = told(taken(recorded, request(touched=0), LIMITS._replace(smaps_bytes=20_000)))
+    snapshot = snapshot_of(taken(recorded, request(touched=0), LIMITS._replace(smaps_bytes=20_000)))
     assert {mapping["sealed"] for mapping in snapshot["memory_map"]} == {True}
     assert snapshot["memory_map_complete"] is False
     assert "memory_map" not in snapshot["missing"]
@@ -240,7 +240,7 @@ def test_too_much_to_read_leaves_the_seals_out(recorded: Path) -> None:
 
 def test_large_page_tables_are_not_walked(recorded: Path) -> None:
     (recorded / "42/status").write_text(status(page_tables_kib=2049))
-    snapshot = told(taken(recorded))
+    snapshot = snapshot_of(taken(recorded))
     assert snapshot["missing"]["memory_map"] == (
         "seals not read: 2049 KiB of page tables, more than 2048"
     )
@@ -253,7 +253,7 @@ def test_the_text_is_bounded(recorded: Path) -> None:
     middle = 0x100000 + 400 * 8192
     result = taken(recorded, request(touched=middle))
     assert 100 << 10 < len(result.text) <= 256 << 10
-    snapshot = told(result)
+    snapshot = snapshot_of(result)
     assert snapshot["memory_map_complete"] is False
     starts = [int(mapping["start"], 16) for mapping in snapshot["memory_map"]]
     assert starts[0] < middle - 20 * 8192
@@ -266,7 +266,7 @@ def test_the_text_is_bounded(recorded: Path) -> None:
 )
 def test_names_are_escaped(recorded: Path, raw: bytes, shown: str) -> None:
     (recorded / "42/smaps").write_bytes(many(1, raw))
-    assert told(taken(recorded))["memory_map"][0]["file"]["path"] == shown
+    assert snapshot_of(taken(recorded))["memory_map"][0]["file"]["path"] == shown
 
 
 # ---- Real processes ------------------------------------------------------------------------------
@@ -305,7 +305,7 @@ def begin() -> Iterator[Begin]:
 def test_a_real_process(begin: Begin) -> None:
     asked = begin()
     result = take(asked, start_offset_ns=OFFSET, reports_guards=True, build_ids=BuildIds())
-    snapshot = told(result)
+    snapshot = snapshot_of(result)
     assert (result.result, snapshot["missing"]) == ("taken", {})
     lines = Path(f"/proc/{asked.pid}/maps").read_text().splitlines()
     assert [mapping["start"] for mapping in snapshot["memory_map"]] == [
@@ -332,11 +332,11 @@ def test_many_mappings_cost_little(begin: Begin) -> None:
             build_ids=BuildIds(),
             limits=limits,
         )
-    snapshot = told(result)
+    snapshot = snapshot_of(result)
     assert len(result.text) <= LIMITS.text_bytes
     assert len(snapshot["memory_map"]) == LIMITS.mappings
     assert snapshot["memory_map_complete"] is False
-    assert snapshot["missing"] == {"memory_map": "seals not read: more than 4096 KiB to read"}
+    assert snapshot["missing"] == {"memory_map": "seals not read: more than 4,096 KiB to read"}
 
 
 def test_one_that_has_ended(begin: Begin) -> None:
@@ -370,7 +370,7 @@ def test_without_the_right_to_look(begin: Begin) -> None:
         result = take(asked, start_offset_ns=OFFSET, reports_guards=True, build_ids=BuildIds())
     finally:
         os.seteuid(0)
-    snapshot = told(result)
+    snapshot = snapshot_of(result)
     assert result.result == "partial"
     assert snapshot["missing"] == {
         "memory_map": "Permission denied",

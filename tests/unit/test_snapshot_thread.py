@@ -1,4 +1,4 @@
-"""Who is looked at, how often, and what is counted: without /proc, without a kernel."""
+"""Which processes get a snapshot, how often, and what is counted: without /proc or a kernel."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_the_queue_is_bounded(setting: Setting) -> None:
 
 
 def test_one_incident_takes_no_others_place(setting: Setting) -> None:
-    """A worker that is started anew again and again."""
+    """A worker that is started again and again."""
     for pid in range(100):
         setting.ask(caller=1, pid=pid)
     setting.ask(caller=2, pid=1)
@@ -241,7 +241,7 @@ def test_the_end_does_not_wait_for_ever(setting: Setting) -> None:
 def test_without_a_store_it_has_failed() -> None:
     tally = Tally()
     delivery = Delivery([], tally)
-    told: list[bool] = []
-    delivery.hand("incidents", b"x", told.append)
-    assert told == [False]
+    answers: list[bool] = []
+    delivery.hand("incidents", b"x", answers.append)
+    assert answers == [False]
     delivery.close()

@@ -121,8 +121,8 @@ def test_every_operation_has_its_words() -> None:
 def test_what_it_probably_is() -> None:
     assert story.assessment(EVENTS["denial"]) == (
         "Looks like an attack: read-only data was to become writable.",
-        "Tables of function addresses and constants are sealed so that nobody can turn them; the "
-        "first step of doing so is to make them writable.",
+        "Tables of function addresses and constants are sealed so that nobody can change them; "
+        "making them writable is the first step.",
     )
     rows: tuple[Row[Any], ...] = (*DENIALS, *FAULTS, *BYPASSES)
     for row in rows:
@@ -136,7 +136,7 @@ def test_what_it_probably_is() -> None:
         assert story.assessment({"assessment": other}) is None
 
 
-def test_what_the_caller_was_told() -> None:
+def test_the_result_of_the_call() -> None:
     assert story.result(EVENTS["denial"]) == "-1, errno EPERM (operation not permitted)"
     hidden = denial("shmdt", {}, hidden=True)
     assert story.result(hidden) == "0, as if it had been done: the refusal is hidden"

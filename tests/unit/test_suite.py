@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from suite import Results, first_alone, outcome, read, slowest
+from suite import Results, failed_once, outcome, read, slowest
 
 
 def step(test: str, seconds: float, failed: bool = False) -> str:
@@ -43,4 +43,4 @@ def test_the_last_lines(first: Results, again: Results | None, lines: list[str],
 
 
 def test_what_failed_once_is_flaky() -> None:
-    assert first_alone(FAILED, Results({}, ["b"], False)) == ["a"]
+    assert failed_once(FAILED, Results({}, ["b"], False)) == ["a"]

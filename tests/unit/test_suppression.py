@@ -1,4 +1,4 @@
-"""Gaps that the rate limit leaves: each suppressed event is told once, at the right time."""
+"""Gaps that the rate limit leaves: each suppressed event is reported once, at the right time."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Kernel:
         self._counters.events[Kind.DENIAL][Outcome.SUBMITTED] += 1
 
     def suppress(self, key: BucketKey, count: int, first: int, last: int) -> None:
-        """Without a pid: of one that found no place."""
+        """Without a pid: the bucket of keys without a place in the map."""
         bucket = self._bucket(key) if key.pid else self.overflows[Kind(key.kind)]
         bucket.first_suppressed_ns = bucket.first_suppressed_ns or first
         bucket.last_suppressed_ns = bucket.last_used_ns = last
@@ -77,7 +77,7 @@ def suppressions(kernel: Kernel) -> Suppressions:
     return Suppressions(kernel)  # type: ignore[arg-type]
 
 
-def told(gaps: list[Gap]) -> list[tuple[int, int, int, int]]:
+def in_seconds(gaps: list[Gap]) -> list[tuple[int, int, int, int]]:
     """Caller, count, and from when to when in seconds after START."""
     return [
         (
@@ -98,24 +98,26 @@ def test_nothing_is_read_while_nothing_happens(kernel: Kernel, suppressions: Sup
     assert kernel.buckets.reads == 1
 
 
-def test_a_gap_is_told_once_when_it_has_ended(kernel: Kernel, suppressions: Suppressions) -> None:
+def test_a_gap_is_reported_once_when_it_has_ended(
+    kernel: Kernel, suppressions: Suppressions
+) -> None:
     kernel.suppress(KEY, 7, START, START + 2 * SECOND)
     assert suppressions.sweep(START + 2 * SECOND + 1) == []
     (gap,) = gaps = suppressions.sweep(START + 3 * SECOND)
-    assert told(gaps) == [(0x401000, 7, 0, 2)]
+    assert in_seconds(gaps) == [(0x401000, 7, 0, 2)]
     assert gap.bucket.task_name == b"worker"
     assert bytes(gap.key) == bytes(KEY)
     assert suppressions.sweep(START + 4 * SECOND) == []
 
 
-def test_a_gap_that_lasts_is_told_in_parts(kernel: Kernel, suppressions: Suppressions) -> None:
+def test_a_gap_that_lasts_is_reported_in_parts(kernel: Kernel, suppressions: Suppressions) -> None:
     found = []
     for second in range(25):
         now = START + second * SECOND
         kernel.suppress(KEY, 100, now, now)
-        found += told(suppressions.sweep(now))
+        found += in_seconds(suppressions.sweep(now))
     assert found == [(0x401000, 1100, 0, 10), (0x401000, 1000, 10, 20)]
-    found += told(suppressions.sweep(START + 26 * SECOND))
+    found += in_seconds(suppressions.sweep(START + 26 * SECOND))
     assert found[2:] == [(0x401000, 400, 20, 24)]
 
 
@@ -128,15 +130,15 @@ def test_a_later_gap_does_not_begin_with_the_first(
         suppressions.sweep(START + second * SECOND)
     kernel.suppress(KEY, 3, START + 50 * SECOND, START + 51 * SECOND)
     assert suppressions.sweep(START + 51 * SECOND) == []  # it has only begun
-    assert told(suppressions.sweep(START + 52 * SECOND)) == [(0x401000, 3, 49, 51)]
+    assert in_seconds(suppressions.sweep(START + 52 * SECOND)) == [(0x401000, 3, 49, 51)]
 
 
-def test_the_end_tells_every_gap(kernel: Kernel, suppressions: Suppressions) -> None:
+def test_the_end_reports_every_gap(kernel: Kernel, suppressions: Suppressions) -> None:
     kernel.suppress(KEY, 5, START, START)
     kernel.suppress(OTHER, 6, START, START)
     kernel.suppress(MANY, 7, START, START)
     gaps = suppressions.sweep(START, final=True)
-    assert told(gaps) == [(0x401000, 5, 0, 0), (0x402000, 6, 0, 0), (0, 7, 0, 0)]
+    assert in_seconds(gaps) == [(0x401000, 5, 0, 0), (0x402000, 6, 0, 0), (0, 7, 0, 0)]
     assert [gap.key.pid for gap in gaps] == [42, 42, 0]
     assert suppressions.sweep(START, final=True) == []
 
@@ -157,19 +159,19 @@ def test_the_bucket_that_many_share_keeps_nothing_busy(
     kernel: Kernel, suppressions: Suppressions
 ) -> None:
     kernel.suppress(MANY, 7, START, START)
-    assert told(suppressions.sweep(START + SECOND)) == [(0, 7, 0, 0)]
+    assert in_seconds(suppressions.sweep(START + SECOND)) == [(0, 7, 0, 0)]
     reads = kernel.buckets.reads
     for second in range(2, 10):
         assert suppressions.sweep(START + second * SECOND) == []
     assert kernel.buckets.reads == reads
     kernel.suppress(MANY, 2, START + 10 * SECOND, START + 10 * SECOND)
-    assert told(suppressions.sweep(START + 11 * SECOND)) == [(0, 2, 9, 10)]
+    assert in_seconds(suppressions.sweep(START + 11 * SECOND)) == [(0, 2, 9, 10)]
 
 
 def test_idle_buckets_are_removed_and_forgotten(kernel: Kernel, suppressions: Suppressions) -> None:
     kernel.suppress(KEY, 5, START, START)
     kernel.submit(OTHER, START + 30 * SECOND)
-    assert told(suppressions.sweep(START + SECOND)) == [(0x401000, 5, 0, 0)]
+    assert in_seconds(suppressions.sweep(START + SECOND)) == [(0x401000, 5, 0, 0)]
     suppressions.sweep(START + IDLE_NS)
     assert len(kernel.buckets.content) == 2
     suppressions.sweep(START + IDLE_NS + 1)
@@ -204,16 +206,18 @@ def test_a_bucket_in_debt_stays(kernel: Kernel, suppressions: Suppressions) -> N
     assert kernel.buckets.content == {}
 
 
-def test_what_cannot_be_read_is_told_later(kernel: Kernel, suppressions: Suppressions) -> None:
+def test_buckets_that_cannot_be_read_are_reported_later(
+    kernel: Kernel, suppressions: Suppressions
+) -> None:
     kernel.suppress(KEY, 5, START, START)
     kernel.buckets.error = OSError(errno.ENOMEM, "no memory")
     with pytest.raises(OSError, match="no memory"):
         suppressions.sweep(START + SECOND)
     kernel.buckets.error = None
-    assert told(suppressions.sweep(START + 2 * SECOND)) == [(0x401000, 5, 0, 0)]
+    assert in_seconds(suppressions.sweep(START + 2 * SECOND)) == [(0x401000, 5, 0, 0)]
 
 
-def test_all_that_was_suppressed_is_told(kernel: Kernel, suppressions: Suppressions) -> None:
+def test_all_suppressed_events_are_reported(kernel: Kernel, suppressions: Suppressions) -> None:
     keys = [MANY, *(BucketKey(pid=pid, caller=pid, kind=Kind.FAULT) for pid in range(1, 20))]
     gaps: list[Gap] = []
     suppressed = 0

@@ -188,7 +188,7 @@ def test_a_file_of_symbols_by_its_link(build: Build, tmp_path: Path, place: str)
     folder.mkdir(parents=True, exist_ok=True)
     debug.replace(folder / debug.name)
     (root / "bin").mkdir(parents=True, exist_ok=True)
-    # Below another root, where the file's own place must lead outside of it, too.
+    # Below the other root the same path is a link, which leads outside of it.
     (root / program.path.parent.relative_to("/")).parent.mkdir(parents=True)
     os.symlink(program.path.parent, root / program.path.parent.relative_to("/"))
     with Resolver({}, root=root) as resolver:
@@ -207,7 +207,7 @@ def test_a_file_of_symbols_by_its_build_id(build: Build, tmp_path: Path) -> None
     objcopy("--strip-all", program.path, home)
     with Resolver({}, root=root) as resolver:
         assert program.names(resolver) == program.expected
-    # Alone it does not tell where code lies in the file that was mapped.
+    # By itself it does not say where code lies in the mapped file.
     home.unlink()
     with Resolver({}, root=root) as resolver:
         assert program.names(resolver) == only(program, [])
@@ -259,7 +259,7 @@ def test_symbols_of_another_build(build: Build, resolver: Resolver) -> None:
 def test_a_process_forges_only_its_own_names(
     build: Build, resolver: Resolver, tmp_path: Path
 ) -> None:
-    """A file of its own with another's build id: nobody else's frames are named by it."""
+    """Its file has another's build id: the frames of other processes are not named by it."""
     program = build()
     forged = tmp_path / "forged/callers"
     forged.parent.mkdir()
@@ -308,8 +308,8 @@ def test_a_directory_to_search(build: Build, resolver: Resolver) -> None:
     """Of a process that ended at once only the base name is known."""
     program = build()
     assert program.names(resolver, executable="callers") == only(program, [])
-    with Resolver({}, search=[program.path.parent]) as told:
-        assert program.names(told, executable="callers") == program.expected
+    with Resolver({}, search=[program.path.parent]) as searching:
+        assert program.names(searching, executable="callers") == program.expected
 
 
 def test_a_process_that_was_killed(build: Build, resolver: Resolver) -> None:
@@ -321,7 +321,7 @@ def test_a_process_that_was_killed(build: Build, resolver: Resolver) -> None:
 
 
 @pytest.mark.parametrize("hostile", ["fifo", "directory", "loop"])
-def test_what_lies_there_is_no_file(
+def test_a_path_that_is_not_a_file(
     tmp_path: Path, build: Build, resolver: Resolver, hostile: str
 ) -> None:
     program = build()

@@ -198,7 +198,7 @@ def test_any_request_has_an_answer(start: Start, data: bytes) -> None:
     server.close()
 
 
-def test_failed_scrape_is_told_and_survived(start: Start, registry: CollectorRegistry) -> None:
+def test_failed_scrape_is_reported_and_survived(start: Start, registry: CollectorRegistry) -> None:
     class Broken:
         broken = True
 

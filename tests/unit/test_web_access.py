@@ -1,4 +1,4 @@
-"""The web config file in force: what of it a client meets, and what becomes of a changed one."""
+"""The web config file in force: what it means to a client, and what a change does."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ def folder(certificates: Path, tmp_path: Path) -> Path:
 
 
 class Serving:
-    """A server with the web configuration `text`, and what was told of its changes."""
+    """A server with the web configuration `text`, and the reports of its changes."""
 
     def __init__(self, folder: Path, text: str, settle_seconds: float = 0) -> None:
         self.file = folder / "web.yml"
         self.file.write_text(text)
-        self.told: list[str | None] = []
-        access = WebAccess(self.file, self._tell, retry_seconds=0, settle_seconds=settle_seconds)
+        self.reports: list[str | None] = []
+        access = WebAccess(self.file, self._report, retry_seconds=0, settle_seconds=settle_seconds)
         self.server: Server = listen(("127.0.0.1", 0), CollectorRegistry(), list, access)
         self.server.start()
 
-    def _tell(self, error: WebError | None) -> None:
-        self.told.append(None if error is None else str(error))
+    def _report(self, error: WebError | None) -> None:
+        self.reports.append(None if error is None else str(error))
 
     def status(
         self, tls: ssl.SSLContext | None = None, headers: dict[str, str] | None = None
@@ -122,7 +122,7 @@ def test_cipher_suites_in_the_servers_order_or_the_clients(folder: Path) -> None
         assert cipher(served, older) == ("ECDHE-ECDSA-AES128-GCM-SHA256", "TLSv1.2")
 
 
-def test_suites_of_tls_13_alone_leave_nothing_older(folder: Path) -> None:
+def test_only_tls_1_3_suites_leave_nothing_older(folder: Path) -> None:
     older = client_context(folder)
     older.maximum_version = ssl.TLSVersion.TLSv1_2
     text = TLS + "  cipher_suites: [TLS_AES_128_GCM_SHA256]\n"
@@ -169,7 +169,7 @@ def test_a_client_certificate_is_verified_if_given(folder: Path) -> None:
         ("spiffe://example/monitor", 200),
         ("example", 0),
         ("MONITOR.example", 0),
-        ("client", 0),  # the common name is none
+        ("client", 0),  # the common name does not count
     ],
 )
 def test_only_clients_of_the_allowed_names(folder: Path, allowed: str, status: int) -> None:
@@ -227,7 +227,7 @@ def test_headers_go_with_every_response(folder: Path) -> None:
             assert lines.count(header) == 1
 
 
-def test_guessers_keep_nobody_out_whose_password_was_right(folder: Path) -> None:
+def test_guessers_do_not_keep_known_users_out(folder: Path) -> None:
     slow = bcrypt.hashpw(b"correct horse", bcrypt.gensalt(10)).decode()
     with serving(folder, f"basic_auth_users:\n  prometheus: {slow}\n") as served:
         assert served.status(headers=RIGHT) == 200
@@ -287,7 +287,7 @@ def test_a_new_certificate_is_served_at_the_next_connection(folder: Path) -> Non
             served.status(before)
         pair = f"{folder / 'server.pem'}, {folder / 'server.key'}"
         problem = f"cannot use {pair}: KEY_VALUES_MISMATCH; correct it or name another file"
-        assert served.told == [problem, None]
+        assert served.reports == [problem, None]
 
 
 def test_another_authority_of_clients(folder: Path) -> None:
@@ -298,7 +298,7 @@ def test_another_authority_of_clients(folder: Path) -> None:
         assert served.status(with_certificate(folder, "client")) == 200
         with pytest.raises(REFUSED):
             served.status(old)
-        assert served.told == [None]
+        assert served.reports == [None]
 
 
 def test_users_come_and_go(folder: Path) -> None:
@@ -307,10 +307,10 @@ def test_users_come_and_go(folder: Path) -> None:
         served.file.write_text(USERS.replace("prometheus", "other"))
         assert served.status(headers=RIGHT) == 401
         assert served.status(headers=basic("other", "correct horse")) == 200
-        assert served.told == [None]
+        assert served.reports == [None]
 
 
-def test_a_password_that_was_right_is_not_checked_again_for_another_certificate(
+def test_a_new_certificate_needs_no_new_check_of_passwords(
     folder: Path,
 ) -> None:
     (folder / "web.yml").write_text(TLS + USERS)
@@ -322,24 +322,24 @@ def test_a_password_that_was_right_is_not_checked_again_for_another_certificate(
     assert after.accepts == before.accepts
 
 
-def test_a_file_with_a_mistake_changes_nothing_and_is_told_once(folder: Path) -> None:
+def test_a_mistake_changes_nothing_and_is_reported_once(folder: Path) -> None:
     with serving(folder, TLS + USERS) as served:
         tls = client_context(folder)
         served.file.write_text(TLS + "basic_auth_users:\n  prometheus: secret\n")
         for _ in range(3):
             assert [served.status(tls, RIGHT), served.status(tls)] == [200, 401]
         problem = f"{served.file}:5: key 'basic_auth_users.prometheus': not a bcrypt hash of cost "
-        assert served.told == [
+        assert served.reports == [
             f"{problem}4 to 15; make one with: htpasswd -nBC 10 NAME",
         ]
         served.file.unlink()
         assert [served.status(tls, RIGHT), served.status(tls)] == [200, 401]
-        assert served.told[1:] == [
+        assert served.reports[1:] == [
             f"cannot use {served.file}: No such file or directory; correct it or name another file"
         ]
         served.file.write_text(TLS + USERS)
         assert served.status(tls, RIGHT) == 200
-        assert served.told[2:] == [None]
+        assert served.reports[2:] == [None]
 
 
 @pytest.mark.parametrize(
@@ -362,7 +362,7 @@ def test_what_protects_stays_until_a_restart(
     with serving(folder, before) as served:
         served.file.write_text(after)
         assert [served.status(tls, RIGHT), served.status(tls)] == [200, 401]
-        assert served.told == [f"{served.file}: {problem}"]
+        assert served.reports == [f"{served.file}: {problem}"]
 
 
 @pytest.mark.parametrize(
@@ -398,7 +398,7 @@ def test_clients_are_checked_as_strictly_until_a_restart(
         if "sans" in what:
             with pytest.raises(REFUSED):
                 served.status(with_certificate(folder, "other"))
-        (problem,) = served.told
+        (problem,) = served.reports
         assert f"tls_server_config.{what}" in str(problem)
 
 
@@ -413,7 +413,7 @@ def test_what_protects_may_become_stricter(folder: Path) -> None:
                 served.status(tls)
         assert served.status(with_certificate(folder, "client"), RIGHT) == 200
         assert served.status(with_certificate(folder, "client")) == 401
-        assert served.told == [None, None, None]
+        assert served.reports == [None, None, None]
 
 
 def test_no_part_of_a_file_that_is_being_written_is_in_force(folder: Path) -> None:
@@ -431,24 +431,24 @@ def test_no_part_of_a_file_that_is_being_written_is_in_force(folder: Path) -> No
         assert time.monotonic() - written >= 0.95
         for name in ("first", "second"):
             assert served.status(headers=basic(name, "correct horse")) == 200
-        assert served.told == [None]
+        assert served.reports == [None]
 
 
-def test_a_file_that_is_named_for_the_first_time_is_whole_before_it_is_used(folder: Path) -> None:
+def test_a_new_file_is_used_only_when_it_is_whole(folder: Path) -> None:
     web = folder / "web.yml"
     web.write_text(TLS)
-    told: list[WebError | None] = []
-    access = WebAccess(web, told.append, retry_seconds=0, settle_seconds=0.5)
+    reports: list[WebError | None] = []
+    access = WebAccess(web, reports.append, retry_seconds=0, settle_seconds=0.5)
     web.write_text(TLS.replace("server.", "new."))
     time.sleep(0.6)  # it is whole, and what it names is not there yet
     before = access()
-    assert [str(problem).startswith("cannot use ") for problem in told] == [True]
+    assert [str(problem).startswith("cannot use ") for problem in reports] == [True]
     for end in ("key", "pem"):
         shutil.copy(folder / f"server.{end}", folder / f"new.{end}")
         assert access() is before
     time.sleep(0.6)
     assert access() is not before
-    assert told[1:] == [None]
+    assert reports[1:] == [None]
 
 
 def test_a_change_that_is_older_holds_at_the_next_connection(folder: Path) -> None:
@@ -456,7 +456,7 @@ def test_a_change_that_is_older_holds_at_the_next_connection(folder: Path) -> No
         served.file.write_text(USERS.replace("prometheus", "other"))
         time.sleep(0.25)
         assert served.status(headers=RIGHT) == 401
-        assert served.told == [None]
+        assert served.reports == [None]
 
 
 def test_a_file_of_a_machine_whose_clock_is_ahead(folder: Path, tmp_path: Path) -> None:
@@ -470,10 +470,10 @@ def test_a_file_of_a_machine_whose_clock_is_ahead(folder: Path, tmp_path: Path) 
 def test_a_mistake_is_looked_at_again_after_a_while(folder: Path) -> None:
     file = folder / "web.yml"
     file.write_text(USERS)
-    told: list[WebError | None] = []
-    access = WebAccess(file, told.append, retry_seconds=3600, settle_seconds=0)
+    reports: list[WebError | None] = []
+    access = WebAccess(file, reports.append, retry_seconds=3600, settle_seconds=0)
     file.write_text("nonsense")
     before = access()
     file.write_text(USERS.replace("prometheus", "other"))
     assert access() is before  # an hour has not passed
-    assert len(told) == 1
+    assert len(reports) == 1

@@ -224,8 +224,8 @@ def test_the_toolkit_says_the_same_of_a_file(certificates: Path, text: str, is_r
     else:
         found = True
     command = [promtool, "check", "web-config", str(certificates / "web.yml")]
-    told = subprocess.run(command, check=False, capture_output=True, timeout=20).returncode == 0
-    assert (found, told) == (is_right, is_right)
+    accepted = subprocess.run(command, check=False, capture_output=True, timeout=20).returncode == 0
+    assert (found, accepted) == (is_right, is_right)
 
 
 def test_headers(tmp_path: Path) -> None:

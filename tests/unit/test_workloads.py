@@ -149,7 +149,7 @@ def test_a_cgroup_that_was_only_not_found_stays(host: Host, workloads: Workloads
 def test_figures_of_a_name_never_go_down(host: Host, workloads: Workloads) -> None:
     host.deny(WEB, 5, 0, 0)
     workloads.denials(host.counters)
-    host.existing.remove(WEB)  # the service starts anew in a cgroup of its own
+    host.existing.remove(WEB)  # the service starts again, in a new cgroup
     host.deny(WEB_AGAIN, 1, 0, 0)
     assert workloads.denials(host.counters)["web.service"] == (6, 0, 0)
     host.now += REMOVED_SECONDS + 1

@@ -1,4 +1,4 @@
-"""What a guest's kernel is, as the loaded programs found it; told to matrix.py in every mode."""
+"""What a guest's kernel is, as the loaded programs found it: for matrix.py, in every mode."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from harness import Harness
 
 from monitor.kernel.syscalls import call
 
-Tell = Callable[[str, object], None]
+Recorder = Callable[[str, object], None]
 
 
-def test_facts(harness: Harness, record_property: Tell) -> None:
+def test_facts(harness: Harness, record_property: Recorder) -> None:
     probes = harness.loaded.probes
     assert [probe.error for probe in probes if probe.lost] == []
     modes = {probe.probe: probe.mode for probe in probes if probe.attached}

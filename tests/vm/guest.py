@@ -198,7 +198,7 @@ def _program(name: str) -> Path:
 
 
 def _shared_libraries(programs: Iterable[Path]) -> Iterator[Path]:
-    """What the loader maps for them, by the names that they ask for."""
+    """The libraries that these programs need, by the names that they ask for."""
     output = subprocess.run(
         ["ldd", *programs], capture_output=True, text=True, check=False
     ).stdout  # it fails for those that are linked statically

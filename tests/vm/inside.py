@@ -1,4 +1,4 @@
-"""Tests inside a guest: run by matrix.py, and what came of them printed as a JSON line, the last.
+"""Tests inside a guest: run by matrix.py, the last line that it prints is JSON with the results.
 
 inside.py shared MODE[,MODE]     the kernel tests that share programs, in these attach modes
 inside.py own                    those of fexit that load programs of their own
@@ -94,13 +94,13 @@ def allow_skips(release: str) -> None:
 
 @dataclass
 class Mode:
-    """Of one attach mode. `told`: the properties that tests have recorded."""
+    """Results of one attach mode. `properties`: what tests have recorded."""
 
     passed: int = 0
     failed: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)  # with their reasons
     seconds: float = 0.0
-    told: dict[str, Any] = field(default_factory=dict)
+    properties: dict[str, Any] = field(default_factory=dict)
     never_made: list[str] = field(default_factory=list)
 
 
@@ -134,7 +134,7 @@ class Reporter:
         found = self.modes[self._mode[report.nodeid]]
         found.seconds += report.duration
         if report.when == "call":
-            found.told |= dict(report.user_properties)
+            found.properties |= dict(report.user_properties)
         if report.skipped:
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
             found.skipped.append((report.nodeid, str(reason).removeprefix("Skipped: ")))

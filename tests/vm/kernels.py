@@ -1,8 +1,8 @@
 """Debian's kernels for the matrix: which ones are wanted, and where they lie once fetched.
 
-Versions leave the mirrors as newer ones come, so none is named here: a line of kernels is, and the
-newest release of it that any suite offers is taken. Mirror and keyring are those that the machine's
-own apt uses; apt runs with directories of its own and leaves the host's lists alone.
+Versions leave the mirrors as newer ones come, so this table names lines of kernels: the newest
+release of a line that any suite offers is taken. Mirror and keyring are those that the machine's
+own apt uses; apt runs with other directories and leaves the host's lists as they are.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ _NOT_OFFERED = re.compile(r"The repository '\S+ (\S+) Release' does not have a R
 
 
 class KernelError(RuntimeError):
-    """A kernel that is offered cannot be had."""
+    """A kernel that is offered cannot be fetched."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """Kernels of which one is wanted: of the first series (major.minor) that is offered.
+    """One kernel is wanted of these: of the first series (major.minor) that is offered.
 
     No series: of the newest of all.
     """
@@ -74,7 +74,7 @@ LINES = (
 
 @dataclass(frozen=True)
 class Kernel:
-    """A line's kernel. `note` tells where it is not what was wanted; then `image` may be empty."""
+    """A line's kernel. `note` says where it is not what was wanted; then `image` may be empty."""
 
     line: str
     has_mseal: bool
@@ -91,7 +91,7 @@ def _numbers(release: str) -> tuple[int, ...]:
 
 
 def _newest(releases: Iterable[str], series: str = "") -> str:
-    """The newest release of a series, or of all; empty where there is none."""
+    """The newest release of a series, or of all; empty where no suite has one."""
     wanted = _numbers(series)
     found = [release for release in releases if _numbers(release)[: len(wanted)] == wanted]
     return max(found, key=_numbers, default="")
@@ -107,8 +107,8 @@ def _wanted(line: Line, releases: Sequence[str]) -> str:
 def choose(lines: Sequence[Line], releases: Sequence[str]) -> list[Kernel]:
     """A kernel for each line, without an image yet.
 
-    Where a line is offered no more, the next newer series that no other line has stands in for it;
-    for a kernel without mseal nothing does.
+    Where no suite offers a line any more, the next newer series that no other line has takes its
+    place. A kernel without mseal has no replacement.
     """
     found = {line: _wanted(line, releases) for line in lines}
     taken = {_numbers(release)[:2] for release in found.values()}
@@ -131,7 +131,7 @@ def choose(lines: Sequence[Line], releases: Sequence[str]) -> list[Kernel]:
 
 
 class _Apt:
-    """apt with lists and sources of its own, in `directory`; the host's are only read."""
+    """apt with its lists and sources in `directory`; the host's are only read."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -148,7 +148,7 @@ class _Apt:
             *("-o", "Dir::Etc::sourceparts=/dev/null"),
             *("-o", "Acquire::Languages=none"),
             *("-o", "APT::Update::Error-Mode=any"),  # else an outage leaves the old lists, silently
-            *("-o", "APT::Sandbox::User=root"),  # the cache is the caller's alone
+            *("-o", "APT::Sandbox::User=root"),  # only the caller can read the cache
         )
 
     def _run(
@@ -201,7 +201,7 @@ class _Apt:
 
 
 def mirror() -> str:
-    """Where this machine's apt has Debian from; known without lists, too."""
+    """The mirror of Debian that this machine's apt uses; also known without lists."""
     listed = subprocess.run(
         ["apt-get", "update", "--print-uris"], capture_output=True, text=True, check=True
     ).stdout
@@ -276,7 +276,7 @@ def _from_list(path: Path, lines: Sequence[Line]) -> list[Kernel]:
 def kernels(lines: Sequence[Line] = LINES, cache: Path | None = None) -> list[Kernel]:
     """A kernel for each line, fetched where it is not at hand; once a day the mirror is asked.
 
-    Raises KernelError for a kernel that is offered and cannot be had.
+    Raises KernelError for a kernel that is offered and cannot be fetched.
     """
     cache = cache or cache_directory()
     cache.mkdir(parents=True, exist_ok=True)

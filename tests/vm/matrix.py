@@ -1,8 +1,8 @@
 """make test-kernels: the kernel tests on several kernels, each in a guest, and a table of it.
 
-Exits with 0 when on every kernel all went well. The table goes to build/kernels.txt, too, what the
-guests printed to build/kernels/. With --again a guest where something failed is booted once more,
-and what failed at first is told.
+Exits with 0 when on every kernel all went well. The table also goes to build/kernels.txt, and what
+the guests printed to build/kernels/. With --again a guest where something failed is booted once
+more, and what failed at first is listed.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _warnings(result: Result) -> list[str]:
 
 
 def _row(kernel: Kernel, mode: str, found: dict[str, Any]) -> Row:
-    facts = found["told"].get("facts", {})
+    facts = found["properties"].get("facts", {})
     probes = [f"{number} {name}" for name, number in sorted(facts.get("probes", {}).items())]
     return Row(
         kernel.release,
@@ -96,7 +96,7 @@ def _row(kernel: Kernel, mode: str, found: dict[str, Any]) -> Row:
 
 
 def _reported(result: Result) -> dict[str, Any]:
-    """What inside.py told; empty where it came to no end."""
+    """The results from inside.py; empty where it did not come to its end."""
     lines = result.output.splitlines()
     try:
         found = json.loads(lines[-1]) if lines else {}
@@ -108,7 +108,7 @@ def _reported(result: Result) -> dict[str, Any]:
 def _rows(
     modes: Sequence[str], kernel: Kernel, result: Result
 ) -> tuple[list[Row], dict[str, dict[str, Any]]]:
-    """A row for each mode, and one for tests without any; what was told of each."""
+    """A row for each mode, and one for tests without any, each with its results."""
     report = _reported(result)
     if not report:
         end = "\n".join(result.output.splitlines()[-10:])
@@ -140,7 +140,7 @@ def _shared(kernel: Kernel, result: Result) -> list[Row]:
 def _own(kernel: Kernel, result: Result) -> list[Row]:
     rows, _ = _rows((), kernel, result)
     for row in rows:
-        row.mode = "fexit, loaded anew"
+        row.mode = "fexit, loaded again"
     return rows
 
 
@@ -154,9 +154,9 @@ def _stormed(kernel: Kernel, result: Result) -> list[Row]:
 def _preempted(kernel: Kernel, result: Result) -> list[Row]:
     rows, found = _rows(PREEMPT_MODES, kernel, result)
     for row in rows:
-        lost = found.get(row.mode, {}).get("told", {}).get("lost")
+        lost = found.get(row.mode, {}).get("properties", {}).get("lost")
         if lost:
-            row.remarks.append("{lost:,} of {made:,} runs lost, {missed:,} told".format(**lost))
+            row.remarks.append("{lost:,} of {made:,} runs lost, {missed:,} reported".format(**lost))
         row.mode = f"{row.mode}, preempt=full"
     return rows
 
@@ -185,8 +185,8 @@ def _jobs(found: Sequence[Kernel]) -> list[Job]:
     preempt = f"{INSIDE} preempt {','.join(PREEMPT_MODES)}"
     storm = f"SEAL_MONITOR_STORM_SECONDS={STORM_SECONDS} {INSIDE} storm {','.join(STORM_MODES)}"
     oldest, newest = with_mseal[:1], with_mseal[-1:]
-    # The newest can preempt raw tracepoints, too: what none of them loses is asserted of the last
-    # one that cannot.
+    # The newest can also preempt raw tracepoints. That these lose no run is asserted on the last
+    # kernel that cannot.
     last_but_one = with_mseal[-2:-1]
     return [
         *(Job("tests", kernel, shared, _shared) for kernel in reversed(with_mseal)),

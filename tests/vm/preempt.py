@@ -15,7 +15,7 @@ from monitor.host import facts as host
 from monitor.kernel.counters import missed_runs
 
 COUNT = 20011
-STORMS = 3  # an fexit program is skipped where another run of its own was preempted
+STORMS = 3  # an fexit program is skipped where another run of it was preempted
 
 # Fills a map of its own by batches until it is ended.
 BATCHES = """
@@ -35,7 +35,7 @@ while True:
 
 @pytest.fixture
 def one_cpu() -> Iterator[None]:
-    """This process and its children on the first CPU alone."""
+    """This process and its children run only on the first CPU."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})
     yield
@@ -45,7 +45,7 @@ def one_cpu() -> Iterator[None]:
 def preempted_in_programs() -> bool:
     """Whether programs on system calls' tracepoints can be preempted, and so skip each other.
 
-    kernel/trace/bpf_trace.c has a caller of its own for them then.
+    kernel/trace/bpf_trace.c then has another caller for them.
     """
     symbols = Path("/proc/kallsyms").read_text("ascii")
     return " trace_call_bpf_faultable\n" in symbols
@@ -62,7 +62,7 @@ def _begin(process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.usefixtures("one_cpu")
-def test_lost_runs_are_those_that_are_told(
+def test_lost_runs_are_those_that_are_reported(
     harness: Harness,
     compiled: Callable[[str], Path],
     record_property: Callable[[str, object], None],
@@ -92,6 +92,6 @@ def test_lost_runs_are_those_that_are_told(
         assert lost == missed
         assert lost > 0 or harness.attach == "fexit"  # else nothing is shown here
     elif preempted_in_programs():
-        assert lost <= missed  # it is skipped at other system calls, too
+        assert lost <= missed  # it is also skipped at other system calls
     else:
         assert (lost, missed) == (0, 0)
