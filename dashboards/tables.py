@@ -889,7 +889,17 @@ HEALTH = Dashboard(
                     "Bytes on disk of the database of incidents. The five hosts with most.",
                     "bytes",
                     [query("topk(5, ~incident_store_bytes{SELECT})", "{{instance}}")],
-                    8,
+                    6,
+                ),
+                Panel(
+                    "Incidents removed",
+                    "timeseries",
+                    "Incidents removed from the databases, by severity: too old, or beyond their"
+                    " owner's share of a full one.",
+                    PER_MINUTE,
+                    [query(rate("~incidents_removed_total", "severity"), "{{severity}}")],
+                    6,
+                    bars=True,
                 ),
                 Panel(
                     "Versions",
@@ -897,7 +907,7 @@ HEALTH = Dashboard(
                     "Hosts with each version of the monitor.",
                     COUNT,
                     [query("count by (version, revision) (~build_info{SELECT})")],
-                    8,
+                    6,
                     columns={"version": "Version", "revision": "Revision", "Value": "Hosts"},
                 ),
                 Panel(
@@ -911,7 +921,7 @@ HEALTH = Dashboard(
                             " (~config_last_reload_success_timestamp_seconds{SELECT} > 0)"
                         )
                     ],
-                    8,
+                    6,
                     columns={"instance": "Host", "Value": "Read"},
                     links=TO_HOST_IN_TABLE,
                 ),

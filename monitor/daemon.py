@@ -17,7 +17,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monitor.attach.attached import Beginning
@@ -34,7 +33,7 @@ from monitor.life.service import Service
 from monitor.metrics import accounts, collector
 from monitor.metrics.exposition import CollectorRegistry
 from monitor.metrics.reading import KernelFacts
-from monitor.metrics.source import KernelSource
+from monitor.metrics.source import NOTHING_REMOVED, KernelSource
 from monitor.metrics.tally import Tally
 from monitor.posture.rounds import PostureRounds
 from monitor.sinks.delivery import Delivery
@@ -48,6 +47,7 @@ from monitor.web.configuration import WebConfiguration
 
 if TYPE_CHECKING:
     from monitor.incidents.snapshot_thread import Snapshots
+    from monitor.incidents.store import IncidentStore
 
 __all__ = ["Daemon", "run"]
 
@@ -76,14 +76,13 @@ def run(config: Config, reload: Callable[[], Config], beginning: Beginning) -> i
     incidents = open_incidents(config.incidents, last_run.directory, last_run.problems.append)
     if incidents:
         outputs.append(incidents)
-    database = incidents.path if incidents else None
     with Daemon(
         config,
         outputs,
         reload,
         last_run,
         beginning,
-        database=database,
+        incidents=incidents,
         restricted=True,
     ) as daemon:
         daemon.watch_signals()
@@ -115,10 +114,10 @@ class Daemon:
         last_run: LastRun | None = None,
         beginning: Beginning | None = None,
         *,
-        database: Path | None = None,
+        incidents: IncidentStore | None = None,
         restricted: bool = False,
     ) -> None:
-        """`database` is that of the incidents, if one of the outputs is their store.
+        """`incidents` is their store, if one of the outputs is.
 
         `restricted`: once everything is open, give up all capabilities but those that read the
         identity of processes.
@@ -137,6 +136,7 @@ class Daemon:
         self._missed_at = 0.0
         self._files = [output for output in outputs if isinstance(output, FileSink)]
         self._file_reported_at = float("-inf")
+        self._incidents = incidents
         self._pending_health: deque[tuple[str, str]] = deque()
         self.tally = Tally(output.name for output in outputs)
         self.delivery = Delivery(outputs, self.tally, self._on_sink)
@@ -161,14 +161,14 @@ class Daemon:
             self._watching_since = _clocks()
             self._report = self.watcher.pipeline.health
             self._in_force.has_read("configuration", True)
-            self._snapshots = self._make_snapshots() if database else None
+            self._snapshots = self._make_snapshots() if incidents else None
             findings, kernel = self.watcher.findings, self.watcher.state.config
             self._canary = Canary(kernel, time.monotonic, findings.guard_regions)
             cleanup.callback(self._canary.stop)
             self._rounds = Rounds(self._canary, self._started)
             self.server = web.listen(
                 config.web.listen_address,
-                self._registry(database),
+                self._registry(),
                 self.not_ready,
                 self._web.access,
                 config.web.allowed_hosts,
@@ -211,10 +211,12 @@ class Daemon:
         )
         return Snapshots(self.delivery, self.tally, take, kept.snapshots)
 
-    def _registry(self, database: Path | None) -> CollectorRegistry:
-        watched = self.watcher
+    def _registry(self) -> CollectorRegistry:
+        watched, store = self.watcher, self._incidents
         source = KernelSource(
-            watched.state, watched.loaded, watched.ring, watched.workloads, database
+            *(watched.state, watched.loaded, watched.ring, watched.workloads),
+            store.path if store else None,
+            removed=store.removed if store else NOTHING_REMOVED,
         )
         partial_updates = watched.findings.partial_updates
         facts = KernelFacts(self.facts.kernel_release, True, partial_updates)
@@ -408,6 +410,8 @@ class Daemon:
     def _report_pending(self) -> None:
         while self._last_run.problems:
             self._report("state_failed", self._last_run.problems.pop(0))
+        while self._incidents and self._incidents.notices:
+            self._report("incidents_removed", self._incidents.notices.popleft())
         for outcome in self._web.outcomes():
             self._report_web_configuration(outcome)
         while self._pending_health:

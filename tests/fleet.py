@@ -162,6 +162,9 @@ GAINED: dict[str, Minute] = {
     "sink_errors_total": lambda host, minute: {
         (sink,): int(host.index == 8 and sink == "file" and minute % 90 == 7) for sink in SINKS
     },
+    "incidents_removed_total": lambda host, minute: {
+        ("info",): 20 * int(host.index == 1 and minute % 60 == 30)
+    },
     "snapshots_total": lambda host, _: {
         ("taken",): host.now_and_then(0.02),
         ("gone",): host.now_and_then(0.01),

@@ -1,7 +1,8 @@
 """What this kernel does, found out by trying it through the loaded programs.
 
-`python -m monitor.attach.calibrate` is the process that tries; the daemon reads from the ring what
-the programs saw of it. `calibrate()` relies on the order of the calls in `main()`.
+`python -m monitor.attach.calibrate PID` is the process that tries, started by that one; the daemon
+reads from the ring what the programs saw of it. `calibrate()` relies on the order of the calls in
+`main()`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 import time
 from typing import NamedTuple
 
-from monitor.kernel.syscalls import PAGE, call
+from monitor.kernel.syscalls import PAGE, call, end_with
 from monitor.provoke.provocation import (
     MAP_FIXED,
     MAP_PRIVATE,
@@ -115,9 +116,14 @@ def _guard_files() -> bool:
     return call("madvise", start, PAGE, MADV_GUARD_INSTALL) == 0
 
 
-def main() -> int:
-    """Wait for a byte, then make the calls that calibrate() expects, and print their results."""
-    os.read(0, 1)
+def main(parent: int) -> int:
+    """Wait for a byte, then make the calls that calibrate() expects; prints what came of them.
+
+    The process ends with `parent`.
+    """
+    end_with(parent)
+    if not os.read(0, 1):
+        return 1  # nobody is left that wants to know
     guard, sealed = lay("w").start, lay("r").start
     call("mseal", guard, PAGE, _WRONG_FLAGS)
     guard_regions = call("madvise", guard, PAGE, MADV_GUARD_INSTALL) == 0
@@ -142,7 +148,7 @@ def start() -> Popen[str]:
 
     from monitor.provoke.child import environment  # noqa: PLC0415
 
-    command = [sys.executable, "-S", "-P", "-m", "monitor.attach.calibrate"]
+    command = [sys.executable, "-S", "-P", "-m", "monitor.attach.calibrate", str(os.getpid())]
     # In a process group of its own: Ctrl-C goes to the monitor, which ends this process.
     return Popen(command, env=environment(), stdin=PIPE, stdout=PIPE, text=True, process_group=0)
 
@@ -215,4 +221,4 @@ def calibrate(process: Popen[str], config: Config, ring: Ring) -> Findings:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(int(sys.argv[1])))

@@ -17,11 +17,11 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from monitor.configuration.config import ConfigError
 from monitor.evidence.assessment import REASONING
-from monitor.evidence.events import timestamp
+from monitor.evidence.events import Likely, timestamp
 from monitor.evidence.stacks import place
 from monitor.incidents.search import (
     SAME_PROCESS_NS,
@@ -123,11 +123,16 @@ _COLUMNS: Sequence[tuple[str, bool, int, Callable[[Incident], str]]] = (
     ("LAST SEEN (UTC)", False, 19, lambda incident: _clock(incident.last_ns)),
     ("COUNT", True, 15, lambda incident: f"{incident.count:,}"),
     ("SEVERITY", False, 8, lambda incident: incident.severity),
-    ("LIKELY", False, 8, lambda incident: _most(incident.facets["likely"]) or "-"),
+    ("LIKELY", False, 8, lambda incident: _worst(incident.facets["likely"])),
     ("WHAT", False, 48, lambda incident: incident.title),
     ("EXECUTABLE", False, 40, lambda incident: _most(incident.facets["executable"]) or "-"),
     ("WORKLOAD", False, 40, lambda incident: _most(incident.facets["workload"]) or "-"),
 )
+
+
+def _worst(likely: Mapping[str, int]) -> str:
+    """Not the most common one: whoever makes an attack can make any number of lesser ones."""
+    return next((name for name in get_args(Likely) if name in likely), "-")
 
 
 def listed(incidents: Sequence[Incident], more: bool) -> list[str]:

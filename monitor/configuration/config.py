@@ -381,8 +381,7 @@ KEYS: tuple[Key, ...] = (
         "incidents.max_size",
         64 * 1024 * 1024,
         integer(1024 * 1024, 1 << 40),
-        "Bytes of the database; before it grows beyond, incidents seen the longest ago are "
-        "removed.",
+        "Bytes of the database and its log; incidents beyond their owners' shares are removed.",
     ),
     Key(
         "incidents.events_kept",

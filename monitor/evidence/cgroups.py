@@ -19,7 +19,14 @@ from monitor.evidence.events import Workload
 from monitor.untrusted.printable import printable
 from monitor.untrusted.recent import Recent
 
-__all__ = ["Cgroups", "cgroup_mount", "parse_cgroup_path", "unified_path", "workload_name"]
+__all__ = [
+    "Cgroups",
+    "cgroup_mount",
+    "parse_cgroup_path",
+    "top_workload",
+    "unified_path",
+    "workload_name",
+]
 
 PATH_LIMIT = 1024
 NAME_LIMIT = 200
@@ -30,6 +37,7 @@ FILEID_KERNFS = 0xFE  # include/linux/exportfs.h; the handle is the node id, whi
 
 _CONTAINER = re.compile(r"(?:.*[-:])?([0-9a-f]{64})(?:\.scope)?")
 _POD = re.compile(r"(?:^|-)pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})\b")
+_USER_SLICE = re.compile(r"user-\d+\.slice")
 _USER_MANAGER = re.compile(r"user@\d+\.service")
 _LIBC = ctypes.CDLL(None, use_errno=True)
 NO_WORKLOAD = Workload(unit=None, container_id=None, pod_uid=None, cgroup=None)
@@ -95,6 +103,26 @@ def workload_name(cgroup: str | int) -> str:
     if manager:
         name = f"{manager}/{name}"
     return name if len(name) <= NAME_LIMIT else "\N{HORIZONTAL ELLIPSIS}" + name[1 - NAME_LIMIT :]
+
+
+def top_workload(path: str) -> str:
+    """Who is responsible for a cgroup, by its path: what a user or container's owner may make below
+    counts as theirs.
+
+    A user's slice with all its sessions, else the pod, else the outermost container, else the
+    systemd unit; where there is none of these, the first name.
+    """
+    names = [name for name in path.split("/") if name]
+    of_user = next((name for name in names if _USER_SLICE.fullmatch(name)), None)
+    facts, manager = _parse(path)
+    return (
+        of_user
+        or manager
+        or (facts.pod_uid and f"pod/{facts.pod_uid}")
+        or (facts.container_id and f"container/{facts.container_id[:12]}")
+        or facts.unit
+        or f"/{''.join(names[:1])}"
+    )
 
 
 def cgroup_mount(proc: Path = Path("/proc")) -> Path | None:

@@ -69,6 +69,7 @@ HEALTH_SEVERITY: ReadOnlyMapping[str, Severity] = {
     "events_file_full": "warning",
     "sealing_stopped": "warning",
     "sealing_resumed": "info",
+    "incidents_removed": "warning",
 }
 
 

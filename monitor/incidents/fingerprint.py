@@ -9,16 +9,30 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
 from monitor.evidence.memory_map import DELETED
+from monitor.untrusted.redact import REDACTED
 
 __all__ = ["UNKNOWN", "Fingerprint", "fingerprint", "unattributed", "what_of"]
 
 UNKNOWN = "unknown"
 _ID_DIGITS = 12
+_SCRIPT_LIMIT = 200
+
+# By base name: what runs programs that are no files of code of their own.
+_INTERPRETER = re.compile(
+    r"(?:python|pypy|perl|ruby|php(?:-cgi|-fpm)?|lua(?:jit)?|tclsh|guile)[\d.-]*"
+    r"|node(?:js)?|deno|bun|java|mono|dotnet|Rscript|R|bash|dash|sh|zsh|ksh|fish|beam\.smp"
+)
+_CODE = frozenset(("-c", "-e", "-E", "-r", "-p", "--eval", "--command"))
+_PROGRAMS = frozenset(("-m", "-jar", "--module"))
+_VALUES = frozenset(
+    ("-W", "-X", "-I", "-O", "-o", "-cp", "-classpath", "--class-path", "--require")
+)
 
 Event = Mapping[str, Any]
 
@@ -101,10 +115,43 @@ def _executable(event: Event) -> str:
     if not path:
         return UNKNOWN
     name = _base_name(path)
+    runs = program_of(event) if _INTERPRETER.fullmatch(name) else ""
     for frame in event["stack"]:
         if frame["module"] and frame["build_id"] and _base_name(frame["module"]) == name:
-            return f"build-id {frame['build_id']}"
-    return f"name {name}"
+            return f"build-id {frame['build_id']}{runs}"
+    return f"name {name}{runs}"
+
+
+def program_of(event: Event) -> str:
+    """What an interpreter runs: the script in its command line, else the system's unit; "" where
+    neither is known. In a user's manager units have any name.
+    """
+    words = str((event["process"] or {}).get("command_line") or "").split()[1:]
+    script = _script(words)
+    if script:
+        return f" script {script[:_SCRIPT_LIMIT]}"
+    workload = event["workload"] or {}
+    unit, path = workload.get("unit") or "", workload.get("cgroup") or ""
+    if unit.endswith(".service") and path.startswith("/system.slice/"):
+        # One template's instances run the same.
+        return f" unit {re.sub('@.*', '@.service', unit)[:_SCRIPT_LIMIT]}"
+    return ""
+
+
+def _script(words: Sequence[str]) -> str | None:
+    """The first argument that is no option; that of -m or -jar is one, a program in the command
+    line itself is none.
+    """
+    rest = iter(words)
+    for word in rest:
+        if word in _CODE:
+            return None
+        if word in _PROGRAMS or not word.startswith("-"):
+            found = next(rest, None) if word in _PROGRAMS else word
+            return None if found is None or REDACTED in found else found
+        if word in _VALUES:
+            next(rest, None)
+    return None
 
 
 def _caller(event: Event) -> str:

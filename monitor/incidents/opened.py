@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["open_incidents"]
 
+NEW_AN_HOUR = 100  # incidents of one user: a broken program makes a few
+
 
 def open_incidents(
     wanted: Incidents, directory: Path | None, report: Callable[[str], None]
@@ -28,5 +30,5 @@ def open_incidents(
         return None
     from monitor.incidents.store import IncidentStore, Retention  # noqa: PLC0415 - SQLite: 2 MB
 
-    retention = Retention(wanted.max_age, wanted.max_size, wanted.events_kept)
+    retention = Retention(wanted.max_age, wanted.max_size, wanted.events_kept, NEW_AN_HOUR)
     return IncidentStore(directory, retention, report)

@@ -5,17 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import sqlite3
-import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 from monitor.evidence.events import timestamp
-from monitor.incidents.store import READABLE, VERSION
+from monitor.incidents.reader import IncidentError, Reader
 from monitor.untrusted.printable import printable
 
 __all__ = [
@@ -33,7 +30,6 @@ __all__ = [
 
 VIOLATIONS = ("denial", "fault", "bypass")
 SAME_PROCESS_NS = 1_000_000_000  # two runs of the daemon may differ in when a process started
-_NOT_PERMITTED = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY)
 _COLUMNS = (
     *("number", "id", "kind", "what", "executable", "caller", "mapping", "title", "severity"),
     *("summary", "first_ns", "last_ns", "events", "suppressed"),
@@ -45,10 +41,6 @@ _FACETS = ("verdict", "disposition", "likely", "executable", "workload", "host",
 _RARE = 2000
 _FEW = "number IN (SELECT incident FROM facets WHERE name = ? AND value GLOB ?)"
 _MANY = "EXISTS (SELECT 1 FROM facets WHERE incident = +number AND name = ? AND value GLOB ?)"
-
-
-class IncidentError(OSError):
-    """Why the incidents cannot be shown, and the way out."""
 
 
 class Filter(NamedTuple):
@@ -126,110 +118,6 @@ Event = dict[str, Any]
 Snapshot = dict[str, Any]
 
 
-# ---- The file ------------------------------------------------------------------------------------
-
-
-class _NoIncidents(Exception):
-    """A database of something else."""
-
-
-class _NothingYet(Exception):
-    """A database without a table."""
-
-
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    database = sqlite3.connect(
-        f"file:{quote(str(path))}?{mode}", timeout=5.0, uri=True, isolation_level=None
-    )
-    try:
-        _begin(path, database)
-    except BaseException:
-        database.close()
-        raise
-    return database
-
-
-def _begin(path: Path, database: sqlite3.Connection) -> None:
-    database.execute("PRAGMA trusted_schema = OFF")
-    database.execute("PRAGMA cell_size_check = ON")
-    database.execute("BEGIN")  # all answers describe the same moment
-    (version,) = database.execute("PRAGMA user_version").fetchone()
-    tables = [name for (name,) in database.execute("SELECT name FROM sqlite_schema")]
-    if not tables and version not in READABLE:  # the daemon is about to make them
-        raise _NothingYet
-    if "incidents" not in tables:
-        raise _NoIncidents("it has other tables")
-    if version not in READABLE:
-        raise IncidentError(
-            f"{path}: its schema is of version {version}, not {VERSION}; "
-            "use the version of seal-monitor that wrote it"
-        )
-
-
-def _open(path: Path, own: bool) -> sqlite3.Connection:
-    """Raises IncidentError."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        if not own:
-            raise IncidentError(f"there is no {path}") from None
-        raise IncidentError(
-            f"there are no incidents: no {path}; 'seal-monitor run' makes it if that directory is "
-            "there: see state.directory and incidents.enabled"
-        ) from None
-    except OSError as error:
-        raise IncidentError(f"cannot read {path}: {error.strerror}; run as root") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise IncidentError(f"{path} is not an incidents database: not a regular file")
-    try:
-        return _connect_somehow(path, status.st_size)
-    except _NothingYet:
-        # New rows stay in the log beside a database until there are enough of them.
-        copied = f"; if it is a copy, also copy {path.name}-wal, or use 'incidents backup'"
-        raise IncidentError(
-            f"there are no incidents in {path} yet{'' if own else copied}"
-        ) from None
-    except (sqlite3.Error, _NoIncidents) as error:
-        raise _unreadable(path, own, error) from error
-
-
-def _connect_somehow(path: Path, size: int) -> sqlite3.Connection:
-    if not size:
-        raise _NothingYet
-    try:
-        return _connect(path, "mode=ro")
-    except sqlite3.OperationalError as error:
-        # A reader needs files beside the database. This user may not make them, so read the
-        # database without them, which is safe while nobody has it open.
-        if not _is_whole(path) or error.sqlite_errorcode & 0xFF not in _NOT_PERMITTED:
-            raise
-        return _connect(path, "mode=ro&immutable=1")
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether the database has everything, and its log nothing more."""
-    try:
-        return not path.with_name(f"{path.name}-wal").stat().st_size
-    except FileNotFoundError:
-        return True
-
-
-def _unreadable(path: Path, own: bool, error: sqlite3.Error | _NoIncidents) -> IncidentError:
-    """The error to raise. It advises to remove a file only if that file is the daemon's."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    why = printable(str(error))  # it may quote what the database holds
-    if code in _NOT_PERMITTED:
-        return IncidentError(f"cannot read {path}: {why}; run as root")
-    if own:
-        return IncidentError(
-            f"cannot read {path}: {why}; the daemon sets a broken database aside when it meets the "
-            "damage, or remove it"
-        )
-    if code == sqlite3.SQLITE_NOTADB or isinstance(error, _NoIncidents):
-        return IncidentError(f"{path} is not an incidents database: {why}")
-    return IncidentError(f"cannot read {path}: {why}; if it is a copy, copy it again")
-
-
 # ---- What it holds -------------------------------------------------------------------------------
 
 
@@ -242,8 +130,7 @@ class Incidents:
     def __init__(self, path: Path, own: bool = False) -> None:
         """`own`: the database is the daemon's, and may be removed."""
         self._path = path
-        self._own = own
-        self._database = _open(path, own)
+        self._reader = Reader(path, own)
 
     def __enter__(self) -> Incidents:
         return self
@@ -251,19 +138,10 @@ class Incidents:
     def __exit__(
         self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
     ) -> None:
-        self._database.close()
-
-    @contextlib.contextmanager
-    def _explaining(self) -> Iterator[None]:
-        """Raises an error of SQLite as an IncidentError."""
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise _unreadable(self._path, self._own, error) from error
+        self._reader.close()
 
     def _rows(self, query: str, values: Sequence[object] = ()) -> list[Any]:
-        with self._explaining():
-            return self._database.execute(query, tuple(values)).fetchall()
+        return self._reader.rows(query, values)
 
     def search(self, wanted: Filter, limit: int) -> list[Incident]:
         """The incidents that match, the last seen first."""
@@ -298,7 +176,7 @@ class Incidents:
 
         A database of an older version has none until a daemon upgrades it.
         """
-        if self._rows("PRAGMA user_version") != [(VERSION,)]:
+        if "snapshots" not in self._reader.tables:
             return []
         rows = self._rows(
             "SELECT seq, snapshot FROM snapshots WHERE incident = "
@@ -334,8 +212,7 @@ class Incidents:
 
     def copy(self) -> bytes:
         """The bytes of a file with the whole database, and with what is still in its log."""
-        with self._explaining():
-            return self._database.serialize()
+        return self._reader.copy()
 
     def _object(self, what: str, seq: object, text: object) -> dict[str, Any]:
         found = None
@@ -351,7 +228,7 @@ class Incidents:
 
     def stored(self, table: str, incident: Incident) -> list[tuple[Any, ...]]:
         """The rows of an incident in a table; none where an older database has no such table."""
-        if not self._rows("SELECT 1 FROM sqlite_schema WHERE name = ?", (table,)):
+        if table not in self._reader.tables:
             return []
         key = "number" if table == "incidents" else "incident"
         return self._rows(

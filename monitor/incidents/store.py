@@ -12,27 +12,34 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from monitor.evidence.cgroups import workload_name
-from monitor.evidence.memory_map import DELETED
-from monitor.incidents.fingerprint import Event, Fingerprint, fingerprint, unattributed, what_of
+from monitor.incidents.clock import DAY_NS, HOUR_NS, Clock
+from monitor.incidents.fingerprint import Event, fingerprint, unattributed, what_of
+from monitor.incidents.retention import Kept, Newcomers, Retention, kept_incidents, to_remove
+from monitor.incidents.schema import OtherSchema, prepare, transaction
+from monitor.incidents.stored import (
+    NOBODY,
+    Owner,
+    facets_of,
+    incident_of,
+    many_places,
+    nanoseconds,
+    owner_of,
+    rank_of,
+    severity_of,
+)
 from monitor.sinks.outputs import SinkError, encode
-from monitor.untrusted.printable import printable
 from monitor.untrusted.recent import Recent
-from monitor.untrusted.terminal import plural
 
 __all__ = [
     "FILE",
     "NAME",
     "OTHERS",
-    "READABLE",
-    "SCHEMA",
     "SNAPSHOTS_KEPT",
-    "VERSION",
     "IncidentStore",
     "Retention",
     "nanoseconds",
@@ -41,62 +48,37 @@ __all__ = [
 
 NAME = "incidents"  # of the sink
 FILE = "incidents.db"
-VERSION = 2
-READABLE = (1, 2)  # version 1 had no snapshots
 SNAPSHOTS_KEPT = 3  # of each incident, the last ones: one is as large as 20 events
 OTHERS = "others"  # all values of a facet beyond the first VALUES_KEPT, counted together
 VALUES_KEPT = 32
-TEXT_LIMIT = 4096
-
-# `events` counts the delivered events of an incident, `suppressed` those that the rate limit held
-# back. A facet counts the events of an incident that have a value in common. `number` and `seq`
-# only grow, so new rows lie together and a small cache is enough.
-_SCHEMA_1 = (
-    "CREATE TABLE incidents (number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, "
-    "kind TEXT NOT NULL, what TEXT NOT NULL, "
-    "executable TEXT NOT NULL, caller TEXT NOT NULL, mapping TEXT NOT NULL, title TEXT NOT NULL, "
-    "severity TEXT NOT NULL, summary TEXT NOT NULL, first_ns INTEGER NOT NULL, "
-    "last_ns INTEGER NOT NULL, events INTEGER NOT NULL, suppressed INTEGER NOT NULL)",
-    "CREATE INDEX incidents_by_time ON incidents (last_ns)",
-    "CREATE INDEX incidents_by_what ON incidents (what, last_ns)",
-    "CREATE TABLE facets (incident INTEGER NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL, "
-    "count INTEGER NOT NULL, PRIMARY KEY (incident, name, value)) WITHOUT ROWID",
-    "CREATE INDEX facets_by_value ON facets (name, value)",
-    "CREATE TABLE events (seq INTEGER PRIMARY KEY, incident INTEGER NOT NULL, "
-    "time_ns INTEGER NOT NULL, boot_id TEXT NOT NULL, pid INTEGER, start_ns INTEGER, "
-    "event TEXT NOT NULL)",
-    "CREATE INDEX events_by_incident ON events (incident)",
-    "CREATE INDEX events_by_process ON events (pid, start_ns)",
-    "CREATE INDEX events_by_time ON events (time_ns)",
-)
-_ADDED_BY_2 = (
-    "CREATE TABLE snapshots (seq INTEGER PRIMARY KEY, incident INTEGER NOT NULL, "
-    "time_ns INTEGER NOT NULL, snapshot TEXT NOT NULL)",
-    "CREATE INDEX snapshots_by_incident ON snapshots (incident)",
-    "CREATE INDEX snapshots_by_time ON snapshots (time_ns)",
-)
-SCHEMA = (*_SCHEMA_1, *_ADDED_BY_2)
 
 _SETTINGS = (
     "auto_vacuum = INCREMENTAL",  # only takes effect in a new database
     "journal_mode = WAL",
     "synchronous = NORMAL",  # a power failure may lose the last second, but damages nothing
-    "wal_autocheckpoint = 1000",
-    "journal_size_limit = 4194304",
     "cache_size = -256",  # KiB
     "temp_store = MEMORY",
     "trusted_schema = OFF",
+    "cell_size_check = ON",
 )
 
 _COUNT = """
 INSERT INTO incidents VALUES (NULL, :id, :kind, :what, :executable, :caller, :mapping, :title,
                               :severity, :summary, :first_ns, :last_ns, :events, :suppressed)
 ON CONFLICT (id) DO UPDATE SET
-    title = excluded.title, severity = excluded.severity, summary = excluded.summary,
     first_ns = min(first_ns, excluded.first_ns), last_ns = max(last_ns, excluded.last_ns),
     events = events + excluded.events, suppressed = suppressed + excluded.suppressed
 RETURNING number
 """
+# What is said of an incident only rises: a lesser event, of which its maker can add any number,
+# changes counts and facets alone.
+_STANDING = "SELECT workload, user, rank FROM standing WHERE incident = ?"
+_NEW_STANDING = "INSERT INTO standing VALUES (:incident, :workload, :user, :rank)"
+_RISE = "UPDATE incidents SET title = :title, severity = :severity WHERE number = :incident"
+_RISEN = "UPDATE standing SET rank = :rank WHERE incident = :incident"
+_SUMMARY = "UPDATE incidents SET summary = :summary WHERE number = :incident"
+_OWN = "SELECT count(*) FROM standing WHERE workload = ? AND user = ?"
+_GIVE = "UPDATE standing SET workload = :workload, user = :user WHERE incident = :incident"
 _SUPPRESSED = """
 UPDATE incidents SET last_ns = max(last_ns, :last_ns), suppressed = suppressed + :suppressed
 WHERE id = :id RETURNING number
@@ -134,17 +116,10 @@ _BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _CALLERS = 512  # whose suppressions find their incident: enough for a storm between two sweeps
 _LOOK_EVENTS, _LOOK_SECONDS = 64, 60.0  # retention is checked after so many events or seconds
 _FULL, _ROOM = 0.9, 0.8  # shares of the size: above _FULL incidents are removed, down to _ROOM
+_HALF = 0.5  # the share where a batch did not fit: it may be as large as the rest of a small one
 _AT_ONCE = 500  # incidents that one transaction removes
-_HOUR_NS = 3600 * 1_000_000_000
-_DAY_NS = 24 * _HOUR_NS
-
-
-class Retention(NamedTuple):
-    """`age` in days, `size` in bytes, `events` kept of each incident."""
-
-    age: int
-    size: int
-    events: int
+_LOG = 4 << 20  # bytes of the log beside the database, which count in its size
+_FOLDED = 1024  # incidents that became a part of one for many places
 
 
 class _Caller(NamedTuple):
@@ -164,54 +139,12 @@ class _Seen(NamedTuple):
     start_ns: int | None
 
 
-class _OtherSchema(Exception):
-    """A valid database with another schema."""
-
-
-def nanoseconds(time: str) -> int:
-    """Unix time in ns of an event's time: RFC 3339, in UTC, with nine digits after the point."""
-    return int(datetime.fromisoformat(f"{time[:19]}+00:00").timestamp()) * 1_000_000_000 + int(
-        time[20:29]
-    )
-
-
 def snapshot_data(incident: str, time_ns: int, text: bytes) -> bytes:
     """What the store is to write for a snapshot of the incident with this id.
 
     A line with the incident and the time, then the snapshot; an event is only one line.
     """
     return encode({"incident": incident, "time_ns": time_ns}) + b"\n" + text
-
-
-# ---- What is stored of an event ------------------------------------------------------------------
-
-
-def _title(event: Event) -> str:
-    """What happened in a few words, without what differs from one event to the next."""
-    if event["kind"] == "suppression":
-        what = what_of(event) or ""
-        return f"{what} {plural(event['of'])} of unknown callers".strip()
-    if event["kind"] == "seal":
-        return "mseal"
-    return str(event["summary"]).partition(" at 0x" if event["kind"] == "fault" else ": ")[0]
-
-
-def _facets(event: Event) -> Iterator[tuple[str, str]]:
-    process, workload = event["process"] or {}, event["workload"] or {}
-    path = process.get("executable")
-    values = {
-        "host": event["host"]["name"],
-        "verdict": event.get("verdict"),
-        "disposition": event.get("disposition"),
-        "likely": (event.get("assessment") or {}).get("likely"),
-        "workload": workload_name(workload["cgroup"]) if workload.get("cgroup") else None,
-        "executable": path,
-        "program": path.removesuffix(DELETED).rpartition("/")[2] if path else None,
-        "user": process.get("user_name"),
-    }
-    for name, value in values.items():
-        if value:
-            yield name, printable(value, TEXT_LIMIT)
 
 
 def _caller(event: Event) -> _Caller | None:
@@ -226,44 +159,6 @@ def _caller(event: Event) -> _Caller | None:
         what_of(event),
         event["instruction_pointer"] if event["kind"] == "fault" else event["caller"],
     )
-
-
-def _incident(place: Fingerprint, event: Event) -> dict[str, object]:
-    now, number = nanoseconds(event["time"]), event.get("count")
-    return {
-        "id": place.id,
-        **{name: printable(text, TEXT_LIMIT) for name, text in place._asdict().items()},
-        "title": printable(_title(event), TEXT_LIMIT),
-        "severity": event["severity"],
-        "summary": printable(event["summary"], TEXT_LIMIT),
-        "first_ns": now if number is None else nanoseconds(event["first"]),
-        "last_ns": now if number is None else nanoseconds(event["last"]),
-        "events": 1 if number is None else 0,
-        "suppressed": number or 0,
-    }
-
-
-# ---- Whether the clock is to be believed ---------------------------------------------------------
-
-
-class _Clock:
-    """The real-time clock, which somebody may set: a year ahead, and everything kept is too old.
-
-    It is settled when this process has not seen it set for a day.
-    """
-
-    def __init__(self, real_ns: Callable[[], int], boot_ns: Callable[[], int]) -> None:
-        self._real_ns = real_ns
-        self._boot_ns = boot_ns
-        self._offset = real_ns() - boot_ns()
-        self._since = boot_ns()
-
-    def now(self) -> tuple[int, bool]:
-        """Unix time in ns, and whether it is settled."""
-        real, boot = self._real_ns(), self._boot_ns()
-        if abs(real - boot - self._offset) > _HOUR_NS:
-            self._offset, self._since = real - boot, boot
-        return real, boot - self._since >= _DAY_NS
 
 
 # ---- The database --------------------------------------------------------------------------------
@@ -296,12 +191,22 @@ class IncidentStore:
         """`report` is called, in the writer's thread, when a database was set aside. A suppression
         finds its incident if its caller is one of the last `callers` that had an event.
 
-        The database is opened by the first event, not here.
+        The database is opened by the first event, not here. `removed` counts, by severity, the
+        incidents that retention took; `notices` say which made room for others, for the caller to
+        take out and report.
         """
         self.path = directory / FILE
         self._retention = retention
         self._report = report
-        self._clock = _Clock(clock_ns, boot_ns)
+        self._clock = Clock(clock_ns, boot_ns)
+        self._newcomers = Newcomers(retention.new, self._clock)
+        self._folded: Recent[str, str] = Recent(_FOLDED)
+        self._helpers: Recent[tuple[str, Owner], bool] = Recent()
+        self.removed: Counter[str] = Counter({"info": 0, "warning": 0, "critical": 0})
+        self.notices: deque[str] = deque(maxlen=8)
+        self._room = 0
+        self._unsaid: Counter[tuple[str, Owner]] = Counter()
+        self._said_hour = -1
         self._database: sqlite3.Connection | None = None
         self._identity = (-1, -1)
         self._callers: Recent[_Caller, _Seen] = Recent(callers)
@@ -321,13 +226,13 @@ class IncidentStore:
         try:
             try:
                 self._write(texts)
-            except (_OtherSchema, sqlite3.DatabaseError) as error:
-                if isinstance(error, _OtherSchema) or _is_broken(error):
+            except (OtherSchema, sqlite3.DatabaseError) as error:
+                if isinstance(error, OtherSchema) or _is_broken(error):
                     self._set_aside(str(error))
-                elif not (_is_full(error) and self._make_room()):
+                elif not (_is_full(error) and self._make_room(_HALF)):
                     raise
                 self._write(texts)
-        except (_OtherSchema, sqlite3.Error, OSError) as error:
+        except (OtherSchema, sqlite3.Error, OSError) as error:
             if not (isinstance(error, sqlite3.Error) and _is_full(error)):
                 self.close()  # a fresh start at the next event
             why = (error.strerror if isinstance(error, OSError) else None) or error
@@ -344,7 +249,7 @@ class IncidentStore:
                 database.close()
 
     def _open(self) -> sqlite3.Connection:
-        """Raises OSError, sqlite3.Error, _OtherSchema."""
+        """Raises OSError, sqlite3.Error, OtherSchema."""
         if self._database is not None and self._is_there():
             return self._database
         self.close()
@@ -360,14 +265,27 @@ class IncidentStore:
         try:
             for setting in _SETTINGS:
                 database.execute(f"PRAGMA {setting}").fetchall()
-            _prepare(database)
-            pages = self._retention.size // self._pragma("page_size")
-            database.execute(f"PRAGMA max_page_count = {pages}").fetchall()
+            prepare(database)
+            self._bound()
         except BaseException:
             self.close()
             raise
         self._until_look = 0
         return database
+
+    def _bound(self) -> None:
+        """Let SQLite hold the size: the database and its log, which is copied back at half its
+        share, together.
+        """
+        assert self._database is not None
+        log, page = min(_LOG, self._retention.size // 8), self._pragma("page_size")
+        self._room = self._retention.size - log
+        for setting in (
+            f"max_page_count = {self._room // page}",
+            f"wal_autocheckpoint = {max(log // 2 // page, 1)}",
+            f"journal_size_limit = {log}",
+        ):
+            self._database.execute(f"PRAGMA {setting}").fetchall()
 
     def _is_there(self) -> bool:
         try:
@@ -379,11 +297,13 @@ class IncidentStore:
     def _write(self, texts: Sequence[str]) -> None:
         database = self._open()
         self._look_at_retention(len(texts))
-        with _transaction(database):
+        with transaction(database):
             for text in texts:
                 first, _, snapshot = text.partition("\n")
                 if snapshot:
-                    _add_snapshot(database, json.loads(first) | {"snapshot": snapshot})
+                    stored = json.loads(first)
+                    place = self._folded.get(stored["incident"]) or stored["incident"]
+                    _add_snapshot(database, stored | {"incident": place, "snapshot": snapshot})
                 else:
                     self._take(database, json.loads(text), text)
 
@@ -405,11 +325,13 @@ class IncidentStore:
 
     def _add(self, database: sqlite3.Connection, event: Event) -> tuple[int, int | None]:
         """The incident's number, and when the process started."""
-        incident = _incident(fingerprint(event), event)
+        owner = owner_of(event)
+        incident = self._place(database, event, owner)
         ((number,),) = database.execute(_COUNT, incident).fetchall()
+        self._rank(database, number, incident, owner, event.get("verdict"))
         common = {"incident": number, "kept": VALUES_KEPT, "others": OTHERS}
         database.executemany(
-            _FACET, [common | {"name": name, "value": value} for name, value in _facets(event)]
+            _FACET, [common | {"name": name, "value": value} for name, value in facets_of(event)]
         )
         start = (event["process"] or {}).get("start")
         start_ns = nanoseconds(start) if start else None
@@ -417,15 +339,56 @@ class IncidentStore:
             self._callers.put(caller, _Seen(str(incident["id"]), start_ns))
         return number, start_ns
 
+    def _place(self, database: sqlite3.Connection, event: Event, owner: Owner) -> dict[str, object]:
+        """The values of the event's own incident, or of the one for many places."""
+        own = fingerprint(event)
+        known = database.execute("SELECT 1 FROM incidents WHERE id = ?", (own.id,)).fetchone()
+        fold = None if known or event["kind"] == "health" else self._newcomers.fold(owner)
+        if fold is None:
+            return incident_of(own, event)
+        place = many_places(event, fold)
+        self._folded.put(own.id, place.id)
+        return incident_of(place, event, fold)
+
+    def _rank(
+        self,
+        database: sqlite3.Connection,
+        number: int,
+        incident: Mapping[str, object],
+        owner: Owner,
+        verdict: str | None,
+    ) -> None:
+        """Let what is said of the incident rise to this event, and see whose it is."""
+        rank = rank_of(str(incident["severity"]), verdict)
+        values = {**incident, **owner._asdict(), "incident": number, "rank": rank}
+        found = database.execute(_STANDING, (number,)).fetchone()
+        if found is None:
+            database.execute(_NEW_STANDING, values)
+            return
+        if rank > found[2]:
+            database.execute(_RISE, values)
+            database.execute(_RISEN, values)
+        if rank >= found[2]:
+            database.execute(_SUMMARY, values)
+        seen = (str(incident["id"]), owner)
+        if owner == found[:2] or owner == NOBODY or self._helpers.get(seen):
+            return
+        # Of several owners it is that one's who has the fewest, and so loses it last.
+        self._helpers.put(seen, True)
+        (theirs,), (own,) = (database.execute(_OWN, each).fetchone() for each in (found[:2], owner))
+        if own < theirs:
+            database.execute(_GIVE, values)
+
     def _add_suppressed(self, database: sqlite3.Connection, event: Event) -> tuple[int, int | None]:
         """Count it for the last incident of the process at that caller, else as unattributed."""
-        incident = _incident(unattributed(event["of"], what_of(event)), event)
+        incident = incident_of(unattributed(event["of"], what_of(event)), event)
         caller = _caller(event)
         if caller and (seen := self._callers.get(caller)):
             found = database.execute(_SUPPRESSED, incident | {"id": seen.incident}).fetchall()
             if found:
                 return found[0][0], seen.start_ns
         ((number,),) = database.execute(_COUNT, incident).fetchall()
+        self._rank(database, number, incident, NOBODY, None)
         return number, None
 
     # ---- retention -------------------------------------------------------------------------------
@@ -439,7 +402,7 @@ class IncidentStore:
         now, is_settled = self._clock.now()
         if is_settled or self._is_witnessed(now):
             self._remove_old(now)
-        if self._used_bytes() > _FULL * self._retention.size:
+        if self._used_bytes() > _FULL * self._room:
             self._make_room()
 
     def _is_witnessed(self, now_ns: int) -> bool:
@@ -447,9 +410,9 @@ class IncidentStore:
 
         A much older event is not enough: the clock may have jumped after it.
         """
-        longest = max(2 * _DAY_NS, self._retention.age * _DAY_NS // 4)
+        longest = max(2 * DAY_NS, self._retention.age * DAY_NS // 4)
         query = "SELECT 1 FROM events WHERE time_ns BETWEEN ? AND ? LIMIT 1"
-        found = self._open().execute(query, (now_ns - longest, now_ns - _DAY_NS)).fetchone()
+        found = self._open().execute(query, (now_ns - longest, now_ns - DAY_NS)).fetchone()
         return found is not None
 
     def _remove_old(self, now_ns: int) -> None:
@@ -459,60 +422,82 @@ class IncidentStore:
         was ahead. An incident is as old as its last event.
         """
         database = self._open()
-        times = {"oldest": now_ns - self._retention.age * _DAY_NS, "future": now_ns + _HOUR_NS}
+        times = {"oldest": now_ns - self._retention.age * DAY_NS, "future": now_ns + HOUR_NS}
         for table in ("events", "snapshots"):
             # With the plain max(seq) SQLite reads the table from its end, most often all of it.
             query = f"SELECT max(+seq) FROM {table} WHERE time_ns < :oldest"
             (last,) = database.execute(query, times).fetchone()
             if last is not None:
-                with _transaction(database):
+                with transaction(database):
                     database.execute(
                         f"DELETE FROM {table} WHERE time_ns < :oldest "
                         "OR time_ns > :future AND seq < :last",
                         times | {"last": last},
                     )
         if database.execute("SELECT 1 FROM incidents WHERE last_ns > :future", times).fetchone():
-            with _transaction(database):
+            with transaction(database):
                 database.execute(_AS_OLD_AS_THE_LAST_EVENT, times)
-        while self._remove(
-            "SELECT number FROM incidents WHERE last_ns < ? ORDER BY last_ns LIMIT ?",
-            (times["oldest"], _AT_ONCE),
-        ):
-            pass
+        query = "SELECT incident, rank FROM standing JOIN incidents ON number = incident "
+        query += "WHERE last_ns < ? LIMIT ?"
+        while found := database.execute(query, (times["oldest"], _AT_ONCE)).fetchall():
+            self._remove(found)
 
-    def _make_room(self) -> bool:
-        """Remove the incidents that were seen the longest ago; whether any was removed.
+    def _make_room(self, part: float = _ROOM) -> bool:
+        """Remove the incidents that are beyond their owners' shares, down to this part of the size;
+        whether any was removed.
 
         False where there is room within the size: then the disk is full.
         """
-        if self._database is None or self._used_bytes() <= _ROOM * self._retention.size:
+        if self._database is None or self._used_bytes() <= part * self._room:
             return False
         has_removed = False
-        while self._used_bytes() > _ROOM * self._retention.size:
-            some = min(max(self._number_of_incidents() // 20, 1), _AT_ONCE)
-            if not self._remove("SELECT number FROM incidents ORDER BY last_ns LIMIT ?", (some,)):
+        while (used := self._used_bytes()) > part * self._room:
+            chosen = to_remove(kept_incidents(self._database), part * self._room / used)
+            for start in range(0, len(chosen), _AT_ONCE):
+                self._remove(
+                    [(each.number, each.rank) for each in chosen[start : start + _AT_ONCE]]
+                )
+            if not chosen:
                 break
             has_removed = True
-        pages = self._pragma("page_count") - self._retention.size // self._pragma("page_size")
+            self._say_removed(chosen)
+        pages = self._pragma("page_count") - self._room // self._pragma("page_size")
         if pages > 0:  # an earlier configuration allowed it to be larger
             # As a script: as a statement it would free only one page.
             self._database.executescript(f"PRAGMA incremental_vacuum({pages})")
         return has_removed
 
-    def _remove(self, which: str, values: tuple[int, ...]) -> int:
-        database = self._open()
-        found = database.execute(which, values).fetchall()
-        if found:
-            with _transaction(database):
-                database.executemany("DELETE FROM facets WHERE incident = ?", found)
-                database.executemany("DELETE FROM events WHERE incident = ?", found)
-                database.executemany("DELETE FROM snapshots WHERE incident = ?", found)
-                database.executemany("DELETE FROM incidents WHERE number = ?", found)
-        return len(found)
+    def _say_removed(self, chosen: Sequence[Kept]) -> None:
+        """Once an hour, with all that was removed since: a flood would remove some each second."""
+        self._unsaid.update(
+            (severity_of(each.rank), Owner(each.workload, each.user)) for each in chosen
+        )
+        if (hour := self._clock.hour()) == self._said_hour:
+            return
+        self._said_hour = hour
+        severities = Counter[str]()
+        owners = Counter[Owner]()
+        for (severity, owner), count in self._unsaid.items():
+            severities[severity] += count
+            owners[owner] += count
+        self._unsaid.clear()
+        counts = ", ".join(f"{count:,} {name}" for name, count in severities.most_common())
+        ((most, number),) = owners.most_common(1)
+        self.notices.append(
+            f"incidents removed to make room for others: {counts}; {number:,} of them of "
+            f"{most.words}. {self.path} holds what incidents.max_size allows: raise it, or look at "
+            "who makes so many"
+        )
 
-    def _number_of_incidents(self) -> int:
-        (number,) = self._open().execute("SELECT count(*) FROM incidents").fetchone()
-        return int(number)
+    def _remove(self, found: Sequence[tuple[int, int]]) -> None:
+        """Remove the incidents with these numbers and ranks, and count them."""
+        numbers = [(number,) for number, _ in found]
+        database = self._open()
+        with transaction(database):
+            for table in ("facets", "events", "snapshots", "standing"):
+                database.executemany(f"DELETE FROM {table} WHERE incident = ?", numbers)
+            database.executemany("DELETE FROM incidents WHERE number = ?", numbers)
+        self.removed.update(severity_of(rank) for _, rank in found)
 
     def _used_bytes(self) -> int:
         used = self._pragma("page_count") - self._pragma("freelist_count")
@@ -539,47 +524,9 @@ class IncidentStore:
         self._report(f"{self.path} cannot be used: {why}; set aside as {Path(bad).name}")
 
 
-@contextlib.contextmanager
-def _transaction(database: sqlite3.Connection) -> Iterator[None]:
-    """Commits everything that is done in it; after an exception nothing."""
-    database.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        database.execute("COMMIT")
-    except BaseException:
-        # Some errors have already rolled it back.
-        if database.in_transaction:
-            database.execute("ROLLBACK")
-        raise
-
-
 def _add_snapshot(database: sqlite3.Connection, stored: Mapping[str, Any]) -> None:
     """Raises SinkError if the snapshot's incident is not stored."""
     found = database.execute(_SNAPSHOT, stored).fetchall()
     if not found:
         raise SinkError(f"no incident {stored['incident']} that a snapshot belongs to")
     database.execute(_ONLY_THE_LAST_SNAPSHOTS, {"incident": found[0][0], "kept": SNAPSHOTS_KEPT})
-
-
-def _prepare(database: sqlite3.Connection) -> None:
-    """Make the tables of a new database, or those that an older version lacks.
-
-    Raises _OtherSchema if the database has other tables.
-    """
-    query = "SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL"
-    found = {text for (text,) in database.execute(query)}
-    (version,) = database.execute("PRAGMA user_version").fetchone()
-    lacking = {
-        (0, frozenset[str]()): SCHEMA,
-        (1, frozenset(_SCHEMA_1)): _ADDED_BY_2,
-        (VERSION, frozenset(SCHEMA)): (),
-    }.get((version, frozenset(found)))
-    if lacking is None:
-        if version in READABLE:
-            raise _OtherSchema("it has other tables")
-        raise _OtherSchema(f"its schema is of version {version}, not {VERSION}")
-    if lacking:
-        with _transaction(database):
-            for statement in lacking:
-                database.execute(statement)
-            database.execute(f"PRAGMA user_version = {VERSION}")

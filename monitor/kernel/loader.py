@@ -16,6 +16,7 @@ import traceback
 from typing import Any
 
 from monitor.kernel.loaded import AttachedProbe, Loaded, LoaderDied, LoadError, LoadRequest, Made
+from monitor.kernel.syscalls import end_with
 
 __all__ = [
     "AttachedProbe",
@@ -45,9 +46,10 @@ class Loading:
         with theirs:
             self._ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * _MESSAGE_SIZE)
             theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * _MESSAGE_SIZE)
+            daemon = os.getpid()
             self._child = os.fork()
             if not self._child:
-                _child(request, theirs, self._diagnostics.fileno())
+                _child(request, theirs, self._diagnostics.fileno(), daemon)
 
     def finish(self) -> Loaded:
         """What is loaded. Raises LoadError when nothing can be attached; `Loaded.probes` names
@@ -119,10 +121,21 @@ def _made_of(row: list[Any]) -> Made:
     return Made(path, digest, built, made_by, tuple(absent))
 
 
-def _child(request: LoadRequest, parent: socket.socket, diagnostics: int) -> None:
-    """Runs in the child. It does not return, so that no exit handler of the parent runs here."""
+def _keep_only(*descriptors: int) -> None:
+    """Close all others but the standard ones: one of them may hold a lock of the parent's, which
+    would outlive the parent in this process (flock(2)).
+    """
+    kept = sorted((2, *descriptors))
+    for low, high in zip(kept, [*kept[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
+        os.closerange(low + 1, high)
+
+
+def _child(request: LoadRequest, parent: socket.socket, diagnostics: int, daemon: int) -> None:
+    """Runs in the child and does not return: no exit handler of the parent's may run here."""
     status = 1
     try:
+        end_with(daemon)
+        _keep_only(parent.fileno(), diagnostics)
         os.dup2(diagnostics, 1)
         os.dup2(diagnostics, 2)
         from monitor.kernel import attacher  # noqa: PLC0415 - only in the child

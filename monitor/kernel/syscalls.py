@@ -7,13 +7,17 @@ Results follow the kernel's own convention: a negative result is -errno. The mod
 from __future__ import annotations
 
 import ctypes
+import os
+import signal
 
 from monitor.kernel.arch import NUMBERS
 from monitor.kernel.arch import PAGE_SIZE as PAGE
 
-__all__ = ["LIBC", "PAGE", "call"]
+__all__ = ["LIBC", "PAGE", "call", "end_with"]
 
 LIBC = ctypes.CDLL(None, use_errno=True)
+
+_PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 
 _syscall = LIBC.syscall
 _syscall.argtypes = [ctypes.c_long] + [ctypes.c_ulong] * 6
@@ -28,3 +32,15 @@ def call(name: str, *arguments: int) -> int:
     padded = arguments + (0,) * (6 - len(arguments))
     result: int = _syscall(NUMBERS[name], *padded)
     return -ctypes.get_errno() if result == -1 else result
+
+
+def end_with(parent: int) -> None:
+    """Have the kernel kill this process when the thread that started it ends, or exit now.
+
+    `parent` is the pid of the process that started it: it may have ended before the kernel was
+    asked, and then another one is the parent (PR_SET_PDEATHSIG(2const)). An exec keeps this, a
+    change of user does not.
+    """
+    call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)

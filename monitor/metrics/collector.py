@@ -51,6 +51,7 @@ class _Collector:
             workloads_tracked=self._source.workloads_tracked(),
             workloads_maximum=self._source.workloads_maximum(),
             incident_store_bytes=self._source.incident_store_bytes(),
+            incidents_removed=self._source.incidents_removed(),
             tally=self._tally,
             facts=self._facts,
             version=self._version,

@@ -55,6 +55,9 @@ class Source(Protocol):
 
     def incident_store_bytes(self) -> int: ...
 
+    def incidents_removed(self) -> Mapping[str, int]:
+        """By severity."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -68,6 +71,7 @@ class Reading:
     workloads_tracked: int
     workloads_maximum: int
     incident_store_bytes: int
+    incidents_removed: Mapping[str, int]
     tally: Tally
     facts: KernelFacts
     version: str

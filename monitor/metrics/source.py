@@ -13,7 +13,10 @@ from monitor.kernel.loader import Loaded
 from monitor.kernel.ring import Ring
 from monitor.metrics.reading import ProbeState
 
-__all__ = ["KernelSource", "store_bytes"]
+__all__ = ["NOTHING_REMOVED", "KernelSource", "store_bytes"]
+
+
+NOTHING_REMOVED: Mapping[str, int] = {"info": 0, "warning": 0, "critical": 0}
 
 
 class KernelSource:
@@ -27,6 +30,7 @@ class KernelSource:
         workloads: Workloads,
         incident_store: Path | None,
         *,
+        removed: Mapping[str, int] = NOTHING_REMOVED,
         proc: Path = Path("/proc/self"),
     ) -> None:
         self._state = state
@@ -34,6 +38,7 @@ class KernelSource:
         self._ring = ring
         self._workloads = workloads
         self._incident_store = incident_store
+        self._removed = removed
         self._proc = proc
 
     def counters(self) -> Counters:
@@ -62,6 +67,9 @@ class KernelSource:
 
     def workloads_maximum(self) -> int:
         return self._workloads.maximum
+
+    def incidents_removed(self) -> Mapping[str, int]:
+        return self._removed
 
     def incident_store_bytes(self) -> int:
         return 0 if self._incident_store is None else store_bytes(self._incident_store)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from monitor.attach.calibrate import PARTIAL_OPERATIONS
+from monitor.evidence.events import Severity
 from monitor.evidence.workloads import OTHER
 from monitor.kernel.abi import Cause, Disposition, Method, Reason, Verdict
 from monitor.kernel.operations import OPERATIONS
@@ -314,6 +315,14 @@ METRICS: tuple[Metric, ...] = (
         "gauge",
         "Bytes on disk of the database of incidents and the files beside it; 0 without one.",
         _one(lambda reading: reading.incident_store_bytes),
+    ),
+    Metric(
+        "incidents_removed_total",
+        "counter",
+        "Incidents removed from the database, by severity: too old, or beyond their owner's share "
+        "of a full one.",
+        _by(lambda reading: reading.incidents_removed),
+        {"severity": get_args(Severity)},
     ),
     Metric(
         "posture_processes",

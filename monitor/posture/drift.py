@@ -18,6 +18,7 @@ from monitor.evidence.events import timestamp
 from monitor.posture.scan import Process
 from monitor.untrusted import state_file
 from monitor.untrusted.printable import printable
+from monitor.untrusted.shares import keep_fairly
 
 __all__ = [
     "FILE",
@@ -56,11 +57,14 @@ class Program(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """`last_sealed` is in Unix seconds; `build_id` is the one at that time."""
+    """`last_sealed` is in Unix seconds; `build_id` is the one at that time. `owner`: see
+    Process.
+    """
 
     is_sealing: bool
     last_sealed: float
     build_id: str | None
+    owner: tuple[str, int | None] = ("", None)
 
 
 @dataclass(slots=True)
@@ -75,6 +79,7 @@ class Sighting:
     without: int = 0
     unknown: int = 0
     build_id: str | None = None
+    owner: tuple[str, int | None] | None = None
 
 
 class Change(NamedTuple):
@@ -102,6 +107,17 @@ def see(sightings: dict[Program, Sighting], process: Process, settled: float) ->
     elif process.state != "not_sealing":
         sighting.unknown += 1
     sighting.build_id = process.build_id or sighting.build_id
+    sighting.owner = _first(sighting.owner, process.owner)
+
+
+def _first(
+    one: tuple[str, int | None] | None, other: tuple[str, int | None] | None
+) -> tuple[str, int | None]:
+    """Of several owners of a program the one with the least uid, above all root: what the others
+    run as well is not theirs to have forgotten.
+    """
+    known = [owner for owner in (one, other) if owner is not None and owner[1] is not None]
+    return min(known, key=lambda owner: (owner[1] or 0, owner[0]), default=("", None))
 
 
 def look(
@@ -109,7 +125,9 @@ def look(
 ) -> tuple[dict[Program, Known], list[Change]]:
     """What is known after a scan at this Unix time, and what has changed.
 
-    A program has stopped when it runs, all of its processes can be read, and none seals.
+    A program has stopped when it runs, all of its processes can be read, and none seals. Each
+    workload, and in it each user, has a share of PROGRAMS_LIMIT: no number of programs that
+    somebody makes up has another's forgotten.
     """
     after = {
         program: facts
@@ -121,14 +139,16 @@ def look(
     for program, sighting in sightings.items():
         before = after.get(program)
         if sighting.sealing:
-            after[program] = Known(True, now, sighting.build_id)
+            owner = _first(before.owner if before else None, sighting.owner)
+            after[program] = Known(True, now, sighting.build_id, owner)
             if before is not None and not before.is_sealing:
                 changes.append(_change("sealing_resumed", program, before, sighting))
         elif before is not None and before.is_sealing and sighting.without and not sighting.unknown:
             after[program] = replace(before, is_sealing=False)
             changes.append(_change("sealing_stopped", program, before, sighting))
     kept = sorted(after.items(), key=lambda item: item[1].last_sealed, reverse=True)
-    return dict(kept[:PROGRAMS_LIMIT]), changes
+    owners = (lambda item: item[1].owner[0], lambda item: item[1].owner[1])
+    return dict(keep_fairly(kept, PROGRAMS_LIMIT, owners)), changes
 
 
 def _change(event: str, program: Program, before: Known, sighting: Sighting) -> Change:
@@ -171,7 +191,11 @@ def _entry(document: Any) -> tuple[Program, Known]:
         or not 0 <= last < 1e12
     ):
         raise ValueError("a value is missing or out of range")
-    return Program(executable, service), Known(is_sealing, float(last), build_id)
+    workload, uid = document.get("workload"), document.get("uid")  # 0.1.0 had no owners
+    if not isinstance(workload, str | None) or not isinstance(uid, int | None):
+        raise ValueError("an owner is out of range")  # noqa: TRY004 - of the file, not of a caller
+    owner = printable(workload or "", _TEXT_LIMIT), uid
+    return Program(executable, service), Known(is_sealing, float(last), build_id, owner)
 
 
 def _parse(data: bytes) -> dict[Program, Known]:
@@ -209,6 +233,8 @@ def save(path: Path, known: Mapping[Program, Known]) -> None:
             "sealing": facts.is_sealing,
             "last_sealed": facts.last_sealed,
             "build_id": facts.build_id,
+            "workload": facts.owner[0],
+            "uid": facts.owner[1],
         }
         for program, facts in known.items()
     )

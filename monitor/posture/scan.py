@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from monitor.evidence.cgroups import unified_path, workload_name
+from monitor.evidence.cgroups import top_workload, unified_path, workload_name
 from monitor.evidence.identity import read_at
 from monitor.evidence.memory_map import DELETED, bounded_lines, parse_smaps
 from monitor.evidence.memory_map import Mapping as MemoryMapping
@@ -137,7 +137,7 @@ class Process:
     """`executable` is None where it could not be read, `memory` where the mappings could not.
 
     `age` is in seconds. `build_id` is the executable's. `sealed` are its first sealed mappings, at
-    most the reader's `keep`.
+    most the reader's `keep`. `owner` is the outermost workload and the real uid.
     """
 
     pid: int
@@ -150,6 +150,7 @@ class Process:
     state: State
     memory: Memory | None
     sealed: tuple[MemoryMapping, ...]
+    owner: tuple[str, int | None] = ("", None)
 
 
 def pids(proc: Path = Path("/proc")) -> list[int]:
@@ -158,12 +159,19 @@ def pids(proc: Path = Path("/proc")) -> list[int]:
         return sorted(int(entry.name) for entry in entries if entry.name.isdecimal())
 
 
-def _workload(directory: int) -> str:
+def _cgroup(directory: int) -> str | None:
     try:
         path = unified_path(read_at("cgroup", directory, 1 << 16))
     except FileNotFoundError:  # a kernel without cgroups
-        return UNKNOWN_WORKLOAD
-    return UNKNOWN_WORKLOAD if path is None else workload_name(os.fsdecode(path))
+        return None
+    return None if path is None else os.fsdecode(path)
+
+
+def _uid(directory: int) -> int | None:
+    """The real one. That of the directory is root's where the process is not dumpable."""
+    lines = read_at("status", directory, 1 << 14).splitlines()
+    found = next((line.split() for line in lines if line.startswith(b"Uid:")), None)
+    return None if found is None else int(found[1])
 
 
 def _page_tables(directory: int) -> int:
@@ -239,7 +247,8 @@ class Reader:
             own = _Own(os.readlink(b"exe", dir_fd=directory))
         except PermissionError:
             own = _Own(None)
-        workload = _workload(directory)
+        path = _cgroup(directory)
+        workload = UNKNOWN_WORKLOAD if path is None else workload_name(path)
         state, memory = self._memory(pid, directory, own)
         return Process(
             pid=pid,
@@ -252,6 +261,7 @@ class Reader:
             state=state,
             memory=memory,
             sealed=tuple(own.sealed),
+            owner=("" if path is None else top_workload(printable(path)), _uid(directory)),
         )
 
     def _memory(self, pid: int, directory: int, own: _Own) -> tuple[State, Memory | None]:

@@ -1,9 +1,10 @@
 """Makes small real violations in a separate process, for the canary, the demo and the tests.
 
-`python -m monitor.provoke.table [--wait] NAME...` makes each in order and prints a JSON line for
-each: what was done, and what a monitor should report of it. A fault's line comes before the fault.
-If this kernel or CPU cannot make one, its line is {"name": ..., "unsupported": reason}. With --wait
-nothing happens before standard input has a byte or ends.
+`python -m monitor.provoke.table [--wait] [--parent=PID] NAME...` makes each in order and prints a
+JSON line for each: what was done, and what a monitor should say of it. A fault's line comes before
+the fault. What this kernel or CPU cannot make has the line {"name": ..., "unsupported": reason}.
+With --wait nothing happens before a byte or the end of standard input arrives. With
+--parent it ends with the process that started it.
 
 A forked child makes a provocation that ends its process or leaves it under a filter. But the
 process itself makes the last one named; `pid` in the line says which process it was.
@@ -15,6 +16,7 @@ import json
 import os
 import sys
 
+from monitor.kernel.syscalls import end_with
 from monitor.provoke.bypasses import BYPASSES
 from monitor.provoke.child import command, environment, run
 from monitor.provoke.denials import DENIALS, SEALS
@@ -34,6 +36,7 @@ PROVOCATIONS: tuple[Provocation, ...] = (
     *BYPASSES,
 )
 
+_PARENT = "--parent="
 _BY_NAME = {provocation.name: provocation for provocation in PROVOCATIONS}
 
 
@@ -69,12 +72,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Make the provocations named; 0, or 2 for a wrong command line. A fault ends the process."""
     names = list(sys.argv[1:] if arguments is None else arguments)
     wait = "--wait" in names
-    names = [name for name in names if name != "--wait"]
+    parents = [name for name in names if name.startswith(_PARENT)]
+    names = [name for name in names if name != "--wait" and name not in parents]
     unknown = [name for name in names if name not in _BY_NAME]
     if unknown or not names:
         problem = f"unknown provocation {unknown[0]!r}" if unknown else "no provocation named"
         print(f"{problem}; known: {' '.join(_BY_NAME)}", file=sys.stderr)
         return 2
+    for parent in parents:
+        end_with(int(parent.removeprefix(_PARENT)))
     if wait:
         os.read(0, 1)
     for name in names[:-1]:

@@ -15,8 +15,8 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from monitor.incidents.schema import SCHEMA, VERSION
 from monitor.incidents.search import Event, Incident, IncidentError, Incidents
-from monitor.incidents.store import SCHEMA, VERSION
 from monitor.report.cases import Case
 from monitor.report.page import page
 from monitor.report.story import value

@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from monitor.symbols.budget import Budget
 from monitor.symbols.debuginfod import Debuginfod, What
 from monitor.symbols.demangle import Demangler
 from monitor.symbols.elf import Elf, ElfError, Functions
@@ -25,7 +26,7 @@ from monitor.symbols.elf_files import (
     named_files,
     usual_files,
 )
-from monitor.symbols.perf_map import Jit, perf_map_names
+from monitor.symbols.perf_map import Jit, PerfMaps
 from monitor.untrusted.printable import printable
 from monitor.untrusted.recent import Recent
 from monitor.untrusted.regular import open_regular
@@ -97,6 +98,8 @@ class Resolver:
         self._reported: Recent[str, bool] = Recent()
         self._debuginfod = Debuginfod(environment, self._report_once)
         self._demangler = Demangler()
+        self._budget = Budget()
+        self._maps = PerfMaps()
         self._modules: OrderedDict[_Key, _Module] = OrderedDict()
         self._missing: Recent[tuple[str, str, Hints], bool] = Recent()
 
@@ -119,6 +122,18 @@ class Resolver:
         stack = event.get("stack")
         if not isinstance(stack, list) or len(stack) > FRAMES_LIMIT:
             return dict(event)
+        process = event.get("process")
+        uid = process.get("uid") if isinstance(process, dict) else None
+        owner = uid if isinstance(uid, int) else None
+        if not self._budget.has_left(owner):
+            self._report_once(
+                f"user {owner}: their files take too long to read; no more names for now"
+            )
+            return dict(event)
+        with self._budget.spending(owner):
+            return self._resolve(event, stack)
+
+    def _resolve(self, event: Event, stack: Sequence[object]) -> dict[str, Any]:
         hints = _hints(event)
         jit = self._jit_names(event, stack)
         shown = [
@@ -287,7 +302,7 @@ class Resolver:
             return {}
         try:
             jit = _jit(event, process, self._proc)
-            return perf_map_names(jit, addresses, self._root, self._proc) if jit else {}
+            return self._maps.names(jit, addresses, self._root, self._proc) if jit else {}
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except (OSError, ValueError, TypeError, IndexError, OverflowError) as error:

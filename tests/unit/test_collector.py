@@ -31,6 +31,9 @@ class Values:
     states: Sequence[ProbeState] = ()
     ring: int = 0
     tracked: int = 0
+    removed: Mapping[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("info", "warning", "critical"), 0)
+    )
 
     def counters(self) -> Counters:
         return self.kernel
@@ -46,6 +49,9 @@ class Values:
 
     def incident_store_bytes(self) -> int:
         return 20480
+
+    def incidents_removed(self) -> Mapping[str, int]:
+        return self.removed
 
     def workloads_tracked(self) -> int:
         return self.tracked
@@ -123,6 +129,7 @@ def test_the_kernels_counters() -> None:
         ),
         ring=4096,
         tracked=2,
+        removed={"info": 17, "warning": 0, "critical": 0},
     )
     source.kernel.denials[OPERATION["mprotect"]][Verdict.SEALED] = 13
     source.kernel.denials[OPERATION["brk"]][Verdict.UNVERIFIED] = 2
@@ -155,6 +162,9 @@ def test_the_kernels_counters() -> None:
         "workloads_tracked 2.0",
         "workloads_maximum 1024.0",
         "incident_store_bytes 20480.0",
+        'incidents_removed_total{severity="info"} 17.0',
+        'incidents_removed_total{severity="warning"} 0.0',
+        'incidents_removed_total{severity="critical"} 0.0',
     ]
     (line,) = lines(shown, "sealed_bytes_total")
     assert int(float(line.split()[1])) == (1 << 53) - 1

@@ -161,3 +161,46 @@ def test_the_id_is_of_sha256(name: str) -> None:
     """Of hashlib's, whatever computes it: ids are the same on every host."""
     found = Fingerprint("denial", "mprotect", name, "unknown", "heap")
     assert found.id == hashlib.sha256(found.text.encode()).hexdigest()[:12]
+
+
+@pytest.mark.parametrize(
+    ("command_line", "runs"),
+    [
+        ("python3 /srv/a.py --port 80", " script /srv/a.py"),
+        ("python3 -u -W error /srv/a.py", " script /srv/a.py"),
+        ("python3 -m http.server 80", " script http.server"),
+        ("java -Xmx1g -cp /a:/b -jar /srv/a.jar", " script /srv/a.jar"),
+        ("python3 -c 'import x'", " unit image-worker.service"),
+        ("python3 --token [redacted]", " unit image-worker.service"),
+        ("python3 -", " unit image-worker.service"),
+        ("python3", " unit image-worker.service"),
+        (None, " unit image-worker.service"),
+        (f"python3 {'x' * 500}", f" script {'x' * 200}"),
+    ],
+)
+def test_an_interpreters_incidents_are_its_programs(command_line: str | None, runs: str) -> None:
+    """All Python programs were one."""
+    event = changed("denial", "process.executable", "/usr/bin/python3.11")
+    event["process"]["command_line"] = command_line
+    event["workload"] |= {
+        "unit": "image-worker.service",
+        "cgroup": "/system.slice/image-worker.service",
+    }
+    assert fingerprint(event).executable == f"name python3.11{runs}"
+    event["process"]["executable"] = "/usr/bin/pythonic"
+    assert fingerprint(event).executable == "name pythonic"
+
+
+@pytest.mark.parametrize(
+    ("unit", "cgroup", "runs"),
+    [
+        ("a@7.service", "/system.slice/system-a.slice/a@7.service", " unit a@.service"),
+        ("user@7.service", "/user.slice/user-7.slice/user@7.service/a.service", ""),
+        (None, None, ""),
+    ],
+)
+def test_units_that_run_the_same(unit: str | None, cgroup: str | None, runs: str) -> None:
+    event = changed("denial", "process.executable", "/usr/bin/perl")
+    event["process"]["command_line"] = None
+    event["workload"] = {"unit": unit, "cgroup": cgroup}
+    assert fingerprint(event).executable == f"name perl{runs}"

@@ -573,6 +573,7 @@ def version_1(store: Store) -> None:
     """Make the database what the version before snapshots wrote."""
     store.sink.close()
     with contextlib.closing(sqlite3.connect(store.path)) as database:
+        database.execute("DROP TABLE standing")
         database.execute("DROP TABLE snapshots")
         database.execute("PRAGMA user_version = 1")
 

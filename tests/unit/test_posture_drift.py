@@ -260,3 +260,25 @@ def test_any_content_is_read_or_refused(content: bytes) -> None:
     except ValueError:
         return
     assert all(isinstance(facts, Known) for facts in known.values())
+
+
+def test_programs_that_somebody_makes_up_have_no_other_forgotten() -> None:
+    """512 of them had sshd forgotten."""
+    sshd = Program("/usr/sbin/sshd", "ssh.service")
+    root = Sighting(sealing=1, owner=("ssh.service", 0))
+    known, _ = look({}, {sshd: root}, 1000.0)
+    for disguise in (
+        lambda n: ("user-65534.slice", 65534),
+        lambda n: ("user-65534.slice", 100_000 + n),
+    ):
+        fakes = {
+            Program(f"/tmp/{n}", None): Sighting(sealing=1, owner=disguise(n)) for n in range(2000)
+        }
+        # He runs sshd, too.
+        fakes[sshd] = Sighting(sealing=1, owner=("user-65534.slice", 65534))
+        for scan in range(3):
+            known, _ = look(known, fakes, 2000.0 + scan)
+        assert len(known) == 512
+        assert known[sshd].owner == ("ssh.service", 0)
+    _, changes = look(known, {sshd: Sighting(without=1, owner=root.owner)}, 3000.0)
+    assert [change.event for change in changes] == ["sealing_stopped"]

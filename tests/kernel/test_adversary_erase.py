@@ -1,0 +1,80 @@
+"""What an ordinary user or a kill cannot take from a real daemon: its state, and its incidents."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_daemon import READY_SECONDS, Compile, Running, Start, start
+
+__all__ = ["start"]
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    folder = tmp_path / "state"
+    folder.mkdir(mode=0o750)
+    return folder
+
+
+@pytest.fixture
+def lives(tmp_path: Path, state: Path, require_bpf: None) -> Iterator[list[Running]]:
+    running: list[Running] = []
+    yield running
+    for daemon in running:
+        if daemon.process.poll() is None:
+            daemon.process.kill()
+            daemon.process.wait()
+
+
+def test_killed_while_it_starts_the_next_one_keeps_its_state(
+    lives: list[Running], tmp_path: Path, state: Path
+) -> None:
+    settings = f'[state]\ndirectory = "{state}"\n'
+    for number in range(21):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        lives.append(Running(folder, settings))
+        if number < 20:
+            time.sleep(0.1 + number * 0.05)
+            lives[-1].process.kill()
+            lives[-1].process.wait()
+    started = lives[-1].health("started", READY_SECONDS)
+    assert not [note for note in started["details"]["notes"] if "state directory" in note]
+    assert not [e for e in lives[-1].events("health") if e["event"] == "state_failed"]
+    lives[-1].stop()
+
+
+def test_renamed_files_remove_no_critical_incident(
+    start: Start, compiled: Compile, state: Path, tmp_path: Path
+) -> None:
+    """Each fault is in a file that was just renamed: a new incident each, before."""
+    settings = f'[state]\ndirectory = "{state}"\n[incidents]\nmax_size = 1048576\n'
+    settings += "[rate_limit]\nper_caller = 1000\nburst = 10000\nhost = 10000\n"
+    daemon = start(settings)
+    program, folder = compiled("evict"), tmp_path / "his"
+    folder.mkdir(mode=0o777)
+    folder.chmod(0o777)
+    for parent in folder.parents[:3]:
+        parent.chmod(parent.stat().st_mode | 0o011)
+    from monitor.provoke import table as provoke  # noqa: PLC0415
+
+    provoke.run("munmap").communicate()
+    denied = daemon.wait_for(lambda event: event["kind"] == "denial")
+    subprocess.run([program, "2000", folder], user=NOBODY, group=NOBODY, check=True, timeout=60)
+    daemon.stop()
+    command = [sys.executable, "-m", "monitor", "incidents", "list", "--json", "--limit", "5000"]
+    command += ["--config", str(daemon.configuration)]
+    found = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
+    kept = {each["severity"] for each in found if each["operation"] == "munmap"}
+    assert kept == {denied["severity"]}
+    (many,) = (each for each in found if each["caller"] == "many places")
+    assert many["count"] > 1000
+    assert len(found) < 150
