@@ -23,6 +23,7 @@
 #define SEGV_MAPERR 1
 #define SEGV_ACCERR 2
 #define SEGV_PKUERR 4
+#define TRACE_SIGNAL_IGNORED 1  /* include/trace/events/signal.h */
 #define STACK_REACH (64 * 1024) /* an access this near to sp belongs to the stack */
 
 struct fault {
@@ -178,7 +179,8 @@ static __always_inline u64 handler_of(struct task_struct *task)
 /*
  * Raw tracepoint signal_generate(int sig, struct kernel_siginfo *info, struct task_struct *task,
  * int group, int result). It runs under siglock, as signal_deliver does. A signal that is pending
- * already swallows this one, but the fault is there.
+ * already swallows this one, but the fault is there. Only in a process that is ending already the
+ * kernel ignores a signal that it has raised itself: there frames do not fit because of that.
  */
 int signal_generate(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -193,7 +195,8 @@ int signal_generate(struct bpf_raw_tracepoint_args *ctx)
     u64 thread, caller;
     bool canary;
 
-    if ((int)ctx->args[0] != SIGSEGV || !config || !config->sealed_mask || !is_watched(config))
+    if ((int)ctx->args[0] != SIGSEGV || (int)ctx->args[4] == TRACE_SIGNAL_IGNORED || !config ||
+        !config->sealed_mask || !is_watched(config))
         return 0;
     READ_KERNEL(fault.code, ctx->args[1], kernel_siginfo__si_code);
     task = (struct task_struct *)bpf_get_current_task_btf();

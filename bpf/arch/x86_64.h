@@ -86,9 +86,7 @@ static __always_inline bool is_exception(struct pt_regs *regs)
 /* Whether a tracer answers the calls of the task in the kernel's place. */
 static __always_inline bool is_emulated(struct task_struct *task)
 {
-    if (!HAS(task_struct__thread_info_syscall_work))
-        return false;
-    return KERNEL_WORD(task, task_struct__thread_info_syscall_work) & SYSCALL_WORK_SYSCALL_EMU;
+    return TASK_FIELD(u64, task, thread_info_syscall_work) & SYSCALL_WORK_SYSCALL_EMU;
 }
 
 /* The kernel takes the number from the low half of the register alone. */

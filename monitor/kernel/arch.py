@@ -18,7 +18,6 @@ __all__ = [
     "PAGE_SIZE",
     "PUSH_FOR_EVER",
     "TASK_MEMBERS",
-    "TASK_MEMBERS_OF_SOME",
     "X32_BIT",
     "compat_call",
     "compat_function",
@@ -90,8 +89,10 @@ COMPAT_NUMBERS = {
 X32_BIT = 0x40000000  # set in the number of a call by an x32 program
 
 # Members that the C side reads of kernel structures that differ between processors.
-TASK_MEMBERS = ("thread_info.status", "thread.cr2", "thread.error_code", "thread.trap_nr")
-TASK_MEMBERS_OF_SOME = ("thread_info.syscall_work",)  # 5.11 on
+TASK_MEMBERS = (
+    *("thread_info.status", "thread_info.syscall_work"),
+    *("thread.cr2", "thread.error_code", "thread.trap_nr"),
+)
 MM_MEMBERS = ("context.untag_mask",)  # not on every kernel
 
 PUSH_FOR_EVER = b"\x50\xeb\xfd"  # machine code: push rax; jmp to it

@@ -52,7 +52,6 @@ MEMBERS: tuple[Member, ...] = (
     ),
     *_members("cred", "user_ns", "uid"),
     *_members("user_namespace", "level", "parent", "owner"),
-    *_members("task_struct", *arch.TASK_MEMBERS_OF_SOME, required=False),
     # 5.10 on, CONFIG_SECCOMP.
     Member("task_struct", "seccomp.filter_count", required=False),
     *_members("mm_struct", "mm_mt.ma_root", "exe_file", "start_brk", "start_data", "end_data"),

@@ -31,7 +31,7 @@
 #define ARENA 0x100000000000UL /* nothing else is ever mapped near it */
 #define CELL_PAGES 32
 #define CELLS_EACH 64
-#define FAR_PAGES 255 /* a look-up reads 256 mappings */
+#define FAR_PAGES 255 /* of a range that is refused at its end */
 #define BULK_PAGES 512
 #define CONTESTED 0 /* a violator's cell that churning threads change, too */
 #define IN_A_ROW 32

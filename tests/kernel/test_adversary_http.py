@@ -96,6 +96,7 @@ def outcomes(server: prometheus.Prometheus) -> list[float]:
         ("http", USERS, f"guess 6 {SAME}"),
         ("https", USERS, f"guess 6 {SAME} slow 20 {OTHERS}"),
     ],
+    ids=["loop", "loop and slow", "guess", "guess and slow, https"],  # USERS has a fresh salt
 )
 def test_prometheus_is_not_shut_out(
     tmp_path: Path,
