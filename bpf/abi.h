@@ -112,9 +112,22 @@ struct stack {
     struct module module[STACK_MODULES];
 };
 
+/*
+ * The program that a process runs, from one exec to the next: its file, by inode number and by the
+ * mount that it was opened through, and two addresses that exec chooses. All of it can be compared
+ * with what /proc shows later; 0: not known.
+ */
+struct image {
+    u64 inode;
+    u64 mount; /* as statx(2) has it, STATX_MNT_ID_UNIQUE */
+    u64 start_code;
+    u64 start_stack;
+};
+
 /* Whose sealed memory was changed: the process that did it, or another one. */
 struct bypass {
     u64 start_boot_ns;
+    struct image image;
     u32 pid; /* as the monitor sees it */
     u8 method;
     u8 reserved[3];
@@ -127,6 +140,7 @@ struct record {
     u64 time_boot_ns;
     u64 start_boot_ns; /* of the process */
     u64 cgroup_id;
+    struct image image;
     u32 pid;
     u32 tid;
     u32 parent_pid;

@@ -132,6 +132,21 @@ static __always_inline void fill_mapping(struct mapping *mapping, struct vma *vm
     mapping->flags = vma->flags;
 }
 
+/* The program of the process that has this memory; `file` is that of its executable. */
+static __always_inline void fill_image(struct image *image, u64 mm, u64 file)
+{
+    u64 inode = 0, mount = 0;
+
+    READ_KERNEL(image->start_code, mm, mm_struct__start_code);
+    READ_KERNEL(image->start_stack, mm, mm_struct__start_stack);
+    READ_KERNEL(inode, file, file__f_inode);
+    READ_KERNEL(image->inode, inode, inode__i_ino);
+    if (HAS(mount__mnt) && HAS(mount__mnt_id_unique)) {
+        READ_KERNEL(mount, file, file__f_path_mnt);
+        image->mount = *kernel_words(mount - OFF_mount__mnt + OFF_mount__mnt_id_unique);
+    }
+}
+
 /* Where the task is in its program; `caller`: the user code that made the call. */
 static __always_inline void fill_place(struct record *record, struct pt_regs *regs, u64 caller,
                                        bool compat)
@@ -164,8 +179,10 @@ static __always_inline void fill_process(struct record *record, struct config *c
     record->cgroup_id = bpf_get_current_cgroup_id();
     bpf_get_current_comm(record->task_name, sizeof(record->task_name));
     READ_KERNEL(file, mm, mm_struct__exe_file);
-    if (file)
+    if (file) {
         read_file_name(record->executable, sizeof(record->executable), file);
+        fill_image(&record->image, mm, file);
+    }
 }
 
 /* Whose memory it was; `leader` of the threads that have it, 0 where that is not known. */
@@ -181,8 +198,10 @@ static __always_inline void fill_owner(struct bypass *bypass, struct config *con
                        (void *)(leader + OFF_task_struct__comm));
     mm = KERNEL_WORD(leader, task_struct__mm);
     file = KERNEL_WORD(mm, mm_struct__exe_file);
-    if (file)
+    if (file) {
         read_file_name(bypass->executable, sizeof(bypass->executable), file);
+        fill_image(&bypass->image, mm, file);
+    }
 }
 
 #endif

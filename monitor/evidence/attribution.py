@@ -13,6 +13,7 @@ from pathlib import Path
 from monitor.evidence import classify, events
 from monitor.evidence.cgroups import NO_WORKLOAD, Cgroups
 from monitor.evidence.identity import Identities, Identity, Lookup
+from monitor.evidence.image import Image, recorded
 from monitor.kernel import abi
 from monitor.untrusted.printable import printable
 from monitor.untrusted.redact import CommandLine
@@ -85,17 +86,22 @@ class Attribution:
         except OSError:  # cgroup2 is being unmounted
             return NO_WORKLOAD
 
-    def executable(self, pid: int, start_boot_ns: int) -> str | None:
+    def executable(self, pid: int, start_boot_ns: int, image: Image | None = None) -> str | None:
         """Path of the executable of the process that started then; None when it has ended."""
         try:
-            return self._identities.lookup(pid, start_boot_ns).executable
+            return self._identities.executable(pid, start_boot_ns, image)
         except OSError:
             return None
 
     def _identity(self, record: abi.Record) -> Identity:
         try:
             return self._identities.lookup(
-                record.pid, record.start_boot_ns, record.uid, record.executable, record.gid
+                record.pid,
+                record.start_boot_ns,
+                record.uid,
+                record.executable,
+                record.gid,
+                image=recorded(record.image),
             )
         except OSError:  # /proc hides it (hidepid), or no descriptor is left on the host
             return Identity(None, None, None, "partial")
@@ -119,7 +125,7 @@ class Attribution:
     def _target(self, target: abi.Bypass) -> events.Target | None:
         if not target.pid:
             return None
-        path = self.executable(target.pid, target.start_boot_ns)
+        path = self.executable(target.pid, target.start_boot_ns, recorded(target.image))
         return events.Target(
             pid=target.pid,
             start=events.timestamp(target.start_boot_ns, self._start_offset),

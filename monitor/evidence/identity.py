@@ -8,15 +8,18 @@ interpreted.
 from __future__ import annotations
 
 import grp
+import math
 import os
 import pwd
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from monitor.evidence.image import Image, is_run
 from monitor.evidence.memory_map import DELETED
+from monitor.evidence.waiting import TooLong, Waiting
 from monitor.untrusted.printable import printable
 from monitor.untrusted.process_stat import parse_stat
 from monitor.untrusted.recent import Recent
@@ -32,6 +35,9 @@ __all__ = [
 ]
 
 Lookup = Literal["complete", "partial", "gone", "reused"]
+Files = Literal["host", "namespace"]
+EXECUTED = "it has executed another program since"
+NOT_PERMITTED = "not permitted"
 
 TEXT_LIMIT = 512
 ARGUMENTS_READ = 4096
@@ -58,6 +64,8 @@ class Identity:
     user_name: str | None
     result: Lookup
     group_name: str | None = None
+    reason: str = ""
+    files: Files | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +73,15 @@ class _Facts:
     executable: str | None
     command_line: str | None
     result: Lookup
+    reason: str = ""
+    files: Files | None = None
+    image: Image | None = None
     base_name: bytes = b""
     expires: float = 0.0
 
-    def is_image(self, base_name: bytes) -> bool:
+    def are_of(self, image: Image | None, base_name: bytes) -> bool:
+        if image and self.image:
+            return image == self.image
         return is_image(self.base_name, base_name)
 
 
@@ -99,33 +112,54 @@ def state_of(directory: int, start_boot_ns: int) -> Lookup:
     the pid. In a time namespace with an offset the times never agree: the answer is `reused`.
     Raises OSError.
     """
+    return _standing(directory, start_boot_ns, None)[0]
+
+
+def _standing(directory: int, start_boot_ns: int, image: Image | None) -> tuple[Lookup, str]:
+    """What state_of() says, and `partial` with the reason where it no longer runs that program."""
     try:
         stat = parse_stat(read_at("stat", directory, 4096))
     except ValueError:
-        return "reused"
+        return "reused", ""
     if stat.start_ticks != start_boot_ns // TICK_NS:
-        return "reused"
-    return "gone" if stat.state in (b"Z", b"X") else "complete"
+        return "reused", ""
+    if stat.state in (b"Z", b"X"):
+        return "gone", ""
+    try:
+        is_same = image is None or is_run(directory, stat, image)
+    except PermissionError:
+        return "partial", NOT_PERMITTED
+    return ("complete", "") if is_same else ("partial", EXECUTED)
 
 
 class _Names:
     """Names of users or groups by number, from the user database."""
 
-    def __init__(self, look_up: Callable[[int], str], clock: Callable[[], float]) -> None:
+    def __init__(
+        self, look_up: Callable[[int], str], waiting: Waiting, clock: Callable[[], float]
+    ) -> None:
         self._look_up = look_up
+        self._waiting = waiting
         self._clock = clock
         self._known: Recent[int, tuple[str | None, float]] = Recent()
 
-    def get(self, number: int) -> str | None:
+    def get(self, number: int, user: int) -> str | None:
+        """`user`: on whose behalf a server may have to be asked."""
         known = self._known.get(number)
         if known is None or self._clock() >= known[1]:
             try:
-                name = printable(os.fsencode(self._look_up(number)))
-            except KeyError:
+                name = self._waiting.run(user, lambda: self._name(number))
+            except TooLong:
                 name = None
             known = (name, self._clock() + NAME_FRESH_SECONDS)
             self._known.put(number, known)
         return known[0]
+
+    def _name(self, number: int) -> str | None:
+        try:
+            return printable(os.fsencode(self._look_up(number)))
+        except KeyError:
+            return None
 
 
 class Identities:
@@ -136,13 +170,15 @@ class Identities:
         proc: Path = Path("/proc"),
         command_line: CommandLine = "redacted",
         clock: Callable[[], float] = time.monotonic,
+        waiting: Waiting | None = None,
     ) -> None:
         self._proc = proc
         self._command_line = command_line
         self._clock = clock
+        self._waiting = waiting or Waiting()
         self._processes: Recent[tuple[int, int], _Facts] = Recent()
-        self._users = _Names(lambda uid: pwd.getpwuid(uid).pw_name, clock)
-        self._groups = _Names(lambda gid: grp.getgrgid(gid).gr_name, clock)
+        self._users = _Names(lambda uid: pwd.getpwuid(uid).pw_name, self._waiting, clock)
+        self._groups = _Names(lambda gid: grp.getgrgid(gid).gr_name, self._waiting, clock)
 
     def reconfigure(self, command_line: CommandLine) -> None:
         """Set how command lines are shown from now on, and forget those shown in the old way."""
@@ -157,69 +193,113 @@ class Identities:
         uid: int | None = None,
         base_name: bytes = b"",
         gid: int | None = None,
+        *,
+        image: Image | None = None,
     ) -> Identity:
         """The process with this pid that started then (task_struct.start_boottime, ns).
 
-        `base_name` is the kernel's name of its executable at the time of the record. Facts of a
-        program that the process has executed since are not returned.
+        `image` is the program that it ran at the time of the record, and `base_name` the kernel's
+        name of that. Facts of a program that it has executed since are not returned.
         """
         key = (pid, start_boot_ns)
         known = self._processes.get(key)
-        if known is None or self._clock() >= known.expires or not known.is_image(base_name):
-            facts = self._process(pid, start_boot_ns)
+        if known is None or self._clock() >= known.expires or not known.are_of(image, base_name):
+            facts = self._process(pid, start_boot_ns, uid or 0, image)
             if known is None or facts.result not in ("gone", "reused"):
                 self._processes.put(key, facts)
                 known = facts
-            elif not known.is_image(base_name):
+            elif not known.are_of(image, base_name):
                 known = facts
-        user = None if uid is None else self._users.get(uid)
-        group = None if gid is None else self._groups.get(gid)
-        if not known.is_image(base_name):
-            return Identity(None, None, user, "partial", group)
-        return Identity(known.executable, known.command_line, user, known.result, group)
+        user = None if uid is None else self._users.get(uid, uid)
+        group = None if gid is None else self._groups.get(gid, uid or 0)
+        if not known.are_of(image, base_name):
+            return Identity(None, None, user, "partial", group, EXECUTED)
+        return Identity(
+            known.executable,
+            known.command_line,
+            user,
+            known.result,
+            group,
+            known.reason,
+            known.files,
+        )
 
-    def _process(self, pid: int, start_boot_ns: int) -> _Facts:
-        gone = _Facts(None, None, "gone", expires=self._clock() + FRESH_SECONDS)
+    def executable(self, pid: int, start_boot_ns: int, image: Image | None) -> str | None:
+        """The path of the program, while the process runs it. Waits for nobody. Raises OSError."""
         try:
-            directory = os.open(self._proc / str(pid), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            directory = self._open(pid)
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        try:
+            if _standing(directory, start_boot_ns, image)[0] != "complete":
+                return None
+            path = os.readlink(b"exe", dir_fd=directory)
+            is_same = _standing(directory, start_boot_ns, image)[0] == "complete"
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        finally:
+            os.close(directory)
+        return printable(path, TEXT_LIMIT) if is_same else None
+
+    def _open(self, pid: int) -> int:
+        return os.open(self._proc / str(pid), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def _process(self, pid: int, start_boot_ns: int, uid: int, image: Image | None) -> _Facts:
+        gone = _Facts(None, None, "gone", image=image, expires=self._clock() + FRESH_SECONDS)
+        try:
+            directory = self._open(pid)
         except (FileNotFoundError, ProcessLookupError):
             return gone
         try:
-            before = state_of(directory, start_boot_ns)
-            if before != "complete":
-                return _Facts(None, None, before, expires=gone.expires)
-            executable, command_line, complete = self._image(directory)
-            after = state_of(directory, start_boot_ns)
+            result, reason = _standing(directory, start_boot_ns, image)
+            if result != "complete":
+                return replace(gone, result=result, reason=reason)
+            facts = self._look(directory, pid, uid, gone)
+            result, reason = _standing(directory, start_boot_ns, image)
         except (FileNotFoundError, ProcessLookupError):
             return gone
         finally:
             os.close(directory)
-        if after != "complete":
-            return _Facts(None, None, after, expires=gone.expires)
-        return _Facts(
-            None if executable is None else printable(executable, TEXT_LIMIT),
-            None if command_line is None else printable(command_line, TEXT_LIMIT),
-            "complete" if complete else "partial",
-            base_name=os.path.basename(executable or b""),
-            expires=gone.expires,
-        )
+        return facts if result == "complete" else replace(gone, result=result, reason=reason)
 
-    def _image(self, directory: int) -> tuple[bytes | None, bytes | None, bool]:
-        executable = command_line = None
-        complete = True
+    def _look(self, directory: int, pid: int, uid: int, facts: _Facts) -> _Facts:
+        """What /proc has of the process now."""
         try:
             # Bytes in, bytes out: a path need not be UTF-8.
             executable = os.readlink(b"exe", dir_fd=directory)
         except PermissionError:
-            complete = False
-        if self._command_line != "off":
-            try:
-                raw = read_at("cmdline", directory, ARGUMENTS_READ)
-            except PermissionError:
-                complete = False
-            else:
-                command_line = self._shown(raw) or None
-        return executable, command_line, complete
+            executable = b""
+        reason = "" if executable else NOT_PERMITTED
+        raw, files, expires = b"", None, facts.expires
+        try:
+            # By its path, as it may go on when `directory` is closed; whose it was is seen after.
+            raw = self._waiting.run(uid, lambda: self._read_command_line(pid))
+        except PermissionError:
+            reason = NOT_PERMITTED
+        except TooLong as error:
+            # It is not looked at again: the next time would cost as much.
+            reason, expires = str(error), math.inf
+        shown = self._shown(raw) if raw else b""
+        return replace(
+            facts,
+            executable=printable(executable, TEXT_LIMIT) if executable else None,
+            command_line=printable(shown, TEXT_LIMIT) if shown else None,
+            result="partial" if reason else "complete",
+            reason=reason,
+            files=files,
+            base_name=os.path.basename(executable),
+            expires=expires,
+        )
+
+    def _read_command_line(self, pid: int) -> bytes:
+        if self._command_line == "off":
+            return b""
+        path = self._proc / str(pid) / "cmdline"
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.read(file, ARGUMENTS_READ)
+        finally:
+            os.close(file)
 
     def _shown(self, raw: bytes) -> bytes:
         argv = os.fsdecode(raw.removesuffix(b"\0")).split("\0")

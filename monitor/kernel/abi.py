@@ -191,9 +191,19 @@ class Stack(ctypes.Structure):
     ]
 
 
+class Image(ctypes.Structure):
+    _fields_ = [
+        ("inode", c_uint64),
+        ("mount", c_uint64),
+        ("start_code", c_uint64),
+        ("start_stack", c_uint64),
+    ]
+
+
 class Bypass(ctypes.Structure):
     _fields_ = [
         ("start_boot_ns", c_uint64),
+        ("image", Image),
         ("pid", c_uint32),
         ("method", c_uint8),
         ("reserved", c_uint8 * 3),
@@ -207,6 +217,7 @@ class Record(ctypes.Structure):
         ("time_boot_ns", c_uint64),
         ("start_boot_ns", c_uint64),
         ("cgroup_id", c_uint64),
+        ("image", Image),
         ("pid", c_uint32),
         ("tid", c_uint32),
         ("parent_pid", c_uint32),

@@ -55,6 +55,9 @@ MEMBERS: tuple[Member, ...] = (
     # 5.10 on, CONFIG_SECCOMP.
     Member("task_struct", "seccomp.filter_count", required=False),
     *_members("mm_struct", "mm_mt.ma_root", "exe_file", "start_brk", "start_data", "end_data"),
+    *_members("mm_struct", "start_code", "start_stack"),
+    # 98d2b4308197 ("add unique mount ID"), in 6.8.
+    *_members("mount", "mnt", "mnt_id_unique", required=False),
     # CONFIG_PER_VMA_LOCK. A seqcount_t, which begins with its number, since eb449bd96954 ("mm:
     # convert mm_lock_seq to a proper seqcount"), in 6.14.
     Member("mm_struct", "mm_lock_seq", required=False),

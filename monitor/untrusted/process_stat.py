@@ -8,13 +8,17 @@ __all__ = ["ProcessStat", "parse_stat"]
 
 
 class ProcessStat(NamedTuple):
-    """Some fields of proc_pid_stat(5). `start_ticks`: since boot, field 22."""
+    """Some fields of proc_pid_stat(5). `start_ticks`: since boot, field 22. The last two are
+    addresses, fields 26 and 28, and 0 to a reader who may not trace the process.
+    """
 
     name: bytes
     state: bytes
     parent: int
     flags: int
     start_ticks: int
+    start_code: int
+    start_stack: int
 
 
 def parse_stat(text: bytes) -> ProcessStat:
@@ -22,7 +26,7 @@ def parse_stat(text: bytes) -> ProcessStat:
     before, _, after = text.rpartition(b")")
     fields = after.split()  # from the third on
     try:
-        parent, flags, start_ticks = (int(fields[place]) for place in (1, 6, 19))
+        numbers = [int(fields[place]) for place in (1, 6, 19, 23, 25)]
     except IndexError:
         raise ValueError("not the text of /proc/PID/stat") from None
-    return ProcessStat(before.partition(b"(")[2], fields[0], parent, flags, start_ticks)
+    return ProcessStat(before.partition(b"(")[2], fields[0], *numbers)

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from monitor.evidence.identity import Identities, Identity
+from monitor.evidence.identity import EXECUTED, NOT_PERMITTED, Identities, Identity
+from monitor.evidence.image import Image, program_file
 from monitor.untrusted.printable import printable
+from monitor.untrusted.process_stat import parse_stat
 
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
@@ -118,7 +120,8 @@ def test_an_exec_is_distinguished(tmp_path: Path) -> None:
     app = Identity("/bin/app (deleted)", "app", None, "complete")
     assert identities.lookup(42, START, base_name=b"sh") == shell
     assert identities.lookup(42, START, base_name=b"app") == app
-    assert identities.lookup(42, START, base_name=b"sh") == Identity(None, None, None, "partial")
+    executed = Identity(None, None, None, "partial", None, EXECUTED)
+    assert identities.lookup(42, START, base_name=b"sh") == executed
 
     record_process(tmp_path, executable=b"/bin/last", cmdline=b"last\0")
     assert identities.lookup(42, START) == app
@@ -193,7 +196,57 @@ def test_what_may_not_be_read_is_partial() -> None:
         finally:
             os.seteuid(0)
     shown = f"{sys.executable} -c {SPEAKING} mark"
-    assert identity == Identity(None, printable(shown, 512), "root", "partial")
+    assert identity == Identity(None, printable(shown, 512), "root", "partial", None, NOT_PERMITTED)
+
+
+def test_another_program_of_the_same_name_is_distinguished(tmp_path: Path) -> None:
+    """The record was made by this file; the process has since executed /usr/bin/sleep."""
+    copy = tmp_path / "sleep"
+    copy.write_bytes(Path("/bin/sleep").read_bytes())
+    copy.chmod(0o700)
+    shell = 'read line; exec /usr/bin/sleep "$1"'
+    command = ["/bin/sh", "-c", shell, "sh", "60"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        try:
+            before = image_of(process.pid)
+            start = start_of(process.pid)
+            first = Identities().lookup(process.pid, start, image=before)
+            assert (first.executable, first.result) == (os.path.realpath("/bin/sh"), "complete")
+            assert process.stdin
+            process.stdin.write(b"\n")
+            process.stdin.close()
+            while os.readlink(f"/proc/{process.pid}/exe") == first.executable:
+                time.sleep(0.001)
+            identities = Identities()
+            late = identities.lookup(process.pid, start, 0, b"sleep", image=before)
+            assert late == Identity(None, None, "root", "partial", None, EXECUTED)
+            assert identities.executable(process.pid, start, before) is None
+            now = identities.lookup(process.pid, start, 0, b"sleep", image=image_of(process.pid))
+            assert now.executable == os.path.realpath("/usr/bin/sleep")
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("changed", [{"inode": 1}, {"mount": 1}, {"start_stack": 1}])
+def test_each_part_of_an_image_counts(changed: dict[str, int]) -> None:
+    own = image_of(os.getpid())
+    start = start_of(os.getpid())
+    assert Identities().lookup(os.getpid(), start, image=own).result == "complete"
+    other = own._replace(**changed)
+    assert Identities().lookup(os.getpid(), start, image=other).reason == EXECUTED
+
+
+def start_of(pid: int) -> int:
+    return parse_stat(Path(f"/proc/{pid}/stat").read_bytes()).start_ticks * TICK_NS
+
+
+def image_of(pid: int) -> Image:
+    """As the kernel would record it now."""
+    stat = parse_stat(Path(f"/proc/{pid}/stat").read_bytes())
+    directory = os.open(f"/proc/{pid}", os.O_RDONLY)
+    file = program_file(directory)
+    os.close(directory)
+    return Image(file.inode, file.mount, stat.start_code, stat.start_stack)
 
 
 def test_a_deleted_executable(tmp_path: Path) -> None:

@@ -1,0 +1,129 @@
+"""Reads that others can delay: what they cost those who wait, and who gets no more of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from clocks import at_most
+
+from monitor.evidence import waiting
+from monitor.evidence.waiting import TooLong, Waiting
+
+USER, OTHER, SYSTEM = 1000, 1001, 33
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def lock() -> Iterator[threading.Event]:
+    """Whoever waits for it waits until the test ends."""
+    held = threading.Event()
+    yield held
+    held.set()
+
+
+def blocked(lock: threading.Event) -> Callable[[], str]:
+    def read() -> str:
+        lock.wait(60)
+        return "late"
+
+    return read
+
+
+def test_what_is_there_is_returned() -> None:
+    patient = Waiting()
+    assert [patient.run(USER, number.__int__) for number in range(100)] == [*range(100)]
+    patient.close()
+
+
+def test_an_error_is_raised() -> None:
+    def read() -> str:
+        raise PermissionError("hidden")
+
+    patient = Waiting()
+    with pytest.raises(PermissionError, match="hidden"):
+        patient.run(USER, read)
+    patient.close()
+
+
+def test_one_that_waits_is_given_up_and_others_go_on(lock: threading.Event) -> None:
+    patient = Waiting()
+    within = at_most(1.0, "it is given up after 50 ms")
+    with within, pytest.raises(TooLong, match="longer than 50 ms"):
+        patient.run(USER, blocked(lock))
+    assert patient.run(OTHER, lambda: "there") == "there"
+
+
+def test_a_user_who_holds_a_thread_gets_no_other(lock: threading.Event) -> None:
+    patient = Waiting()
+    with pytest.raises(TooLong):
+        patient.run(USER, blocked(lock))
+    with pytest.raises(TooLong, match="another look-up of this user's still waits"):
+        patient.run(USER, lambda: "there")
+    lock.set()
+    while patient._stuck:
+        try:
+            assert patient.run(USER, lambda: "there") == "there"
+        except TooLong:
+            continue
+
+
+def test_the_last_thread_is_for_system_users(lock: threading.Event) -> None:
+    patient = Waiting()
+    for user in range(USER, USER + waiting.THREADS - 1):
+        with pytest.raises(TooLong, match="50 ms"):
+            patient.run(user, blocked(lock))
+    with pytest.raises(TooLong, match="look-ups of other users still wait"):
+        patient.run(USER + 9, lambda: "there")
+    assert patient.run(SYSTEM, lambda: "there") == "there"
+    assert patient.run(0, lambda: "there") == "there"
+
+
+def looks(patient: Waiting, user: int, clock: Clock) -> bool:
+    """Whether the user gets a look, which takes 40 ms."""
+
+    def read() -> None:
+        clock.now += 0.04
+
+    try:
+        patient.run(user, read)
+    except TooLong as error:
+        assert str(error) == "look-ups of this user's have taken too long before"
+        return False
+    return True
+
+
+def test_slow_ones_use_up_a_users_share() -> None:
+    clock = Clock()
+    patient = Waiting(clock)
+    # 0.25 s at once, and 0.2 s a second.
+    assert [looks(patient, USER, clock) for _ in range(10)] == [*[True] * 8, False, False]
+    assert patient.run(OTHER, lambda: "there") == "there"
+    clock.now += 1.0
+    assert patient.run(USER, lambda: "there") == "there"
+
+
+def test_many_users_share_what_two_of_them_have() -> None:
+    """A person may have many numbers. System users have their own share."""
+    clock = Clock()
+    patient = Waiting(clock)
+    # 0.5 s at once, and 0.4 s a second.
+    found = [looks(patient, user, clock) for user in range(USER, USER + 25)]
+    assert found == [*[True] * 21, *[False] * 4]
+    assert patient.run(SYSTEM, lambda: "there") == "there"
+
+
+def test_users_are_forgotten() -> None:
+    patient = Waiting()
+    for user in range(3 * waiting.USERS):
+        patient.run(0 if user % 2 else user, lambda: "there")
+    assert len(patient._shares) <= waiting.USERS
+    patient.close()
