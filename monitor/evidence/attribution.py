@@ -120,6 +120,8 @@ class Attribution:
             gid=record.gid,
             user_name=identity.user_name,
             group_name=identity.group_name,
+            identity=events.Identified(identity.result, identity.reason or None),
+            files=identity.files,
         )
 
     def _target(self, target: abi.Bypass) -> events.Target | None:

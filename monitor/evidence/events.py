@@ -27,6 +27,7 @@ __all__ = [
     "Frame",
     "Health",
     "Host",
+    "Identified",
     "Likely",
     "Mapping",
     "Origin",
@@ -81,6 +82,14 @@ class Host:
 
 
 @dataclass(frozen=True, slots=True)
+class Identified:
+    """How much of a process is known; `reason`: why not all, for a person."""
+
+    result: Literal["complete", "partial", "gone", "reused"]
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Process:
     """`executable` is the full path if /proc still had it, else the base name."""
 
@@ -96,6 +105,8 @@ class Process:
     gid: int | None
     user_name: str | None
     group_name: str | None
+    identity: Identified | None = None
+    files: Literal["host", "namespace"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,8 +297,8 @@ def _reader(cls: type[Any]) -> tuple[tuple[str, ...], attrgetter[tuple[object, .
 _READERS: dict[type, tuple[tuple[str, ...], attrgetter[tuple[object, ...]]]] = {
     cls: _reader(cls)
     for cls in (
-        *(Host, Process, Workload, File, Mapping, Sealed, AddressRange, Assessment, Frame),
-        *(Denial, Fault, Seal, Bypass, Suppression, Health, Target),
+        *(Host, Process, Identified, Workload, File, Mapping, Sealed, AddressRange, Assessment),
+        *(Frame, Denial, Fault, Seal, Bypass, Suppression, Health, Target),
     )
 }
 

@@ -7,6 +7,7 @@ interpreted.
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import math
 import os
@@ -17,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from monitor.evidence.image import Image, is_run
+from monitor.evidence.image import Image, ProgramFile, is_run, program_file
 from monitor.evidence.memory_map import DELETED
 from monitor.evidence.waiting import TooLong, Waiting
 from monitor.untrusted.printable import printable
@@ -271,9 +272,15 @@ class Identities:
             executable = b""
         reason = "" if executable else NOT_PERMITTED
         raw, files, expires = b"", None, facts.expires
+        program = None
+        if executable:
+            with contextlib.suppress(OSError):  # whether it has ended is seen after
+                program = program_file(directory)
         try:
             # By its path, as it may go on when `directory` is closed; whose it was is seen after.
-            raw = self._waiting.run(uid, lambda: self._read_command_line(pid))
+            raw, files = self._waiting.run(
+                uid, lambda: (self._read_command_line(pid), self._whose(executable, program))
+            )
         except PermissionError:
             reason = NOT_PERMITTED
         except TooLong as error:
@@ -300,6 +307,25 @@ class Identities:
             return os.read(file, ARGUMENTS_READ)
         finally:
             os.close(file)
+
+    def _whose(self, executable: bytes, program: ProgramFile | None) -> Files | None:
+        """Whether the path leads to this file on the host; None where nothing proves it."""
+        if program is None or executable.endswith(DELETED.encode()):
+            return None
+        try:
+            root = os.open(self._proc / "1/root", os.O_PATH | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            status = os.stat(executable.lstrip(b"/"), dir_fd=root)
+        except (FileNotFoundError, NotADirectoryError):
+            return "namespace"
+        except OSError:
+            return None
+        finally:
+            os.close(root)
+        is_same = (status.st_dev, status.st_ino) == (program.device, program.inode)
+        return "host" if is_same else "namespace"
 
     def _shown(self, raw: bytes) -> bytes:
         argv = os.fsdecode(raw.removesuffix(b"\0")).split("\0")

@@ -60,6 +60,8 @@ def test_a_dead_process_is_as_the_record_says(tmp_path: Path) -> None:
         "gid": 5,
         "user_name": "root",
         "group_name": "tty",
+        "identity": {"result": "gone", "reason": None},
+        "files": None,
     }
     assert (owner.lookup, owner.file_path, owner.target) == ("gone", None, None)
     assert owner.workload == NO_WORKLOAD

@@ -22,6 +22,7 @@ from monitor.evidence.events import (
     Frame,
     Health,
     Host,
+    Identified,
     Mapping,
     Process,
     Seal,
@@ -40,6 +41,8 @@ HOST = Host("web-1", "1b4e28ba-2fa1-4d2e-883f-0016d3cca427", "6.18.44")
 PROCESS = Process(
     *(4242, 4243, 1, 7, "worker", "/usr/bin/python3", "python3 app.py"),
     *("2025-01-02T03:04:05.000000006Z", 1000, 1000, "app", "staff"),
+    Identified("partial", "not permitted"),
+    "host",
 )
 STUB = Process(4242, None, None, None, "worker", None, None, None, None, None, None, None)
 WORKLOAD = Workload("app.service", None, None, "/system.slice/app.service")
@@ -336,6 +339,8 @@ def test_to_dict_is_the_contract_object() -> None:
             "gid": 1000,
             "user_name": "app",
             "group_name": "staff",
+            "identity": {"result": "partial", "reason": "not permitted"},
+            "files": "host",
         },
         "workload": {
             "unit": "app.service",

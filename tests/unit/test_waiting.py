@@ -95,8 +95,7 @@ def looks(patient: Waiting, user: int, clock: Clock) -> bool:
 
     try:
         patient.run(user, read)
-    except TooLong as error:
-        assert str(error) == "look-ups of this user's have taken too long before"
+    except TooLong:
         return False
     return True
 
