@@ -150,18 +150,22 @@ class Mute:
         *,
         what: str | None,
         executable: str,
+        files: str | None,
         now: datetime.datetime,
     ) -> bool:
         """Whether this entry mutes a violation.
 
         `what`: the operation of a denial, the cause of a fault, the method of a bypass. A pattern
         without a slash is matched with the base name, so it also mutes a process that died before
-        its full path could be read.
+        its full path could be read. One with a slash is a path of the host: it mutes nothing whose
+        `files` (as in an event's process) are not known to be the host's.
         """
         if self.expired(now) or self.what not in (None, what):
             return False
         if self.executable is None:
             return True
+        if "/" in self.executable and files != "host":
+            return False
         name = executable if "/" in self.executable else executable.rpartition("/")[2]
         return fnmatch.fnmatchcase(name, self.executable)
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from monitor.evidence import classify, events
 from monitor.evidence.cgroups import NO_WORKLOAD, Cgroups
 from monitor.evidence.identity import Identities, Identity, Lookup
-from monitor.evidence.image import Image, recorded
+from monitor.evidence.image import recorded
+from monitor.evidence.waiting import TooLong
 from monitor.kernel import abi
 from monitor.untrusted.printable import printable
 from monitor.untrusted.redact import CommandLine
@@ -86,12 +87,12 @@ class Attribution:
         except OSError:  # cgroup2 is being unmounted
             return NO_WORKLOAD
 
-    def executable(self, pid: int, start_boot_ns: int, image: Image | None = None) -> str | None:
-        """Path of the executable of the process that started then; None when it has ended."""
-        try:
-            return self._identities.executable(pid, start_boot_ns, image)
-        except OSError:
-            return None
+    def known(self, pid: int, start_boot_ns: int) -> tuple[str | None, str | None]:
+        """Path of the program as a record had it found, and `process.files` of it.
+
+        Nothing is looked up: what the process has executed since is another program.
+        """
+        return self._identities.known(pid, start_boot_ns)
 
     def _identity(self, record: abi.Record) -> Identity:
         try:
@@ -127,7 +128,12 @@ class Attribution:
     def _target(self, target: abi.Bypass) -> events.Target | None:
         if not target.pid:
             return None
-        path = self.executable(target.pid, target.start_boot_ns, recorded(target.image))
+        try:
+            path = self._identities.executable(
+                target.pid, target.start_boot_ns, recorded(target.image)
+            )
+        except OSError:
+            path = None
         return events.Target(
             pid=target.pid,
             start=events.timestamp(target.start_boot_ns, self._start_offset),
@@ -136,14 +142,18 @@ class Attribution:
         )
 
     def _mapped_file(self, record: abi.Record) -> str | None:
-        mapping = record.mapping
+        mapping, target = record.mapping, record.bypass
         if not mapping.file:
             return None
-        pid = record.bypass.pid if record.kind == abi.Kind.BYPASS else record.pid
+        pid, start, image = record.pid, record.start_boot_ns, record.image
+        if record.kind == abi.Kind.BYPASS:
+            pid, start, image = target.pid, target.start_boot_ns, target.image
         entry = self._proc / str(pid) / "map_files" / f"{mapping.start:x}-{mapping.end:x}"
         try:
-            path = os.readlink(os.fsencode(entry))
-        except OSError:  # the process is gone, the mapping has changed, or this may not read it
+            path = self._identities.waiting.run(record.uid, lambda: os.readlink(os.fsencode(entry)))
+            is_its = recorded(image) is None or self._identities.runs(pid, start, recorded(image))
+        # The process is gone, the mapping has changed, we may not look, or may not wait.
+        except (OSError, TooLong):
             return None
-        is_same = os.path.basename(path).startswith(mapping.file)
+        is_same = is_its and os.path.basename(path).startswith(mapping.file)
         return printable(path, classify.PATH_LIMIT) if is_same else None

@@ -176,10 +176,10 @@ class Identities:
         self._proc = proc
         self._command_line = command_line
         self._clock = clock
-        self._waiting = waiting or Waiting()
+        self.waiting = waiting or Waiting()
         self._processes: Recent[tuple[int, int], _Facts] = Recent()
-        self._users = _Names(lambda uid: pwd.getpwuid(uid).pw_name, self._waiting, clock)
-        self._groups = _Names(lambda gid: grp.getgrgid(gid).gr_name, self._waiting, clock)
+        self._users = _Names(lambda uid: pwd.getpwuid(uid).pw_name, self.waiting, clock)
+        self._groups = _Names(lambda gid: grp.getgrgid(gid).gr_name, self.waiting, clock)
 
     def reconfigure(self, command_line: CommandLine) -> None:
         """Set how command lines are shown from now on, and forget those shown in the old way."""
@@ -224,6 +224,19 @@ class Identities:
             known.reason,
             known.files,
         )
+
+    def known(self, pid: int, start_boot_ns: int) -> tuple[str | None, Files | None]:
+        """Path of the program as a record had it found, and whose path it is. Looks nowhere."""
+        facts = self._processes.get((pid, start_boot_ns))
+        return (None, None) if facts is None else (facts.executable, facts.files)
+
+    def runs(self, pid: int, start_boot_ns: int, image: Image | None) -> bool:
+        """Whether the process runs that program now. Waits for nobody. Raises OSError."""
+        directory = self._open(pid)
+        try:
+            return _standing(directory, start_boot_ns, image)[0] == "complete"
+        finally:
+            os.close(directory)
 
     def executable(self, pid: int, start_boot_ns: int, image: Image | None) -> str | None:
         """The path of the program, while the process runs it. Waits for nobody. Raises OSError."""
@@ -278,7 +291,7 @@ class Identities:
                 program = program_file(directory)
         try:
             # By its path, as it may go on when `directory` is closed; whose it was is seen after.
-            raw, files = self._waiting.run(
+            raw, files = self.waiting.run(
                 uid, lambda: (self._read_command_line(pid), self._whose(executable, program))
             )
         except PermissionError:
@@ -313,7 +326,7 @@ class Identities:
         if program is None or executable.endswith(DELETED.encode()):
             return None
         try:
-            root = os.open(self._proc / "1/root", os.O_PATH | os.O_CLOEXEC)
+            root = self._hosts_root()
         except OSError:
             return None
         try:
@@ -326,6 +339,12 @@ class Identities:
             os.close(root)
         is_same = (status.st_dev, status.st_ino) == (program.device, program.inode)
         return "host" if is_same else "namespace"
+
+    def _hosts_root(self) -> int:
+        try:
+            return os.open(self._proc / "1/root", os.O_PATH | os.O_CLOEXEC)
+        except PermissionError:  # the first process may not be traced; ours is the best there is
+            return os.open("/", os.O_PATH | os.O_CLOEXEC)
 
     def _shown(self, raw: bytes) -> bytes:
         argv = os.fsdecode(raw.removesuffix(b"\0")).split("\0")

@@ -91,7 +91,7 @@ class Pipeline:
             self._tally.decode_error()
             self._tally.event(kind.label, "failed")
             return
-        if self._is_muted(event, owner.process.executable):
+        if self._is_muted(event, owner.process.executable, owner.process.files):
             self._tally.event(kind.label, "filtered")
             return
         sent = events.to_dict(event)
@@ -115,7 +115,7 @@ class Pipeline:
         if (
             self._mutes
             and key.pid
-            and self._is_muted(event, self._attribution.executable(key.pid, key.start_boot_ns))
+            and self._is_muted(event, *self._attribution.known(key.pid, key.start_boot_ns))
         ):
             self._tally.event("suppression", "filtered")
             return
@@ -160,10 +160,11 @@ class Pipeline:
             workload,
         )
 
-    def _is_muted(self, event: events.Event, executable: str | None) -> bool:
+    def _is_muted(self, event: events.Event, executable: str | None, files: str | None) -> bool:
         now = datetime.now(UTC)
         named = (getattr(event, name, None) for name in ("operation", "cause", "method"))
         what = next(filter(None, named), None)
         return any(
-            mute.applies(what=what, executable=executable or "", now=now) for mute in self._mutes
+            mute.applies(what=what, executable=executable or "", files=files, now=now)
+            for mute in self._mutes
         )

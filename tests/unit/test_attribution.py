@@ -89,7 +89,7 @@ def test_what_is_refused_is_missing(tmp_path: Path) -> None:
     owner = refused.owner(record())
     assert (owner.process.executable, owner.lookup) == ("python3", "partial")
     assert owner.workload == NO_WORKLOAD
-    assert refused.executable(DEAD, 5_000_000_000) is None
+    assert refused.known(DEAD, 5_000_000_000) == (None, None)
     refused.learn(record())
 
 

@@ -360,7 +360,8 @@ def test_mute_applies(what: str | None, executable: str, muted: list[bool]) -> N
         {method = "ptrace_poke", reason = "r"},
     ]"""
     applies = [
-        mute.applies(what=what, executable=executable, now=NOW) for mute in parse(text, "c").mutes
+        mute.applies(what=what, executable=executable, files="host", now=NOW)
+        for mute in parse(text, "c").mutes
     ]
     assert applies == muted
 
@@ -382,7 +383,7 @@ def test_mute_applies(what: str | None, executable: str, muted: list[bool]) -> N
 def test_mute_until(until: str, now: datetime, applies: bool) -> None:
     (mute,) = parse(f"[[mute]]\ncause = 'pkey'\nreason = 'r'\nuntil = {until}", "c").mutes
     assert mute.expired(now) is not applies
-    assert mute.applies(what="pkey", executable="x", now=now) is applies
+    assert mute.applies(what="pkey", executable="x", files=None, now=now) is applies
 
 
 def test_overrides_beat_the_file(tmp_path: Path) -> None:
@@ -546,3 +547,18 @@ def test_any_file_is_a_config_or_clear_mistakes(tmp_path: Path, data: bytes) -> 
     file = tmp_path / "c.toml"
     file.write_bytes(data)
     assert is_config_or_mistakes(outcome(lambda: load(file, {})), str(file))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "files", "muted"),
+    [
+        ("/usr/bin/app", "host", True),
+        ("/usr/bin/app", "namespace", False),
+        ("/usr/bin/app", None, False),
+        ("app", "namespace", True),
+    ],
+)
+def test_a_path_of_a_mute_is_the_hosts(pattern: str, files: str | None, muted: bool) -> None:
+    (mute,) = parse(f'mute = [{{executable = "{pattern}", reason = "known"}}]', "c").mutes
+    found = mute.applies(what="munmap", executable="/usr/bin/app", files=files, now=NOW)
+    assert found is muted

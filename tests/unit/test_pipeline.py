@@ -318,9 +318,32 @@ def test_mute_of_a_bypass(make: Make) -> None:
 )
 def test_mute_of_a_gap(make: Make, entry: Mute, muted: bool) -> None:
     setting = make(mutes=[entry], identities=Identities())
-    own = ourselves()
+    own = ourselves(flags=abi.RecordFlag.SEALER)  # it is known since it sealed
+    setting.pipeline.take([own])
     setting.pipeline.suppression(gap(pid=own.pid, start_boot_ns=own.start_boot_ns))
     assert setting.results() == {("suppression", "filtered" if muted else "delivered"): 1}
+
+
+def test_no_mute_hides_a_gap_of_a_process_that_was_never_known(make: Make) -> None:
+    """What it runs now may be another program."""
+    setting = make(
+        mutes=[mute(executable=os.path.basename(os.readlink("/proc/self/exe")))],
+        identities=Identities(),
+    )
+    own = ourselves()
+    setting.pipeline.suppression(gap(pid=own.pid, start_boot_ns=own.start_boot_ns))
+    assert setting.results() == {("suppression", "delivered"): 1}
+
+
+@pytest.mark.parametrize(
+    ("proc", "result"), [(Path("/proc"), "filtered"), (Path("/nowhere"), "delivered")]
+)
+def test_a_path_mutes_the_hosts_file_alone(make: Make, proc: Path, result: str) -> None:
+    path = os.path.realpath("/proc/self/exe")
+    setting = make(mutes=[mute(executable=path)], identities=Identities())
+    violation = ourselves() if proc == Path("/proc") else record(executable=os.fsencode(path))
+    setting.pipeline.take([violation])
+    assert setting.results() == {("denial", result): 1}
 
 
 def test_no_mute_hides_what_many_share(make: Make) -> None:
