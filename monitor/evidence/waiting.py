@@ -10,6 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -44,6 +45,7 @@ class _Job(Generic[Value]):
             self.value = self.work()
         except OSError as error:
             self.error = error
+        del self.work  # and with it whoever asked: the thread must not keep them
         self.done.set()
 
 
@@ -77,6 +79,12 @@ class _Worker:
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             job.run()
+            del job  # what it has read is not kept until the next one
+
+
+def _end(workers: list[_Worker]) -> None:
+    for worker in workers:
+        worker.end()
 
 
 class Waiting:
@@ -85,6 +93,7 @@ class Waiting:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._workers: list[_Worker] = []
+        weakref.finalize(self, _end, self._workers)
         self._shares: dict[int | None, _Share] = {}
         self._stuck: dict[_Worker, int] = {}
 
@@ -119,11 +128,6 @@ class Waiting:
         if job.error is not None:
             raise job.error
         return job.value  # type: ignore[return-value]
-
-    def close(self) -> None:
-        """Threads that wait end with the process."""
-        for worker in self._workers:
-            worker.end()
 
     def _worker(self) -> _Worker:
         free = next((worker for worker in self._workers if worker.is_free), None)

@@ -208,6 +208,8 @@ def test_another_program_of_the_same_name_is_distinguished(tmp_path: Path) -> No
     command = ["/bin/sh", "-c", shell, "sh", "60"]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
         try:
+            while not Path(f"/proc/{process.pid}/cmdline").read_bytes():
+                time.sleep(0.001)  # Popen returns in the middle of the exec
             before = image_of(process.pid)
             start = start_of(process.pid)
             first = Identities().lookup(process.pid, start, image=before)

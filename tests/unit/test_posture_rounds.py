@@ -15,6 +15,11 @@ from monitor.posture.rounds import Outcome, PostureRounds
 from monitor.posture.scan import Figures, Memory
 
 
+def scans() -> int:
+    """Threads that scan."""
+    return sum(thread.name == "posture" for thread in threading.enumerate())
+
+
 @pytest.fixture
 def proc(tmp_path: Path) -> Path:
     path = tmp_path / "proc"
@@ -73,11 +78,11 @@ def test_when_a_scan_is_due(proc: Path) -> None:
     assert posture.turn(100.0, 0) is None
     assert posture.turn(159.9, 3600) is None
     assert posture.turn(159.95, 3600) is None  # no scan had begun: its thread would run
-    assert threading.active_count() == 1
+    assert scans() == 0
     assert finished(posture, 160.0, 3600).figures
     assert posture.turn(160.0 + 3599, 3600) is None
     assert posture.turn(160.0 + 3599, 0) is None
-    assert threading.active_count() == 1
+    assert scans() == 0
     assert finished(posture, 160.0 + 3599, 1800).figures  # the interval was made shorter
     soon = rounds(proc)
     assert soon.turn(5.0, 1) is None
@@ -188,13 +193,13 @@ def test_stop_gives_up_a_scan(proc: Path) -> None:
     posture = rounds(proc, share=0.001)  # minutes
     posture.turn(0.0, 1)
     assert posture.turn(1.0, 1) is None
-    assert threading.active_count() == 2
+    assert scans() == 1
     with at_most(30, "the scan takes minutes"):
         posture.stop()
-    assert threading.active_count() == 1
+    assert scans() == 0
     assert posture.turn(2.0, 1) is None
     assert posture.turn(9.0, 1) is None
-    assert threading.active_count() == 1
+    assert scans() == 0
 
 
 def test_no_more_threads(proc: Path, monkeypatch: pytest.MonkeyPatch) -> None:

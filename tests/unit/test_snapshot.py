@@ -192,7 +192,7 @@ def test_parents_end_where_a_pid_is_anothers(recorded: Path) -> None:
 def test_parents_are_bounded(recorded: Path) -> None:
     for pid in range(100, 200):
         record(recorded, pid, pid + 1, 900)
-    (recorded / "7/stat").write_text(f"7 (sh) S 100 {'0 ' * 17}1000 0\n")
+    (recorded / "7/stat").write_text(f"7 (sh) S 100 {'0 ' * 17}1000 {'0 ' * 10}\n")
     parents = [parent["pid"] for parent in snapshot_of(taken(recorded))["parents"]]
     assert parents == [7, *range(100, 115)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -41,7 +42,16 @@ def blocked(lock: threading.Event) -> Callable[[], str]:
 def test_what_is_there_is_returned() -> None:
     patient = Waiting()
     assert [patient.run(USER, number.__int__) for number in range(100)] == [*range(100)]
-    patient.close()
+
+
+def test_threads_end_with_it() -> None:
+    before = threading.active_count()
+    patient = Waiting()
+    assert patient.run(USER, threading.active_count) == before + 1
+    del patient
+    with at_most(10.0, "it would wait for ever"):
+        while threading.active_count() > before:
+            time.sleep(0.001)
 
 
 def test_an_error_is_raised() -> None:
@@ -51,7 +61,6 @@ def test_an_error_is_raised() -> None:
     patient = Waiting()
     with pytest.raises(PermissionError, match="hidden"):
         patient.run(USER, read)
-    patient.close()
 
 
 def test_one_that_waits_is_given_up_and_others_go_on(lock: threading.Event) -> None:
@@ -125,4 +134,3 @@ def test_users_are_forgotten() -> None:
     for user in range(3 * waiting.USERS):
         patient.run(0 if user % 2 else user, lambda: "there")
     assert len(patient._shares) <= waiting.USERS
-    patient.close()
