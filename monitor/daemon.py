@@ -72,7 +72,7 @@ def run(config: Config, reload: Callable[[], Config], beginning: Beginning) -> i
     sys.setswitchinterval(SWITCH_SECONDS)
     faulthandler.enable(2)  # prints the stack when the watchdog ends it by SIGABRT
     last_run = LastRun(state_directory(config.state.directory), host.host_facts().boot_id)
-    outputs: list[Sink] = open_sinks(config)
+    outputs = open_sinks(config)
     incidents = open_incidents(config.incidents, last_run.directory, last_run.problems.append)
     if incidents:
         outputs.append(incidents)

@@ -13,8 +13,17 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
+from monitor.symbols.elf_layout import (
+    HEADER_SIZE,
+    MAGIC,
+    PF_X,
+    PT_LOAD,
+    PT_NOTE,
+    WIDE,
+    layout_of,
+)
 from monitor.symbols.segments import NOTES_LIMIT, SEGMENTS_LIMIT, build_id_of
 
 __all__ = ["Elf", "ElfError", "Functions"]
@@ -31,43 +40,11 @@ NEIGHBOURS = 256
 _SYMBOLS_READ = 4096  # at a time
 
 # elf(5)
-_MAGIC = b"\x7fELF"
-_PT_LOAD, _PT_NOTE, _PF_X = 1, 4, 1
 _SHT_NOTE, _SHT_NOBITS, _SHF_EXECINSTR = 7, 8, 4
 _TABLES = {"SHT_SYMTAB": 2, "SHT_DYNSYM": 11}
 _STT_NOTYPE, _STT_FUNC, _STT_GNU_IFUNC = 0, 2, 10
 _STB_LOCAL = 0
 _SHN_UNDEF, _SHN_LORESERVE = 0, 0xFF00
-
-
-class _Layout(NamedTuple):
-    """Of Ehdr: where segments and sections are, size and number of each, and the section with the
-    names. `fields`: the places in Phdr of type, flags, offset, size in the file, address. Shdr has
-    the same order of fields in both classes.
-    """
-
-    header: struct.Struct
-    segment: struct.Struct
-    fields: tuple[int, ...]
-    section: struct.Struct
-    symbol: struct.Struct
-
-
-_WIDE = _Layout(
-    struct.Struct("<32xQQ6x5H"),
-    struct.Struct("<2I6Q"),
-    (0, 1, 2, 5, 3),
-    struct.Struct("<2I4Q2I16x"),
-    struct.Struct("<IBxHQQ"),
-)
-_NARROW = _Layout(
-    struct.Struct("<28xII6x5H"),
-    struct.Struct("<8I"),
-    (0, 6, 1, 4, 2),
-    struct.Struct("<8I8x"),
-    struct.Struct("<IIIBxH"),
-)
-_LAYOUTS = {b"\2\1": _WIDE, b"\1\1": _NARROW}  # class, and little-endian
 
 
 class ElfError(Exception):
@@ -88,7 +65,7 @@ class _Part:
 
 
 def _segment(row: tuple[int, ...], fields: tuple[int, ...]) -> _Part:
-    kind, flags, offset, size, address = (row[index] for index in fields)
+    kind, flags, offset, address, size, _ = (row[index] for index in fields)
     return _Part(kind, flags, offset, size, address)
 
 
@@ -170,10 +147,10 @@ class Elf:
         self._file.close()
 
     def _parse(self) -> None:
-        head = self._read(0, _WIDE.header.size)
-        if not head.startswith(_MAGIC):
+        head = self._read(0, HEADER_SIZE)
+        if not head.startswith(MAGIC):
             raise ElfError("no ELF file")
-        layout = _LAYOUTS.get(head[4:6])
+        layout = layout_of(head)
         if layout is None:
             raise ElfError("an ELF file of another machine")
         segments, sections, segment_size, segment_count, section_size, section_count, names_at = (
@@ -211,7 +188,7 @@ class Elf:
     def _find_build_id(self) -> str | None:
         """The build id from the note that the linker wrote (ld --build-id), in hexadecimal."""
         notes = [part for part in self._sections if part.kind == _SHT_NOTE]
-        notes += [part for part in self._segments if part.kind == _PT_NOTE]
+        notes += [part for part in self._segments if part.kind == PT_NOTE]
         for part in notes:
             if found := build_id_of(self._bytes(part, NOTES_LIMIT)):
                 return found
@@ -220,7 +197,7 @@ class Elf:
     def address(self, offset: int) -> int | None:
         """The linked address of the code at this offset of the file; None without code there."""
         for part in self._segments:
-            is_code = part.kind == _PT_LOAD and part.flags & _PF_X
+            is_code = part.kind == PT_LOAD and part.flags & PF_X
             if is_code and part.offset <= offset < part.offset + part.size:
                 return part.address + offset - part.offset
         return None
@@ -318,7 +295,7 @@ class Elf:
             data = self._read(part.offset + layout.size * first, size)
             if len(data) < size:
                 raise ElfError("its table of symbols is cut off")
-            if self._layout is _WIDE:
+            if self._layout is WIDE:
                 yield from layout.iter_unpack(data)
             else:
                 for name, start, length, info, section in layout.iter_unpack(data):

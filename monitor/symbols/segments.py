@@ -13,6 +13,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from monitor.symbols.elf_layout import (
+    HEADER_SIZE,
+    MAGIC,
+    PF_X,
+    PT_GNU_RELRO,
+    PT_LOAD,
+    PT_NOTE,
+    layout_of,
+)
 from monitor.untrusted.regular import open_regular
 
 __all__ = ["Code", "Relro", "Segments", "build_id_of", "read_mapped", "read_segments"]
@@ -21,16 +30,6 @@ SEGMENTS_LIMIT = 64
 NOTES_LIMIT = 1 << 16
 _PAGE = mmap.PAGESIZE
 
-# elf(5). By class: where e_phoff, e_phentsize and e_phnum are; the format of a segment's header,
-# and the places of type, flags, offset, address, size in the file and size in memory in it.
-_MAGIC, _LITTLE_ENDIAN = b"\x7fELF", 1
-_LAYOUTS = {
-    1: (struct.Struct("<28xI10xHH"), struct.Struct("<8I"), (0, 6, 1, 2, 4, 5)),
-    2: (struct.Struct("<32xQ14xHH"), struct.Struct("<2I6Q"), (0, 1, 2, 3, 5, 6)),
-}
-_HEADER_SIZE = 64
-_PT_LOAD, _PT_NOTE, _PT_GNU_RELRO = 1, 4, 0x6474E552
-_PF_X = 1
 _NT_GNU_BUILD_ID = 3
 
 
@@ -91,12 +90,12 @@ def _up(address: int) -> int:
 
 def read_segments(file: BinaryIO) -> Segments:
     """The file's segments; none when it is not an ELF file of this machine. Raises OSError."""
-    header = file.read(_HEADER_SIZE)
-    layout = _LAYOUTS.get(header[4]) if len(header) == _HEADER_SIZE else None
-    if layout is None or header[:4] != _MAGIC or header[5] != _LITTLE_ENDIAN:
+    header = file.read(HEADER_SIZE)
+    layout = layout_of(header) if len(header) == HEADER_SIZE else None
+    if layout is None or not header.startswith(MAGIC):
         return NOTHING
-    places, row, fields = layout
-    offset, size, count = places.unpack_from(header)
+    row, fields = layout.segment, layout.fields
+    offset, _sections, size, count, *_ = layout.header.unpack_from(header)
     if size != row.size or count > SEGMENTS_LIMIT or offset >= 1 << 62:
         return NOTHING
     file.seek(offset)
@@ -127,11 +126,11 @@ def _interpret(file: BinaryIO, segments: list[tuple[int, ...]]) -> Segments:
     relro: Relro | None = None
     build_id: str | None = None
     for kind, flags, offset, address, size, memory_size in segments:
-        if kind == _PT_LOAD and flags & _PF_X:
+        if kind == PT_LOAD and flags & PF_X:
             code.append(Code(_down(offset), _up(offset + size), _down(address)))
-        elif kind == _PT_GNU_RELRO and relro is None:
+        elif kind == PT_GNU_RELRO and relro is None:
             relro = Relro(_down(address), _up(address + memory_size), _down(offset))
-        elif kind == _PT_NOTE and build_id is None and offset < 1 << 62:
+        elif kind == PT_NOTE and build_id is None and offset < 1 << 62:
             file.seek(offset)
             build_id = build_id_of(file.read(min(size, NOTES_LIMIT)))
     return Segments(tuple(code), relro, build_id)
