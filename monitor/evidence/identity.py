@@ -124,7 +124,7 @@ def _standing(directory: int, start_boot_ns: int, image: Image | None) -> tuple[
         return "reused", ""
     if stat.start_ticks != start_boot_ns // TICK_NS:
         return "reused", ""
-    if stat.state in (b"Z", b"X"):
+    if stat.state in (b"Z", b"X") or not stat.start_code:  # that has no memory any more
         return "gone", ""
     try:
         is_same = image is None or is_run(directory, stat, image)

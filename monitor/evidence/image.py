@@ -47,7 +47,7 @@ def is_run(directory: int, stat: ProcessStat, image: Image) -> bool:
 
     Waits for no lock. Raises OSError, PermissionError where the process may not be looked at.
     """
-    if (stat.start_code, stat.start_stack) == (0, 0):
+    if not stat.start_stack:
         raise PermissionError("its addresses are hidden")
     if (stat.start_code, stat.start_stack) != (image.start_code, image.start_stack):
         return False

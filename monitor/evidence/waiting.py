@@ -7,6 +7,7 @@ a read is bounded for whoever asks, and each user has only so much of that time.
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -15,9 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from monitor.untrusted.process_stat import parse_stat
+
 __all__ = ["TooLong", "Waiting"]
 
 SECONDS = 0.05
+# Where the thread waits for nothing but a processor, of which a busy host has none left.
+LONGEST = 0.5
 # What a user's reads may take of the asking thread: so much a second, and so much at once. All
 # users but those of the system share twice as much, as one person may have many numbers.
 SHARE = 0.2
@@ -63,7 +68,8 @@ class _Worker:
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[_Job[object] | None] = queue.SimpleQueue()
         self.job: _Job[object] | None = None
-        threading.Thread(target=self._run, name="look-ups", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="look-ups", daemon=True)
+        self._thread.start()
 
     def begin(self, job: _Job[object]) -> None:
         self.job = job
@@ -72,6 +78,16 @@ class _Worker:
     @property
     def is_free(self) -> bool:
         return self.job is None or self.job.done.is_set()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has a processor or waits for one: a lock of others' is waited for asleep."""
+        path = f"/proc/self/task/{self._thread.native_id}/stat"
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return parse_stat(os.read(file, 4096)).state == b"R"
+        finally:
+            os.close(file)
 
     def end(self) -> None:
         self._jobs.put(None)
@@ -88,7 +104,10 @@ def _end(workers: list[_Worker]) -> None:
 
 
 class Waiting:
-    """Used by one thread, which waits for SECONDS at most, and for each user only so often."""
+    """Used by one thread, which waits for SECONDS at most, and for each user only so often.
+
+    On a host that is busy it waits for LONGEST at most.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -119,6 +138,8 @@ class Waiting:
         job: _Job[Value] = _Job(work)
         worker.begin(job)  # type: ignore[arg-type]
         is_done = job.done.wait(SECONDS)
+        while not is_done and self._clock() < now + LONGEST and worker.is_running:
+            is_done = job.done.wait(SECONDS)
         taken = self._clock() - now
         for share in shares:
             share.left -= taken

@@ -59,8 +59,8 @@ LOST = {
     ),
     Capability.CAP_SYS_PTRACE: (
         "full paths of the executables and mapped files of other users' processes (the kernel's "
-        "base names are reported), what those processes have sealed, and their mappings "
-        "and modules in snapshots"
+        "base names are reported), their command lines, what those processes have sealed, and "
+        "their mappings and modules in snapshots"
     ),
 }
 

@@ -9,7 +9,8 @@ __all__ = ["ProcessStat", "parse_stat"]
 
 class ProcessStat(NamedTuple):
     """Some fields of proc_pid_stat(5). `start_ticks`: since boot, field 22. The last two are
-    addresses, fields 26 and 28, and 0 to a reader who may not trace the process.
+    addresses, fields 26 and 28. To a reader who may not trace the process they are 1 and 0
+    (fs/proc/array.c, do_task_stat()); of one without memory 0 and 0.
     """
 
     name: bytes

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from test_daemon import READY_SECONDS, Compile, Running, Start, start
+
+from monitor.provoke import table as provoke
 
 __all__ = ["start"]
 
@@ -53,22 +57,20 @@ def test_killed_while_it_starts_the_next_one_keeps_its_state(
 
 
 def test_renamed_files_remove_no_critical_incident(
-    start: Start, compiled: Compile, state: Path, tmp_path: Path
+    start: Start, compiled: Compile, state: Path
 ) -> None:
     """Each fault is in a file that was just renamed: a new incident each, before."""
     settings = f'[state]\ndirectory = "{state}"\n[incidents]\nmax_size = 1048576\n'
     settings += "[rate_limit]\nper_caller = 1000\nburst = 10000\nhost = 10000\n"
     daemon = start(settings)
-    program, folder = compiled("evict"), tmp_path / "his"
-    folder.mkdir(mode=0o777)
-    folder.chmod(0o777)
-    for parent in folder.parents[:3]:
-        parent.chmod(parent.stat().st_mode | 0o011)
-    from monitor.provoke import table as provoke  # noqa: PLC0415
-
+    program = compiled("evict")
     provoke.run("munmap").communicate()
     denied = daemon.wait_for(lambda event: event["kind"] == "denial")
-    subprocess.run([program, "2000", folder], user=NOBODY, group=NOBODY, check=True, timeout=60)
+    # Not below the test's own folder, which no other user may search.
+    with tempfile.TemporaryDirectory(prefix="seal-monitor-test-") as folder:
+        os.chown(folder, NOBODY, NOBODY)
+        command: list[str | Path] = [program, "2000", folder]
+        subprocess.run(command, user=NOBODY, group=NOBODY, check=True, timeout=60)
     daemon.stop()
     command = [sys.executable, "-m", "monitor", "incidents", "list", "--json", "--limit", "5000"]
     command += ["--config", str(daemon.configuration)]

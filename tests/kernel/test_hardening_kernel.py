@@ -103,7 +103,7 @@ TAKEN = (
     Row(
         "CAP_SYS_PTRACE",
         without(Capability.CAP_SYS_PTRACE),
-        lost={"executable": BASE_NAME, "file": BASE_NAME},
+        lost={"executable": BASE_NAME, "command_line": None, "file": BASE_NAME},
         counted=["CapabilityBoundingSet_CAP_SYS_PTRACE"],
     ),
     Row(

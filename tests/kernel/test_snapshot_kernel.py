@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -207,8 +208,14 @@ def test_a_thousand_processes_at_once(watched: Callable[..., Watched], compiled:
     daemon = watching.daemon
     stopped = daemon.stop()
     assert_conserved(stopped)
-    # More than one where the build id was in no page of a process that was forked just now.
-    assert sum(found.count for found in _incidents(watching) if found.what == "mprotect") == 1000
+    # More than one where the build id was in no page of a process that was forked just now, and one
+    # for those of the held back that a sweep has no line for.
+    counts = Counter[str]()
+    for found in _incidents(watching):
+        counts[found.what] += found.count
+    assert counts.total() == 1000
+    assert set(counts) <= {"mprotect", "unknown"}
+    assert counts["mprotect"] >= 750, "three quarters of the host's burst are for whoever comes"
     assert len(watching.snapshots()) <= SNAPSHOTS_KEPT
 
 

@@ -41,7 +41,7 @@ def record_process(
     """Process 42 as /proc shows it."""
     directory = proc / "42"
     directory.mkdir(exist_ok=True)
-    fields = [state, *["0"] * 18, str(start_ticks), *["0"] * 30]
+    fields = [state, *["0"] * 18, str(start_ticks), *["1"] * 30]
     (directory / "stat").write_text(f"42 (a) R 1 (b) {' '.join(fields)}\n")
     (directory / "cmdline").write_bytes(cmdline)
     (directory / "exe").unlink(missing_ok=True)

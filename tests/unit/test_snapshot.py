@@ -51,7 +51,7 @@ def record(proc: Path, pid: int, parent: int, start_ticks: int, name: str = "app
     """A process as /proc shows it."""
     directory = proc / str(pid)
     directory.mkdir()
-    fields = ["S", str(parent), *["0"] * 17, str(start_ticks), *["0"] * 30]
+    fields = ["S", str(parent), *["0"] * 17, str(start_ticks), *["1"] * 30]
     (directory / "stat").write_text(f"{pid} ({name}) {' '.join(fields)}\n")
     (directory / "exe").symlink_to(f"/usr/bin/{name}")
     return directory
@@ -192,7 +192,7 @@ def test_parents_end_where_a_pid_is_anothers(recorded: Path) -> None:
 def test_parents_are_bounded(recorded: Path) -> None:
     for pid in range(100, 200):
         record(recorded, pid, pid + 1, 900)
-    (recorded / "7/stat").write_text(f"7 (sh) S 100 {'0 ' * 17}1000 {'0 ' * 10}\n")
+    (recorded / "7/stat").write_text(f"7 (sh) S 100 {'0 ' * 17}1000 {'1 ' * 10}\n")
     parents = [parent["pid"] for parent in snapshot_of(taken(recorded))["parents"]]
     assert parents == [7, *range(100, 115)]
 

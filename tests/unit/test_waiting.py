@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -69,6 +70,32 @@ def test_one_that_waits_is_given_up_and_others_go_on(lock: threading.Event) -> N
     with within, pytest.raises(TooLong, match="longer than 50 ms"):
         patient.run(USER, blocked(lock))
     assert patient.run(OTHER, lambda: "there") == "there"
+
+
+def test_one_that_wants_a_processor_is_waited_for() -> None:
+    """As on a host where all are busy."""
+
+    def read() -> str:
+        while time.thread_time() < 0.15:
+            hashlib.sha256(bytes(1 << 20))  # without the lock of the interpreter
+        return "there"
+
+    assert Waiting().run(USER, read) == "there"
+
+
+def test_one_that_never_gets_enough_is_given_up() -> None:
+    ends = threading.Event()
+
+    def read() -> None:
+        while not ends.is_set():
+            hashlib.sha256(bytes(1 << 20))
+
+    patient = Waiting()
+    try:
+        with at_most(3.0, "it is given up after half a second"), pytest.raises(TooLong):
+            patient.run(USER, read)
+    finally:
+        ends.set()
 
 
 def test_a_user_who_holds_a_thread_gets_no_other(lock: threading.Event) -> None:
