@@ -12,14 +12,14 @@ import json
 import os
 import sqlite3
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from monitor.incidents.clock import DAY_NS, HOUR_NS, Clock
+from monitor.incidents.clock import Clock
 from monitor.incidents.fingerprint import Event, fingerprint, unattributed, what_of
-from monitor.incidents.retention import Kept, Newcomers, Retention, kept_incidents, to_remove
+from monitor.incidents.removal import HALF, Removal
+from monitor.incidents.retention import Newcomers, Retention
 from monitor.incidents.schema import OtherSchema, prepare, transaction
 from monitor.incidents.stored import (
     NOBODY,
@@ -30,7 +30,6 @@ from monitor.incidents.stored import (
     nanoseconds,
     owner_of,
     rank_of,
-    severity_of,
 )
 from monitor.sinks.outputs import SinkError, encode
 from monitor.untrusted.recent import Recent
@@ -98,11 +97,6 @@ _ONLY_THE_LAST = """
 DELETE FROM events WHERE incident = :incident AND seq <= (
     SELECT seq FROM events WHERE incident = :incident ORDER BY seq DESC LIMIT 1 OFFSET :kept)
 """
-_AS_OLD_AS_THE_LAST_EVENT = """
-UPDATE incidents SET last_ns = coalesce(
-    (SELECT time_ns FROM events WHERE incident = number ORDER BY seq DESC LIMIT 1), 0)
-WHERE last_ns > :future
-"""
 _SNAPSHOT = """
 INSERT INTO snapshots (incident, time_ns, snapshot)
 SELECT number, :time_ns, :snapshot FROM incidents WHERE id = :incident RETURNING incident
@@ -114,11 +108,6 @@ DELETE FROM snapshots WHERE incident = :incident AND seq <= (
 
 _BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _CALLERS = 512  # whose suppressions find their incident: enough for a storm between two sweeps
-_LOOK_EVENTS, _LOOK_SECONDS = 64, 60.0  # retention is checked after so many events or seconds
-_FULL, _ROOM = 0.9, 0.8  # shares of the size: above _FULL incidents are removed, down to _ROOM
-_HALF = 0.5  # the share where a batch did not fit: it may be as large as the rest of a small one
-_AT_ONCE = 500  # incidents that one transaction removes
-_LOG = 4 << 20  # bytes of the log beside the database, which count in its size
 _FOLDED = 1024  # incidents that became a part of one for many places
 
 
@@ -202,16 +191,15 @@ class IncidentStore:
         self._newcomers = Newcomers(retention.new, self._clock)
         self._folded: Recent[str, str] = Recent(_FOLDED)
         self._helpers: Recent[tuple[str, Owner], bool] = Recent()
-        self.removed: Counter[str] = Counter({"info": 0, "warning": 0, "critical": 0})
-        self.notices: deque[str] = deque(maxlen=8)
-        self._room = 0
-        self._unsaid: Counter[tuple[str, Owner]] = Counter()
-        self._said_hour = -1
+        self._removal = Removal(self.path, retention, self._clock)
+        self.removed, self.notices = self._removal.removed, self._removal.notices
         self._database: sqlite3.Connection | None = None
         self._identity = (-1, -1)
         self._callers: Recent[_Caller, _Seen] = Recent(callers)
-        self._until_look = 0
-        self._looked_at = 0.0
+
+    def _make_room(self) -> bool:
+        """Whether there is some now; False where it is the disk that is full."""
+        return self._database is not None and self._removal.make_room(self._database, HALF)
 
     def render(self, event: dict[str, object]) -> bytes:
         return encode(event)
@@ -229,7 +217,7 @@ class IncidentStore:
             except (OtherSchema, sqlite3.DatabaseError) as error:
                 if isinstance(error, OtherSchema) or _is_broken(error):
                     self._set_aside(str(error))
-                elif not (_is_full(error) and self._make_room(_HALF)):
+                elif not (_is_full(error) and self._make_room()):
                     raise
                 self._write(texts)
         except (OtherSchema, sqlite3.Error, OSError) as error:
@@ -266,26 +254,11 @@ class IncidentStore:
             for setting in _SETTINGS:
                 database.execute(f"PRAGMA {setting}").fetchall()
             prepare(database)
-            self._bound()
+            self._removal.begin(database)
         except BaseException:
             self.close()
             raise
-        self._until_look = 0
         return database
-
-    def _bound(self) -> None:
-        """Let SQLite hold the size: the database and its log, which is copied back at half its
-        share, together.
-        """
-        assert self._database is not None
-        log, page = min(_LOG, self._retention.size // 8), self._pragma("page_size")
-        self._room = self._retention.size - log
-        for setting in (
-            f"max_page_count = {self._room // page}",
-            f"wal_autocheckpoint = {max(log // 2 // page, 1)}",
-            f"journal_size_limit = {log}",
-        ):
-            self._database.execute(f"PRAGMA {setting}").fetchall()
 
     def _is_there(self) -> bool:
         try:
@@ -296,7 +269,7 @@ class IncidentStore:
 
     def _write(self, texts: Sequence[str]) -> None:
         database = self._open()
-        self._look_at_retention(len(texts))
+        self._removal.look(database, len(texts))
         with transaction(database):
             for text in texts:
                 first, _, snapshot = text.partition("\n")
@@ -390,123 +363,6 @@ class IncidentStore:
         ((number,),) = database.execute(_COUNT, incident).fetchall()
         self._rank(database, number, incident, NOBODY, None)
         return number, None
-
-    # ---- retention -------------------------------------------------------------------------------
-
-    def _look_at_retention(self, events: int) -> None:
-        self._until_look -= events
-        now = time.monotonic()
-        if self._until_look > 0 and now - self._looked_at < _LOOK_SECONDS:
-            return
-        self._until_look, self._looked_at = _LOOK_EVENTS, now
-        now, is_settled = self._clock.now()
-        if is_settled or self._is_witnessed(now):
-            self._remove_old(now)
-        if self._used_bytes() > _FULL * self._room:
-            self._make_room()
-
-    def _is_witnessed(self, now_ns: int) -> bool:
-        """Whether an event shows that the clock was near this time more than a day ago.
-
-        A much older event is not enough: the clock may have jumped after it.
-        """
-        longest = max(2 * DAY_NS, self._retention.age * DAY_NS // 4)
-        query = "SELECT 1 FROM events WHERE time_ns BETWEEN ? AND ? LIMIT 1"
-        found = self._open().execute(query, (now_ns - longest, now_ns - DAY_NS)).fetchone()
-        return found is not None
-
-    def _remove_old(self, now_ns: int) -> None:
-        """Remove the rows that are older than retention allows.
-
-        A row that came before one of these is even older: if its time lies in the future, the clock
-        was ahead. An incident is as old as its last event.
-        """
-        database = self._open()
-        times = {"oldest": now_ns - self._retention.age * DAY_NS, "future": now_ns + HOUR_NS}
-        for table in ("events", "snapshots"):
-            # With the plain max(seq) SQLite reads the table from its end, most often all of it.
-            query = f"SELECT max(+seq) FROM {table} WHERE time_ns < :oldest"
-            (last,) = database.execute(query, times).fetchone()
-            if last is not None:
-                with transaction(database):
-                    database.execute(
-                        f"DELETE FROM {table} WHERE time_ns < :oldest "
-                        "OR time_ns > :future AND seq < :last",
-                        times | {"last": last},
-                    )
-        if database.execute("SELECT 1 FROM incidents WHERE last_ns > :future", times).fetchone():
-            with transaction(database):
-                database.execute(_AS_OLD_AS_THE_LAST_EVENT, times)
-        query = "SELECT incident, rank FROM standing JOIN incidents ON number = incident "
-        query += "WHERE last_ns < ? LIMIT ?"
-        while found := database.execute(query, (times["oldest"], _AT_ONCE)).fetchall():
-            self._remove(found)
-
-    def _make_room(self, part: float = _ROOM) -> bool:
-        """Remove the incidents that are beyond their owners' shares, down to this part of the size;
-        whether any was removed.
-
-        False where there is room within the size: then the disk is full.
-        """
-        if self._database is None or self._used_bytes() <= part * self._room:
-            return False
-        has_removed = False
-        while (used := self._used_bytes()) > part * self._room:
-            chosen = to_remove(kept_incidents(self._database), part * self._room / used)
-            for start in range(0, len(chosen), _AT_ONCE):
-                self._remove(
-                    [(each.number, each.rank) for each in chosen[start : start + _AT_ONCE]]
-                )
-            if not chosen:
-                break
-            has_removed = True
-            self._say_removed(chosen)
-        pages = self._pragma("page_count") - self._room // self._pragma("page_size")
-        if pages > 0:  # an earlier configuration allowed it to be larger
-            # As a script: as a statement it would free only one page.
-            self._database.executescript(f"PRAGMA incremental_vacuum({pages})")
-        return has_removed
-
-    def _say_removed(self, chosen: Sequence[Kept]) -> None:
-        """Once an hour, with all that was removed since: a flood would remove some each second."""
-        self._unsaid.update(
-            (severity_of(each.rank), Owner(each.workload, each.user)) for each in chosen
-        )
-        if (hour := self._clock.hour()) == self._said_hour:
-            return
-        self._said_hour = hour
-        severities = Counter[str]()
-        owners = Counter[Owner]()
-        for (severity, owner), count in self._unsaid.items():
-            severities[severity] += count
-            owners[owner] += count
-        self._unsaid.clear()
-        counts = ", ".join(f"{count:,} {name}" for name, count in severities.most_common())
-        ((most, number),) = owners.most_common(1)
-        self.notices.append(
-            f"incidents removed to make room for others: {counts}; {number:,} of them of "
-            f"{most.words}. {self.path} holds what incidents.max_size allows: raise it, or look at "
-            "who makes so many"
-        )
-
-    def _remove(self, found: Sequence[tuple[int, int]]) -> None:
-        """Remove the incidents with these numbers and ranks, and count them."""
-        numbers = [(number,) for number, _ in found]
-        database = self._open()
-        with transaction(database):
-            for table in ("facets", "events", "snapshots", "standing"):
-                database.executemany(f"DELETE FROM {table} WHERE incident = ?", numbers)
-            database.executemany("DELETE FROM incidents WHERE number = ?", numbers)
-        self.removed.update(severity_of(rank) for _, rank in found)
-
-    def _used_bytes(self) -> int:
-        used = self._pragma("page_count") - self._pragma("freelist_count")
-        return used * self._pragma("page_size")
-
-    def _pragma(self, name: str) -> int:
-        assert self._database is not None
-        (number,) = self._database.execute(f"PRAGMA {name}").fetchone()
-        return int(number)
 
     # ---- a database that cannot be used ----------------------------------------------------------
 

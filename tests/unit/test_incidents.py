@@ -400,7 +400,7 @@ def test_a_look_with_nothing_too_old_does_not_read_every_event(make: Make) -> No
 
         assert store.sink._database is not None
         store.sink._database.set_progress_handler(count, 1)
-        store.sink._remove_old(round(store.now * 1e9))
+        store.sink._removal.remove_old(store.sink._open(), round(store.now * 1e9))
         store.path.unlink()
         return taken
 
