@@ -195,6 +195,7 @@ HAD: dict[str, Minute] = {
         ("not_sealing",): 140 + host.index % 11,
         ("unreadable",): 0,
         ("too_large",): int(host.index % 9 == 0),
+        ("timed_out",): 0,
     },
     "posture_sealed_bytes": lambda host, _: {
         ("image-worker.service",): 2**20 * (3 + host.index % 4),

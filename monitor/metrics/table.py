@@ -329,8 +329,9 @@ METRICS: tuple[Metric, ...] = (
         "gauge",
         "Processes at the last look, by whether they have sealed memory: sealing, "
         "not_sealing, unreadable (not permitted), too_large (more than 4 MiB of page tables, "
-        "as 2 GiB in small pages have; reading would hold them up). What the kernel maps and seals "
-        "itself is left out.",
+        "as 2 GiB in small pages have; reading would hold them up), timed_out (they, or another "
+        "process of their owner, let a read wait for 2 s). What the kernel maps and seals itself "
+        "is left out.",
         lambda reading: [
             ((state,), count) for state, count in reading.tally.posture.processes.items()
         ],

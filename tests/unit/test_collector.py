@@ -16,7 +16,7 @@ from monitor.metrics.collector import build
 from monitor.metrics.reading import KernelFacts, ProbeState
 from monitor.metrics.table import METRICS
 from monitor.metrics.tally import DELAY_BUCKETS, Tally
-from monitor.posture.scan import Figures, Memory
+from monitor.posture.scan import STATES, Figures, Memory
 
 OPERATION = {operation.name: index for index, operation in enumerate(OPERATIONS)}
 FACTS = KernelFacts("6.12.107-amd64", True, {"mprotect": True, "mremap": False})
@@ -262,7 +262,7 @@ def test_what_processes_have_sealed() -> None:
     shown = registry(Values(), tally)
     assert {line.split()[1] for line in lines(shown, "posture")} == {"0.0"}
     figures = Figures(
-        processes={"sealing": 3, "not_sealing": 40, "unreadable": 2, "too_large": 1},
+        processes=dict(zip(STATES, (3, 40, 2, 1, 4), strict=True)),
         sealed_bytes={"nginx.service": 12288, "other": 4096},
         memory=Memory(5, 16384, 8000, 2000, 0, 0),
         sealing_executables=2,
@@ -276,6 +276,7 @@ def test_what_processes_have_sealed() -> None:
         'posture_processes{state="not_sealing"} 40.0',
         'posture_processes{state="unreadable"} 2.0',
         'posture_processes{state="too_large"} 1.0',
+        'posture_processes{state="timed_out"} 4.0',
         'posture_sealed_bytes{workload="other"} 4096.0',
         'posture_sealed_bytes{workload="nginx.service"} 12288.0',
         'posture_sealed_ratio{memory="executable"} 0.25',
