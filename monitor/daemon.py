@@ -198,7 +198,6 @@ class Daemon:
     def _make_snapshots(self) -> Snapshots:
         from monitor.incidents import snapshot  # noqa: PLC0415 - where there is no store, nor is SQLite
         from monitor.incidents.snapshot_thread import Snapshots  # noqa: PLC0415
-        from monitor.symbols.modules import BuildIds  # noqa: PLC0415
 
         kept = self._config.incidents
         size = min(snapshot.LIMITS.text_bytes, kept.max_size // 32)
@@ -206,7 +205,6 @@ class Daemon:
             snapshot.take,
             start_offset_ns=clock_offset(),
             reports_guards=bool(self.watcher.state.config.maybe_guard_mask),
-            build_ids=BuildIds(),
             limits=snapshot.LIMITS._replace(text_bytes=size),
         )
         return Snapshots(self.delivery, self.tally, take, kept.snapshots)
