@@ -246,6 +246,12 @@ METRICS: tuple[Metric, ...] = (
         _one(lambda reading: reading.tally.canary_last_success),
     ),
     Metric(
+        "canary_interval_seconds",
+        "gauge",
+        "Time from one canary to the next, as configured; 0: there is only one, at start.",
+        _one(lambda reading: reading.tally.canary_interval),
+    ),
+    Metric(
         "identity_lookups_total",
         "counter",
         "Look-ups of a process in /proc, by result: complete, partial (something could not be read"
@@ -378,6 +384,12 @@ METRICS: tuple[Metric, ...] = (
         "Unix time at which the last look at all processes ended; 0 before the first, a minute "
         "after the start.",
         _one(lambda reading: reading.tally.posture.finished),
+    ),
+    Metric(
+        "posture_interval_seconds",
+        "gauge",
+        "Time from one look at all processes to the next, as configured; 0: there is none.",
+        _one(lambda reading: reading.tally.posture_interval),
     ),
     Metric(
         "config_last_reload_successful",

@@ -104,6 +104,7 @@ def test_the_first_scrape() -> None:
         'canary_runs_total{result="success"} 0.0',
         'canary_runs_total{result="failure"} 0.0',
         "canary_last_success_timestamp_seconds 0.0",
+        "canary_interval_seconds 0.0",
         'sink_errors_total{sink="console"} 0.0',
         'sink_errors_total{sink="file"} 0.0',
         "config_last_reload_successful 0.0",
@@ -232,6 +233,7 @@ def test_the_daemons_own_counts() -> None:
     tally = Tally(["console"])
     tally.canary("success", 1000.5)
     tally.canary("failure", 1060.0)
+    tally.intervals(60, 3600)
     for result in ("complete", "complete", "gone", "reused", "partial"):
         tally.identity(result)
     tally.sink_error("console")
@@ -245,6 +247,7 @@ def test_the_daemons_own_counts() -> None:
         'canary_runs_total{result="success"} 1.0',
         'canary_runs_total{result="failure"} 1.0',
         "canary_last_success_timestamp_seconds 1000.5",
+        "canary_interval_seconds 60.0",
         'identity_lookups_total{result="complete"} 2.0',
         'identity_lookups_total{result="partial"} 1.0',
         'identity_lookups_total{result="gone"} 1.0',
@@ -271,6 +274,7 @@ def test_what_processes_have_sealed() -> None:
         finished=1000.5,
     )
     tally.posture_seen(figures)
+    tally.intervals(60, 3600)
     assert lines(shown, "posture") == [
         'posture_processes{state="sealing"} 3.0',
         'posture_processes{state="not_sealing"} 40.0',
@@ -285,6 +289,7 @@ def test_what_processes_have_sealed() -> None:
         'posture_executables{state="stopped"} 1.0',
         "posture_scan_duration_seconds 2.5",
         "posture_last_success_timestamp_seconds 1000.5",
+        "posture_interval_seconds 3600.0",
     ]
 
 
