@@ -884,6 +884,27 @@ HEALTH = Dashboard(
                     12,
                 ),
                 Panel(
+                    "Overdue",
+                    "timeseries",
+                    "Time since the last canary that came back, and since the last whole look at"
+                    " what is sealed, in intervals as configured. Above 2, one is overdue; the five"
+                    " highest of each.",
+                    "short",
+                    [
+                        query(
+                            "topk(5, (time() - (~canary_last_success_timestamp_seconds{SELECT}"
+                            " > 0)) / (~canary_interval_seconds{SELECT} > 0))",
+                            "{{instance}} canary",
+                        ),
+                        query(
+                            "topk(5, (time() - (~posture_last_success_timestamp_seconds{SELECT}"
+                            " > 0)) / (~posture_interval_seconds{SELECT} > 0))",
+                            "{{instance}} look",
+                        ),
+                    ],
+                    24,
+                ),
+                Panel(
                     "Store of incidents",
                     "timeseries",
                     "Bytes on disk of the database of incidents. The five hosts with most.",

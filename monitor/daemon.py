@@ -139,6 +139,7 @@ class Daemon:
         self._incidents = incidents
         self._pending_health: deque[tuple[str, str]] = deque()
         self.tally = Tally(output.name for output in outputs)
+        self._show_intervals()
         self.delivery = Delivery(outputs, self.tally, self._on_sink)
         self._in_force = InForce(self.tally)
         with contextlib.ExitStack() as cleanup:
@@ -198,7 +199,6 @@ class Daemon:
     def _make_snapshots(self) -> Snapshots:
         from monitor.incidents import snapshot  # noqa: PLC0415 - where there is no store, nor is SQLite
         from monitor.incidents.snapshot_thread import Snapshots  # noqa: PLC0415
-        from monitor.symbols.modules import BuildIds  # noqa: PLC0415
 
         kept = self._config.incidents
         size = min(snapshot.LIMITS.text_bytes, kept.max_size // 32)
@@ -206,7 +206,6 @@ class Daemon:
             snapshot.take,
             start_offset_ns=clock_offset(),
             reports_guards=bool(self.watcher.state.config.maybe_guard_mask),
-            build_ids=BuildIds(),
             limits=snapshot.LIMITS._replace(text_bytes=size),
         )
         return Snapshots(self.delivery, self.tally, take, kept.snapshots)
@@ -332,6 +331,9 @@ class Daemon:
             words = f"after {outcome.blind_seconds:.0f} s"
             self._report("canary_recovered", words, outcome.blind_seconds)
 
+    def _show_intervals(self) -> None:
+        self.tally.intervals(self._config.canary.interval, self._config.posture.interval)
+
     def _look_at_posture(self, now: float) -> None:
         outcome = self._posture.turn(now, self._config.posture.interval)
         if outcome is None:
@@ -431,6 +433,7 @@ class Daemon:
         if self._snapshots:
             self._snapshots.reconfigure(done.config.incidents.snapshots)
         self._config = done.config
+        self._show_intervals()
         self._in_force.has_read("configuration", not done.refused)
         self._report("reloaded", done.message, details=done.details)
 

@@ -182,6 +182,7 @@ HAD: dict[str, Minute] = {
         - 20
         - (MINUTE * (minute % 120 - 29) if _canary(host, minute)["failure",] else 0)
     },
+    "canary_interval_seconds": lambda _host, _minute: {(): MINUTE},
     "sink_queue_events": lambda host, minute: {
         (sink,): host.random.randrange(60) if minute in host.storm else 0 for sink in SINKS
     },
@@ -195,6 +196,7 @@ HAD: dict[str, Minute] = {
         ("not_sealing",): 140 + host.index % 11,
         ("unreadable",): 0,
         ("too_large",): int(host.index % 9 == 0),
+        ("timed_out",): 0,
     },
     "posture_sealed_bytes": lambda host, _: {
         ("image-worker.service",): 2**20 * (3 + host.index % 4),
@@ -213,6 +215,7 @@ HAD: dict[str, Minute] = {
     "posture_last_success_timestamp_seconds": lambda host, minute: {
         (): host.begin + MINUTE * (minute - minute % 10) - 5
     },
+    "posture_interval_seconds": lambda _host, _minute: {(): 10 * MINUTE},
     "incident_store_bytes": lambda host, minute: {
         (): 4096 * (20 + host.index % 7 + (minute // 30 if host.index in (0, 1, 2) else 0))
     },

@@ -18,8 +18,10 @@ from monitor.posture.scan import (
     Memory,
     Process,
     Reader,
+    State,
     grouped,
 )
+from monitor.posture.smaps import patience
 from monitor.sizes import rough
 from monitor.untrusted.printable import printable
 from monitor.untrusted.terminal import Column, counted, table, text
@@ -27,9 +29,17 @@ from monitor.untrusted.terminal import Column, counted, table, text
 __all__ = ["as_document", "listed", "process_lines", "run"]
 
 MAPPINGS_SHOWN = 1000
+ONE_SECONDS = 30.0  # for one read of the process that was asked for
 _NARROWEST = 80
 _PATH_LIMIT = 4096
 _UNKNOWN = "unknown"
+
+# What stands in place of what is sealed; of several the first.
+_NOT_READ: Mapping[State, str] = {
+    "too_large": "too large",
+    "timed_out": "timed out",
+    "unreadable": "unreadable",
+}
 
 # What a line may stand for, and where its name comes from.
 _KEYS: Mapping[str, Callable[[Process], str]] = {
@@ -65,9 +75,7 @@ def _numbers(groups: Sequence[Group]) -> list[Column]:
     sealed = [
         rough(group.memory.sealed_bytes)
         if _is_read(group)
-        else "too large"
-        if group.states["too_large"]
-        else "unreadable"
+        else next((words for state, words in _NOT_READ.items() if group.states[state]), "")
         for group in groups
     ]
     code = cells(lambda memory: _share(memory.executable_sealed_bytes, memory.executable_bytes))
@@ -109,6 +117,11 @@ def _summary(processes: Sequence[Process], whole: Group) -> list[str]:
         lines.append(
             f"{counted(count, 'process')} with more than {rough(PAGE_TABLES_LIMIT)} of page tables "
             f"{'was' if count == 1 else 'were'} not read; --pid reads one"
+        )
+    if count := states["timed_out"]:
+        lines.append(
+            f"{counted(count, 'process')} could not be read in time: somebody keeps the lock of "
+            "their mappings, or of another process of their owner; --pid waits longer"
         )
     return lines
 
@@ -244,12 +257,19 @@ def as_document(processes: Sequence[Process], by: str, everything: bool) -> dict
 
 
 def _one(pid: int, proc: Path) -> Process:
-    process = Reader(proc, page_tables_limit=None, keep=MAPPINGS_SHOWN).process(pid)
+    waiting = patience(ONE_SECONDS)
+    reader = Reader(proc, page_tables_limit=None, keep=MAPPINGS_SHOWN, waiting=waiting)
+    process = reader.process(pid)
     if process is None:
         raise ProcessLookupError(f"there is no process {pid} with memory of its own")
     if process.state == "unreadable":
         hint = "" if os.geteuid() == 0 else "; run as its user or as root"
         raise PermissionError(f"the mappings of process {pid} may not be read{hint}")
+    if process.state == "timed_out":
+        raise TimeoutError(
+            f"the mappings of process {pid} could not be read within {ONE_SECONDS:.0f} s: "
+            "something keeps their lock; try again, or look at what its threads do"
+        )
     return process
 
 

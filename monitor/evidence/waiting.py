@@ -2,7 +2,9 @@
 
 A process's command line, its maps and its mapped files can be read only with its mmap_lock
 (fs/proc/base.c, fs/proc/task_mmu.c), which any user can keep busy in a process of his own. So such
-a read is bounded for whoever asks, and each user has only so much of that time.
+a read is bounded for whoever asks, and each user has only so much of that time. The kernel waits
+for that lock in a state that only the end of the whole process ends (mmap_read_lock_killable()): a
+thread there can be given up, not stopped.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Generic, TypeVar
 
 from monitor.untrusted.process_stat import parse_stat
 
-__all__ = ["TooLong", "Waiting"]
+__all__ = ["Held", "Reads", "TooLong", "Waiting"]
 
 SECONDS = 0.05
 # Where the thread waits for nothing but a processor, of which a busy host has none left.
@@ -28,14 +30,28 @@ LONGEST = 0.5
 SHARE = 0.2
 AT_ONCE = 0.25
 SYSTEM_USERS = 1000  # below it: /etc/login.defs, UID_MIN
+SUB_USERS = 100_000  # from it on: /etc/login.defs, SUB_UID_MIN; one person has 65,536 of them
 THREADS = 4  # that may be stuck at a time; the last is for system users
 USERS = 1024  # remembered; the one asked for the longest time ago is forgotten
 
 Value = TypeVar("Value")
+_Owner = tuple[str, int]  # place and user
 
 
-class TooLong(Exception):
+class TooLong(TimeoutError):
     """It would take too long, or has; the text says which."""
+
+
+class Held:
+    """A descriptor, which is closed when nobody has it any more: a thread that was given up may
+    still use it.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
 
 
 @dataclass
@@ -43,14 +59,17 @@ class _Job(Generic[Value]):
     work: Callable[[], Value]
     done: threading.Event = field(default_factory=threading.Event)
     value: Value | None = None
-    error: OSError | None = None
+    error: Exception | None = None
+    cpu_seconds: float = 0.0
 
     def run(self) -> None:
+        began = time.thread_time()
         try:
             self.value = self.work()
-        except OSError as error:
+        except Exception as error:
             self.error = error
         del self.work  # and with it whoever asked: the thread must not keep them
+        self.cpu_seconds = time.thread_time() - began
         self.done.set()
 
 
@@ -104,31 +123,43 @@ def _end(workers: list[_Worker]) -> None:
 
 
 class Waiting:
-    """Used by one thread, which waits for SECONDS at most, and for each user only so often.
+    """Used by one thread, which waits for `seconds` at most, and for each user only so often.
 
-    On a host that is busy it waits for LONGEST at most.
+    On a host that is busy it waits for LONGEST, where that is longer.
+
+    `cpu_seconds` is what the work has taken of the processor: it ran in other threads.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        seconds: float = SECONDS,
+        at_once: float = AT_ONCE,
+    ) -> None:
+        self.cpu_seconds = 0.0
         self._clock = clock
+        self._seconds = seconds
+        self._at_once = at_once
         self._workers: list[_Worker] = []
         weakref.finalize(self, _end, self._workers)
-        self._shares: dict[int | None, _Share] = {}
-        self._stuck: dict[_Worker, int] = {}
+        self._shares: dict[_Owner | None, _Share] = {}
+        self._stuck: dict[_Worker, _Owner] = {}
 
-    def run(self, user: int, work: Callable[[], Value]) -> Value:
-        """What `work` returns; `user` is the one whose process it reads.
+    def run(self, user: int, work: Callable[[], Value], place: str = "") -> Value:
+        """What `work` returns; `user` is the one whose process it reads. In each `place`, which is
+        a workload, a user has a share of his own there, and all sub-users have one.
 
-        Raises what `work` raises as OSError, and TooLong. Work that is given up goes on: it must
-        own what it uses.
+        Raises what `work` raises, and TooLong. Work that is given up goes on: it must own what it
+        uses.
         """
         now = self._clock()
         self._stuck = {each: whose for each, whose in self._stuck.items() if not each.is_free}
         is_system = user < SYSTEM_USERS
-        shares = [self._share(user, 1.0, now)]
+        owner = (place, min(user, SUB_USERS) if place else user)
+        shares = [self._share(owner, 1.0, now)]
         if not is_system:
             shares.append(self._share(None, 2.0, now))
-        if user in self._stuck.values():
+        if owner in self._stuck.values():
             raise TooLong("another look-up of this user's still waits")
         if any(share.left <= 0 for share in shares):
             raise TooLong("look-ups of this user's have taken too long before")
@@ -137,31 +168,59 @@ class Waiting:
         worker = self._worker()
         job: _Job[Value] = _Job(work)
         worker.begin(job)  # type: ignore[arg-type]
-        is_done = job.done.wait(SECONDS)
+        is_done = job.done.wait(self._seconds)
         while not is_done and self._clock() < now + LONGEST and worker.is_running:
             is_done = job.done.wait(SECONDS)
-        taken = self._clock() - now
+        # Work is no waiting, and others cannot prolong it.
+        waited = self._clock() - now - job.cpu_seconds
         for share in shares:
-            share.left -= taken
+            share.left -= waited
         if not is_done:
-            self._stuck[worker] = user
-            raise TooLong(f"the look-up took longer than {SECONDS * 1000:.0f} ms")
+            self._stuck[worker] = owner
+            raise TooLong(f"the look-up took longer than {self._seconds * 1000:.0f} ms")
+        self.cpu_seconds += job.cpu_seconds
         if job.error is not None:
-            raise job.error
+            try:
+                raise job.error
+            finally:
+                job.error = None  # else each would keep the other, and what the work used
         return job.value  # type: ignore[return-value]
+
+    def rest(self) -> None:
+        """End the threads that have nothing to do; the next work begins one again."""
+        free = [worker for worker in self._workers if worker.is_free]
+        self._workers[:] = [worker for worker in self._workers if worker not in free]
+        _end(free)
 
     def _worker(self) -> _Worker:
         free = next((worker for worker in self._workers if worker.is_free), None)
         if free is None:
-            free = _Worker()
+            try:
+                free = _Worker()
+            except RuntimeError as error:
+                raise TooLong(f"it gets no thread: {error}") from error
             self._workers.append(free)
         return free
 
-    def _share(self, user: int | None, parts: float, now: float) -> _Share:
-        share = self._shares.pop(user, None) or _Share(AT_ONCE * parts, now)
-        share.left = min(share.left + (now - share.filled_at) * SHARE * parts, AT_ONCE * parts)
+    def _share(self, owner: _Owner | None, parts: float, now: float) -> _Share:
+        most = self._at_once * parts
+        share = self._shares.pop(owner, None) or _Share(most, now)
+        share.left = min(share.left + (now - share.filled_at) * SHARE * parts, most)
         share.filled_at = now
         if len(self._shares) >= USERS:
             del self._shares[next(iter(self._shares))]
-        self._shares[user] = share
+        self._shares[owner] = share
         return share
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """Reads of what one user can hold up."""
+
+    waiting: Waiting
+    user: int
+    place: str = ""
+
+    def run(self, work: Callable[[], Value]) -> Value:
+        """See Waiting.run()."""
+        return self.waiting.run(self.user, work, self.place)

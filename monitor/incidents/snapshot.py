@@ -3,6 +3,8 @@
 Everything is read through a descriptor of the process's directory in /proc, which never leads to
 another process that gets the same pid. The process chooses what is in there, so it is bounded and
 escaped here. Reading costs the process little: its mmap lock is held for a few mappings at a time.
+The process, in turn, can hold that lock: what needs it is read in threads that can be given up, and
+then missing.
 """
 
 from __future__ import annotations
@@ -17,19 +19,19 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from monitor.evidence.events import timestamp
-from monitor.evidence.identity import TICK_NS, is_image, read_at, state_of
+from monitor.evidence.identity import is_image, state_of
 from monitor.evidence.memory_map import Mapping, bounded_lines, parse_smaps
+from monitor.evidence.waiting import Held, Reads, Waiting
+from monitor.incidents.snapshot_facts import PATH_LIMIT, parents, seccomp, status
+from monitor.incidents.snapshot_facts import limits as resource_limits
 from monitor.sinks.outputs import encode
 from monitor.sizes import kibibytes
-from monitor.symbols.modules import BuildIds, find_modules
+from monitor.symbols.modules import find_modules
 from monitor.untrusted.printable import printable
-from monitor.untrusted.process_stat import parse_stat
 
-__all__ = ["LIMITS", "Limits", "Request", "Snapshot", "Taken", "take"]
+__all__ = ["LIMITS", "Limits", "Request", "Snapshot", "Taken", "patience", "take"]
 
-PATH_LIMIT = 512
-NAME_LIMIT = 64
-STATUS_READ = 8192
+READ_SECONDS = 0.5  # for the mappings, the modules, and their build ids
 
 Snapshot = dict[str, Any]
 _T = TypeVar("_T")
@@ -56,8 +58,17 @@ class Limits(NamedTuple):
 LIMITS = Limits()
 
 
+def patience() -> Waiting:
+    """What snapshots may wait for: the processes of one user can delay those of others by a second
+    and a half, and after that by a fifth of the time.
+    """
+    return Waiting(seconds=READ_SECONDS, at_once=2 * READ_SECONDS)
+
+
 class Request(NamedTuple):
-    """`base_name` is the kernel's name of the executable, `touched` the address in question."""
+    """`base_name` is the kernel's name of the executable, `touched` the address in question;
+    `uid` and `workload` are those of the process, for whom the reads are.
+    """
 
     event: str
     pid: int
@@ -66,6 +77,8 @@ class Request(NamedTuple):
     start: str
     base_name: bytes
     touched: int
+    uid: int = 0
+    workload: str = ""
 
 
 class Taken(NamedTuple):
@@ -78,10 +91,10 @@ class Taken(NamedTuple):
 
 def take(
     request: Request,
+    waiting: Waiting,
     *,
     start_offset_ns: int,
     reports_guards: bool,
-    build_ids: BuildIds,
     proc: Path = Path("/proc"),
     limits: Limits = LIMITS,
 ) -> Taken:
@@ -93,9 +106,11 @@ def take(
     now, began = time.time_ns(), time.monotonic()
     gone = Taken("gone", now)
     try:
-        directory = os.open(proc / str(request.pid), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        held = Held(os.open(proc / str(request.pid), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     except (FileNotFoundError, ProcessLookupError):
         return gone
+    directory = held.descriptor
+    reads = Reads(waiting, request.uid, request.workload)
     try:
         if state_of(directory, request.start_boot_ns) != "complete":
             return gone
@@ -108,23 +123,20 @@ def take(
         missing: dict[str, str] = {}
         part = functools.partial(_part, missing)
         # First the parts that change soonest.
-        found = part("memory_map", lambda: _memory_map(directory, request, limits))
+        found = part("memory_map", lambda: _memory_map(held, request, limits, reads))
         if found is not None and not found.blocks:
             return gone
-        status = f"task/{request.tid}/status"
-        seccomp = part("seccomp", lambda: _seccomp(_status(directory, status)))
-        rlimits = part("limits", lambda: _limits(read_at("limits", directory, STATUS_READ)))
-        parents = part(
-            "parents", lambda: _parents(proc, directory, start_offset_ns, limits.parents)
-        )
+        thread = f"task/{request.tid}/status"
+        filters = part("seccomp", lambda: seccomp(status(directory, thread)))
+        rlimits = part("limits", lambda: resource_limits(directory))
+        above = part("parents", lambda: parents(proc, directory, start_offset_ns, limits.parents))
         modules = part(
-            "modules",
-            lambda: find_modules(directory, build_ids, limits.modules, limits.maps_bytes),
+            "modules", lambda: find_modules(held, reads, limits.modules, limits.maps_bytes)
         )
     except (FileNotFoundError, ProcessLookupError):
         return gone
     finally:
-        os.close(directory)
+        waiting.rest()
     mappings = None
     if found is not None:
         lines = (line for block in found.blocks for line in block)
@@ -137,9 +149,9 @@ def take(
         "memory_map": mappings,
         "memory_map_complete": found is not None and found.is_complete,
         "limits": rlimits,
-        "seccomp": seccomp,
+        "seccomp": filters,
         "modules": modules and modules.found,
-        "parents": parents,
+        "parents": above,
         "missing": missing,
         "duration_ms": round((time.monotonic() - began) * 1e3, 3),
     }
@@ -196,25 +208,30 @@ class _Found:
     problem: str = ""
 
 
-def _memory_map(directory: int, request: Request, limits: Limits) -> _Found:
-    """The mappings around the violation; none if the process now runs another program."""
-    kib = int(_status(directory, "status").get(b"VmPTE", b"0").split()[0])
+def _memory_map(directory: Held, request: Request, limits: Limits, reads: Reads) -> _Found:
+    """The mappings around the violation; none if the process now runs another program.
+
+    Raises OSError, TooLong where the process lets it wait.
+    """
+    kib = int(status(directory.descriptor, "status").get(b"VmPTE", b"0").split()[0])
     why = f"{kib} KiB of page tables, more than {limits.page_tables_kib}"
     if kib <= limits.page_tables_kib:
-        found = _read_map("smaps", limits.smaps_bytes, directory, request, limits)
+        size = limits.smaps_bytes
+        found = reads.run(lambda: _read_map("smaps", size, directory, request, limits))
         if found.problem in ("", _ENDED):
             return found
         why = found.problem
-    found = _read_map("maps", limits.maps_bytes, directory, request, limits)
+    size = limits.maps_bytes
+    found = reads.run(lambda: _read_map("maps", size, directory, request, limits))
     return _Found(found.blocks, found.is_complete, f"seals not read: {why}")
 
 
-def _read_map(name: str, size: int, directory: int, request: Request, limits: Limits) -> _Found:
-    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+def _read_map(name: str, size: int, directory: Held, request: Request, limits: Limits) -> _Found:
+    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory.descriptor)
     try:
         # Checked after the open: the file belongs to the memory that the process had then, and is
         # empty once the process executes another program.
-        if not is_image(_base_name(directory), request.base_name):
+        if not is_image(_base_name(directory.descriptor), request.base_name):
             return _Found([], False)
         with open(fd, "rb", 1 << 16, closefd=False) as file:
             lines = bounded_lines(file)
@@ -303,98 +320,3 @@ def _mapping(mapping: Mapping) -> dict[str, object]:
         "guard": mapping.guard,
         "rss_kib": mapping.rss_kib,
     }
-
-
-# ---- The rest ------------------------------------------------------------------------------------
-
-# The names in /proc/PID/limits (lnames in fs/proc/base.c), and those of getrlimit(2).
-_LIMIT_NAMES = {
-    b"Max cpu time": "cpu",
-    b"Max file size": "fsize",
-    b"Max data size": "data",
-    b"Max stack size": "stack",
-    b"Max core file size": "core",
-    b"Max resident set": "rss",
-    b"Max processes": "nproc",
-    b"Max open files": "nofile",
-    b"Max locked memory": "memlock",
-    b"Max address space": "as",
-    b"Max file locks": "locks",
-    b"Max pending signals": "sigpending",
-    b"Max msgqueue size": "msgqueue",
-    b"Max nice priority": "nice",
-    b"Max realtime priority": "rtprio",
-    b"Max realtime timeout": "rttime",
-}
-_LIMIT_NAME_WIDTH = 25
-_SECCOMP_MODES = {b"0": "disabled", b"1": "strict", b"2": "filter"}
-
-
-def _limits(text: bytes) -> dict[str, dict[str, int | None]]:
-    found = {}
-    for line in text.splitlines():
-        name = _LIMIT_NAMES.get(line[:_LIMIT_NAME_WIDTH].rstrip())
-        values = line[_LIMIT_NAME_WIDTH:].split()[:2]
-        if name and len(values) == 2:
-            soft, hard = (int(value) if value.isdigit() else None for value in values)
-            found[name] = {"soft": soft, "hard": hard}
-    return found
-
-
-def _status(directory: int, name: str) -> dict[bytes, bytes]:
-    """The values in the first STATUS_READ bytes of a status file."""
-    lines = read_at(name, directory, STATUS_READ).splitlines()
-    pairs = (line.partition(b":") for line in lines)
-    return {key: value.strip() for key, _, value in pairs}
-
-
-def _seccomp(status: dict[bytes, bytes]) -> dict[str, object]:
-    """The seccomp state of one thread: threads may have different filters."""
-    mode = _SECCOMP_MODES.get(status.get(b"Seccomp", b""))
-    if mode is None:
-        raise OSError("the kernel does not show it")
-    return {
-        "mode": mode,
-        "filters": int(status.get(b"Seccomp_filters", b"0")),
-        "no_new_privileges": status.get(b"NoNewPrivs") == b"1",
-    }
-
-
-def _parents(
-    proc: Path, directory: int, start_offset_ns: int, limit: int
-) -> list[dict[str, object]]:
-    """The parents, the nearest first, up to one that has ended or the namespace's first process."""
-    found: list[dict[str, object]] = []
-    child = parse_stat(read_at("stat", directory, 4096))
-    while child.parent and len(found) < limit:
-        try:
-            parent = os.open(proc / str(child.parent), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except (FileNotFoundError, ProcessLookupError):
-            break
-        try:
-            stat = parse_stat(read_at("stat", parent, 4096))
-            executable = _link(parent)
-        except (FileNotFoundError, ProcessLookupError):
-            break
-        finally:
-            os.close(parent)
-        if stat.start_ticks > child.start_ticks:
-            break  # another process has got the parent's pid
-        found.append(
-            {
-                "pid": child.parent,
-                "name": printable(stat.name, NAME_LIMIT),
-                "executable": executable,
-                "start": timestamp(stat.start_ticks * TICK_NS, start_offset_ns),
-            }
-        )
-        child = stat
-    return found
-
-
-def _link(directory: int) -> str | None:
-    """The path of the executable; None if it cannot be read."""
-    try:
-        return printable(os.readlink(b"exe", dir_fd=directory), PATH_LIMIT)
-    except OSError:
-        return None

@@ -14,8 +14,10 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import NamedTuple
 
+from monitor.evidence.cgroups import top_workload
+from monitor.evidence.waiting import Waiting
 from monitor.incidents.fingerprint import Event, fingerprint
-from monitor.incidents.snapshot import Request, Taken
+from monitor.incidents.snapshot import Request, Taken, patience
 from monitor.incidents.store import NAME, SNAPSHOTS_KEPT, snapshot_data
 from monitor.kernel import abi
 from monitor.metrics.tally import SnapshotResult, Tally
@@ -74,7 +76,7 @@ class Snapshots:
         self,
         delivery: Delivery,
         tally: Tally,
-        take: Callable[[Request], Taken],
+        take: Callable[[Request, Waiting], Taken],
         enabled: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -85,6 +87,7 @@ class Snapshots:
         self._tally = tally
         self._take = take
         self._clock = clock
+        self._patience = patience()
         self._seen: Recent[tuple[str, int, int], bool] = Recent()
         self._cpu = _Allowance(CPU_SECONDS, CPU_SHARE, clock())
         self._incidents: Recent[str, _Allowance] = Recent(256)
@@ -138,12 +141,16 @@ class Snapshots:
 
     def _run(self) -> None:
         while (asked := self._queue.get()) is not None:
-            began = time.thread_time()
+            began = self._cpu_seconds()
             taken = None
             # After any error the request counts as failed, and the next one is served.
             with contextlib.suppress(Exception):
-                taken = self._take(asked.request)
-            self._done.append(_Done(asked.incident, taken, time.thread_time() - began))
+                taken = self._take(asked.request, self._patience)
+            self._done.append(_Done(asked.incident, taken, self._cpu_seconds() - began))
+
+    def _cpu_seconds(self) -> float:
+        """Of the thread, and of those that read for it."""
+        return time.thread_time() + self._patience.cpu_seconds
 
     def collect(self) -> None:
         """Hand the snapshots to the store, and count the other requests."""
@@ -180,6 +187,7 @@ class Snapshots:
 
 def _request(event: Event, record: abi.Record) -> Request:
     is_denial = record.kind == abi.Kind.DENIAL
+    cgroup = event["workload"]["cgroup"]
     return Request(
         event=event["id"],
         pid=record.pid,
@@ -188,4 +196,6 @@ def _request(event: Event, record: abi.Record) -> Request:
         start=event["process"]["start"],
         base_name=record.executable,
         touched=(record.mapping.start or record.arguments[0]) if is_denial else record.address,
+        uid=record.uid,
+        workload="" if cgroup is None else top_workload(cgroup),
     )

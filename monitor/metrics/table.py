@@ -246,6 +246,12 @@ METRICS: tuple[Metric, ...] = (
         _one(lambda reading: reading.tally.canary_last_success),
     ),
     Metric(
+        "canary_interval_seconds",
+        "gauge",
+        "Time from one canary to the next, as configured; 0: there is only one, at start.",
+        _one(lambda reading: reading.tally.canary_interval),
+    ),
+    Metric(
         "identity_lookups_total",
         "counter",
         "Look-ups of a process in /proc, by result: complete, partial (something could not be read"
@@ -329,8 +335,9 @@ METRICS: tuple[Metric, ...] = (
         "gauge",
         "Processes at the last look, by whether they have sealed memory: sealing, "
         "not_sealing, unreadable (not permitted), too_large (more than 4 MiB of page tables, "
-        "as 2 GiB in small pages have; reading would hold them up). What the kernel maps and seals "
-        "itself is left out.",
+        "as 2 GiB in small pages have; reading would hold them up), timed_out (they, or another "
+        "process of their owner, let a read wait for 2 s). What the kernel maps and seals itself "
+        "is left out.",
         lambda reading: [
             ((state,), count) for state, count in reading.tally.posture.processes.items()
         ],
@@ -377,6 +384,12 @@ METRICS: tuple[Metric, ...] = (
         "Unix time at which the last look at all processes ended; 0 before the first, a minute "
         "after the start.",
         _one(lambda reading: reading.tally.posture.finished),
+    ),
+    Metric(
+        "posture_interval_seconds",
+        "gauge",
+        "Time from one look at all processes to the next, as configured; 0: there is none.",
+        _one(lambda reading: reading.tally.posture_interval),
     ),
     Metric(
         "config_last_reload_successful",

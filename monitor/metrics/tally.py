@@ -52,6 +52,8 @@ class Tally:
         self.reload_successful = False
         self.reload_last_success = 0.0
         self.posture = Figures()
+        self.canary_interval = 0.0
+        self.posture_interval = 0.0
 
     def event(self, kind: str, result: Result, count: int = 1) -> None:
         self.events[kind, result] += count
@@ -86,6 +88,10 @@ class Tally:
     def posture_seen(self, figures: Figures) -> None:
         """Of the last look at all processes."""
         self.posture = figures
+
+    def intervals(self, canary: float, posture: float) -> None:
+        """From one canary, and from one look at all processes, to the next; 0: there is none."""
+        self.canary_interval, self.posture_interval = canary, posture
 
     def reload(self, successful: bool, at: float) -> None:
         """The configuration was read, at start or again, at this Unix time, in seconds."""

@@ -1,7 +1,8 @@
 """Scans all processes from time to time while the daemon runs, each time in a new, slow thread.
 
-The thread uses SHARE of a core at most. It has the daemon's priority: with a lower one, on a busy
-host, it would hold the interpreter's lock while the daemon's other threads wait for it.
+The thread, and those that read for it, use SHARE of a core at most. They have the daemon's
+priority: with a lower one, on a busy host, they would hold the interpreter's lock while the
+daemon's other threads wait for it.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from monitor.evidence.waiting import Waiting
 from monitor.evidence.workloads import OTHER
 from monitor.posture import drift as posture_drift
 from monitor.posture.drift import SETTLED_SECONDS, Change, Known, Program, Sighting
 from monitor.posture.scan import STATES, Figures, Memory, Reader, State
+from monitor.posture.smaps import patience
 
 __all__ = ["Outcome", "PostureRounds"]
 
@@ -52,6 +55,7 @@ class PostureRounds:
         settled: float = SETTLED_SECONDS,
         share: float = SHARE,
         parent: int | None = None,
+        waiting: Waiting | None = None,
     ) -> None:
         """`directory` keeps what used to seal; None: nothing is kept after this run. At most
         `workloads` have separate figures. Children of `parent`, else of this process, do not count:
@@ -63,6 +67,7 @@ class PostureRounds:
         self._settled = settled
         self._share = share
         self._parent = os.getpid() if parent is None else parent
+        self._waiting = waiting or patience()
         self._known: dict[Program, Known] | None = None
         self._is_saved = True
         self._since: float | None = None
@@ -116,22 +121,26 @@ class PostureRounds:
         except OSError as error:
             self._outcome = Outcome(None, (), (f"cannot look at processes: {error}",))
 
+    def _cpu_seconds(self) -> float:
+        return time.thread_time() + self._waiting.cpu_seconds
+
     def _pause(self) -> None:
-        busy = time.thread_time() - self._busy
+        busy = self._cpu_seconds() - self._busy
         if busy >= _SLICE_SECONDS:
             self._stop.wait(busy * (1 / self._share - 1))
-            self._busy = time.thread_time()
+            self._busy = self._cpu_seconds()
         if self._stop.is_set():
             raise _Stopped
 
     def scan(self) -> Outcome:
         """Look at all processes now. Raises OSError."""
-        started, self._busy = time.monotonic(), time.thread_time()
+        started, self._busy = time.monotonic(), self._cpu_seconds()
         states: Counter[State] = Counter(dict.fromkeys(STATES, 0))
         sealed_bytes: Counter[str] = Counter()
         memory = Memory()
         sightings: dict[Program, Sighting] = {}
-        for process in Reader(self._proc, pause=self._pause).processes():
+        reader = Reader(self._proc, pause=self._pause, waiting=self._waiting)
+        for process in reader.processes():
             if process.parent_pid == self._parent:
                 continue
             states[process.state] += 1
@@ -140,6 +149,7 @@ class PostureRounds:
                 memory = memory.plus(process.memory)
                 if process.memory.sealed_bytes:
                     sealed_bytes[process.workload] += process.memory.sealed_bytes
+        self._waiting.rest()
         finished = time.time()
         changes, problems = self._drift(sightings, finished)
         stopped = sum(not known.is_sealing for known in (self._known or {}).values())

@@ -5,6 +5,8 @@ it. For smaps the kernel walks the page tables, a few mappings at a time, under 
 and munmap() in that process need: 8 us for a mapping, and 6 ms for a MiB of page tables, which is
 512 MiB of 4 KiB pages. So a process with more page tables than PAGE_TABLES_LIMIT is not read unless
 somebody asks for it.
+
+Its own user can hold that lock for as long as they like: see smaps.py.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from monitor.evidence.cgroups import top_workload, unified_path, workload_name
 from monitor.evidence.identity import read_at
 from monitor.evidence.memory_map import DELETED, bounded_lines, parse_smaps
 from monitor.evidence.memory_map import Mapping as MemoryMapping
+from monitor.evidence.waiting import SYSTEM_USERS, Held, Reads, TooLong, Waiting
+from monitor.posture.smaps import opened, patience
 from monitor.symbols.segments import NOTHING, Relro, Segments, read_mapped
 from monitor.untrusted.printable import printable
 from monitor.untrusted.process_stat import parse_stat
@@ -41,8 +45,8 @@ __all__ = [
     "total",
 ]
 
-State = Literal["sealing", "not_sealing", "unreadable", "too_large"]
-STATES: tuple[State, ...] = ("sealing", "not_sealing", "unreadable", "too_large")
+State = Literal["sealing", "not_sealing", "unreadable", "too_large", "timed_out"]
+STATES: tuple[State, ...] = get_args(State)
 
 PAGE_TABLES_LIMIT = 4 << 20  # bytes: 2 GiB of small pages, 25 ms
 MAPPINGS_LIMIT = 1 << 18  # vm.max_map_count is 65,530 by default, 2^20 on some distributions
@@ -134,7 +138,8 @@ def measure(
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """`executable` is None where it could not be read, `memory` where the mappings could not.
+    """`executable` is None where it could not be read, `memory` where the mappings could not; the
+    state `timed_out`: not in time.
 
     `age` is in seconds. `build_id` is the executable's. `sealed` are its first sealed mappings, at
     most the reader's `keep`. `owner` is the outermost workload and the real uid.
@@ -200,14 +205,16 @@ class Reader:
         page_tables_limit: int | None = PAGE_TABLES_LIMIT,
         keep: int = 0,
         pause: Callable[[], None] = lambda: None,
+        waiting: Waiting | None = None,
     ) -> None:
         """`keep`: how many sealed mappings of a process to keep. `pause` is called between reads,
-        while no lock is held.
+        while no lock is held. `waiting` reads what others can hold up.
         """
         self._proc = proc
         self._page_tables_limit = page_tables_limit
         self._keep = keep
         self._pause = pause
+        self._waiting = waiting or patience()
         self._files: Recent[tuple[str | None, int | None], Segments] = Recent()
 
     def processes(self) -> Iterator[Process]:
@@ -224,10 +231,9 @@ class Reader:
         Raises OSError.
         """
         try:
-            directory = os.open(self._proc / str(pid), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except (FileNotFoundError, ProcessLookupError):
-            return None
-        try:
+            directory = Held(
+                os.open(self._proc / str(pid), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            )
             return self._process(pid, directory)
         except (FileNotFoundError, ProcessLookupError):
             return None
@@ -236,20 +242,21 @@ class Reader:
                 *(pid, 0, "", 0.0, None, None, UNKNOWN_WORKLOAD),
                 *("unreadable", None, ()),
             )
-        finally:
-            os.close(directory)
 
-    def _process(self, pid: int, directory: int) -> Process | None:
-        stat = parse_stat(read_at("stat", directory, 4096))
+    def _process(self, pid: int, directory: Held) -> Process | None:
+        entry = directory.descriptor
+        stat = parse_stat(read_at("stat", entry, 4096))
         if stat.state in (b"Z", b"X") or stat.flags & _PF_KTHREAD:
             return None
         try:
-            own = _Own(os.readlink(b"exe", dir_fd=directory))
+            own = _Own(os.readlink(b"exe", dir_fd=entry))
         except PermissionError:
             own = _Own(None)
-        path = _cgroup(directory)
+        path, uid = _cgroup(entry), _uid(entry)
         workload = UNKNOWN_WORKLOAD if path is None else workload_name(path)
-        state, memory = self._memory(pid, directory, own)
+        top = "" if path is None else top_workload(printable(path))
+        reads = Reads(self._waiting, SYSTEM_USERS if uid is None else uid, top)
+        state, memory = self._memory(pid, directory, own, reads)
         return Process(
             pid=pid,
             parent_pid=stat.parent,
@@ -261,21 +268,24 @@ class Reader:
             state=state,
             memory=memory,
             sealed=tuple(own.sealed),
-            owner=("" if path is None else top_workload(printable(path)), _uid(directory)),
+            owner=(top, uid),
         )
 
-    def _memory(self, pid: int, directory: int, own: _Own) -> tuple[State, Memory | None]:
+    def _memory(
+        self, pid: int, directory: Held, own: _Own, reads: Reads
+    ) -> tuple[State, Memory | None]:
         """What its mappings add up to. Raises ProcessLookupError where it is gone."""
         try:
             limit = self._page_tables_limit
-            if limit is not None and _page_tables(directory) > limit:
+            if limit is not None and _page_tables(directory.descriptor) > limit:
                 return "too_large", None
-            smaps = os.open("smaps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
-            with open(smaps, "rb") as file:
+            with opened(directory, reads) as file:
                 mappings = self._watched(parse_smaps(bounded_lines(file)), own)
-                memory = measure(mappings, lambda mapping: self._segments(pid, mapping, own))
+                memory = measure(mappings, lambda each: self._segments(pid, each, own, reads))
         except PermissionError:
             return "unreadable", None
+        except TooLong:
+            return "timed_out", None
         if not own.count:
             raise ProcessLookupError
         if own.count > MAPPINGS_LIMIT:
@@ -293,11 +303,11 @@ class Reader:
                 own.sealed.append(mapping)
             yield mapping
 
-    def _segments(self, pid: int, mapping: MemoryMapping, own: _Own) -> Segments:
+    def _segments(self, pid: int, mapping: MemoryMapping, own: _Own, reads: Reads) -> Segments:
         key = (mapping.device, mapping.inode)
         found = self._files.get(key)
         if found is None:
-            found = self._read_segments(pid, mapping)
+            found = reads.run(lambda: self._read_segments(pid, mapping))
             self._files.put(key, found)
         if mapping.path == own.executable:
             own.segments = found

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from monitor.evidence.waiting import Reads, TooLong
 from monitor.kernel.arch import LIBRARY_DIRECTORIES
 from monitor.untrusted.printable import printable
 
@@ -65,14 +66,18 @@ def named_files(module: str, hints: Hints, root: Path) -> Iterator[Path]:
         yield root / directory / module
 
 
-def mapped_files(module: str, hints: Hints, proc: Path) -> Iterator[Path]:
-    """The mapped files themselves while the process lives, even if deleted or in a container."""
+def mapped_files(module: str, hints: Hints, proc: Path, reads: Reads) -> Iterator[Path]:
+    """The mapped files themselves while the process lives, even if deleted or in a container.
+
+    Raises TooLong where the process lets it wait.
+    """
     if hints.pid is None:
         return
     process = proc / str(hints.pid)
     try:
-        with open(process / "maps", "rb") as file:
-            lines = file.read(MAPS_LIMIT).splitlines()
+        lines = reads.run(lambda: _lines(process / "maps"))
+    except TooLong:
+        raise
     except OSError:
         return
     seen: set[bytes] = set()
@@ -89,6 +94,11 @@ def mapped_files(module: str, hints: Hints, proc: Path) -> Iterator[Path]:
             yield process / "root" / os.fsdecode(fields[5])[1:]
             if len(seen) == MAPPED_LIMIT:
                 return
+
+
+def _lines(maps: Path) -> list[bytes]:
+    with open(maps, "rb") as file:
+        return file.read(MAPS_LIMIT).splitlines()
 
 
 def debug_files(build_id: str, binary: Path, link: str | None, root: Path) -> Iterator[Path]:

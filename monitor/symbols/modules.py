@@ -1,29 +1,28 @@
 """The files whose code a process has mapped, with their build ids.
 
 The process chooses the files, and maybe their file system: one that it serves itself (FUSE) may
-never answer. So a separate thread reads them. PROCMAP_QUERY is not used: the kernel reads the file
-while it holds the process's mmap lock (do_procmap_query() in fs/proc/task_mmu.c, 6.12 and later).
+never answer. It can hold the lock that its maps need. So both are read in threads that can be given
+up. PROCMAP_QUERY is not used: the kernel reads the file while it holds the process's mmap lock
+(do_procmap_query() in fs/proc/task_mmu.c, 6.12 and later).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from threading import Thread
 from typing import NamedTuple
 
 from monitor.evidence.memory_map import Mapping, bounded_lines, parse_smaps
+from monitor.evidence.waiting import Held, Reads
 from monitor.sizes import kibibytes
 from monitor.symbols.segments import read_mapped
 from monitor.untrusted.printable import printable
 
-__all__ = ["BuildIds", "Modules", "find_modules"]
+__all__ = ["Modules", "find_modules"]
 
 PATH_LIMIT = 512
 FILE_LIMIT = 1 << 32
-ANSWER_SECONDS = 0.5  # for all files of one process
 
 
 class Modules(NamedTuple):
@@ -33,46 +32,6 @@ class Modules(NamedTuple):
     problem: str = ""
 
 
-class BuildIds:
-    """Used by one thread at a time. It keeps at most one thread that waits for a file system."""
-
-    def __init__(self, seconds: float = ANSWER_SECONDS) -> None:
-        self._seconds = seconds
-        self._is_waiting = False
-
-    def read(self, directory: int, files: Sequence[Mapping]) -> list[str | None]:
-        """The build id of each file; None where it has none or cannot be read.
-
-        `directory` is a descriptor of /proc/PID. Raises OSError where none can be read.
-        """
-        if self._is_waiting:
-            raise OSError("a file system does not answer")
-        self._is_waiting = True
-        answers: SimpleQueue[list[str | None]] = SimpleQueue()
-        own = os.dup(directory)
-        thread = Thread(target=self._run, args=(own, files, answers), name="build-ids", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError as error:
-            self._is_waiting = False
-            os.close(own)
-            raise OSError(f"it gets no thread: {error}") from error
-        try:
-            return answers.get(timeout=self._seconds)
-        except Empty:
-            raise OSError("a file system does not answer") from None
-
-    def _run(
-        self, directory: int, files: Sequence[Mapping], answers: SimpleQueue[list[str | None]]
-    ) -> None:
-        try:
-            found = [_build_id(directory, file) for file in files]
-        finally:
-            os.close(directory)
-            self._is_waiting = False
-        answers.put(found)
-
-
 def _build_id(directory: int, mapping: Mapping) -> str | None:
     """The build id of the mapped file: at the path in the process's root, with the same inode."""
     process = f"/proc/self/fd/{directory}"
@@ -80,28 +39,18 @@ def _build_id(directory: int, mapping: Mapping) -> str | None:
     return read_mapped(map(Path, paths), mapping.inode, FILE_LIMIT).build_id
 
 
-def find_modules(directory: int, build_ids: BuildIds, limit: int, read_bytes: int) -> Modules:
+def find_modules(directory: Held, reads: Reads, limit: int, read_bytes: int) -> Modules:
     """The files that are mapped executable, each once, in the order of addresses.
 
     `directory` is a descriptor of /proc/PID. It returns at most `limit` files and reads at most
-    `read_bytes` of the map. Raises OSError.
+    `read_bytes` of the map. Raises OSError, TooLong where the map lets it wait.
     """
-    files: dict[tuple[str | None, int | None], Mapping] = {}
-    problem = ""
-    fd = os.open("maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
-    with open(fd, "rb") as maps:
-        for mapping in parse_smaps(_executable(bounded_lines(maps), read_bytes)):
-            if len(files) == limit and (mapping.device, mapping.inode) not in files:
-                problem = f"more than {limit}"
-                break
-            files.setdefault((mapping.device, mapping.inode), mapping)
-        if maps.tell() > read_bytes:  # words: ignore
-            problem = f"more than {kibibytes(read_bytes)} to read"
+    files, problem = reads.run(lambda: _mapped(directory, limit, read_bytes))
     if not files:
         return Modules([], problem or "there are none any more")
     found: list[str | None] = [None] * len(files)
     try:
-        found = build_ids.read(directory, tuple(files.values()))
+        found = reads.run(lambda: [_build_id(directory.descriptor, file) for file in files])
     except OSError as error:
         problem = f"build ids: {error}"
     return Modules(
@@ -111,10 +60,26 @@ def find_modules(directory: int, build_ids: BuildIds, limit: int, read_bytes: in
                 "build_id": build_id,
                 "start": f"0x{mapping.start:x}",
             }
-            for mapping, build_id in zip(files.values(), found, strict=True)
+            for mapping, build_id in zip(files, found, strict=True)
         ],
         problem,
     )
+
+
+def _mapped(directory: Held, limit: int, read_bytes: int) -> tuple[list[Mapping], str]:
+    """The first mapping of each file, and why some are missing."""
+    files: dict[tuple[str | None, int | None], Mapping] = {}
+    problem = ""
+    fd = os.open("maps", os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory.descriptor)
+    with open(fd, "rb") as maps:
+        for mapping in parse_smaps(_executable(bounded_lines(maps), read_bytes)):
+            if len(files) == limit and (mapping.device, mapping.inode) not in files:
+                problem = f"more than {limit}"
+                break
+            files.setdefault((mapping.device, mapping.inode), mapping)
+        if maps.tell() > read_bytes:  # words: ignore
+            problem = f"more than {kibibytes(read_bytes)} to read"
+    return list(files.values()), problem
 
 
 def _executable(lines: Iterator[bytes], limit: int) -> Iterator[bytes]:

@@ -1,19 +1,23 @@
 """Names for the frames of an event's stack: from the files that were mapped, found by build id.
 
 It may run long after the event, and never in the daemon: files and their symbols take time and
-memory. It does not guess: without the file itself there is no name.
+memory. It does not guess: without the file itself there is no name. The event's process may still
+live, and hold the lock that its mapped files need: they are found in threads that can be given up.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from monitor.evidence.waiting import SYSTEM_USERS, Reads, TooLong, Waiting
 from monitor.symbols.budget import Budget
 from monitor.symbols.debuginfod import Debuginfod, What
 from monitor.symbols.demangle import Demangler
@@ -38,6 +42,7 @@ FILE_LIMIT = 1 << 32
 MODULES_KEPT = 32
 FUNCTIONS_KEPT = 1 << 19
 FRAMES_LIMIT = 256
+READ_SECONDS, AT_ONCE_SECONDS = 1.0, 5.0  # for a file, and for all of one user's: see Waiting
 _BUILD_ID = re.compile(r"[0-9a-f]{4,128}")
 
 Event = Mapping[str, Any]
@@ -98,7 +103,9 @@ class Resolver:
         self._reported: Recent[str, bool] = Recent()
         self._debuginfod = Debuginfod(environment, self._report_once)
         self._demangler = Demangler()
-        self._budget = Budget()
+        self._waiting = Waiting(seconds=READ_SECONDS, at_once=AT_ONCE_SECONDS)
+        self._reads = Reads(self._waiting, SYSTEM_USERS)  # for the user of the event
+        self._budget = Budget(cpu=lambda: time.thread_time() + self._waiting.cpu_seconds)
         self._maps = PerfMaps()
         self._modules: OrderedDict[_Key, _Module] = OrderedDict()
         self._missing: Recent[tuple[str, str, Hints], bool] = Recent()
@@ -111,6 +118,7 @@ class Resolver:
 
     def close(self) -> None:
         self._demangler.close()
+        self._waiting.rest()
         while self._modules:
             self._modules.popitem()[1].close()
 
@@ -130,6 +138,7 @@ class Resolver:
                 f"user {owner}: their files take too long to read; no more names for now"
             )
             return dict(event)
+        self._reads = Reads(self._waiting, SYSTEM_USERS if owner is None else owner)
         with self._budget.spending(owner):
             return self._resolve(event, stack)
 
@@ -190,7 +199,7 @@ class Resolver:
         places = (
             (_Key(build_id), usual_files(module, self._search, self._root)),
             (_Key(build_id, Hints(None, hints.paths)), named_files(module, hints, self._root)),
-            (_Key(build_id, hints), mapped_files(module, hints, self._proc)),
+            (_Key(build_id, hints), mapped_files(module, hints, self._proc, self._reads)),
         )
         for key, _ in places:
             if known := self._modules.get(key):
@@ -200,7 +209,11 @@ class Resolver:
         if self._missing.get(asked) or not _BUILD_ID.fullmatch(build_id) or not is_name(module):
             return None
         for key, paths in (*places, (_Key(build_id), self._fetch(build_id, "executable"))):
-            path, binary = self._first(paths, build_id)
+            try:
+                path, binary = self._first(paths, build_id)
+            except TooLong as error:
+                self._report_once(f"{_named(module, build_id)}: {error}")
+                continue
             if path and binary:
                 return self._keep(key, self._open_module(_named(module, build_id), path, binary))
         self._report_once(f"{_named(module, build_id)}: no file with this build id found")
@@ -226,7 +239,7 @@ class Resolver:
         for source in (self._own, self._apart, self._fetched, self._left):
             try:
                 files, tables = source(binary, path)
-            except ElfError as error:
+            except (ElfError, TooLong) as error:
                 self._report_once(f"{named}: {error}")
                 continue
             found.files += files
@@ -236,12 +249,14 @@ class Resolver:
         return found
 
     def _first(self, paths: Iterator[Path], build_id: str) -> tuple[Path | None, Elf | None]:
-        """The first file with this build id."""
+        """The first file with this build id. Raises TooLong."""
         for path in paths:
             try:
-                elf = Elf(open_regular(path, FILE_LIMIT))
+                elf = self._reads.run(partial(_open, path))
             except (FileNotFoundError, NotADirectoryError):
                 continue
+            except TooLong:
+                raise  # the others would have to wait as well
             except (OSError, ElfError, ValueError) as error:
                 self._report_once(f"{printable(str(path))}: {printable(str(error))}")
                 continue
@@ -258,8 +273,10 @@ class Resolver:
 
     def _apart(self, binary: Elf, path: Path) -> tuple[list[Elf], list[Functions]]:
         build_id = str(binary.build_id)
-        places = debug_files(build_id, path, binary.debug_link, self._root)
-        return self._symbols_of(self._first(places, build_id)[1])
+        places = self._reads.run(
+            lambda: [*debug_files(build_id, path, binary.debug_link, self._root)]
+        )
+        return self._symbols_of(self._first(iter(places), build_id)[1])
 
     def _fetched(self, binary: Elf, _path: Path) -> tuple[list[Elf], list[Functions]]:
         build_id = str(binary.build_id)
@@ -315,6 +332,11 @@ class Resolver:
         if not self._reported.get(text):
             self._reported.put(text, True)
             self._report(printable(text, 1024))
+
+
+def _open(path: Path) -> Elf:
+    """Raises OSError, ElfError, ValueError."""
+    return Elf(open_regular(path, FILE_LIMIT))
 
 
 def _named(module: str, build_id: str) -> str:

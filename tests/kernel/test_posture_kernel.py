@@ -25,7 +25,7 @@ from monitor.evidence.cgroups import workload_name
 from monitor.kernel import arch
 from monitor.kernel.privileges import Capability
 from monitor.posture.rounds import PostureRounds
-from monitor.posture.scan import Memory, Process, Reader
+from monitor.posture.scan import STATES, Memory, Process, Reader
 
 ROOT = Path(__file__).parents[2]
 Compile = Callable[[str], Path]
@@ -104,7 +104,7 @@ def test_the_command(worker: Worker, tmp_path: Path, compiled: Compile) -> None:
         (group,) = (
             row for row in command("--by", "executable")["rows"] if row["executable"] == str(path)
         )
-        states = {"sealing": 1, "not_sealing": 1, "unreadable": 0, "too_large": 0}
+        states = dict.fromkeys(STATES, 0) | {"sealing": 1, "not_sealing": 1}
         assert group.pop("processes") == states
         assert group == {"executable": str(path)} | said.plus(idle)._asdict()
 

@@ -16,7 +16,7 @@ from monitor.metrics.collector import build
 from monitor.metrics.reading import KernelFacts, ProbeState
 from monitor.metrics.table import METRICS
 from monitor.metrics.tally import DELAY_BUCKETS, Tally
-from monitor.posture.scan import Figures, Memory
+from monitor.posture.scan import STATES, Figures, Memory
 
 OPERATION = {operation.name: index for index, operation in enumerate(OPERATIONS)}
 FACTS = KernelFacts("6.12.107-amd64", True, {"mprotect": True, "mremap": False})
@@ -104,6 +104,7 @@ def test_the_first_scrape() -> None:
         'canary_runs_total{result="success"} 0.0',
         'canary_runs_total{result="failure"} 0.0',
         "canary_last_success_timestamp_seconds 0.0",
+        "canary_interval_seconds 0.0",
         'sink_errors_total{sink="console"} 0.0',
         'sink_errors_total{sink="file"} 0.0',
         "config_last_reload_successful 0.0",
@@ -232,6 +233,7 @@ def test_the_daemons_own_counts() -> None:
     tally = Tally(["console"])
     tally.canary("success", 1000.5)
     tally.canary("failure", 1060.0)
+    tally.intervals(60, 3600)
     for result in ("complete", "complete", "gone", "reused", "partial"):
         tally.identity(result)
     tally.sink_error("console")
@@ -245,6 +247,7 @@ def test_the_daemons_own_counts() -> None:
         'canary_runs_total{result="success"} 1.0',
         'canary_runs_total{result="failure"} 1.0',
         "canary_last_success_timestamp_seconds 1000.5",
+        "canary_interval_seconds 60.0",
         'identity_lookups_total{result="complete"} 2.0',
         'identity_lookups_total{result="partial"} 1.0',
         'identity_lookups_total{result="gone"} 1.0',
@@ -262,7 +265,7 @@ def test_what_processes_have_sealed() -> None:
     shown = registry(Values(), tally)
     assert {line.split()[1] for line in lines(shown, "posture")} == {"0.0"}
     figures = Figures(
-        processes={"sealing": 3, "not_sealing": 40, "unreadable": 2, "too_large": 1},
+        processes=dict(zip(STATES, (3, 40, 2, 1, 4), strict=True)),
         sealed_bytes={"nginx.service": 12288, "other": 4096},
         memory=Memory(5, 16384, 8000, 2000, 0, 0),
         sealing_executables=2,
@@ -271,11 +274,13 @@ def test_what_processes_have_sealed() -> None:
         finished=1000.5,
     )
     tally.posture_seen(figures)
+    tally.intervals(60, 3600)
     assert lines(shown, "posture") == [
         'posture_processes{state="sealing"} 3.0',
         'posture_processes{state="not_sealing"} 40.0',
         'posture_processes{state="unreadable"} 2.0',
         'posture_processes{state="too_large"} 1.0',
+        'posture_processes{state="timed_out"} 4.0',
         'posture_sealed_bytes{workload="other"} 4096.0',
         'posture_sealed_bytes{workload="nginx.service"} 12288.0',
         'posture_sealed_ratio{memory="executable"} 0.25',
@@ -284,6 +289,7 @@ def test_what_processes_have_sealed() -> None:
         'posture_executables{state="stopped"} 1.0',
         "posture_scan_duration_seconds 2.5",
         "posture_last_success_timestamp_seconds 1000.5",
+        "posture_interval_seconds 3600.0",
     ]
 
 

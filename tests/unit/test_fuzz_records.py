@@ -26,6 +26,7 @@ from monitor.evidence.attribution import Attribution
 from monitor.evidence.cgroups import Cgroups
 from monitor.evidence.identity import Identities
 from monitor.evidence.suppression import Gap
+from monitor.evidence.waiting import Waiting
 from monitor.incidents.snapshot import Request, Taken, take
 from monitor.incidents.snapshot_thread import Snapshots
 from monitor.kernel import abi
@@ -35,7 +36,6 @@ from monitor.kernel.ring import Ring
 from monitor.metrics.tally import Tally
 from monitor.sinks import outputs as sinks
 from monitor.sinks.delivery import Delivery
-from monitor.symbols.modules import BuildIds
 from monitor.watch.pipeline import Pipeline
 
 EXAMPLES = os.environ.get("SEAL_MONITOR_FUZZ_EXAMPLES")
@@ -132,12 +132,12 @@ class Outputs:
             **options,
         )
 
-    def _look(self, request: Request) -> Taken:
+    def _look(self, request: Request, waiting: Waiting) -> Taken:
         return take(
             request,
+            waiting,
             start_offset_ns=0,
             reports_guards=False,
-            build_ids=BuildIds(),
             proc=self._folder,
         )
 

@@ -13,29 +13,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from clocks import at_most
 
+from monitor.evidence.waiting import Held, Reads, TooLong, Waiting
 from monitor.symbols.elf import Elf
-from monitor.symbols.modules import BuildIds, Modules, find_modules
+from monitor.symbols.modules import Modules, find_modules
 from monitor.symbols.segments import read_segments
 from monitor.untrusted.regular import open_regular
 
 MIB = 1 << 20
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[int]:
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield directory
-    finally:
-        os.close(directory)
-
-
 def found(
-    process: Path, build_ids: BuildIds | None = None, limit: int = 256, read_bytes: int = MIB
+    process: Path, waiting: Waiting | None = None, limit: int = 256, read_bytes: int = MIB
 ) -> Modules:
-    with opened(process) as directory:
-        return find_modules(directory, build_ids or BuildIds(), limit, read_bytes)
+    directory = Held(os.open(process, os.O_RDONLY | os.O_DIRECTORY))
+    reads = Reads(waiting or Waiting(seconds=10.0), 0)
+    return find_modules(directory, reads, limit, read_bytes)
 
 
 def build_id(path: str) -> str | None:
@@ -136,24 +130,33 @@ def test_a_file_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(
         "monitor.symbols.segments.read_segments", lambda file: (go.wait(30), read_segments(file))[1]
     )
-    build_ids = BuildIds(seconds=0.05)
+    waiting = Waiting(seconds=0.05, at_once=10.0)
     shutil.copy(os.path.realpath("/bin/cat"), tmp_path / "cat")
     (tmp_path / "root").mkdir()
     (tmp_path / "cat").rename(tmp_path / "root/cat")
     inode = (tmp_path / "root/cat").stat().st_ino
     process = recorded(tmp_path, ["/cat"], inode)
     before = threading.active_count()
+    result = found(process, waiting)
+    assert result.problem == "build ids: the look-up took longer than 50 ms"
+    assert result.found == [{"path": "/cat", "build_id": None, "start": "0x0"}]
     for _ in range(3):
-        result = found(process, build_ids)
-        assert result.problem == "build ids: a file system does not answer"
-        assert result.found == [{"path": "/cat", "build_id": None, "start": "0x0"}]
-    assert threading.active_count() == before + 1
+        with pytest.raises(TooLong, match="another look-up of this user's still waits"):
+            found(process, waiting)
+    assert threading.active_count() <= before + 2
     go.set()
-    deadline = time.monotonic() + 10
-    while threading.active_count() > before:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    assert found(process, build_ids).found[0]["build_id"] == build_id("/bin/cat")
+    with at_most(10.0, "it would wait for ever"):
+        while threading.active_count() > before:
+            waiting.rest()
+            time.sleep(0.002)
+    assert found(process, waiting).found[0]["build_id"] == build_id("/bin/cat")
+
+
+def test_a_map_that_lets_it_wait(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "maps")
+    with pytest.raises(TooLong, match="longer than 50 ms"):
+        found(tmp_path, Waiting(seconds=0.05))
+    os.close(os.open(tmp_path / "maps", os.O_WRONLY | os.O_NONBLOCK))
 
 
 def test_a_fifo_is_not_opened(tmp_path: Path) -> None:

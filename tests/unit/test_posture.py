@@ -12,6 +12,7 @@ from test_segments import BUILD_ID, PROGRAM, elf_file
 from monitor.evidence.memory_map import parse_smaps
 from monitor.posture import scan as posture
 from monitor.posture.scan import Group, Memory, Process, Reader, grouped, measure, pids, total
+from monitor.posture.smaps import patience
 from monitor.symbols.segments import NOTHING, Segments, read_segments
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -265,6 +266,22 @@ def test_unreadable(proc: Path) -> None:
         os.seteuid(0)
     assert (process.state, process.memory, process.name) == ("unreadable", None, "app")
     assert (hidden.state, hidden.memory, hidden.name) == ("unreadable", None, "")
+
+
+def test_not_in_time(proc: Path) -> None:
+    """The other processes of who lets a read wait are not read either, those of others are."""
+    for pid, name in ((1, "a"), (2, "a"), (3, "b")):
+        lines = smaps(*program(7, "/a"))
+        record(proc, pid, lines, cgroup=f"/system.slice/{name}.service", executable=f"/bin/{name}")
+    (proc / "1/smaps").unlink()
+    os.mkfifo(proc / "1/smaps")
+    found = list(Reader(proc, waiting=patience(0.05)).processes())
+    os.close(os.open(proc / "1/smaps", os.O_WRONLY | os.O_NONBLOCK))
+    assert [(each.executable, each.state, each.memory is None) for each in found] == [
+        ("/bin/a", "timed_out", True),
+        ("/bin/a", "timed_out", True),
+        ("/bin/b", "not_sealing", False),
+    ]
 
 
 def test_without_a_cgroup(proc: Path) -> None:

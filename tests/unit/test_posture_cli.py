@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from test_segments import BUILD_ID
 
 from monitor.commands import posture as posture_cli
 from monitor.host import facts as host
+from monitor.posture.scan import STATES
 
 # This host's kernel need not have mseal.
 pytestmark = pytest.mark.usefixtures("any_kernel")
@@ -167,6 +169,26 @@ def test_no_such_process(proc: Path) -> None:
         posture_cli.run(arguments, proc)
 
 
+def test_not_in_time(
+    capsys: pytest.CaptureFixture[str], proc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(posture_cli, "ONE_SECONDS", 0.1)
+    monkeypatch.setenv("COLUMNS", "300")
+    locked = proc / "7/smaps"
+    locked.unlink()
+    os.mkfifo(locked)
+    lines = shown(capsys, proc, everything=True).splitlines()
+    with pytest.raises(TimeoutError, match="process 7 could not be read within 0 s: something"):
+        shown(capsys, proc, pid=7)
+    os.close(os.open(locked, os.O_WRONLY | os.O_NONBLOCK))
+    (row,) = (line.split()[2:4] for line in lines if line.split()[:1] == ["7"])
+    assert row == ["timed", "out"]
+    assert lines[-1] == (
+        "1 process could not be read in time: somebody keeps the lock of their mappings, or of "
+        "another process of their owner; --pid waits longer"
+    )
+
+
 def document(text: str) -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads(text)
     return loaded
@@ -194,7 +216,7 @@ def test_json(capsys: pytest.CaptureFixture[str], proc: Path) -> None:
     assert [row["pid"] for row in found["rows"]] == [7, 101, 102]
     assert (found["by"], found["rows"][1]) == ("process", process)
     assert found["total"] == {
-        "processes": {"sealing": 3, "not_sealing": 3, "unreadable": 0, "too_large": 1},
+        "processes": dict.fromkeys(STATES, 0) | {"sealing": 3, "not_sealing": 3, "too_large": 1},
         "sealed_ranges": 5,
         "sealed_bytes": (3 << 30) + 828 * 1024,
         "executable_bytes": (3 << 30) + 4 * 8192,

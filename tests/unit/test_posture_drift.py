@@ -88,6 +88,7 @@ def test_what_a_program_is_known_by(
         ([("not_sealing", 59.9)], SEALING, SEALING, None),
         ([("not_sealing", 100.0), ("too_large", 100.0)], SEALING, SEALING, None),
         ([("not_sealing", 100.0), ("unreadable", 1.0)], SEALING, SEALING, None),
+        ([("not_sealing", 100.0), ("timed_out", 100.0)], SEALING, SEALING, None),
         ([("too_large", 100.0)], SEALING, SEALING, None),
         ([], SEALING, SEALING, None),
         # Reported once.

@@ -12,7 +12,8 @@ from test_posture import Line, program, record, smaps
 
 from monitor.posture.drift import FILE
 from monitor.posture.rounds import Outcome, PostureRounds
-from monitor.posture.scan import Figures, Memory
+from monitor.posture.scan import STATES, Figures, Memory
+from monitor.posture.smaps import patience
 
 
 def scans() -> int:
@@ -63,7 +64,8 @@ def test_figures(proc: Path) -> None:
     before = time.time()
     figures = rounds(proc).scan().figures
     assert figures is not None
-    assert figures.processes == {"sealing": 4, "not_sealing": 1, "unreadable": 0, "too_large": 1}
+    nothing = dict.fromkeys(STATES, 0)
+    assert figures.processes == nothing | {"sealing": 4, "not_sealing": 1, "too_large": 1}
     # Two have a figure of their own.
     assert figures.sealed_bytes == {"a.service": 0x5000, "b.service": 0x2000, "other": 0x2000}
     assert figures.memory == Memory(5, 0x9000, 5 * 0x2000, 0x2000, 0, 0)
@@ -186,6 +188,58 @@ def test_its_share_of_a_core(proc: Path) -> None:
     assert figures is not None
     assert figures.processes["not_sealing"] == 20
     assert busy / took < 0.25  # what follows the last pause is not waited for
+
+
+def lock(proc: Path, pid: int) -> Path:
+    """Whoever opens its smaps waits until `unlock`."""
+    smaps_file = proc / str(pid) / "smaps"
+    smaps_file.unlink()
+    os.mkfifo(smaps_file)
+    return smaps_file
+
+
+def unlock(smaps_file: Path) -> None:
+    """Those that wait find nothing, as of a process that has ended."""
+    os.close(os.open(smaps_file, os.O_WRONLY | os.O_NONBLOCK))
+
+
+def test_a_process_that_lets_the_scan_wait(proc: Path, state: Path) -> None:
+    """It costs one thread, however many of them there are and however often they are looked at."""
+    for pid in range(1, 13):
+        record(
+            proc,
+            pid,
+            smaps(*program(7, "/usr/bin/app", code=True)),
+            cgroup="/user.slice/user-1000.slice/x.scope" if pid > 2 else "/system.slice/a.service",
+        )
+    posture = PostureRounds(state, 2, proc=proc, share=1.0, waiting=patience(0.05))
+    assert posture.scan().changes == ()
+    locked = [lock(proc, pid) for pid in range(3, 13)]
+    shutil.rmtree(proc / "1")
+    shutil.rmtree(proc / "2")
+    record(proc, 1, smaps(*program(7, "/usr/bin/app", code=True)), cgroup="/system.slice/a.service")
+    before = threading.active_count()
+    for _ in range(3):
+        outcome = posture.scan()
+        assert outcome.figures is not None
+        assert (outcome.changes, outcome.problems) == ((), ())
+        found = {name: count for name, count in outcome.figures.processes.items() if count}
+        assert found == {"sealing": 1, "timed_out": 10}
+        assert outcome.figures.sealed_bytes == {"a.service": 0x2000}
+        assert threading.active_count() == before + 1
+    unlock(locked[0])
+    for pid in range(3, 13):
+        shutil.rmtree(proc / str(pid))
+        record(proc, pid, smaps(*program(7, "/usr/bin/app")))
+    with at_most(20, "the thread goes on"):
+        while (figures := posture.scan().figures) and figures.processes["timed_out"]:
+            time.sleep(0.01)
+    assert figures is not None
+    assert (figures.processes["sealing"], figures.processes["not_sealing"]) == (1, 10)
+    with at_most(20, "the thread ends"):
+        while threading.active_count() > before:
+            posture.scan()
+            time.sleep(0.01)
 
 
 def test_stop_gives_up_a_scan(proc: Path) -> None:

@@ -15,8 +15,8 @@ import pytest
 from clocks import at_most
 
 from monitor.evidence.identity import TICK_NS
-from monitor.incidents.snapshot import LIMITS, Limits, Request, Taken, take
-from monitor.symbols.modules import BuildIds
+from monitor.evidence.waiting import Waiting
+from monitor.incidents.snapshot import LIMITS, Limits, Request, Taken, patience, take
 
 START = 1234 * TICK_NS
 OFFSET = 1_795_000_000_000_000_000  # ns
@@ -80,9 +80,9 @@ def request(pid: int = CHILD, **facts: Any) -> Request:
 def taken(proc: Path, asked: Request | None = None, limits: Limits = LIMITS) -> Taken:
     return take(
         asked or request(),
+        patience(),
         start_offset_ns=OFFSET,
         reports_guards=False,
-        build_ids=BuildIds(),
         proc=proc,
         limits=limits,
     )
@@ -179,6 +179,23 @@ def test_what_is_missing_is_listed(recorded: Path) -> None:
     }
     assert (snapshot["seccomp"], snapshot["limits"]) == (None, None)
     assert len(snapshot["memory_map"]) == 3
+
+
+def test_what_lets_it_wait_is_missing(recorded: Path) -> None:
+    """Not more than that, and it costs the time of one look."""
+    (recorded / "42/smaps").unlink()
+    os.mkfifo(recorded / "42/smaps")
+    with at_most(5.0, "a look is given up after half a second"):
+        result = taken(recorded)
+    os.close(os.open(recorded / "42/smaps", os.O_WRONLY | os.O_NONBLOCK))
+    snapshot = snapshot_of(result)
+    assert result.result == "partial"
+    assert snapshot["missing"] == {
+        "memory_map": "the look-up took longer than 500 ms",
+        "modules": "another look-up of this user's still waits",
+    }
+    assert (snapshot["memory_map"], snapshot["memory_map_complete"]) == (None, False)
+    assert (snapshot["limits"]["nofile"]["soft"], len(snapshot["parents"])) == (1024, 2)
 
 
 def test_parents_end_where_a_pid_is_anothers(recorded: Path) -> None:
@@ -304,7 +321,7 @@ def begin() -> Iterator[Begin]:
 
 def test_a_real_process(begin: Begin) -> None:
     asked = begin()
-    result = take(asked, start_offset_ns=OFFSET, reports_guards=True, build_ids=BuildIds())
+    result = take(asked, patience(), start_offset_ns=OFFSET, reports_guards=True)
     snapshot = snapshot_of(result)
     assert (result.result, snapshot["missing"]) == ("taken", {})
     lines = Path(f"/proc/{asked.pid}/maps").read_text().splitlines()
@@ -323,13 +340,14 @@ def test_a_real_process(begin: Begin) -> None:
 def test_many_mappings_cost_little(begin: Begin) -> None:
     """65,000: the kernel's own limit is 65,530."""
     asked = begin(65_000, touched=0x7FFF_FFFF_F000)
-    limits = LIMITS._replace(read_seconds=60)  # bytes are what ends it, however busy the machine
+    # Bytes are what ends it, however busy the machine.
+    limits = LIMITS._replace(read_seconds=60)
     with at_most(5, "65,000 mappings are read in part", time.process_time):
         result = take(
             asked,
+            Waiting(seconds=60.0, at_once=60.0),
             start_offset_ns=OFFSET,
             reports_guards=True,
-            build_ids=BuildIds(),
             limits=limits,
         )
     snapshot = snapshot_of(result)
@@ -344,10 +362,7 @@ def test_one_that_has_ended(begin: Begin) -> None:
         ticks = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[19]
         child.wait()
     asked = Request("e", child.pid, child.pid, int(ticks) * TICK_NS, "x", b"", 0)
-    assert (
-        take(asked, start_offset_ns=OFFSET, reports_guards=True, build_ids=BuildIds()).result
-        == "gone"
-    )
+    assert take(asked, patience(), start_offset_ns=OFFSET, reports_guards=True).result == "gone"
 
 
 def test_a_zombie_has_ended() -> None:
@@ -355,10 +370,7 @@ def test_a_zombie_has_ended() -> None:
         ticks = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[19]
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         asked = Request("e", child.pid, child.pid, int(ticks) * TICK_NS, "x", b"", 0)
-        assert (
-            take(asked, start_offset_ns=OFFSET, reports_guards=True, build_ids=BuildIds()).result
-            == "gone"
-        )
+        assert take(asked, patience(), start_offset_ns=OFFSET, reports_guards=True).result == "gone"
 
 
 def test_without_the_right_to_look(begin: Begin) -> None:
@@ -367,7 +379,7 @@ def test_without_the_right_to_look(begin: Begin) -> None:
     asked = begin()
     os.seteuid(65534)
     try:
-        result = take(asked, start_offset_ns=OFFSET, reports_guards=True, build_ids=BuildIds())
+        result = take(asked, patience(), start_offset_ns=OFFSET, reports_guards=True)
     finally:
         os.seteuid(0)
     snapshot = snapshot_of(result)

@@ -14,6 +14,7 @@ import pytest
 from clocks import at_most
 from test_fingerprint import EVENTS
 
+from monitor.evidence.waiting import Waiting
 from monitor.incidents.fingerprint import fingerprint
 from monitor.incidents.snapshot import Request, Taken
 from monitor.incidents.snapshot_thread import CPU_SECONDS, WAITING, Snapshots
@@ -59,8 +60,9 @@ class Setting:
         self.open.set()
         self.snapshots = Snapshots(self.delivery, self.tally, self._take, clock=lambda: self.now)
 
-    def _take(self, asked: Request) -> Taken:
+    def _take(self, asked: Request, waiting: Waiting) -> Taken:
         self.thread = get_ident()
+        self.waiting = waiting
         self.asked.append(asked)
         assert self.open.wait(30)
         return self.result(asked)
@@ -215,6 +217,24 @@ def test_the_time_of_a_core_is_bounded(setting: Setting) -> None:
     setting.now += 1
     setting.ask(caller=2)
     assert setting.results() == {"taken": 2, "dropped": 1}
+
+
+def test_the_time_of_threads_that_read_for_it_counts(setting: Setting) -> None:
+    def busy() -> None:
+        began = thread_time()
+        while thread_time() - began < CPU_SECONDS:
+            pass
+
+    def read(asked: Request) -> Taken:
+        setting.waiting._seconds = 60.0  # however busy the machine
+        setting.waiting.run(0, busy)
+        return Taken("taken", 7, b"{}")
+
+    setting.result = read
+    setting.ask(caller=1)
+    setting.results()
+    setting.ask(caller=2)
+    assert setting.tally.snapshots["dropped"] == 1
 
 
 def test_the_end_waits_for_the_last(setting: Setting) -> None:

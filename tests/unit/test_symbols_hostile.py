@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from clocks import at_most
 
-from monitor.symbols import budget
+from monitor.symbols import budget, resolver
 from monitor.symbols.budget import Budget
 from monitor.symbols.perf_map import FUNCTIONS_LIMIT, Jit, PerfMaps
 
@@ -88,3 +88,27 @@ def test_a_user_spends_his_own_time() -> None:
     assert not spent.has_left(0)
     now += 1000
     assert spent.has_left(0)
+
+
+def test_a_process_that_lets_it_wait_costs_a_second(
+    host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its maps need the lock of its mappings, which its user can hold."""
+    monkeypatch.setattr(resolver, "READ_SECONDS", 0.1)
+    (host / "proc/77").mkdir(parents=True)
+    os.mkfifo(host / "proc/77/maps")
+    said: list[str] = []
+    with resolver.Resolver({}, said.append, root=host, proc=host / "proc") as names:
+        with at_most(20, "300 events, each given up, take longer"):
+            for number in range(300):
+                frame = {"address": "0x1000", "module": f"lib{number}.so", "offset": 1}
+                frame["build_id"] = "aabb"
+                event = {"stack": [frame], "process": {"pid": 77, "uid": 1000}}
+                assert names.resolve(event) == event
+        os.close(os.open(host / "proc/77/maps", os.O_WRONLY | os.O_NONBLOCK))
+    first = "lib0.so (build id aabb)"
+    assert said[:2] == [
+        f"{first}: the look-up took longer than 100 ms",
+        f"{first}: no file with this build id found",
+    ]
+    assert said[2].startswith("lib1.so (build id aabb): another look-up of this user")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ import pytest
 from clocks import at_most
 
 from monitor.evidence import waiting
-from monitor.evidence.waiting import TooLong, Waiting
+from monitor.evidence.waiting import Held, Reads, TooLong, Waiting
 
 USER, OTHER, SYSTEM = 1000, 1001, 33
 
@@ -161,3 +162,94 @@ def test_users_are_forgotten() -> None:
     for user in range(3 * waiting.USERS):
         patient.run(0 if user % 2 else user, lambda: "there")
     assert len(patient._shares) <= waiting.USERS
+
+
+def test_work_is_no_waiting() -> None:
+    """What only takes time of the processor uses up nobody's share."""
+
+    def work() -> None:
+        began = time.thread_time()
+        while time.thread_time() - began < 0.05:
+            pass
+
+    patient = Waiting(seconds=30.0, at_once=0.2)
+    for _ in range(8):
+        patient.run(USER, work)
+    assert 0.4 <= patient.cpu_seconds < 4
+
+
+def test_places_have_shares_of_their_own(lock: threading.Event) -> None:
+    patient = Waiting(seconds=0.02)
+    first, second = 100_000, 165_535  # two of one person's sub-users
+    with pytest.raises(TooLong, match="longer than 20 ms"):
+        patient.run(0, blocked(lock), "container/a")
+    assert patient.run(0, lambda: "there", "ssh.service") == "there"
+    with pytest.raises(TooLong, match="longer than 20 ms"):
+        patient.run(first, blocked(lock), "user-1000.slice")
+    with pytest.raises(TooLong, match="another look-up of this user's"):
+        patient.run(second, lambda: "there", "user-1000.slice")
+    reads = Reads(patient, second, "user-1001.slice")
+    assert reads.run(lambda: "there") == "there"
+
+
+def test_rest_ends_the_threads_that_are_free(lock: threading.Event) -> None:
+    before = threading.active_count()
+    patient = Waiting()
+    with pytest.raises(TooLong):
+        patient.run(USER, blocked(lock))
+    patient.run(OTHER, lambda: "there")
+    patient.rest()
+    with at_most(10.0, "it would wait for ever"):
+        while threading.active_count() > before + 1:
+            time.sleep(0.001)
+    assert patient.run(OTHER, lambda: "there") == "there"
+    lock.set()
+    with at_most(10.0, "it would wait for ever"):
+        while threading.active_count() > before:
+            patient.rest()
+            time.sleep(0.001)
+
+
+def test_no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    patient = Waiting()
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(TooLong, match="it gets no thread: can't start new thread"):
+            patient.run(USER, lambda: "there")
+    assert patient.run(USER, lambda: "there") == "there"
+
+
+def looking(lock: threading.Event) -> tuple[int, Callable[[], object]]:
+    """A descriptor that only the work has, which waits."""
+    held = Held(os.open("/", os.O_PATH | os.O_CLOEXEC))
+    return held.descriptor, lambda: (lock.wait(60), os.fstat(held.descriptor))
+
+
+def test_what_is_held_is_closed_after_the_last_use(lock: threading.Event) -> None:
+    descriptor, work = looking(lock)
+    patient = Waiting()
+    with pytest.raises(TooLong):
+        patient.run(USER, work)
+    del work
+    os.fstat(descriptor)
+    lock.set()
+    with at_most(10.0, "it would wait for ever"):
+        while os.path.exists(f"/proc/self/fd/{descriptor}"):
+            time.sleep(0.001)
+
+
+def test_an_error_keeps_nothing_open() -> None:
+    def read() -> None:
+        held = Held(os.open("/", os.O_PATH | os.O_CLOEXEC))
+        opened.append(held.descriptor)
+        raise PermissionError("hidden")
+
+    opened: list[int] = []
+    patient = Waiting()
+    for _ in range(3):
+        with pytest.raises(PermissionError):
+            patient.run(USER, read)
+    assert len(set(opened)) == 1
