@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from attackers import by_nobody
 from test_daemon import READY_SECONDS, Compile, Running, Start, start
 
 __all__ = ["start"]
-
-NOBODY = 65534
 
 
 @pytest.fixture
@@ -68,7 +67,9 @@ def test_renamed_files_remove_no_critical_incident(
 
     provoke.run("munmap").communicate()
     denied = daemon.wait_for(lambda event: event["kind"] == "denial")
-    subprocess.run([program, "2000", folder], user=NOBODY, group=NOBODY, check=True, timeout=60)
+    with by_nobody([program, 2000, folder]) as evict:
+        made, _ = evict.communicate(timeout=60)
+    assert int(made) == 2000
     daemon.stop()
     command = [sys.executable, "-m", "monitor", "incidents", "list", "--json", "--limit", "5000"]
     command += ["--config", str(daemon.configuration)]
