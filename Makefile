@@ -79,7 +79,7 @@ bench: setup ## measure what watching costs, next to other observers; writes doc
 	@$(call install,$(BENCH_PACKAGES))
 	$(PYTHON) tests/bench.py --write docs/cost.md $(ARGS)
 
-soak: setup ## watch a steady load for MINUTES=60; counts must be exact, nothing may grow
+soak: setup ## watch a steady load for MINUTES=60, then an attacker; counts must be exact, nothing may grow
 	$(PYTHON) tests/soak.py --minutes $(MINUTES)
 
 instructions: setup ## count the instructions of each call again, in an emulated machine

@@ -1,4 +1,5 @@
-"""`make soak MINUTES=60`: a real daemon under steady violations of every kind, for long.
+"""`make soak MINUTES=60`: a real daemon under steady violations of every kind, for long, and then
+beside an attacker.
 
 Processes that live for milliseconds make one violation after another, some are killed half-way;
 meanwhile there is a scrape a second, the configuration is read again, good and bad, the disk of the
@@ -6,8 +7,12 @@ events file fills up and is rotated, and the daemon is stopped, killed and start
 end every count must be exact, and nothing may have grown. Needs root and a host that is otherwise
 quiet: events show which violations are another process's, but seals make no event.
 
-Prints a table; the exit code is 1 when anything is wrong. The load lasts for MINUTES. A little more
-than a minute of rest follows, in which the kernel's maps must become empty.
+The steady load lasts for MINUTES, with a little more than a minute of rest in it, in which the
+kernel's maps must become empty. Then an ordinary user does for 40 seconds, or a sixth of MINUTES,
+all that could delay, hide or remove what others do; beside that a hundred single violations of
+root's must be out within two seconds, and every count must be exact (soak_attack.py).
+
+Prints a table; the exit code is 1 when anything is wrong.
 """
 
 from __future__ import annotations
@@ -20,20 +25,34 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
 from harness import Cell, own_programs, why_no_bpf
-from soak_life import EventsFile, Life
+from soak_attack import (
+    ALONE,
+    FILE_BYTES,
+    PASSWORD,
+    PROGRAMS,
+    REST_SECONDS,
+    TIMED,
+    attack,
+    ground,
+    judge,
+    kept_incidents,
+)
+from soak_life import EventsFile, Life, Printed
 from soak_load import EXECUTABLE, Load
+from soak_report import Check, Row, checks, lives
 
 from monitor.kernel.abi import Kind
 from monitor.metrics.accounts import RESULTS
 
 DISK = "4m"
+EVENTS_FILE_BYTES = 1 << 28  # more than the disk has
 CANARY_SECONDS = 5
 RELOAD_SECONDS = 20.0
 ROTATE_SECONDS = 45.0
@@ -49,11 +68,15 @@ GROWTH_MIB = 0.7
 # Of the last 1,024 processes and 512 callers something is kept, and a minute after the start comes
 # the first look at what is sealed. A long run is looked at after that; in a short one it fills up.
 FILLING_MIB, FILLING_SECONDS = 1.5, 300.0
+ATTACK_SECONDS = 40.0
+OWN = {EXECUTABLE, *PROGRAMS}  # programs whose violations are known
 USUAL_EVENTS = {"started", "stopped", "reloaded", "reload_failed", "sink_failed", "sink_recovered"}
+FLOODED_EVENTS = {"events_file_full", "events_dropped"}
 
 CONFIGURATION = """
 [output]
 events_file = "{folder}/disk/events.jsonl"
+events_file_max_size = {most}
 [state]
 directory = "{folder}/state"
 [events]
@@ -99,32 +122,18 @@ class Chore:
     due: float = 0.0
 
 
-class Row(NamedTuple):
-    """A row of the table: one life of the daemon."""
-
-    name: str
-    seconds: float
-    counted: dict[str, int]
-    results: Counter[str]
-    matched: str
-    scrapes: int
-    slowest: float
-    reloads: int
-    canaries: int
-    cpu: float
-
-
 @dataclass
 class Soak:
     folder: Path
     minutes: float
     rows: list[Row] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    checks: list[tuple[str, str, str, bool]] = field(default_factory=list)  # what, is, must be, ok
+    checks: list[Check] = field(default_factory=list)
     reloads: int = 0
     full_disks: int = 0
     strangers: int = 0
     course: list[float] = field(default_factory=list)  # RSS of the long life, MiB
+    siege: dict[str, int] = field(default_factory=dict)  # how often each attack was made
 
     def __post_init__(self) -> None:
         self.began = time.monotonic()
@@ -134,12 +143,13 @@ class Soak:
         self.load = Load(self.folder)
         self.life: Life | None = None
 
-    def configure(self, wanted: Reload) -> None:
+    def configure(self, wanted: Reload, most: int = EVENTS_FILE_BYTES) -> None:
         text = CONFIGURATION.format(
             folder=self.folder,
             executable=EXECUTABLE,
             seals=str(wanted.seals).lower(),
             canary=CANARY_SECONDS,
+            most=most,
         )
         new = self.configuration.with_suffix(".new")
         new.write_text(text + wanted.more, "utf-8")
@@ -234,10 +244,11 @@ class Soak:
 
     # ---- Lives -----------------------------------------------------------------------------------
 
-    def start(self, ended: str | None, down_since: float | None) -> Life:
+    def start(
+        self, ended: str | None, down_since: float | None, *flags: str, **options: Any
+    ) -> Life:
         """Another life, which must know how the one before it ended and for how long it was."""
-        self.configure(RELOADS[-1])
-        self.life = life = Life(self.configuration)
+        self.life = life = Life(self.configuration, *flags, **options)
         probes = life.started["details"]["probes"]
         self.load.probes = set(probes)
         self.load.at_seal = {name for name, mode in probes.items() if mode == "fexit"}
@@ -267,10 +278,14 @@ class Soak:
         self.file.follow()
         return series
 
-    def finish(self, name: str, life: Life, series: dict[str, float] | None) -> None:
-        """Stop it; `series` is the last scrape where the load had come to rest before."""
+    def finish(
+        self, name: str, life: Life, series: dict[str, float] | None, is_flooded: bool = False
+    ) -> None:
+        """Stop it; `series` is the last scrape where the load had come to rest before.
+
+        `is_flooded`: there were more events than the events file and the queues had room for.
+        """
         cpu, seconds = life.cpu_seconds(), time.monotonic() - life.began
-        lines_before = self.lines_before
         last = life.scraper.scrape()
         stopped = life.stop()
         life.kill()  # gives back what was opened for it
@@ -295,6 +310,7 @@ class Soak:
             self.problem(f"{name}: a canary failed")
         self.strangers += len(strangers(life))
         unusual = {event["event"] for event in printed.health} - USUAL_EVENTS
+        unusual -= FLOODED_EVENTS if is_flooded else set()
         if unusual:
             self.problem(f"{name}: health events {', '.join(sorted(unusual))}")
         self.problems += [f"{name}: {text}" for text in (*printed.problems, *life.scraper.problems)]
@@ -304,15 +320,8 @@ class Soak:
             for text in mismatches:
                 self.problem(f"{name}: {text}")
             matched = "no" if mismatches else "yes"
-            errors = int(series['seal_monitor_sink_errors_total{sink="file"}'])
-            in_file = len(self.file.ids) - lines_before
-            came = sum(printed.lines.values())
-            if in_file + errors != came:
-                self.problem(
-                    f"{name}: {in_file} events in the file and {errors} errors, but {came} came"
-                )
-            if not set(self.file.ids[lines_before:]) <= printed.ids:
-                self.problem(f"{name}: the events file has events that never came")
+            if not is_flooded:
+                self.compare_file(name, printed, series)
         details = stopped["details"]
         self.rows.append(
             Row(
@@ -329,6 +338,16 @@ class Soak:
             )
         )
         self.say(f"{name}: {stopped['summary']}")
+
+    def compare_file(self, name: str, printed: Printed, series: dict[str, float]) -> None:
+        errors = int(series['seal_monitor_sink_errors_total{sink="file"}'])
+        ids, came = self.file.ids[self.lines_before :], sum(printed.lines.values())
+        if len(ids) + errors != came:
+            self.problem(
+                f"{name}: {len(ids)} events in the file and {errors} errors, but {came} came"
+            )
+        if not set(ids) <= printed.ids:
+            self.problem(f"{name}: the events file has events that never came")
 
     def differences(self, life: Life, series: dict[str, float]) -> Iterator[str]:
         """A line for each counter that is not what was provoked."""
@@ -373,6 +392,7 @@ class Soak:
 
     def begin(self) -> None:
         """The load of another life."""
+        self.configure(RELOADS[-1])
         self.load.forget()
         self.lines_before = len(self.file.ids)
 
@@ -419,7 +439,34 @@ class Soak:
         self.load.resume()
         self.live(life, short)
         self.finish("after it", life, self.settle(life))
+        down = time.monotonic()
+        self.load.pause()
+
+        self.attacked(max(ATTACK_SECONDS, total / 6), down)
         self.problems += self.load.problems
+
+    # ---- An attacker beside it -------------------------------------------------------------------
+
+    def attacked(self, seconds: float, down: float) -> None:
+        """A life without the steady load."""
+        self.begin()
+        self.configure(RELOADS[-1], FILE_BYTES)
+        file = self.folder / "disk" / "attacked.jsonl"
+        with ground() as place:
+            flags = ("--web.config.file", str(place.web), "--events-file", str(file))
+            life = self.start(
+                "stopped", down, *flags, command=ALONE, timed=TIMED, password=PASSWORD
+            )
+            siege, singles = attack(life, place, seconds)
+            self.load.expected += siege.cells() + singles.cells
+            self.siege = siege.made
+            self.problems += [f"under attack: {text}" for text in siege.problems]
+            series = self.settle(life)
+            time.sleep(REST_SECONDS)
+            life.sample()
+            self.checks += judge(life, series, file)
+            self.finish("under attack", life, series, is_flooded=True)
+            self.checks.append(kept_incidents(self.configuration))
 
     # ---- What must not grow ----------------------------------------------------------------------
 
@@ -501,7 +548,7 @@ def counted(series: dict[str, float]) -> Counter[Cell]:
 
 def strangers(life: Life) -> set[int]:
     """Pids of processes that made violations and are not the load's."""
-    return {pid for name, pid, _ in life.printed.by_process if name != EXECUTABLE}
+    return {pid for name, pid, _ in life.printed.by_process if name not in OWN}
 
 
 def of_others(life: Life, load: Load) -> tuple[Counter[Cell], Counter[int]]:
@@ -516,7 +563,7 @@ def of_others(life: Life, load: Load) -> tuple[Counter[Cell], Counter[int]]:
         is_killed = name == EXECUTABLE and pid in load.killed
         if is_killed:
             by_killed[pid] += number
-        if name == EXECUTABLE and not is_killed:
+        if name in OWN and not is_killed:
             continue
         others[cell] += number
         if cell[-1] == "handler_failed":  # two events, counted once
@@ -524,52 +571,22 @@ def of_others(life: Life, load: Load) -> tuple[Counter[Cell], Counter[int]]:
     return others, by_killed
 
 
-# ---- The table -----------------------------------------------------------------------------------
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    texts = [list(header), *([str(cell) for cell in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    lines = [
-        "  ".join(
-            text.ljust(width) if index == 0 else text.rjust(width)
-            for index, (text, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in texts
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+# ---- The whole ----------------------------------------------------------------------------------
 
 
 def report(soak: Soak) -> str:
-    lives = table(
-        [
-            *("life", "seconds", "denials", "faults", "seals", "bypasses", *RESULTS),
-            *("as provoked", "scrapes", "slowest", "reloads", "canaries", "CPU"),
-        ],
-        [
-            [
-                *(row.name, f"{row.seconds:.0f}", *row.counted.values()),
-                *(row.results[result] for result in RESULTS),
-                *(row.matched, row.scrapes, f"{1000 * row.slowest:.0f} ms"),
-                *(row.reloads, row.canaries, f"{row.cpu:.1f} %"),
-            ]
-            for row in soak.rows
-        ],
-    )
-    checks = table(
-        ["what", "found", "must be", ""],
-        [[what, found, wanted, "ok" if ok else "WRONG"] for what, found, wanted, ok in soak.checks],
-    )
     made = ", ".join(f"{number} {kind}" for kind, number in sorted(soak.load.made.items()))
+    attacks = ", ".join(f"{name} {number}" for name, number in soak.siege.items())
     unsupported = ", ".join(f"{name} ({why})" for name, why in soak.load.unsupported.items())
     return "\n".join(
         [
             "",
-            lives,
+            lives(soak.rows),
             "",
-            checks,
+            checks(soak.checks),
             "",
             f"provoked: {made}; not possible here: {unsupported or 'nothing'}",
+            f"the attacker made: {attacks or 'nothing'}",
             f"RSS over the long one, MiB: {' '.join(f'{rss:.2f}' for rss in soak.course)}",
             f"processes of others, known by their events: {soak.strangers}",
             f"events file: {len(soak.file.ids)} events, {soak.file.rotations} rotations, "

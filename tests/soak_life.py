@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import json
 import os
@@ -14,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -53,9 +55,14 @@ class Entries(NamedTuple):
 
 
 class Printed:
-    """The events that came on standard output, added up."""
+    """The events that came on standard output, added up.
 
-    def __init__(self) -> None:
+    `delays`: of the violations of programs whose name is in `timed`, seconds until they came here.
+    """
+
+    def __init__(self, timed: Collection[str] = ()) -> None:
+        self._timed = timed
+        self.delays: list[float] = []
         self.lines: Counter[str] = Counter()  # by kind
         self.by_process: Counter[tuple[str, int, Cell]] = Counter()  # executable, pid, cell
         self.suppressed: Counter[str] = Counter()
@@ -76,6 +83,9 @@ class Printed:
             process = event["process"]
             name = (process["executable"] or "").rpartition("/")[2]
             self.by_process[name, process["pid"], cell] += 1
+            if name in self._timed:
+                passed = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - event["time_boot_ns"]
+                self.delays.append(passed / 1e9)
         elif kind == "suppression":
             self.suppressed[event["of"]] += event["count"]
         elif kind == "health":
@@ -102,8 +112,10 @@ class Printed:
 class Scraper:
     """Scrapes once a second, and looks whether a counter ever goes down."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, password: str = "") -> None:
         self.url = url
+        user = base64.b64encode(f"prometheus:{password}".encode()).decode()
+        self._headers = {"Authorization": f"Basic {user}"} if password else {}
         self.scrapes = 0
         self.slowest = 0.0
         self.problems: list[str] = []
@@ -117,7 +129,8 @@ class Scraper:
         """Every series, as printed."""
         with self._lock:
             began = time.monotonic()
-            with urllib.request.urlopen(self.url, timeout=5) as answer:
+            request = urllib.request.Request(self.url, headers=self._headers)
+            with urllib.request.urlopen(request, timeout=5) as answer:
                 text = answer.read().decode()
             self.scrapes += 1
             self.slowest = max(self.slowest, time.monotonic() - began)
@@ -201,16 +214,28 @@ class EventsFile:
 
 
 class Life:
-    """A daemon from its start to its end; `started` is the event of its start."""
+    """A daemon from its start to its end; `started` is the event of its start.
 
-    def __init__(self, configuration: Path) -> None:
-        self.printed = Printed()
+    `timed`: the programs whose events' delays are wanted. `password`: that of the web
+    configuration, if `flags` name one that has a user prometheus.
+    """
+
+    def __init__(
+        self,
+        configuration: Path,
+        *flags: str,
+        prefix: Sequence[str] = (),
+        command: Sequence[str] = ("-m", "monitor", "run"),
+        timed: Collection[str] = (),
+        password: str = "",
+    ) -> None:
+        self.printed = Printed(timed)
         self.samples: list[Sample] = []
         self.began = time.monotonic()
         self._process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "monitor", "run", "--config", str(configuration)),
-                *("--output", "json", "--web.listen-address", "127.0.0.1:0"),
+                *(*prefix, sys.executable, *command, "--config", str(configuration)),
+                *("--output", "json", "--web.listen-address", "127.0.0.1:0", *flags),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -225,7 +250,7 @@ class Life:
         except BaseException:
             self.kill()
             raise
-        self.scraper = Scraper(self.started["details"]["metrics"])
+        self.scraper = Scraper(self.started["details"]["metrics"], password)
 
     def _read(self) -> None:
         assert self._process.stdout

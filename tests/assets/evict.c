@@ -1,11 +1,16 @@
-/* evict N DIRECTORY: N faults, each in an inaccessible mapping of a file just renamed. */
+/*
+ * evict N DIRECTORY [SECONDS]: N faults, each in an inaccessible mapping of a file just renamed, or
+ * as many as there are in SECONDS. Prints how many there were.
+ */
 #include "asset.h"
 
 #include <fcntl.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <time.h>
 
 static sigjmp_buf back;
+static long made;
 
 static void handle(int number)
 {
@@ -15,7 +20,8 @@ static void handle(int number)
 
 int main(int count, char **words)
 {
-    long faults = count == 3 ? atol(words[1]) : 0;
+    long faults = count > 2 ? atol(words[1]) : 0;
+    time_t end = count > 3 ? time(NULL) + atol(words[3]) : 0;
     char name[256], next[256];
     char *page;
     int file;
@@ -30,7 +36,7 @@ int main(int count, char **words)
     if (page == MAP_FAILED)
         fail("mmap");
     signal(SIGSEGV, handle);
-    for (long made = 0; made < faults; made++) {
+    for (; made < faults && (!end || time(NULL) < end); made++) {
         snprintf(next, sizeof(next), "%s/f%ld", words[2], made);
         if (rename(name, next))
             fail("rename");
@@ -39,5 +45,6 @@ int main(int count, char **words)
             *(volatile char *)page = 1;
         usleep(1000);
     }
+    printf("%ld\n", made);
     return 0;
 }

@@ -1,13 +1,15 @@
 /*
  * flood callers COUNT SECONDS     one process, denied calls from COUNT places in turn
+ * flood steps COUNT               the same, each call when a byte comes from standard input
  * flood processes COUNT SECONDS   processes one after the other, COUNT denied calls each
  * flood faults SECONDS            processes one after the other that die at a guard page
  * flood subordinates SECONDS      processes one after the other of users from 100000 on
  * flood namespace SECONDS         the same in a user namespace of nobody's
  * flood scopes COUNT CGROUP       a denied call in each of COUNT cgroups that it makes in CGROUP
  *
- * Until SECONDS have passed. Prints how many violations there were. Of subordinates and namespace
- * root starts the processes, as newuidmap(1) does, and makes no violation.
+ * Until SECONDS have passed, or the input ends. Prints how many violations there were. Of
+ * subordinates and namespace root starts the processes, as newuidmap(1) does, and makes no
+ * violation.
  */
 #define _GNU_SOURCE
 #include "asset.h"
@@ -41,14 +43,12 @@ static void deny(char *page)
 }
 
 /* A wrapper of mprotect, then functions that call it, each by a return address of its own. */
-static unsigned long callers(long count, double end)
+static unsigned char *lay_callers(long count)
 {
     static const unsigned char wrapper[] = {0xb8, 10, 0, 0, 0, 0x0f, 0x05, 0xc3};
     size_t size = ((size_t)count + 1) * STUB;
     unsigned char *code =
         mmap(NULL, size, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    char *page = sealed_page();
-    unsigned long made = 0;
 
     if (code == MAP_FAILED)
         fail("mmap");
@@ -63,10 +63,35 @@ static unsigned long callers(long count, double end)
         at[6] = 0x59;
         at[7] = 0xc3;
     }
+    return code;
+}
+
+static void deny_from(unsigned char *code, long each, char *page)
+{
+    ((long (*)(void *, size_t, int))(code + each * STUB))(page, PAGE, PROT_READ | 2);
+}
+
+static unsigned long callers(long count, double end)
+{
+    unsigned char *code = lay_callers(count);
+    char *page = sealed_page();
+    unsigned long made = 0;
+
     while (now() < end)
         for (long each = 1; each <= count; each++, made++)
-            ((long (*)(void *, size_t, int))(code + each * STUB))(page, PAGE, PROT_READ | 2);
+            deny_from(code, each, page);
     return made;
+}
+
+static unsigned long steps(long count)
+{
+    unsigned char *code = lay_callers(count);
+    char *page = sealed_page(), byte;
+    long made = 0;
+
+    for (; read(STDIN_FILENO, &byte, 1) == 1; made++)
+        deny_from(code, 1 + made % count, page);
+    return (unsigned long)made;
 }
 
 static void one_after_the_other(void (*live)(long), long argument, double end, unsigned long *made)
@@ -188,13 +213,15 @@ static unsigned long scopes(long count, const char *cgroup)
 int main(int argc, char **argv)
 {
     const char *kind = argc > 1 ? argv[1] : "";
-    long count = argc > 3 ? strtol(argv[2], NULL, 10) : -1;
+    long count = argc > 2 ? strtol(argv[2], NULL, 10) : -1;
     double end = now() + (argc > 2 ? strtod(argv[argc - 1], NULL) : 0);
     unsigned long made = 0;
 
-    if (!strcmp(kind, "callers") && count > 0)
+    if (!strcmp(kind, "callers") && argc > 3 && count > 0)
         made = callers(count, end);
-    else if (!strcmp(kind, "processes") && count > 0)
+    else if (!strcmp(kind, "steps") && count > 0)
+        made = steps(count);
+    else if (!strcmp(kind, "processes") && argc > 3 && count > 0)
         one_after_the_other(denied_often, count, end, &made), made *= (unsigned long)count;
     else if (!strcmp(kind, "faults"))
         one_after_the_other(dies_at_a_guard, 0, end, &made);
@@ -202,10 +229,10 @@ int main(int argc, char **argv)
         one_after_the_other(of_subordinate, -1, end, &made);
     else if (!strcmp(kind, "namespace"))
         in_namespace(end, &made);
-    else if (!strcmp(kind, "scopes") && count > 0)
+    else if (!strcmp(kind, "scopes") && argc > 3 && count > 0)
         made = scopes(count, argv[3]);
     else {
-        fprintf(stderr, "usage: flood callers|processes COUNT SECONDS, "
+        fprintf(stderr, "usage: flood callers|processes COUNT SECONDS, flood steps COUNT, "
                         "flood faults|subordinates|namespace SECONDS, "
                         "flood scopes COUNT CGROUP\n");
         return 2;

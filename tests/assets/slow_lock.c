@@ -2,11 +2,13 @@
  * slow_lock MEGABYTES THREADS SECONDS
  *
  * Keeps the lock of its own mappings busy: so many threads change the protection of much memory,
- * and whoever wants the lock waits for all of them. Makes ten denied calls a second.
+ * and whoever wants the lock waits for all of them. Makes ten denied calls a second, at most, and
+ * prints how many.
  */
 #include "asset.h"
 
 #include <pthread.h>
+#include <time.h>
 
 #define DENIALS_A_SECOND 10
 
@@ -25,7 +27,8 @@ static void *keep_busy(void *unused)
 
 int main(int argc, char **argv)
 {
-    unsigned long threads, seconds, denied;
+    unsigned long threads, denied;
+    time_t end;
     char *page = sealed_page();
     pthread_t thread;
 
@@ -33,7 +36,7 @@ int main(int argc, char **argv)
         return 2;
     bytes = strtoul(argv[1], NULL, 10) << 20;
     threads = strtoul(argv[2], NULL, 10);
-    seconds = strtoul(argv[3], NULL, 10);
+    end = time(NULL) + atol(argv[3]);
     area = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (area == MAP_FAILED)
         fail("mmap");
@@ -43,9 +46,10 @@ int main(int argc, char **argv)
     for (; threads; threads--)
         if (pthread_create(&thread, NULL, keep_busy, NULL))
             fail("pthread_create");
-    for (denied = 0; denied < seconds * DENIALS_A_SECOND; denied++) {
+    for (denied = 0; time(NULL) < end; denied++) {
         mprotect(page, PAGE, PROT_READ | PROT_WRITE);
         usleep(1000000 / DENIALS_A_SECOND);
     }
+    printf("%lu\n", denied);
     return 0;
 }

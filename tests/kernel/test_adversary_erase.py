@@ -12,13 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from attackers import NOBODY, by_nobody
 from test_daemon import READY_SECONDS, Compile, Running, Start, start
 
 from monitor.provoke import table as provoke
 
 __all__ = ["start"]
-
-NOBODY = 65534
 
 
 @pytest.fixture
@@ -69,8 +68,9 @@ def test_renamed_files_remove_no_critical_incident(
     # Not below the test's own folder, which no other user may search.
     with tempfile.TemporaryDirectory(prefix="seal-monitor-test-") as folder:
         os.chown(folder, NOBODY, NOBODY)
-        command: list[str | Path] = [program, "2000", folder]
-        subprocess.run(command, user=NOBODY, group=NOBODY, check=True, timeout=60)
+        with by_nobody([program, 2000, folder]) as evict:
+            made, _ = evict.communicate(timeout=60)
+    assert int(made) == 2000
     daemon.stop()
     command = [sys.executable, "-m", "monitor", "incidents", "list", "--json", "--limit", "5000"]
     command += ["--config", str(daemon.configuration)]

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from attackers import NOBODY, by_nobody
 from clocks import at_most
 from test_daemon import (  # its fixture, too
     Compile,
@@ -21,7 +22,6 @@ from test_daemon import (  # its fixture, too
 
 __all__ = ["start"]
 
-NOBODY = 65534
 SINGLES = 12
 FLOODS = {
     "5,000 callers": ("callers", "5000"),
@@ -39,12 +39,7 @@ BY_ROOT = {
 @contextmanager
 def flooded(commands: Sequence[Sequence[object]], users: Sequence[int]) -> Iterator[None]:
     """While the floods go on, each of its own user."""
-    running = [
-        subprocess.Popen(
-            list(map(str, command)), user=user, group=user, extra_groups=[], stdout=subprocess.PIPE
-        )
-        for command, user in zip(commands, users, strict=True)
-    ]
+    running = [by_nobody(command, user) for command, user in zip(commands, users, strict=True)]
     try:
         time.sleep(1)  # it is at its height
         yield
@@ -95,14 +90,9 @@ def test_a_moment_fills_no_queue(start: Start, compiled: Compile) -> None:
     """All 5,000 callers, for 20 ms and for a second: what they were held back is few events."""
     daemon = start()
     for seconds in ("0.02", "1"):
-        subprocess.run(
-            [compiled("flood"), "callers", "5000", seconds],
-            user=NOBODY,
-            group=NOBODY,
-            extra_groups=[],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
+        with by_nobody([compiled("flood"), "callers", 5000, seconds]) as flood:
+            flood.communicate()
+        assert flood.returncode == 0
         time.sleep(3)
     assert_conserved(daemon.stop())
     reported = daemon.events("suppression")

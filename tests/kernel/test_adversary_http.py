@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +13,12 @@ from pathlib import Path
 import bcrypt
 import prometheus
 import pytest
+from attackers import by_nobody, http_clients
 from test_daemon import READY_SECONDS, Running
 
 JOBS = 4  # each scrapes five times, and is patient for as long as the next scrape is away
 SCRAPES = 5
 SECONDS = 5
-NOBODY = 65534
-CLIENTS = Path(__file__).parents[1] / "assets" / "http_clients.py"
 SAME = "127.0.0.1"
 OTHERS = ",".join(f"127.0.0.{number}" for number in range(2, 42))
 PASSWORD = "correct horse"
@@ -32,17 +30,10 @@ TLS = "tls_server_config:\n  cert_file: server.pem\n  key_file: server.key\n"
 @contextlib.contextmanager
 def beset(url: str, clients: str, folder: Path) -> Iterator[None]:
     """Until the block ends; each kind of client must have got through."""
-    scheme, port = url.partition(":")[0], url.split("/")[2].rpartition(":")[2]
     log = folder / "clients"
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-c", CLIENTS.read_text(), scheme, port, *clients.split()],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=output,
-            user=NOBODY,
-            group=NOBODY,
-            extra_groups=[],
+        process = by_nobody(
+            http_clients(url, clients), stdin=subprocess.PIPE, stdout=output, stderr=output
         )
     try:
         time.sleep(1)

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attackers import NOBODY, by_nobody
 from clocks import at_most
 from test_daemon import Compile, Running, Start, start
 
 __all__ = ["start"]  # a fixture
 
-NOBODY = 65534
 Event = dict[str, Any]
 SINGLES = 10
 RACES = 100
@@ -26,11 +26,9 @@ SECONDS = 60
 
 
 @contextmanager
-def by_nobody(*command: object) -> Iterator[subprocess.Popen[bytes]]:
-    words = [str(word) for word in command]
-    with subprocess.Popen(
-        words, user=NOBODY, group=NOBODY, extra_groups=[], stdout=subprocess.DEVNULL
-    ) as process:
+def until_the_end(*command: object) -> Iterator[subprocess.Popen[bytes]]:
+    """An ordinary user's process, as long as the block lasts."""
+    with by_nobody(command, stdout=subprocess.DEVNULL) as process:
         try:
             yield process
         finally:
@@ -46,7 +44,7 @@ def single_denial(storm: Path) -> int:
 def test_a_slow_lock_delays_nobody_else(start: Start, compiled: Compile) -> None:
     daemon = start()
     storm = compiled("storm")
-    with by_nobody(compiled("slow_lock"), 128, 32, SECONDS) as locker:
+    with until_the_end(compiled("slow_lock"), 128, 32, SECONDS) as locker:
         daemon.wait_for(is_given_up, SECONDS / 2)
         for _ in range(SINGLES):
             pid = single_denial(storm)
@@ -76,7 +74,7 @@ def race(daemon: Running, command: list[object], races: int) -> list[Event]:
     """The processes of the denials of so many runs by an ordinary user."""
     pids = []
     for _ in range(races):
-        with by_nobody(*command) as process:
+        with until_the_end(*command) as process:
             pids.append(process.pid)
             daemon.wait_for(of(process.pid))
     found = [event["process"] for event in daemon.events("denial")]

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attackers import NOBODY
 from clocks import at_most
-from test_adversary_identity import NOBODY
 from test_daemon import Compile, Running, Start, start
 from test_snapshot_kernel import Violate, violate
 

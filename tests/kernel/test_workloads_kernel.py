@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from attackers import by_nobody_in_cgroup, delegated, in_cgroup
 from harness import Harness, cgroup_root, new_cgroup, remove_cgroup
 
 Compiled = Callable[[str], Path]
@@ -78,7 +79,6 @@ def test_one_more_than_there_is_room_for(two_places: Harness, compiled: Compiled
 
 # ---- A delegated cgroup --------------------------------------------------------------------------
 
-NOBODY = 65534
 SCOPES = 1100
 QUOTA = 256  # a quarter of the 1,024 places
 
@@ -90,16 +90,11 @@ def subtrees() -> Iterator[tuple[Path, Path]]:
     if root is None or root.stat().st_ino != 1:
         pytest.skip("the root of the cgroup2 hierarchy is not mounted")
     base = root / f"seal-monitor-test-{os.getpid()}-subtrees"
-    delegated, service = base / "user", base / "web.service"
+    base.mkdir()
     try:
-        for each in (base, delegated, service):
-            each.mkdir()
-        for each in (delegated, delegated / "cgroup.procs"):
-            os.chown(each, NOBODY, NOBODY)
-        yield delegated, service
+        with delegated(base) as cgroups:
+            yield cgroups
     finally:
-        for each in sorted(base.glob("**/*/"), reverse=True):
-            remove_cgroup(each)
         remove_cgroup(base)
 
 
@@ -118,23 +113,13 @@ def whole(require_bpf: None) -> Iterator[Harness]:
 def test_delegated_cgroups_leave_room_for_services(
     whole: Harness, compiled: Compiled, subtrees: tuple[Path, Path]
 ) -> None:
-    delegated, service = subtrees
-    enter = f'echo 0 >{delegated}/cgroup.procs; exec setpriv --reuid {NOBODY} --clear-groups "$@"'
-    command = [
-        "sh",
-        "-ec",
-        enter,
-        "sh",
-        str(compiled("flood")),
-        "scopes",
-        str(SCOPES),
-        str(delegated),
-    ]
+    user, service = subtrees
+    command = by_nobody_in_cgroup(user, [compiled("flood"), "scopes", SCOPES, user])
     before = whole.state.counters().other_workloads[0]
     made = subprocess.run(command, check=True, stdout=subprocess.PIPE)
     assert int(made.stdout) == SCOPES
     held = {key.value: workload for key, workload in whole.state.workloads.items()}
-    own = [held[each.stat().st_ino] for each in delegated.glob("*/") if each.stat().st_ino in held]
+    own = [held[each.stat().st_ino] for each in user.glob("*/") if each.stat().st_ino in held]
     assert len(own) == QUOTA
     assert {workload.denials[0] for workload in own} == {1}
     # Other tests may run meanwhile, but have cgroups of their own.
@@ -144,8 +129,7 @@ def test_delegated_cgroups_leave_room_for_services(
 
 
 def storm_in(cgroup: Path, compiled: Compiled, count: int) -> None:
-    enter = f'echo 0 >{cgroup}/cgroup.procs; exec "$@"'
-    command = ["sh", "-ec", enter, "sh", str(compiled("storm")), "1", str(count), "0", "munmap"]
+    command = in_cgroup(cgroup, [compiled("storm"), 1, count, 0, "munmap"])
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
