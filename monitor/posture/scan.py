@@ -21,10 +21,10 @@ from monitor.evidence.cgroups import top_workload, unified_path, workload_name
 from monitor.evidence.identity import read_at
 from monitor.evidence.memory_map import DELETED, bounded_lines, parse_smaps
 from monitor.evidence.memory_map import Mapping as MemoryMapping
-from monitor.symbols.segments import NOTHING, Relro, Segments, read_mapped
 from monitor.untrusted.printable import printable
 from monitor.untrusted.process_stat import parse_stat
 from monitor.untrusted.recent import Recent
+from monitor.untrusted.segments import NOTHING, Relro, Segments, read_mapped
 
 __all__ = [
     "PAGE_TABLES_LIMIT",

@@ -16,8 +16,8 @@ import pytest
 
 from monitor.symbols.elf import Elf
 from monitor.symbols.modules import BuildIds, Modules, find_modules
-from monitor.symbols.segments import read_segments
 from monitor.untrusted.regular import open_regular
+from monitor.untrusted.segments import read_segments
 
 MIB = 1 << 20
 
@@ -134,7 +134,8 @@ def test_a_file_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """It costs build ids, not more: neither now nor for the next process."""
     go = threading.Event()
     monkeypatch.setattr(
-        "monitor.symbols.segments.read_segments", lambda file: (go.wait(30), read_segments(file))[1]
+        "monitor.untrusted.segments.read_segments",
+        lambda file: (go.wait(30), read_segments(file))[1],
     )
     build_ids = BuildIds(seconds=0.05)
     shutil.copy(os.path.realpath("/bin/cat"), tmp_path / "cat")

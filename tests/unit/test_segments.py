@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monitor.symbols.elf import Elf
-from monitor.symbols.segments import NOTHING, Code, Relro, Segments, build_id_of, read_segments
+from monitor.untrusted.segments import NOTHING, Code, Relro, Segments, build_id_of, read_segments
 
 LOAD, NOTE, RELRO = 1, 4, 0x6474E552
 READ, READ_WRITE, READ_EXECUTE = 4, 6, 5

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from monitor.symbols.elf_layout import (
+from monitor.untrusted.elf_layout import (
     HEADER_SIZE,
     MAGIC,
     PF_X,
