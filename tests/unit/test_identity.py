@@ -112,8 +112,8 @@ def test_untrusted_text_is_escaped_and_bounded(
 def test_an_exec_is_distinguished(tmp_path: Path) -> None:
     clock = Clock()
     identities = Identities(tmp_path, clock=clock)
-    record_process(tmp_path, executable=b"/bin/sh", cmdline=b"sh\0")
-    shell = Identity("/bin/sh", "sh", None, "complete")
+    record_process(tmp_path, executable=b"/srv/sh", cmdline=b"sh\0")
+    shell = Identity("/srv/sh", "sh", None, "complete")
     assert identities.lookup(42, START, base_name=b"sh") == shell
 
     record_process(tmp_path, executable=b"/bin/app (deleted)", cmdline=b"app\0")
@@ -222,7 +222,7 @@ def test_another_program_of_the_same_name_is_distinguished(tmp_path: Path) -> No
             identities = Identities()
             late = identities.lookup(process.pid, start, 0, b"sleep", image=before)
             assert late == Identity(None, None, "root", "partial", None, EXECUTED)
-            assert identities.executable(process.pid, start, before) is None
+            assert identities.executable(process.pid, start, before, 0) == (None, None)
             now = identities.lookup(process.pid, start, 0, b"sleep", image=image_of(process.pid))
             assert now.executable == os.path.realpath("/usr/bin/sleep")
         finally:
@@ -266,4 +266,6 @@ def test_a_deleted_executable(tmp_path: Path) -> None:
             identity = Identities().lookup(process.pid, start, None, b"sleep copy")
         finally:
             process.kill()
-    assert identity == Identity(f"{copy} (deleted)", f"{copy} 60", None, "complete")
+    assert (identity.executable, identity.result) == (f"{copy} (deleted)", "complete")
+    assert (identity.files, identity.owner) == (None, None)
+    assert identity.build_id  # of the file that it runs, wherever that is
