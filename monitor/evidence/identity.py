@@ -234,7 +234,7 @@ class Identities:
             self._processes.put(key, known)
         group = None if gid is None else self._groups.get(gid, uid or 0)
         if not known.are_of(image, base_name):
-            return Identity(None, None, self._user(uid, uid), "partial", group, EXECUTED)
+            return Identity(None, None, self._user(uid), "partial", group, EXECUTED)
         return replace(self._identity(known), group_name=group)
 
     def known(self, pid: int, start_boot_ns: int) -> tuple[Identity, int | None]:
@@ -248,18 +248,19 @@ class Identities:
         return Identity(
             facts.executable,
             facts.command_line,
-            self._user(facts.uid, facts.uid),
+            self._user(facts.uid),
             facts.result,
             None,
             facts.reason,
             facts.place.files,
             facts.place.owner,
-            self._user(facts.place.owner, facts.uid),
+            self._user(facts.place.owner),
             facts.build_id,
         )
 
-    def _user(self, number: int | None, asking: int | None) -> str | None:
-        return None if number is None else self._users.get(number, asking or 0)
+    def _user(self, number: int | None) -> str | None:
+        """On that user's own behalf: nobody else can use up the time for it."""
+        return None if number is None else self._users.get(number, number)
 
     def runs(self, pid: int, start_boot_ns: int, image: Image | None) -> bool:
         """Whether the process runs that program now. Waits for nobody. Raises OSError."""

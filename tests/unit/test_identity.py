@@ -5,14 +5,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from monitor.evidence.identity import EXECUTED, NOT_PERMITTED, Identities, Identity
 from monitor.evidence.image import Image, program_file
+from monitor.evidence.waiting import TooLong, Waiting
 from monitor.untrusted.printable import printable
 from monitor.untrusted.process_stat import parse_stat
 
@@ -269,3 +271,20 @@ def test_a_deleted_executable(tmp_path: Path) -> None:
     assert (identity.executable, identity.result) == (f"{copy} (deleted)", "complete")
     assert (identity.files, identity.owner) == (None, None)
     assert identity.build_id  # of the file that it runs, wherever that is
+
+
+def test_nobody_uses_up_the_time_for_the_name_of_another() -> None:
+    """The program is root's, and the look-ups of the user who runs it have taken too long."""
+
+    class Spent(Waiting):
+        def run(self, user: int, work: Callable[[], Any]) -> Any:
+            if user == 65534:
+                raise TooLong("spent")
+            return super().run(user, work)
+
+    identities = Identities(waiting=Spent())
+    start = start_of(os.getpid())
+    identity = identities.lookup(os.getpid(), start, 65534)
+    assert (identity.user_name, identity.owner, identity.reason) == (None, None, "spent")
+    identity = identities.lookup(os.getppid(), start_of(os.getppid()), 0)
+    assert identity.user_name == "root"
