@@ -451,7 +451,7 @@ def _differences(settings: config.Config) -> list[str]:
     ]
     now = datetime.now(UTC)
     for mute in settings.mutes:
-        named = (mute.what, mute.executable)
+        named = (mute.what, mute.whose)
         state = "expired mute" if mute.expired(now) else "mute"
         lines.append(
             f"{state}: {json.dumps(' '.join(filter(None, named)))}, {json.dumps(mute.reason)}"

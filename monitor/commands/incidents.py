@@ -21,6 +21,7 @@ from typing import Any, get_args
 
 from monitor.configuration.config import ConfigError
 from monitor.evidence.assessment import REASONING
+from monitor.evidence.doubts import doubt, marked, named
 from monitor.evidence.events import Likely, timestamp
 from monitor.evidence.stacks import place
 from monitor.incidents.search import (
@@ -98,6 +99,12 @@ def _most(values: Mapping[str, int]) -> str:
     return f"{first} +{len(others)}" if others else first
 
 
+def _programs(incident: Incident) -> Mapping[str, int]:
+    """How often which program, each with its marks."""
+    facets = incident.facets
+    return {marked(path, facets): count for path, count in facets["executable"].items()}
+
+
 @contextlib.contextmanager
 def _as_written(what: str) -> Iterator[None]:
     """Around code that reads `what` as written by seal-monitor; else raises IncidentError."""
@@ -125,7 +132,7 @@ _COLUMNS: Sequence[tuple[str, bool, int, Callable[[Incident], str]]] = (
     ("SEVERITY", False, 8, lambda incident: incident.severity),
     ("LIKELY", False, 8, lambda incident: _worst(incident.facets["likely"])),
     ("WHAT", False, 48, lambda incident: incident.title),
-    ("EXECUTABLE", False, 40, lambda incident: _most(incident.facets["executable"]) or "-"),
+    ("EXECUTABLE", False, 40, lambda incident: _most(_programs(incident)) or "-"),
     ("WORKLOAD", False, 40, lambda incident: _most(incident.facets["workload"]) or "-"),
 )
 
@@ -194,7 +201,7 @@ def shown(
         ("likely", _counted(facets["likely"])),
         ("verdicts", _counted(facets["verdict"])),
         ("dispositions", _counted(facets["disposition"])),
-        ("executables", _counted(facets["executable"])),
+        ("executables", _counted(_programs(incident))),
         ("workloads", _counted(facets["workload"])),
         ("hosts", _counted(facets["host"])),
         ("users", _counted(facets["user"])),
@@ -226,6 +233,8 @@ def shown(
 
 def _explained(event: Event) -> list[str]:
     lines = []
+    if doubt(event["process"]):
+        lines.append(f"  program: {visible(named(event['process']))}")
     if why := _reasoning(event):
         lines += textwrap.wrap(why, 98, initial_indent="  ", subsequent_indent="  ")
     if stack := _stack(event):
@@ -253,7 +262,7 @@ def _heading(pid: int, process: Process, last: Event) -> list[str]:
     who, workload = last["process"] or {}, last["workload"] or {}
     facts = (
         ("started", f"{_milliseconds(timestamp(process.start_ns, 0))} UTC"),
-        ("executable", who.get("executable")),
+        ("executable", named(who) if who.get("executable") else None),
         ("command line", who.get("command_line")),
         ("user", who.get("user_name")),
         ("workload", workload.get("unit") or workload.get("cgroup")),

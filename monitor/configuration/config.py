@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import datetime
-import fnmatch
 import json
 import re
 import tomllib
@@ -16,10 +14,12 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from monitor.configuration.mutes import Mute
 from monitor.configuration.toml_lines import KeyPath, key_lines, line_of
 from monitor.configuration.values import (
     Check,
     Invalid,
+    build_id,
     host_names,
     integer,
     listen_address,
@@ -29,7 +29,9 @@ from monitor.configuration.values import (
     ring_size,
     some_of,
     switch,
+    unit,
     until,
+    user,
 )
 from monitor.kernel.abi import Cause, Method, Verdict
 from monitor.kernel.operations import OPERATIONS
@@ -42,7 +44,6 @@ __all__ = [
     "Config",
     "ConfigError",
     "Key",
-    "Mute",
     "load",
     "parse",
 ]
@@ -123,51 +124,6 @@ class Incidents:
 @dataclass(frozen=True)
 class Posture:
     interval: int
-
-
-@dataclass(frozen=True)
-class Mute:
-    """Violations that are known and make no events. They are still counted."""
-
-    executable: str | None
-    operation: str | None
-    cause: str | None
-    method: str | None
-    until: datetime.datetime | None
-    reason: str
-
-    @property
-    def what(self) -> str | None:
-        """The operation, cause or method; None for all of an executable."""
-        return self.operation or self.cause or self.method
-
-    def expired(self, now: datetime.datetime) -> bool:
-        """Whether `until` has passed. `now` must carry its time zone."""
-        return self.until is not None and now > self.until
-
-    def applies(
-        self,
-        *,
-        what: str | None,
-        executable: str,
-        files: str | None,
-        now: datetime.datetime,
-    ) -> bool:
-        """Whether this entry mutes a violation.
-
-        `what`: the operation of a denial, the cause of a fault, the method of a bypass. A pattern
-        without a slash is matched with the base name, so it also mutes a process that died before
-        its full path could be read. One with a slash is a path of the host: it mutes nothing whose
-        `files` (as in an event's process) are not known to be the host's.
-        """
-        if self.expired(now) or self.what not in (None, what):
-            return False
-        if self.executable is None:
-            return True
-        if "/" in self.executable and files != "host":
-            return False
-        name = executable if "/" in self.executable else executable.rpartition("/")[2]
-        return fnmatch.fnmatchcase(name, self.executable)
 
 
 @dataclass(frozen=True)
@@ -415,6 +371,10 @@ _MUTE_KEYS: tuple[Key, ...] = (
     Key("mute.operation", None, one_of(*_OPERATIONS), "The operation of the denials to mute."),
     Key("mute.cause", None, one_of(*_CAUSES), "The cause of the faults to mute."),
     Key("mute.method", None, one_of(*_METHODS), "The method of the bypasses to mute."),
+    Key("mute.owner", None, user, "Name or number of the user whose file the executable is."),
+    Key("mute.user", None, user, "Name or number of the user whose process it is."),
+    Key("mute.unit", None, unit, "Glob: the systemd unit; of a user's, user@UID.service/UNIT."),
+    Key("mute.build_id", None, build_id, "The GNU build id of the executable, in hexadecimal."),
     Key("mute.until", None, until, "The last date or time of the entry; none: for ever."),
     Key("mute.reason", None, non_empty, "Why these are known and harmless."),
 )
@@ -422,6 +382,7 @@ _MUTE_KEYS: tuple[Key, ...] = (
 _BY_PATH = {key.path: key for key in KEYS}
 _BY_NAME = {key.name: key for key in KEYS}
 _MUTE_BY_PATH = {key.path: key for key in _MUTE_KEYS}
+_MUTED = {key.path[1] for key in _MUTE_KEYS} - {"until", "reason"}
 
 
 def _dotted(path: KeyPath) -> str:
@@ -485,9 +446,11 @@ class _Reader:
         if "reason" not in entry:
             self.mistake(place, 'it has no reason; add one, as in reason = "unmaps what it sealed"')
         named = entry.keys() & {"operation", "cause", "method"}
-        if not named and "executable" not in entry:
+        if not entry.keys() & _MUTED:
             self.mistake(
-                place, "it names nothing to mute; add executable, operation, cause or method"
+                place,
+                "it names nothing to mute; add executable, operation, cause, method, owner, user, "
+                "unit or build_id",
             )
         if len(named) > 1:
             self.mistake(

@@ -12,6 +12,7 @@ from typing import Any
 __all__ = [
     "Check",
     "Invalid",
+    "build_id",
     "host_names",
     "integer",
     "listen_address",
@@ -22,7 +23,9 @@ __all__ = [
     "some_of",
     "string",
     "switch",
+    "unit",
     "until",
+    "user",
 ]
 
 
@@ -163,3 +166,44 @@ def until(value: object) -> datetime.datetime:
         case datetime.date():
             return datetime.datetime.combine(value, datetime.time.max, datetime.UTC)
     raise Invalid(f"{_shown(value)} is not a date; write 2030-12-31 or 2030-12-31T18:00:00Z")
+
+
+_USER_NAME = re.compile(r"(?![0-9]+$)[A-Za-z0-9_.][A-Za-z0-9_.@\\-]{0,254}\$?")
+_NO_USER = 2**32 - 1  # (uid_t) -1
+
+
+def user(value: object) -> int | str:
+    """A uid, or a name of a user; whether there is one of that name is known only later."""
+    if isinstance(value, str):
+        if not _USER_NAME.fullmatch(value):
+            raise Invalid(
+                f"{_shown(value)} is not the name of a user; write a name in quotes or a number "
+                'without, as in "root" or 0'
+            )
+        return value
+    number: int = integer(0, _NO_USER - 1)(value)
+    return number
+
+
+_UNIT = re.compile(r"[^/]+\.(?:service|scope|slice)")
+_UNIT_OF_USER = re.compile(r"user@[^/]+\.service/" + _UNIT.pattern)
+
+
+def unit(value: object) -> str:
+    text = string(value)
+    if len(text) > 512 or not (_UNIT.fullmatch(text) or _UNIT_OF_USER.fullmatch(text)):
+        raise Invalid(
+            f"{_shown(text)} is not a service, scope or slice of systemd; write its whole name, as "
+            "in nginx.service, or user@1000.service/app.service for one of a user's"
+        )
+    return text
+
+
+def build_id(value: object) -> str:
+    text = string(value)
+    if not re.fullmatch(r"([0-9A-Fa-f]{2}){2,64}", text):
+        raise Invalid(
+            f"{_shown(text)} is not a build id; write all its hexadecimal digits, as "
+            "executable_build_id in an event has them"
+        )
+    return text.lower()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from monitor.evidence import classify, events
 from monitor.evidence.cgroups import NO_WORKLOAD, Cgroups
-from monitor.evidence.identity import Identities, Identity, Lookup
+from monitor.evidence.identity import Identities, Identity
 from monitor.evidence.image import recorded
 from monitor.evidence.waiting import TooLong
 from monitor.kernel import abi
@@ -28,13 +28,13 @@ PROCESS_NAME_LIMIT = 64
 class Owner:
     """Who caused a record.
 
-    `lookup` says how complete `process` is. `file_path` is the full path of the mapped file, None
-    where only the kernel's base name is known. `target` is the process whose memory a bypass
+    `identity` is what was added to the record. `file_path` is the full path of the mapped file,
+    None where only the kernel's base name is known. `target` is the process whose memory a bypass
     changed; None for other kinds.
     """
 
     process: events.Process
-    lookup: Lookup
+    identity: Identity
     workload: events.Workload
     file_path: str | None
     target: events.Target | None
@@ -74,10 +74,10 @@ class Attribution:
         identity = self._identity(record)
         return Owner(
             process=self._process(record, identity),
-            lookup=identity.result,
+            identity=identity,
             workload=self.workload(record.cgroup_id, record.pid),
             file_path=self._mapped_file(record),
-            target=self._target(record.bypass),
+            target=self._target(record.bypass, record.uid),
         )
 
     def workload(self, cgroup_id: int, pid: int | None = None) -> events.Workload:
@@ -87,8 +87,8 @@ class Attribution:
         except OSError:  # cgroup2 is being unmounted
             return NO_WORKLOAD
 
-    def known(self, pid: int, start_boot_ns: int) -> tuple[str | None, str | None]:
-        """Path of the program as a record had it found, and `process.files` of it.
+    def known(self, pid: int, start_boot_ns: int) -> tuple[Identity, int | None]:
+        """A process as the last record had it found, and its uid.
 
         Nothing is looked up: what the process has executed since is another program.
         """
@@ -123,22 +123,25 @@ class Attribution:
             group_name=identity.group_name,
             identity=events.Identified(identity.result, identity.reason or None),
             files=identity.files,
+            executable_owner=identity.owner,
+            executable_build_id=identity.build_id,
         )
 
-    def _target(self, target: abi.Bypass) -> events.Target | None:
+    def _target(self, target: abi.Bypass, user: int) -> events.Target | None:
         if not target.pid:
             return None
         try:
-            path = self._identities.executable(
-                target.pid, target.start_boot_ns, recorded(target.image)
+            path, files = self._identities.executable(
+                target.pid, target.start_boot_ns, recorded(target.image), user
             )
         except OSError:
-            path = None
+            path, files = None, None
         return events.Target(
             pid=target.pid,
             start=events.timestamp(target.start_boot_ns, self._start_offset),
             name=printable(target.task_name, PROCESS_NAME_LIMIT),
             executable=path or printable(target.executable) or None,
+            files=files,
         )
 
     def _mapped_file(self, record: abi.Record) -> str | None:

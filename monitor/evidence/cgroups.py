@@ -25,6 +25,7 @@ __all__ = [
     "parse_cgroup_path",
     "top_workload",
     "unified_path",
+    "unit_of",
     "workload_name",
 ]
 
@@ -103,6 +104,18 @@ def workload_name(cgroup: str | int) -> str:
     if manager:
         name = f"{manager}/{name}"
     return name if len(name) <= NAME_LIMIT else "\N{HORIZONTAL ELLIPSIS}" + name[1 - NAME_LIMIT :]
+
+
+def unit_of(path: str) -> str | None:
+    """The systemd unit that a cgroup's path names; None without one.
+
+    In a user's service manager that manager's name comes first, as in
+    `user@1000.service/app.scope`: users may name their units freely.
+    """
+    facts, manager = _parse(path)
+    if facts.unit and manager and facts.unit != manager:
+        return f"{manager}/{facts.unit}"
+    return facts.unit
 
 
 def top_workload(path: str) -> str:

@@ -91,7 +91,10 @@ class Identified:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """`executable` is the full path if /proc still had it, else the base name."""
+    """`executable` is the full path if /proc still had it, else the base name.
+
+    `executable_owner` is the uid of its file's owner, where that proves whose file it is.
+    """
 
     pid: int
     tid: int | None
@@ -107,6 +110,8 @@ class Process:
     group_name: str | None
     identity: Identified | None = None
     files: Literal["host", "namespace"] | None = None
+    executable_owner: int | None = None
+    executable_build_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +165,13 @@ class Assessment:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The process whose memory was changed; `executable` is as in Process."""
+    """The process whose memory was changed; `executable` and `files` are as in Process."""
 
     pid: int
     start: str
     name: str
     executable: str | None
+    files: Literal["host", "namespace"] | None = None
 
 
 @dataclass(frozen=True, slots=True)

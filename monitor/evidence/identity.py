@@ -18,7 +18,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from monitor.evidence.image import Image, ProgramFile, is_run, program_file
+from monitor.evidence.image import (
+    UNKNOWN,
+    Files,
+    Image,
+    Place,
+    ProgramFile,
+    build_id,
+    is_run,
+    place_of,
+    program_file,
+)
 from monitor.evidence.memory_map import DELETED
 from monitor.evidence.waiting import TooLong, Waiting
 from monitor.untrusted.printable import printable
@@ -36,7 +46,6 @@ __all__ = [
 ]
 
 Lookup = Literal["complete", "partial", "gone", "reused"]
-Files = Literal["host", "namespace"]
 EXECUTED = "it has executed another program since"
 NOT_PERMITTED = "not permitted"
 
@@ -58,6 +67,7 @@ class Identity:
 
     `result` is `complete`; `partial`: something could not be read, or the process has since
     executed another program; `gone`: it has exited; `reused`: the pid now belongs to another one.
+    `owner` is the uid of the owner of its file.
     """
 
     executable: str | None
@@ -67,6 +77,12 @@ class Identity:
     group_name: str | None = None
     reason: str = ""
     files: Files | None = None
+    owner: int | None = None
+    owner_name: str | None = None
+    build_id: str | None = None
+
+
+_NOTHING_KNOWN = Identity(None, None, None, "gone")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +91,12 @@ class _Facts:
     command_line: str | None
     result: Lookup
     reason: str = ""
-    files: Files | None = None
+    place: Place = UNKNOWN
+    build_id: str | None = None
     image: Image | None = None
     base_name: bytes = b""
     expires: float = 0.0
+    uid: int | None = None
 
     def are_of(self, image: Image | None, base_name: bytes) -> bool:
         if image and self.image:
@@ -205,30 +223,44 @@ class Identities:
         key = (pid, start_boot_ns)
         known = self._processes.get(key)
         if known is None or self._clock() >= known.expires or not known.are_of(image, base_name):
-            facts = self._process(pid, start_boot_ns, uid or 0, image)
+            facts = replace(self._process(pid, start_boot_ns, uid or 0, image), uid=uid)
             if known is None or facts.result not in ("gone", "reused"):
                 self._processes.put(key, facts)
                 known = facts
             elif not known.are_of(image, base_name):
                 known = facts
-        user = None if uid is None else self._users.get(uid, uid)
+        elif known.uid != uid:
+            known = replace(known, uid=uid)
+            self._processes.put(key, known)
         group = None if gid is None else self._groups.get(gid, uid or 0)
         if not known.are_of(image, base_name):
-            return Identity(None, None, user, "partial", group, EXECUTED)
+            return Identity(None, None, self._user(uid), "partial", group, EXECUTED)
+        return replace(self._identity(known), group_name=group)
+
+    def known(self, pid: int, start_boot_ns: int) -> tuple[Identity, int | None]:
+        """What the last record of a process had found, without its group, and the process's uid.
+        Looks nowhere but in the user database.
+        """
+        facts = self._processes.get((pid, start_boot_ns))
+        return (_NOTHING_KNOWN, None) if facts is None else (self._identity(facts), facts.uid)
+
+    def _identity(self, facts: _Facts) -> Identity:
         return Identity(
-            known.executable,
-            known.command_line,
-            user,
-            known.result,
-            group,
-            known.reason,
-            known.files,
+            facts.executable,
+            facts.command_line,
+            self._user(facts.uid),
+            facts.result,
+            None,
+            facts.reason,
+            facts.place.files,
+            facts.place.owner,
+            self._user(facts.place.owner),
+            facts.build_id,
         )
 
-    def known(self, pid: int, start_boot_ns: int) -> tuple[str | None, Files | None]:
-        """Path of the program as a record had it found, and whose path it is. Looks nowhere."""
-        facts = self._processes.get((pid, start_boot_ns))
-        return (None, None) if facts is None else (facts.executable, facts.files)
+    def _user(self, number: int | None) -> str | None:
+        """On that user's own behalf: nobody else can use up the time for it."""
+        return None if number is None else self._users.get(number, number)
 
     def runs(self, pid: int, start_boot_ns: int, image: Image | None) -> bool:
         """Whether the process runs that program now. Waits for nobody. Raises OSError."""
@@ -238,22 +270,32 @@ class Identities:
         finally:
             os.close(directory)
 
-    def executable(self, pid: int, start_boot_ns: int, image: Image | None) -> str | None:
-        """The path of the program, while the process runs it. Waits for nobody. Raises OSError."""
+    def executable(
+        self, pid: int, start_boot_ns: int, image: Image | None, user: int
+    ) -> tuple[str | None, Files | None]:
+        """The path of the program, while the process runs it, and whose path it is. `user`: on
+        whose behalf a file system may have to be waited for. Raises OSError.
+        """
         try:
             directory = self._open(pid)
         except (FileNotFoundError, ProcessLookupError):
-            return None
+            return None, None
         try:
             if _standing(directory, start_boot_ns, image)[0] != "complete":
-                return None
-            path = os.readlink(b"exe", dir_fd=directory)
+                return None, None
+            path, program = os.readlink(b"exe", dir_fd=directory), program_file(directory)
             is_same = _standing(directory, start_boot_ns, image)[0] == "complete"
         except (FileNotFoundError, ProcessLookupError):
-            return None
+            return None, None
         finally:
             os.close(directory)
-        return printable(path, TEXT_LIMIT) if is_same else None
+        if not is_same:
+            return None, None
+        try:
+            place = self.waiting.run(user, lambda: place_of(self._proc, path, program))
+        except TooLong:
+            place = UNKNOWN
+        return printable(path, TEXT_LIMIT), place.files
 
     def _open(self, pid: int) -> int:
         return os.open(self._proc / str(pid), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -284,15 +326,15 @@ class Identities:
         except PermissionError:
             executable = b""
         reason = "" if executable else NOT_PERMITTED
-        raw, files, expires = b"", None, facts.expires
+        raw, place, found_id, expires = b"", UNKNOWN, None, facts.expires
         program = None
         if executable:
             with contextlib.suppress(OSError):  # whether it has ended is seen after
                 program = program_file(directory)
         try:
             # By its path, as it may go on when `directory` is closed; whose it was is seen after.
-            raw, files = self.waiting.run(
-                uid, lambda: (self._read_command_line(pid), self._whose(executable, program))
+            raw, (place, found_id) = self.waiting.run(
+                uid, lambda: (self._read_command_line(pid), self._file(pid, executable, program))
             )
         except PermissionError:
             reason = NOT_PERMITTED
@@ -306,7 +348,8 @@ class Identities:
             command_line=printable(shown, TEXT_LIMIT) if shown else None,
             result="partial" if reason else "complete",
             reason=reason,
-            files=files,
+            place=place,
+            build_id=found_id,
             base_name=os.path.basename(executable),
             expires=expires,
         )
@@ -321,30 +364,14 @@ class Identities:
         finally:
             os.close(file)
 
-    def _whose(self, executable: bytes, program: ProgramFile | None) -> Files | None:
-        """Whether the path leads to this file on the host; None where nothing proves it."""
-        if program is None or executable.endswith(DELETED.encode()):
-            return None
-        try:
-            root = self._hosts_root()
-        except OSError:
-            return None
-        try:
-            status = os.stat(executable.lstrip(b"/"), dir_fd=root)
-        except (FileNotFoundError, NotADirectoryError):
-            return "namespace"
-        except OSError:
-            return None
-        finally:
-            os.close(root)
-        is_same = (status.st_dev, status.st_ino) == (program.device, program.inode)
-        return "host" if is_same else "namespace"
-
-    def _hosts_root(self) -> int:
-        try:
-            return os.open(self._proc / "1/root", os.O_PATH | os.O_CLOEXEC)
-        except PermissionError:  # the first process may not be traced; ours is the best there is
-            return os.open("/", os.O_PATH | os.O_CLOEXEC)
+    def _file(
+        self, pid: int, executable: bytes, program: ProgramFile | None
+    ) -> tuple[Place, str | None]:
+        """Of the program's file its place and its build id."""
+        if program is None:
+            return UNKNOWN, None
+        found_id = build_id(self._proc / str(pid) / "exe", program)
+        return place_of(self._proc, executable, program), found_id
 
     def _shown(self, raw: bytes) -> bytes:
         argv = os.fsdecode(raw.removesuffix(b"\0")).split("\0")

@@ -7,13 +7,30 @@ from __future__ import annotations
 
 import ctypes
 import os
+import stat
 import struct
-from typing import NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple
 
+from monitor.evidence.memory_map import DELETED
 from monitor.kernel import abi
 from monitor.untrusted.process_stat import ProcessStat
+from monitor.untrusted.segments import read_segments
 
-__all__ = ["Image", "ProgramFile", "is_run", "program_file", "recorded"]
+__all__ = [
+    "UNKNOWN",
+    "Files",
+    "Image",
+    "Place",
+    "ProgramFile",
+    "build_id",
+    "is_run",
+    "place_of",
+    "program_file",
+    "recorded",
+]
+
+Files = Literal["host", "namespace"]
 
 # include/uapi/linux/stat.h: struct statx up to stx_mnt_id, and what is asked for.
 _STATX = struct.Struct("<I28xQ96xIIQ")
@@ -78,3 +95,74 @@ def program_file(directory: int) -> ProgramFile:
     mask, inode, major, minor, mount = _STATX.unpack_from(words)
     has_mount = mask & _STATX_MNT_ID_UNIQUE
     return ProgramFile(os.makedev(major, minor), inode, mount if has_mount else 0)
+
+
+class Place(NamedTuple):
+    """Whose the path of a program is, and who owns the file there: a uid; None: not known.
+
+    The owner is known of the host's own file alone, and where he is its owner by the kernel's
+    rules: a file system mounted `nosuid`, such as one in user space, may be some user's who says
+    there what he likes; and what anybody may write is nobody's.
+    """
+
+    files: Files | None
+    owner: int | None
+
+
+UNKNOWN = Place(None, None)
+
+
+def place_of(proc: Path, path: bytes, program: ProgramFile) -> Place:
+    """Whether the path leads to this file on the host. It may wait for a file system."""
+    if path.endswith(DELETED.encode()):
+        return UNKNOWN
+    try:
+        root = _hosts_root(proc)
+    except OSError:
+        return UNKNOWN
+    try:
+        return _place_below(root, path, program)
+    except (FileNotFoundError, NotADirectoryError):
+        return Place("namespace", None)
+    except OSError:
+        return UNKNOWN
+    finally:
+        os.close(root)
+
+
+def _hosts_root(proc: Path) -> int:
+    try:
+        return os.open(proc / "1/root", os.O_PATH | os.O_CLOEXEC)
+    except PermissionError:  # the first process may not be traced; ours is the best there is
+        return os.open("/", os.O_PATH | os.O_CLOEXEC)
+
+
+def _place_below(root: int, path: bytes, program: ProgramFile) -> Place:
+    file = os.open(path.lstrip(b"/"), os.O_PATH | os.O_CLOEXEC, dir_fd=root)
+    try:
+        status, mount = os.fstat(file), os.fstatvfs(file)
+    finally:
+        os.close(file)
+    if (status.st_dev, status.st_ino) != (program.device, program.inode):
+        return Place("namespace", None)
+    is_owned = not (mount.f_flag & os.ST_NOSUID or status.st_mode & stat.S_IWOTH)
+    return Place("host", status.st_uid if is_owned else None)
+
+
+def build_id(path: Path, program: ProgramFile) -> str | None:
+    """The build id that this program's file has, in hexadecimal; `path` is its /proc/PID/exe.
+
+    None where there is none, or the file is another one. It may wait for a file system.
+    """
+    try:
+        # Without waiting until somebody gives up a lease of the file.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    with os.fdopen(descriptor, "rb") as file:
+        try:
+            status = os.fstat(descriptor)
+            is_its = (status.st_dev, status.st_ino) == (program.device, program.inode)
+            return read_segments(file).build_id if is_its else None
+        except OSError:
+            return None

@@ -18,7 +18,7 @@ from monitor.incidents.fingerprint import UNKNOWN
 from monitor.incidents.search import Incident, as_object
 from monitor.kernel.abi import Cause, Counters, Disposition, Method, Verdict
 from monitor.kernel.operations import OPERATIONS
-from monitor.sinks.console import COLOURS, DIM, RESET
+from monitor.sinks.console import COLOURS, DIM, RESET, program_items
 from monitor.untrusted.terminal import Column, counted, plural, table, visible
 
 __all__ = ["Result", "counts", "document", "live", "summary", "violations"]
@@ -111,6 +111,9 @@ def live(event: Event, *, colours: bool, width: int = 100) -> str:
     )
     lines[0] = lines[0].replace(rank, _paint(rank, COLOURS[event["severity"]], colours), 1)
     shown = [f"{_paint(PREFIX, DIM, colours)} {line}" for line in lines]
+    program = visible(" ".join(program_items(event.get("process") or {})))
+    for line in textwrap.wrap(program, max(width - len(PREFIX) - 3, 40), break_on_hyphens=False):
+        shown.append(f"{_paint(PREFIX, DIM, colours)}   {line}")
     stack = event["stack"][:FRAMES_SHOWN]
     names = [visible(frame["symbol"] or "?", 60) for frame in stack]
     wide = max(map(len, names), default=0)

@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from monitor.configuration.config import Config, Mute
+from monitor.configuration.config import Config
+from monitor.configuration.mutes import Mute
 from monitor.host import facts as host
 from monitor.host.checklist import Row
 from monitor.kernel import abi
@@ -279,11 +280,12 @@ def filter_rows(config: Config, now: datetime) -> list[Row]:
 
 
 def _mute_row(mute: Mute, now: datetime) -> Row:
-    whose = mute.executable or "every executable"
+    whose = mute.whose or "every executable"
     what = mute.what or "everything"
     until = f" until {mute.until:%Y-%m-%d %H:%M} UTC" if mute.until else ""
     if mute.expired(now):
         remedy = "remove the entry"
         return Row(_BLIND, "mute", "ok", f"expired: {what} of {whose} ({mute.reason})", remedy)
     finding = f"counted, no events: {what} of {whose}{until} ({mute.reason})"
-    return Row(_BLIND, "mute", "blind", finding)
+    remedy = "any user can run such a program; add user or unit" if mute.is_for_any_user else ""
+    return Row(_BLIND, "mute", "blind", finding, remedy)

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from monitor.evidence import doubts
 from monitor.evidence.events import timestamp
 from monitor.incidents.reader import IncidentError, Reader
 from monitor.untrusted.printable import printable
@@ -35,7 +36,10 @@ _COLUMNS = (
     *("summary", "first_ns", "last_ns", "events", "suppressed"),
 )
 _TEXTS = _COLUMNS.index("first_ns")  # texts up to here, then numbers
-_FACETS = ("verdict", "disposition", "likely", "executable", "workload", "host", "user")
+_FACETS = (
+    *("verdict", "disposition", "likely", "executable", "workload", "host", "user"),
+    *doubts.FACETS,
+)
 
 
 _RARE = 2000

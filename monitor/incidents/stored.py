@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from monitor.evidence.cgroups import top_workload, workload_name
+from monitor.evidence.doubts import facet_of
 from monitor.evidence.memory_map import DELETED
 from monitor.incidents.fingerprint import Event, Fingerprint, what_of
 from monitor.untrusted.printable import printable
@@ -126,6 +127,8 @@ def facets_of(event: Event) -> Iterator[tuple[str, str]]:
         "program": path.removesuffix(DELETED).rpartition("/")[2] if path else None,
         "user": process.get("user_name"),
     }
-    for name, value in values.items():
+    if name := facet_of(process):
+        values[name] = path
+    for facet, value in values.items():
         if value:
-            yield name, printable(value, TEXT_LIMIT)
+            yield facet, printable(value, TEXT_LIMIT)

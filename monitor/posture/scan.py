@@ -25,10 +25,10 @@ from monitor.evidence.memory_map import DELETED, bounded_lines, parse_smaps
 from monitor.evidence.memory_map import Mapping as MemoryMapping
 from monitor.evidence.waiting import SYSTEM_USERS, Held, Reads, TooLong, Waiting
 from monitor.posture.smaps import opened, patience
-from monitor.symbols.segments import NOTHING, Relro, Segments, read_mapped
 from monitor.untrusted.printable import printable
 from monitor.untrusted.process_stat import parse_stat
 from monitor.untrusted.recent import Recent
+from monitor.untrusted.segments import NOTHING, Relro, Segments, read_mapped
 
 __all__ = [
     "PAGE_TABLES_LIMIT",

@@ -15,6 +15,7 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from monitor.evidence.doubts import named
 from monitor.incidents.schema import SCHEMA, VERSION
 from monitor.incidents.search import Event, Incident, IncidentError, Incidents
 from monitor.report.cases import Case
@@ -36,6 +37,7 @@ Incident {id} of seal-monitor
 
     host          {host}
     kernel        {kernel}
+    program       {program}
     count         {count:,} ({events:,} delivered, {suppressed:,} held back by the rate limit)
     seal-monitor  {version}
 
@@ -121,6 +123,7 @@ def _readme(case: Case) -> bytes:
         summary=printable(incident.summary, 4096),
         host=printable(str(value(case.event, "host", "name"))),
         kernel=printable(str(value(case.event, "host", "kernel_release"))),
+        program=printable(named(case.event.get("process")) or "not known", 4096),
         count=incident.count,
         events=incident.events,
         suppressed=incident.suppressed,

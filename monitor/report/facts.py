@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from monitor.evidence.doubts import doubt, named
 from monitor.evidence.memory_map import DELETED
 from monitor.incidents.search import Event
 from monitor.report import story
@@ -72,7 +73,8 @@ def who_facts(case: Case, snapshot: Mapping[str, Any] | None) -> Iterator[Fact]:
         f"{text(event, 'process', 'name')}, pid {pid}{thread}{within}"
         + (f", started {started} UTC" if started else ""),
     )
-    yield Fact("Program", "", text(event, "process", "executable"))
+    path, mark = text(event, "process", "executable"), doubt(event["process"])
+    yield Fact("Program", "", path, mark if path else "")
     yield Fact("Command line", "", text(event, "process", "command_line"))
     yield Fact("User", _user(event))
     yield Fact("Belongs to", _workload(event))
@@ -259,7 +261,8 @@ def what_facts(case: Case, later: Sequence[Event]) -> Iterator[Fact]:
             range_of(part) if part else "",
         )
         whose = "Its own" if _is_own(event) else _target(event)
-        yield Fact("Whose memory", whose, "", text(event, "target", "executable"))
+        path = named(event["target"]) if text(event, "target", "executable") else ""
+        yield Fact("Whose memory", whose, "", path)
         yield _by_whom("Called by", event, text(event, "caller"))
         seal_is, where = _mapping_text(event.get("sealed"))
         yield Fact("The seal", seal_is, where, _sealed_when(case) if _is_own(event) else "")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from monitor.evidence.doubts import marked
 from monitor.incidents.search import Event, Incident
 from monitor.report import story
 from monitor.report.cases import Case
@@ -120,11 +121,18 @@ _FACETS = (
 )
 
 
+def _programs(incident: Incident) -> dict[str, int]:
+    """How often which program, each with its marks."""
+    facets = incident.facets
+    return {marked(path, facets): number for path, number in facets["executable"].items()}
+
+
 def _facets(incident: Incident) -> list[tuple[str, list[tuple[str, str]]]]:
     """The delivered events, counted by the values that they have in common."""
     found = []
+    facets = {**incident.facets, "executable": _programs(incident)}
     for name, title in _FACETS:
-        values = list(incident.facets.get(name, {}).items())
+        values = list(facets.get(name, {}).items())
         if values:
             shown = [(text, f"{number:,}") for text, number in values[:FACET_LIMIT]]
             rest = sum(number for _, number in values[FACET_LIMIT:])
@@ -142,7 +150,7 @@ def overview(incident: Incident) -> Overview:
         incident.severity,
         f"{incident.count:,}",
         clock(incident.last_ns),
-        most(incident.facets["executable"]),
+        most(_programs(incident)),
         most(incident.facets["workload"]),
     )
 

@@ -6,10 +6,12 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from monitor.evidence.doubts import doubt, named
+
 if TYPE_CHECKING:
     from structlog.typing import EventDict, WrappedLogger
 
-__all__ = ["COLOURS", "DIM", "RESET", "PrettyRenderer"]
+__all__ = ["COLOURS", "DIM", "RESET", "PrettyRenderer", "program_items"]
 
 RESET = "\x1b[0m"
 DIM = "\x1b[2m"
@@ -75,7 +77,7 @@ def _seal_items(event: Mapping[str, Any]) -> list[str]:
 
 def _bypass_items(event: Mapping[str, Any]) -> list[str]:
     target = event["target"]
-    of = f"{target['executable'] or target['name']} (pid {target['pid']})" if target else "unknown"
+    of = f"{named(target)} (pid {target['pid']})" if target else "unknown"
     return [
         f"method {event['method']}",
         *_mapping_items("seal", event["sealed"]),
@@ -119,11 +121,21 @@ _ITEMS: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
 }
 
 
+def program_items(process: Mapping[str, Any]) -> list[str]:
+    """The program, where its path is not the host's, or something is missing."""
+    path, identity = process.get("executable") or "", process.get("identity") or {}
+    mark = doubt(process)
+    if not mark or ("/" not in path and identity.get("result") != "partial"):
+        return []
+    return [f"program {path or process['name']}", f"({mark})"]
+
+
 def _owner_items(event: Mapping[str, Any]) -> list[str]:
-    """Who owns the process: unit or container, and user."""
+    """Which program it is, and who owns the process: unit or container, and user."""
     workload = event["workload"] or {}
     process = event["process"] or {}
-    items = [f"{key} {workload[key]}" for key in ("unit", "container_id") if workload.get(key)]
+    items = program_items(process)
+    items += [f"{key} {workload[key]}" for key in ("unit", "container_id") if workload.get(key)]
     if process.get("user_name"):
         items.append(f"user {process['user_name']}")
     elif process.get("uid") is not None:

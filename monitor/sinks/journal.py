@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from monitor.evidence.cgroups import workload_name
+from monitor.evidence.doubts import named
 from monitor.sinks.outputs import SinkError, encode
 
 __all__ = ["MESSAGE_IDS", "PRIORITIES", "SOCKET", "JournalSink", "has_standard_output"]
@@ -46,6 +47,8 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
     "SEAL_MONITOR_METHOD": ("method",),
     "SEAL_MONITOR_PID": ("process.pid",),
     "SEAL_MONITOR_EXECUTABLE": ("process.executable",),
+    "SEAL_MONITOR_FILES": ("process.files",),
+    "SEAL_MONITOR_IDENTITY": ("process.identity.result",),
     "SEAL_MONITOR_UNIT": ("workload.unit",),
     "SEAL_MONITOR_ADDRESS": ("address", "changed.start", "sealed.start", "start"),
 }
@@ -71,6 +74,7 @@ def _fields(event: Mapping[str, object]) -> Iterator[tuple[str, object]]:
     yield "SYSLOG_IDENTIFIER", IDENTIFIER
     for name, keys in _FIELDS.items():
         yield name, next((v for key in keys if (v := _value(event, key)) is not None), None)
+    yield "SEAL_MONITOR_PROGRAM", named(event.get("process")) or None
     # With it, `journalctl -u` of that unit shows the event, if root has sent it.
     yield "OBJECT_SYSTEMD_UNIT", _system_unit(event)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from monitor.symbols.elf_layout import (
+from monitor.untrusted.elf_layout import (
     HEADER_SIZE,
     MAGIC,
     PF_X,
@@ -24,7 +24,7 @@ from monitor.symbols.elf_layout import (
     WIDE,
     layout_of,
 )
-from monitor.symbols.segments import NOTES_LIMIT, SEGMENTS_LIMIT, build_id_of
+from monitor.untrusted.segments import NOTES_LIMIT, SEGMENTS_LIMIT, build_id_of
 
 __all__ = ["Elf", "ElfError", "Functions"]
 

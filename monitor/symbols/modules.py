@@ -16,8 +16,8 @@ from typing import NamedTuple
 from monitor.evidence.memory_map import Mapping, bounded_lines, parse_smaps
 from monitor.evidence.waiting import Held, Reads
 from monitor.sizes import kibibytes
-from monitor.symbols.segments import read_mapped
 from monitor.untrusted.printable import printable
+from monitor.untrusted.segments import read_mapped
 
 __all__ = ["Modules", "find_modules"]
 

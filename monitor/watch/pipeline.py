@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from monitor.configuration.config import Config, Mute
+from monitor.configuration.config import Config
+from monitor.configuration.mutes import Mute, User, Violation
 from monitor.evidence import classify, events
 from monitor.evidence.attribution import Attribution
+from monitor.evidence.cgroups import unit_of
+from monitor.evidence.identity import Identity
 from monitor.evidence.libraries import Libraries, Role
 from monitor.evidence.suppression import Gap
 from monitor.kernel import abi
@@ -76,7 +79,7 @@ class Pipeline:
             self._attribution.learn(record)
             return
         owner = self._attribution.owner(record)
-        self._tally.identity(owner.lookup)
+        self._tally.identity(owner.identity.result)
         origin = self._origin(record.time_boot_ns, owner.process, owner.workload)
         try:
             event = classify.classify(
@@ -91,7 +94,7 @@ class Pipeline:
             self._tally.decode_error()
             self._tally.event(kind.label, "failed")
             return
-        if self._is_muted(event, owner.process.executable, owner.process.files):
+        if self._mutes and self._is_muted(event, owner.identity, record.uid):
             self._tally.event(kind.label, "filtered")
             return
         sent = events.to_dict(event)
@@ -160,11 +163,18 @@ class Pipeline:
             workload,
         )
 
-    def _is_muted(self, event: events.Event, executable: str | None, files: str | None) -> bool:
-        now = datetime.now(UTC)
+    def _is_muted(self, event: events.Event, identity: Identity, uid: int | None) -> bool:
+        """`uid` is that of the process, as `identity` is what is known of it."""
+        process, workload = event.process, event.workload
         named = (getattr(event, name, None) for name in ("operation", "cause", "method"))
-        what = next(filter(None, named), None)
-        return any(
-            mute.applies(what=what, executable=executable or "", files=files, now=now)
-            for mute in self._mutes
+        violation = Violation(
+            next(filter(None, named), None),
+            identity.executable or (process.executable if process else None),
+            identity.files,
+            identity.build_id,
+            User(identity.owner, identity.owner_name),
+            User(uid, identity.user_name),
+            unit_of(workload.cgroup) if workload and workload.cgroup else None,
         )
+        now = datetime.now(UTC)
+        return any(mute.applies(violation, now) for mute in self._mutes)

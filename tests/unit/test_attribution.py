@@ -62,8 +62,10 @@ def test_a_dead_process_is_as_the_record_says(tmp_path: Path) -> None:
         "group_name": "tty",
         "identity": {"result": "gone", "reason": None},
         "files": None,
+        "executable_owner": None,
+        "executable_build_id": None,
     }
-    assert (owner.lookup, owner.file_path, owner.target) == ("gone", None, None)
+    assert (owner.identity.result, owner.file_path, owner.target) == ("gone", None, None)
     assert owner.workload == NO_WORKLOAD
 
 
@@ -71,7 +73,7 @@ def test_proc_adds_to_a_living_process() -> None:
     owner = attribution(Path("/proc")).owner(ourselves())
     assert owner.process.executable == os.readlink("/proc/self/exe")
     assert owner.process.command_line
-    assert owner.lookup == "complete"
+    assert owner.identity.result == "complete"
 
 
 class _Hidden(Identities):
@@ -87,9 +89,9 @@ class _Unmounted(Cgroups):
 def test_what_is_refused_is_missing(tmp_path: Path) -> None:
     refused = Attribution(_Hidden(), _Unmounted(), proc=tmp_path)
     owner = refused.owner(record())
-    assert (owner.process.executable, owner.lookup) == ("python3", "partial")
+    assert (owner.process.executable, owner.identity.result) == ("python3", "partial")
     assert owner.workload == NO_WORKLOAD
-    assert refused.known(DEAD, 5_000_000_000) == (None, None)
+    assert refused.known(DEAD, 5_000_000_000)[0].executable is None
     refused.learn(record())
 
 
@@ -122,7 +124,7 @@ def test_the_target_of_a_bypass() -> None:
     target = attribution(Path("/proc")).owner(bypass(own.pid, own.start_boot_ns)).target
     assert target
     assert (target.pid, target.name) == (os.getpid(), "victim")
-    assert target.executable == os.readlink("/proc/self/exe")
+    assert (target.executable, target.files) == (os.readlink("/proc/self/exe"), "host")
 
 
 def test_a_dead_target_is_as_the_record_says(tmp_path: Path) -> None:
@@ -133,6 +135,7 @@ def test_a_dead_target_is_as_the_record_says(tmp_path: Path) -> None:
         "start": "1970-01-01T00:00:05.000000000Z",
         "name": "victim",
         "executable": "sshd",
+        "files": None,
     }
 
 

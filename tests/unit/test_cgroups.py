@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from monitor.evidence.cgroups import Cgroups, cgroup_mount, parse_cgroup_path, workload_name
+from monitor.evidence.cgroups import (
+    Cgroups,
+    cgroup_mount,
+    parse_cgroup_path,
+    unit_of,
+    workload_name,
+)
 from monitor.evidence.events import Workload
 
 ID = "4f1c2b7e9a3d5068" * 4
@@ -134,6 +140,24 @@ def test_cgroup_paths(
 ) -> None:
     assert parse_cgroup_path(path) == Workload(unit, container_id, pod_uid, path)
     assert workload_name(path) == name
+
+
+@pytest.mark.parametrize(
+    ("path", "unit"),
+    [
+        ("/", None),
+        ("/system.slice/nginx.service", "nginx.service"),
+        ("/system.slice/nginx.service/deeper.service", "nginx.service"),
+        (f"{USER}/app.slice/nginx.service", "user@1000.service/nginx.service"),
+        (f"{USER}/init.scope", "user@1000.service"),
+        ("/user.slice/user-1000.slice/session-3.scope", "session-3.scope"),
+        ("/delegated/system.slice/nginx.service", None),
+        (f"{USER}/{'x' * 300}nginx.service", f"user@1000.service/{'x' * 300}nginx.service"),
+        (f"/system.slice/docker-{ID}.scope", None),
+    ],
+)
+def test_the_unit_of_a_users_manager_has_its_name(path: str, unit: str | None) -> None:
+    assert unit_of(path) == unit
 
 
 @pytest.mark.parametrize(

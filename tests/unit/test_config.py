@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from monitor.configuration import config
-from monitor.configuration.config import KEYS, Config, ConfigError, Mute, load, parse
+from monitor.configuration.config import KEYS, Config, ConfigError, load, parse
+from monitor.configuration.mutes import Mute, Violation
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "config.example.toml"
 DEFAULTS = parse("", "defaults")
@@ -68,25 +69,21 @@ def test_example_of_mutes_is_valid() -> None:
         Mute(
             executable="/opt/engine/*",
             operation="munmap",
-            cause=None,
-            method=None,
+            owner="root",
+            user="engine",
+            unit="engine.service",
+            build_id="93ac61ec5a8eb1396f9fbd350e3169a558528a40",
             until=datetime(2030, 12, 31, 23, 59, 59, 999999, tzinfo=UTC),
             reason="unmaps at exit what it sealed; fixed in the next release",
         ),
         Mute(
             executable="garbage-collector",
-            operation=None,
             cause="prot_none",
-            method=None,
-            until=None,
             reason="catches its own faults",
         ),
         Mute(
             executable="gdb",
-            operation=None,
-            cause=None,
             method="ptrace_poke",
-            until=None,
             reason="developers set breakpoints here",
         ),
     )
@@ -240,7 +237,7 @@ def test_listen_address_refused(text: str) -> None:
                 "4: key 'mute': it has no reason; add one, "
                 'as in reason = "unmaps what it sealed"',
                 "4: key 'mute': it names nothing to mute; "
-                "add executable, operation, cause or method",
+                "add executable, operation, cause, method, owner, user, unit or build_id",
                 "5: key 'mute.executabel': there is no such key; "
                 "the nearest valid one is 'mute.executable'",
             ],
@@ -360,8 +357,7 @@ def test_mute_applies(what: str | None, executable: str, muted: list[bool]) -> N
         {method = "ptrace_poke", reason = "r"},
     ]"""
     applies = [
-        mute.applies(what=what, executable=executable, files="host", now=NOW)
-        for mute in parse(text, "c").mutes
+        mute.applies(Violation(what, executable, "host"), NOW) for mute in parse(text, "c").mutes
     ]
     assert applies == muted
 
@@ -383,7 +379,7 @@ def test_mute_applies(what: str | None, executable: str, muted: list[bool]) -> N
 def test_mute_until(until: str, now: datetime, applies: bool) -> None:
     (mute,) = parse(f"[[mute]]\ncause = 'pkey'\nreason = 'r'\nuntil = {until}", "c").mutes
     assert mute.expired(now) is not applies
-    assert mute.applies(what="pkey", executable="x", files=None, now=now) is applies
+    assert mute.applies(Violation("pkey", "x"), now) is applies
 
 
 def test_overrides_beat_the_file(tmp_path: Path) -> None:
@@ -560,5 +556,4 @@ def test_any_file_is_a_config_or_clear_mistakes(tmp_path: Path, data: bytes) -> 
 )
 def test_a_path_of_a_mute_is_the_hosts(pattern: str, files: str | None, muted: bool) -> None:
     (mute,) = parse(f'mute = [{{executable = "{pattern}", reason = "known"}}]', "c").mutes
-    found = mute.applies(what="munmap", executable="/usr/bin/app", files=files, now=NOW)
-    assert found is muted
+    assert mute.applies(Violation("munmap", "/usr/bin/app", files), NOW) is muted

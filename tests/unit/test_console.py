@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from monitor.sinks.console import program_items
 from monitor.sinks.outputs import pretty
 
 HOST = {"name": "web-1", "boot_id": "1b4e28ba", "kernel_release": "6.18.44"}
@@ -231,6 +232,39 @@ def test_pretty_fits_the_width_whatever_a_path_is_like(pipe: tuple[int, int]) ->
     assert max(map(len, text.split("\n"))) <= 100
     assert "file /very/long" in text
     assert "/long+0x3000" in text
+
+
+def test_a_path_that_is_not_the_hosts_is_marked(pipe: tuple[int, int]) -> None:
+    whose = {"executable": "/usr/bin/sleep", "files": "namespace"}
+    whose["identity"] = {"result": "complete", "reason": None}  # type: ignore[assignment]
+    text = shown({**UNVERIFIED, "process": {**PROCESS, **whose}}, pipe, width=80)
+    assert "program /usr/bin/sleep  (own mount namespace)" in text
+    long = {**whose, "executable": "/long" * 100}
+    text = shown({**UNVERIFIED, "process": {**PROCESS, **long}}, pipe, width=80)
+    assert "(own mount namespace)" in text
+    assert max(map(len, text.split("\n"))) <= 80
+
+
+@pytest.mark.parametrize(
+    ("process", "words"),
+    [
+        (
+            {"executable": "sleep", "files": None, "identity": ("partial", "not permitted")},
+            ["program sleep", "(not verified: not permitted)"],
+        ),
+        (
+            {"executable": "/bin/sleep", "files": "host", "identity": ("partial", "not permitted")},
+            ["program /bin/sleep", "(partial: not permitted)"],
+        ),
+        ({"executable": "/bin/sleep", "files": "host", "identity": ("complete", None)}, []),
+        ({"executable": "sleep", "files": None, "identity": ("gone", None)}, []),  # no path
+        ({}, []),
+    ],
+)
+def test_program_items(process: dict[str, Any], words: list[str]) -> None:
+    if identity := process.get("identity"):
+        process = {**process, "identity": {"result": identity[0], "reason": identity[1]}}
+    assert program_items({**PROCESS, **process}) == words
 
 
 def test_pretty_obeys_no_control_characters(pipe: tuple[int, int]) -> None:

@@ -381,7 +381,7 @@ def test_mutes_and_switched_off_events_are_listed() -> None:
             "blind",
             "counted, no events: munmap of /opt/engine/* until 2031-12-31 23:59 UTC "
             "(leaks what it sealed)",
-            "",
+            "any user can run such a program; add user or unit",
         ),
         (
             "mute",

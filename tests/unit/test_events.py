@@ -43,6 +43,8 @@ PROCESS = Process(
     *("2025-01-02T03:04:05.000000006Z", 1000, 1000, "app", "staff"),
     Identified("partial", "not permitted"),
     "host",
+    0,
+    "00ff",
 )
 STUB = Process(4242, None, None, None, "worker", None, None, None, None, None, None, None)
 WORKLOAD = Workload("app.service", None, None, "/system.slice/app.service")
@@ -341,6 +343,8 @@ def test_to_dict_is_the_contract_object() -> None:
             "group_name": "staff",
             "identity": {"result": "partial", "reason": "not permitted"},
             "files": "host",
+            "executable_owner": 0,
+            "executable_build_id": "00ff",
         },
         "workload": {
             "unit": "app.service",

@@ -74,6 +74,7 @@ def test_what_is_in_it(store: Store, tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
     files = unpacked(path.read_bytes())
     assert tuple(files) == NAMES
+    assert b"    program       /srv/images/bin/image-worker\n" in files["README.txt"]
     assert json.loads(files["incident.json"]) == as_object(incident)
     kinds = [json.loads(line)["kind"] for line in files["events.jsonl"].splitlines()]
     assert kinds == ["denial", "suppression"]

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_ring import BUSY, DISCARDED, FRAME, LENGTH, PAGE, SIZE, KernelSide
 
-from monitor.configuration.config import Mute
+from monitor.configuration.mutes import Mute
 from monitor.evidence import events
 from monitor.evidence.attribution import Attribution
 from monitor.evidence.cgroups import Cgroups
@@ -243,6 +243,10 @@ MUTES = st.builds(
     | st.sampled_from(["*", "[", "[!", "/*"]),
     operation=st.none() | st.sampled_from([operation.name for operation in OPERATIONS]),
     cause=st.none() | st.sampled_from([cause.label for cause in abi.Cause]),
+    owner=st.none() | st.just("root") | st.integers(0, 2**32 - 2),
+    user=st.none() | st.just("root") | st.integers(0, 2**32 - 2),
+    unit=st.none() | st.sampled_from(["*.service", "[.service", "user@*.service/*.scope"]),
+    build_id=st.none() | st.just("00ff"),
     until=st.none() | st.datetimes(timezones=st.timezones()),
     reason=st.just("known"),
 )

@@ -5,14 +5,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from monitor.evidence.identity import EXECUTED, NOT_PERMITTED, Identities, Identity
 from monitor.evidence.image import Image, program_file
+from monitor.evidence.waiting import TooLong, Waiting
 from monitor.untrusted.printable import printable
 from monitor.untrusted.process_stat import parse_stat
 
@@ -112,8 +114,8 @@ def test_untrusted_text_is_escaped_and_bounded(
 def test_an_exec_is_distinguished(tmp_path: Path) -> None:
     clock = Clock()
     identities = Identities(tmp_path, clock=clock)
-    record_process(tmp_path, executable=b"/bin/sh", cmdline=b"sh\0")
-    shell = Identity("/bin/sh", "sh", None, "complete")
+    record_process(tmp_path, executable=b"/srv/sh", cmdline=b"sh\0")
+    shell = Identity("/srv/sh", "sh", None, "complete")
     assert identities.lookup(42, START, base_name=b"sh") == shell
 
     record_process(tmp_path, executable=b"/bin/app (deleted)", cmdline=b"app\0")
@@ -222,7 +224,7 @@ def test_another_program_of_the_same_name_is_distinguished(tmp_path: Path) -> No
             identities = Identities()
             late = identities.lookup(process.pid, start, 0, b"sleep", image=before)
             assert late == Identity(None, None, "root", "partial", None, EXECUTED)
-            assert identities.executable(process.pid, start, before) is None
+            assert identities.executable(process.pid, start, before, 0) == (None, None)
             now = identities.lookup(process.pid, start, 0, b"sleep", image=image_of(process.pid))
             assert now.executable == os.path.realpath("/usr/bin/sleep")
         finally:
@@ -266,4 +268,23 @@ def test_a_deleted_executable(tmp_path: Path) -> None:
             identity = Identities().lookup(process.pid, start, None, b"sleep copy")
         finally:
             process.kill()
-    assert identity == Identity(f"{copy} (deleted)", f"{copy} 60", None, "complete")
+    assert (identity.executable, identity.result) == (f"{copy} (deleted)", "complete")
+    assert (identity.files, identity.owner) == (None, None)
+    assert identity.build_id  # of the file that it runs, wherever that is
+
+
+def test_nobody_uses_up_the_time_for_the_name_of_another() -> None:
+    """The program is root's, and the look-ups of the user who runs it have taken too long."""
+
+    class Spent(Waiting):
+        def run(self, user: int, work: Callable[[], Any], place: str = "") -> Any:
+            if user == 65534:
+                raise TooLong("spent")
+            return super().run(user, work)
+
+    identities = Identities(waiting=Spent())
+    start = start_of(os.getpid())
+    identity = identities.lookup(os.getpid(), start, 65534)
+    assert (identity.user_name, identity.owner, identity.reason) == (None, None, "spent")
+    identity = identities.lookup(os.getppid(), start_of(os.getppid()), 0)
+    assert identity.user_name == "root"

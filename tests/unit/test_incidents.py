@@ -212,8 +212,25 @@ def test_what_is_stored_of_an_incident(make: Make) -> None:
         "workload": {"image-worker.service": 2},
         "host": {"web-3": 1, "web-4": 1},
         "user": {"www-data": 2},
+        "in_namespace": {},
+        "not_verified": {},
     }
     assert store.events(found) == [first, last]
+
+
+def test_paths_that_are_not_the_hosts_are_counted(make: Make) -> None:
+    store = make()
+    for files, path in (("host", "/a"), ("namespace", "/a"), (None, "/b"), (None, "c")):
+        event = denial(WEEK_START, executable=path)
+        event["process"]["files"] = files
+        store.take(event)
+    counted = [
+        (name, path, number)
+        for found in store.read()
+        for name in ("in_namespace", "not_verified")
+        for path, number in found.facets[name].items()
+    ]
+    assert sorted(counted) == [("in_namespace", "/a", 1), ("not_verified", "/b", 1)]
 
 
 def test_every_kind_is_stored(make: Make) -> None:

@@ -181,6 +181,21 @@ def test_show(database: Path) -> None:
     assert document == found
 
 
+def test_a_path_that_is_not_the_hosts_is_marked(tmp_path: Path) -> None:
+    store = Store(tmp_path, KEPT, WEEK_START)
+    event = denial(WEEK_START, pid=77, executable="/usr/bin/sleep")
+    event["process"]["files"] = "namespace"
+    store.take(event)
+    store.sink.close()
+    mark = "/usr/bin/sleep (own mount namespace)"
+    assert f"  {mark}  " in command(store.path, "list")
+    (found,) = json.loads(command(store.path, "list", "--json"))
+    assert found["facets"]["in_namespace"] == {"/usr/bin/sleep": 1}
+    assert f"  executables   {mark} 1" in command(store.path, "show", found["id"]).splitlines()
+    assert f"  program: {mark}" in command(store.path, "show", found["id"]).splitlines()
+    assert f"  executable    {mark}" in command(store.path, "timeline", "77").splitlines()
+
+
 def test_timeline(database: Path) -> None:
     lines = command(database, "timeline", "20721").splitlines()
     assert lines[0] == "process 20721, image-worker"

@@ -18,8 +18,8 @@ from clocks import at_most
 from monitor.evidence.waiting import Held, Reads, TooLong, Waiting
 from monitor.symbols.elf import Elf
 from monitor.symbols.modules import Modules, find_modules
-from monitor.symbols.segments import read_segments
 from monitor.untrusted.regular import open_regular
+from monitor.untrusted.segments import read_segments
 
 MIB = 1 << 20
 
@@ -128,7 +128,8 @@ def test_a_file_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """It costs build ids, not more: neither now nor for the next process."""
     go = threading.Event()
     monkeypatch.setattr(
-        "monitor.symbols.segments.read_segments", lambda file: (go.wait(30), read_segments(file))[1]
+        "monitor.untrusted.segments.read_segments",
+        lambda file: (go.wait(30), read_segments(file))[1],
     )
     waiting = Waiting(seconds=0.05, at_once=10.0)
     shutil.copy(os.path.realpath("/bin/cat"), tmp_path / "cat")

@@ -15,11 +15,12 @@ import jsonschema
 import pytest
 
 from monitor.configuration import config
-from monitor.configuration.config import Mute
+from monitor.configuration.mutes import Mute
 from monitor.evidence import events
 from monitor.evidence.attribution import Attribution
 from monitor.evidence.cgroups import Cgroups
 from monitor.evidence.identity import TICK_NS, Identities
+from monitor.evidence.image import ProgramFile, build_id
 from monitor.evidence.suppression import Gap
 from monitor.kernel import abi
 from monitor.kernel.abi import Bucket, BucketKey, Cause, Kind, Method, Record, Verdict
@@ -138,14 +139,8 @@ def gap(**values: Any) -> Gap:
     return Gap(BucketKey(**{**key, **values}), bucket)
 
 
-def mute(
-    executable: str | None = None,
-    operation: str | None = None,
-    cause: str | None = None,
-    method: str | None = None,
-    until: datetime | None = None,
-) -> Mute:
-    return Mute(executable, operation, cause, method, until, "known")
+def mute(**asked: Any) -> Mute:
+    return Mute(reason="known", **asked)
 
 
 # ---- Events --------------------------------------------------------------------------------------
@@ -344,6 +339,42 @@ def test_a_path_mutes_the_hosts_file_alone(make: Make, proc: Path, result: str) 
     violation = ourselves() if proc == Path("/proc") else record(executable=os.fsencode(path))
     setting.pipeline.take([violation])
     assert setting.results() == {("denial", result): 1}
+
+
+OWN_BUILD_ID = build_id(
+    Path("/proc/self/exe"),
+    ProgramFile(os.stat("/proc/self/exe").st_dev, os.stat("/proc/self/exe").st_ino, 0),
+)
+
+
+@pytest.mark.parametrize(
+    ("asked", "muted"),
+    [
+        ({"owner": os.stat("/proc/self/exe").st_uid}, True),
+        ({"owner": 12345}, False),
+        ({"user": "root"}, True),
+        ({"user": 0, "owner": 12345}, False),
+        ({"user": 1}, False),
+        ({"build_id": OWN_BUILD_ID}, True),
+        ({"build_id": "00ff"}, False),
+        ({"unit": "*.service"}, False),
+    ],
+)
+@pytest.mark.parametrize("kind", ["denial", "suppression"])
+def test_mute_of_what_is_known(make: Make, asked: dict[str, Any], muted: bool, kind: str) -> None:
+    setting = make(mutes=[mute(**asked)], identities=Identities())
+    own = ourselves(uid=0)
+    setting.pipeline.take([own])
+    if kind == "suppression":
+        setting.pipeline.suppression(gap(pid=own.pid, start_boot_ns=own.start_boot_ns))
+    assert setting.results()[kind, "filtered" if muted else "delivered"] == 1
+
+
+@pytest.mark.parametrize("user", ["root", 0])
+def test_the_user_is_known_of_a_process_that_is_gone(make: Make, user: int | str) -> None:
+    setting = make(mutes=[mute(user=user)])
+    setting.pipeline.take([record(uid=0), record(uid=1)])
+    assert setting.results() == {("denial", "filtered"): 1, ("denial", "delivered"): 1}
 
 
 def test_no_mute_hides_what_many_share(make: Make) -> None:

@@ -13,7 +13,7 @@ from monitor.evidence.memory_map import parse_smaps
 from monitor.posture import scan as posture
 from monitor.posture.scan import Group, Memory, Process, Reader, grouped, measure, pids, total
 from monitor.posture.smaps import patience
-from monitor.symbols.segments import NOTHING, Segments, read_segments
+from monitor.untrusted.segments import NOTHING, Segments, read_segments
 
 TICKS = os.sysconf("SC_CLK_TCK")
 

@@ -134,6 +134,26 @@ def test_the_story_of_a_denial(store: Store) -> None:
     assert listed["In one line"] == EVENTS["denial"]["summary"]
 
 
+@pytest.mark.parametrize(
+    ("files", "reason", "mark"),
+    [
+        ("host", None, ""),
+        ("host", "not permitted", "partial: not permitted"),
+        ("namespace", None, "own mount namespace"),
+        (None, "it has executed another program since", None),
+    ],
+)
+def test_whose_program_it_is(
+    store: Store, files: str | None, reason: str | None, mark: str | None
+) -> None:
+    identity = {"result": "partial" if reason else "complete", "reason": reason}
+    case = refused(store)
+    changed = {"process": case.event["process"] | {"files": files, "identity": identity}}
+    data = page([refused(store, **changed)])
+    mark = f"not verified: {reason}" if mark is None else mark
+    assert facts(data)["Program"] == f"/srv/images/bin/image-worker{mark}"
+
+
 def test_the_snapshot(store: Store) -> None:
     text = Text(page([refused(store)])).text
     for part in (

@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monitor.symbols.elf import Elf
-from monitor.symbols.segments import NOTHING, Code, Relro, Segments, build_id_of, read_segments
+from monitor.untrusted.segments import (
+    NOTES_LIMIT,
+    NOTHING,
+    Code,
+    Relro,
+    Segments,
+    build_id_of,
+    read_segments,
+)
 
 LOAD, NOTE, RELRO = 1, 4, 0x6474E552
 READ, READ_WRITE, READ_EXECUTE = 4, 6, 5
@@ -111,6 +119,21 @@ WHOLE = elf_file(*PROGRAM)
 )
 def test_what_is_no_program_says_nothing(content: bytes) -> None:
     assert read_segments(io.BytesIO(content)) == NOTHING
+
+
+def test_notes_are_read_up_to_a_limit_in_all() -> None:
+    """The time of a look-up is short, whatever a user's file has: here 33 times 64 KiB."""
+    full = (NOTE, READ, 0x1000, 0, NOTES_LIMIT, 0)
+    read: list[int] = []
+
+    class Counting(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            read.append(size or 0)
+            return super().read(size)
+
+    data = elf_file(*[full] * 33) + bytes(NOTES_LIMIT)
+    assert read_segments(Counting(data)).build_id is None
+    assert sum(read) < NOTES_LIMIT + 0x1000  # with the headers
 
 
 def test_no_build_id() -> None:

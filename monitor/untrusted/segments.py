@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from monitor.symbols.elf_layout import (
+from monitor.untrusted.elf_layout import (
     HEADER_SIZE,
     MAGIC,
     PF_X,
@@ -27,7 +27,7 @@ from monitor.untrusted.regular import open_regular
 __all__ = ["Code", "Relro", "Segments", "build_id_of", "read_mapped", "read_segments"]
 
 SEGMENTS_LIMIT = 64
-NOTES_LIMIT = 1 << 16
+NOTES_LIMIT = 1 << 16  # bytes, of all segments; a build id is among the first few hundred
 _PAGE = mmap.PAGESIZE
 
 _NT_GNU_BUILD_ID = 3
@@ -125,6 +125,7 @@ def _interpret(file: BinaryIO, segments: list[tuple[int, ...]]) -> Segments:
     code: list[Code] = []
     relro: Relro | None = None
     build_id: str | None = None
+    left = NOTES_LIMIT
     for kind, flags, offset, address, size, memory_size in segments:
         if kind == PT_LOAD and flags & PF_X:
             code.append(Code(_down(offset), _up(offset + size), _down(address)))
@@ -132,5 +133,7 @@ def _interpret(file: BinaryIO, segments: list[tuple[int, ...]]) -> Segments:
             relro = Relro(_down(address), _up(address + memory_size), _down(offset))
         elif kind == PT_NOTE and build_id is None and offset < 1 << 62:
             file.seek(offset)
-            build_id = build_id_of(file.read(min(size, NOTES_LIMIT)))
+            notes = file.read(min(size, left))
+            left -= len(notes)
+            build_id = build_id_of(notes)
     return Segments(tuple(code), relro, build_id)
