@@ -248,15 +248,15 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "canary_interval_seconds",
         "gauge",
-        "Time from one canary to the next, as configured; 0: there is only one, at start.",
+        "Time from one canary to the next, as configured; 0: only at start.",
         _one(lambda reading: reading.tally.canary_interval),
     ),
     Metric(
         "identity_lookups_total",
         "counter",
         "Look-ups of a process in /proc, by result: complete, partial (something could not be read"
-        " or the process has executed another program), gone (it has exited), reused (the pid now"
-        " belongs to another process).",
+        " or the process has executed another program), gone (it has exited), reused (the pid is"
+        " another process's).",
         _by(lambda reading: reading.tally.identity_lookups),
         {"result": LOOKUP_RESULTS},
     ),
@@ -264,9 +264,8 @@ METRICS: tuple[Metric, ...] = (
         "snapshots_total",
         "counter",
         "Snapshots of violating processes, by result: taken, partial (something could not be read,"
-        " and the snapshot says what), gone (the process had ended or executed another program),"
-        " dropped (more at once than a small part of a core may be spent on), failed (the store"
-        " did not take it).",
+        " it says what), gone (the process had ended or executed another program), dropped (beyond"
+        " their small part of a core), failed (the store did not take it).",
         _by(lambda reading: reading.tally.snapshots),
         {"result": SNAPSHOT_RESULTS},
     ),
@@ -325,19 +324,18 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "incidents_removed_total",
         "counter",
-        "Incidents removed from the database, by severity: too old, or beyond their owner's share "
-        "of a full one.",
+        "Incidents removed, by severity: too old, or beyond their owner's share of a full "
+        "database.",
         _by(lambda reading: reading.incidents_removed),
         {"severity": get_args(Severity)},
     ),
     Metric(
         "posture_processes",
         "gauge",
-        "Processes at the last look, by whether they have sealed memory: sealing, "
-        "not_sealing, unreadable (not permitted), too_large (more than 4 MiB of page tables, "
-        "as 2 GiB in small pages have; reading would hold them up), timed_out (they, or another "
-        "process of their owner, let a read wait for 2 s). What the kernel maps and seals itself "
-        "is left out.",
+        "Processes at the last look, by whether they have sealed memory: sealing, not_sealing, "
+        "unreadable (not permitted), too_large (2 GiB in small pages; reading would hold them up), "
+        "timed_out (a read of them, or of another process of their owner, waited for 2 s). What "
+        "the kernel maps and seals itself is left out.",
         lambda reading: [
             ((state,), count) for state, count in reading.tally.posture.processes.items()
         ],
@@ -346,25 +344,24 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "posture_sealed_bytes",
         "gauge",
-        "Bytes of address space that were sealed at the last look, by workload; a workload that "
-        "seals nothing has no series.",
+        "Bytes of address space that were sealed at the last look, by workload; one that seals "
+        "nothing has no series.",
         _by(lambda reading: {OTHER: 0, **reading.tally.posture.sealed_bytes}),
         {"workload": "as above, those with the most bytes; `other` for the rest together"},
     ),
     Metric(
         "posture_sealed_ratio",
         "gauge",
-        "The part of the memory of all readable processes that was sealed at the last look: of "
-        "executable memory, and of RELRO, which the dynamic linker makes read-only after "
-        "relocation.",
+        "The part of all readable processes' memory that was sealed at the last look: of "
+        "executable memory, and of RELRO, read-only after relocation.",
         _sealed_ratios,
         {"memory": ("executable", "relro")},
     ),
     Metric(
         "posture_executables",
         "gauge",
-        "Executables (in a service: by service) that are known to seal memory, by whether they had "
-        "sealed memory when last seen (sealing) or had none (stopped; forgotten after a week).",
+        "Executables (in a service: by service) that are known to seal memory, by whether they did "
+        "when last seen (sealing) or did not (stopped; forgotten after a week).",
         lambda reading: [
             (("sealing",), reading.tally.posture.sealing_executables),
             (("stopped",), reading.tally.posture.stopped_executables),
@@ -374,21 +371,19 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "posture_scan_duration_seconds",
         "gauge",
-        "Duration of the last look at all processes. Most of it is waiting: the look takes at most "
-        "a hundredth of a core.",
+        "Duration of the last look, which takes at most a hundredth of a core.",
         _one(lambda reading: reading.tally.posture.duration),
     ),
     Metric(
         "posture_last_success_timestamp_seconds",
         "gauge",
-        "Unix time at which the last look at all processes ended; 0 before the first, a minute "
-        "after the start.",
+        "Unix time of the end of the last look; 0 before the first, a minute after the start.",
         _one(lambda reading: reading.tally.posture.finished),
     ),
     Metric(
         "posture_interval_seconds",
         "gauge",
-        "Time from one look at all processes to the next, as configured; 0: there is none.",
+        "Time from one look to the next, as configured; 0: never.",
         _one(lambda reading: reading.tally.posture_interval),
     ),
     Metric(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -67,9 +68,10 @@ def threads(daemon: Running) -> int:
 def rounds(daemon: Running, last: float, seconds: float) -> float:
     """When the next whole look at all processes has ended."""
     name = "seal_monitor_posture_last_success_timestamp_seconds"
-    with at_most(seconds, "a look waits 2 s for those of one owner"):
-        while (now := daemon.metric(name)) == last:
-            time.sleep(0.1)
+    deadline = time.monotonic() + seconds
+    while (now := daemon.metric(name)) == last:
+        assert time.monotonic() < deadline, "a look waits 2 s for those of one owner"
+        time.sleep(0.1)
     return now
 
 
@@ -86,6 +88,8 @@ def test_looks_and_snapshots_of_others_go_on(
     sealing, violator = compiled("posture"), violate()
     daemon = start(SETTINGS.format(folder=folder))
     before = rounds(daemon, 0.0, SECONDS)
+    assert daemon.metric("seal_monitor_posture_interval_seconds") == 1
+    assert daemon.metric("seal_monitor_canary_interval_seconds") == 60
     count = threads(daemon)
     with (
         subprocess.Popen([sealing, "pages"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as own,
@@ -96,7 +100,7 @@ def test_looks_and_snapshots_of_others_go_on(
         for _ in range(2):  # the first may have begun before
             before = rounds(daemon, before, SECONDS)
         timed_out = daemon.metric('seal_monitor_posture_processes{state="timed_out"}')
-        assert LOCKED // 2 <= timed_out <= LOCKED + HOGS + 1
+        assert timed_out >= LOCKED // 3  # the others let it wait for less than 2 s
         assert daemon.metric('seal_monitor_posture_processes{state="sealing"}') >= 1
         violator.go()
         with at_most(2.0, "promised, whatever others do"):
@@ -109,15 +113,20 @@ def test_looks_and_snapshots_of_others_go_on(
 
 
 def test_the_command_ends(compiled: Compile) -> None:
-    with locked(compiled("held_locks")) as pids:
+    """And shows what it can read exactly."""
+    command = [str(compiled("posture")), "pages"]
+    with (
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as own,
+        locked(compiled("held_locks")) as pids,
+    ):
+        assert own.stdout is not None
+        said = json.loads(own.stdout.readline())
         with at_most(SECONDS, "it waits 2 s for those of one owner"):
             shown = subprocess.run(
-                [sys.executable, "-m", "monitor", "posture", "--all"],
+                [sys.executable, "-m", "monitor", "posture", "--all", "--json"],
                 check=True,
                 capture_output=True,
-                text=True,
             ).stdout
-        rows = [line.split() for line in shown.splitlines()]
-    late = {int(row[0]) for row in rows if row[2:4] == ["timed", "out"] and row[0].isdecimal()}
-    assert late & set(pids)
-    assert "could not be read in time" in shown
+    rows = {row["pid"]: row for row in json.loads(shown)["rows"]}
+    assert [rows[pid]["state"] for pid in pids].count("timed_out") >= LOCKED // 3
+    assert {name: rows[own.pid][name] for name in said} == said
