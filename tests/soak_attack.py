@@ -296,8 +296,9 @@ def judge(life: Life, series: dict[str, float], file: Path) -> Iterator[Check]:
         f"at most {RSS_MIB:.0f} MiB",
         most <= RSS_MIB,
     )
-    # A guesser has a connection and a thread, a look-up that waits a thread that stays.
-    for what, spare in (("descriptors", 0), ("threads", waiting.THREADS)):
+    # A guesser has a connection and a thread; reads for events, for snapshots and for looks at what
+    # is sealed have threads that stay.
+    for what, spare in (("descriptors", 0), ("threads", 3 * waiting.THREADS)):
         first, last = getattr(before, what), getattr(after, what)
         most = max(getattr(sample, what) for sample in during)
         yield (

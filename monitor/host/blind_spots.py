@@ -47,8 +47,9 @@ _ALWAYS = (
         _BLIND,
         "tracers",
         "blind",
-        "who traces a process chooses what becomes of its faults and calls: faults are counted, "
-        "but their disposition is what it would be without him, and a call that he skips is none",
+        "who traces a process decides what becomes of its faults and calls: a fault that he keeps "
+        "back is counted, but the process lives on and no crash shows it; a refusal that he makes "
+        "up is unverified (traced), or with fexit not seen; a call that he skips is none",
         "kernel.yama.ptrace_scope=2, where nobody needs a debugger",
     ),
 )
@@ -237,7 +238,7 @@ def bypass_rows(
             "blind",
             "io_uring's registered buffers, O_DIRECT, vmsplice, RDMA and KVM write to pages that "
             "were pinned before they were sealed read-only",
-            "seal before other code can pin (io_uring: kernel.io_uring_disabled=2)",
+            "seal before code that you do not trust runs (io_uring: kernel.io_uring_disabled=2)",
         ),
         Row(
             _AROUND,
