@@ -150,7 +150,7 @@ def test_a_file_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyP
         while threading.active_count() > before:
             waiting.rest()
             time.sleep(0.002)
-    assert found(process, waiting).found[0]["build_id"] == build_id("/bin/cat")
+    assert found(process, Waiting(seconds=30.0)).found[0]["build_id"] == build_id("/bin/cat")
 
 
 def test_a_map_that_lets_it_wait(tmp_path: Path) -> None:
