@@ -60,6 +60,7 @@ RSS_MIB = 52.0
 SERVICE_SERIES = re.compile(
     r'seal_monitor_workload_denials_total\{verdict="sealed",workload=".*/web\.service"\}'
 )
+OPENED = 4  # files and connections that the rest may still have open
 CLIENTS = 6  # that guess; the server has more places than that
 
 
@@ -298,7 +299,7 @@ def judge(life: Life, series: dict[str, float], file: Path) -> Iterator[Check]:
     )
     # A guesser has a connection and a thread; reads for events, for snapshots and for looks at what
     # is sealed have threads that stay.
-    for what, spare in (("descriptors", 0), ("threads", 3 * waiting.THREADS)):
+    for what, spare in (("descriptors", OPENED), ("threads", 3 * waiting.THREADS)):
         first, last = getattr(before, what), getattr(after, what)
         most = max(getattr(sample, what) for sample in during)
         yield (
