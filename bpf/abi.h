@@ -253,6 +253,7 @@ struct config {
     u64 event_burst_ns;    /* per bucket: burst * interval */
     u64 host_interval_ns;
     u64 host_burst_ns;
+    u64 ordinary_ring;      /* bytes that may wait in the ring; beyond, it is for early events */
     u64 hash_seed;          /* another one in each run: nobody can choose whose hash is the same */
     u64 system_slice;       /* cgroup id of system.slice; 0: there is none */
     u32 subtree_workloads;  /* at most, of a cgroup subtree */

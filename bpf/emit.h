@@ -88,14 +88,11 @@ static __always_inline bool within_limits(struct config *config, struct task_str
         _r0;                                                                                       \
     })
 #define BPF_RB_AVAIL_DATA 0
-#define BPF_RB_RING_SIZE 1
 
-/* The last quarter of the ring is for early events: a busy machine may read it too slowly. */
-static __always_inline bool has_room(void)
+/* The last part of the ring is for early events: a busy machine may read it too slowly. */
+static __always_inline bool has_room(struct config *config)
 {
-    u64 size = RING_QUERY(BPF_RB_RING_SIZE);
-
-    return RING_QUERY(BPF_RB_AVAIL_DATA) <= size - (size >> 2);
+    return RING_QUERY(BPF_RB_AVAIL_DATA) <= config->ordinary_ring;
 }
 
 /* A record with its process filled in and the rest zeroed, but for the stack; NULL: no room. */
@@ -134,7 +131,7 @@ static __always_inline struct record *reserve(struct counters *count, struct con
         COUNT(count->events[kind][OUTCOME_SUPPRESSED]);
         return NULL;
     }
-    if (canary || early || has_room() || is_early(config, task, key, now))
+    if (canary || early || has_room(config) || is_early(config, task, key, now))
         record = new_record(config, task, kind, now, canary ? RECORD_CANARY : 0);
     if (record)
         COUNT(count->events[kind][OUTCOME_SUBMITTED]);

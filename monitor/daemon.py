@@ -157,6 +157,7 @@ class Daemon:
                     beginning=beginning,
                     take=self._take,
                     ask_snapshot=self._ask_snapshot,
+                    is_prompt=True,
                 )
             )
             self._watching_since = _clocks()

@@ -102,6 +102,7 @@ class Attached:
             cleanup.callback(self.ring.close)
             kernel = self.state.config
             kernel.hash_seed = int.from_bytes(os.urandom(8), "little")
+            kernel.ordinary_ring = self.ring.size - self.ring.size // 4
             limit_workloads(kernel, self._wanted.workloads_max)
             kernel.mmap_min_addr = int(_MIN_ADDRESS.read_text("ascii"))
             kernel.pid_namespace = _PID_NAMESPACE.stat().st_ino

@@ -310,6 +310,7 @@ class Config(ctypes.Structure):
         ("event_burst_ns", c_uint64),
         ("host_interval_ns", c_uint64),
         ("host_burst_ns", c_uint64),
+        ("ordinary_ring", c_uint64),
         ("hash_seed", c_uint64),
         ("system_slice", c_uint64),
         ("subtree_workloads", c_uint32),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from monitor.evidence.suppression import Suppressions
 from monitor.kernel.abi import Record
 from monitor.kernel.ring import Drained, Ring
+from monitor.watch.backlog import Backlog
 from monitor.watch.losses import Losses
 from monitor.watch.pipeline import Pipeline
 
@@ -32,10 +33,12 @@ class Pump:
         corrupt: Callable[[int], None],
         trouble: Callable[[str], None],
         has_room: Callable[[], bool] = lambda: True,
+        backlog: Backlog | None = None,
     ) -> None:
         """`take` gets the records; None: the pipeline does. `corrupt` gets the number of entries
         of the ring that were not records. `trouble` gets a message when something cannot be read:
         one, until it can be read again. While `has_room` is false, records stay in the ring.
+        `backlog` learns how late they are read.
         """
         self._ring = ring
         self._pipeline = pipeline
@@ -45,6 +48,7 @@ class Pump:
         self._corrupt = corrupt
         self._trouble = trouble
         self._has_room = has_room
+        self._backlog = backlog
         self._failing: set[str] = set()
         self._sweep_at = 0.0
 
@@ -56,6 +60,9 @@ class Pump:
             drained = Drained([], 0)
             with self._survived("cannot read the ring"):
                 drained = self._ring.drain()
+            if self._backlog and drained.records:
+                now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+                self._backlog.look(drained.records[0].time_boot_ns, now)
             self._take(drained.records)
             taken += len(drained.records)
             corrupt += drained.corrupt

@@ -18,6 +18,7 @@ from monitor.evidence.workloads import Workloads
 from monitor.kernel import abi
 from monitor.metrics.tally import Tally
 from monitor.sinks.delivery import Delivery
+from monitor.watch.backlog import Backlog
 from monitor.watch.losses import Losses, Report
 from monitor.watch.pipeline import Pipeline
 from monitor.watch.pump import Pump
@@ -45,10 +46,12 @@ class Watcher:
         has_room: Callable[[], bool] = lambda: True,
         ask_snapshot: Callable[[Mapping[str, Any], abi.Record], None] | None = None,
         report: Report | None = None,
+        is_prompt: bool = False,
     ) -> None:
         """`beginning`: the load that this configuration asks for, when it has begun already.
         `idle_ns` is for Suppressions, `take` and `has_room` for Pump, `ask_snapshot` for Pipeline.
         `report` gets what was lost or cannot be read; None: it becomes a health event.
+        `is_prompt`: where records are read too late, fewer of a flood may wait before others'.
 
         Raises LoadError, CalibrationError.
         """
@@ -81,6 +84,7 @@ class Watcher:
                 corrupt=self._count_corrupt,
                 trouble=functools.partial(self._report, "probe_degraded"),
                 has_room=has_room,
+                backlog=Backlog(self.state.config, self.ring.size) if is_prompt else None,
             )
             self._cleanup = cleanup.pop_all()
 

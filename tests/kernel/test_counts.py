@@ -266,6 +266,16 @@ def test_full_ring(small: Harness, compiled: Compiled) -> None:
     assert small.ring.used_bytes == 0
 
 
+def test_beyond_its_ordinary_part_the_ring_is_for_first_events(
+    small: Harness, compiled: Compiled
+) -> None:
+    """Nobody reads: the first event finds the ring empty, and five more of a process are early."""
+    with small.configured(ordinary_ring=0, emit_seals=0):
+        made = small.run(*storms(compiled, 1, 1, 1009))
+    assert 1 + 5 <= len(made.of_kind(Kind.DENIAL)) <= 1 + 5 + 3  # and one each second
+    assert_conserved(made.counted)
+
+
 def test_full_ring_works_again_once_read(small: Harness, compiled: Compiled) -> None:
     small.run(*storms(compiled, 1, 1, 1009))
     made = small.provoke("munmap")
