@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -86,35 +83,6 @@ def test_many_attackers_at_once(start: Start, compiled: Compile) -> None:
     command = ["nice", "-n", "19", compiled("flood"), "processes", "20", "60"]
     with flooded([command for _ in users], users):
         delivered(daemon, compiled("storm"), 6, seconds=8)  # six programs on few CPUs
-    assert_conserved(daemon.stop())
-
-
-@contextmanager
-def slowed(pid: int) -> Iterator[None]:
-    """The process gets a fifth of a processor at most."""
-    ends = threading.Event()
-
-    def work() -> None:
-        while not ends.wait(0.02):
-            os.kill(pid, signal.SIGSTOP)
-            ends.wait(0.08)
-            os.kill(pid, signal.SIGCONT)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield
-    finally:
-        ends.set()
-        thread.join()
-
-
-def test_a_slow_daemon_is_in_time_for_others(start: Start, compiled: Compile) -> None:
-    """It reads the flood's events more slowly than they may come."""
-    daemon = start()
-    with flooded([[compiled("flood"), "processes", 20, 60]], [NOBODY]), slowed(daemon.process.pid):
-        time.sleep(6)
-        delivered(daemon, compiled("storm"))
     assert_conserved(daemon.stop())
 
 
