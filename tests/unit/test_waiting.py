@@ -47,13 +47,12 @@ def test_what_is_there_is_returned() -> None:
 
 
 def test_threads_end_with_it() -> None:
-    before = threading.active_count()
     patient = Waiting()
-    assert patient.run(USER, threading.active_count) == before + 1
+    thread = patient.run(USER, threading.current_thread)
+    assert thread is not threading.current_thread()
     del patient
-    with at_most(10.0, "it would wait for ever"):
-        while threading.active_count() > before:
-            time.sleep(0.001)
+    thread.join(10.0)
+    assert not thread.is_alive()
 
 
 def test_an_error_is_raised() -> None:
