@@ -11,9 +11,9 @@ from monitor.kernel.abi import Config
 
 __all__ = ["Backlog"]
 
-LATE_NS = 250_000_000
+LATE_NS = 500_000_000
 RECOVERY_NS = 5_000_000_000  # without a late record, before there is twice the room
-MOST, LEAST = 2, 16  # parts of the ring: the burst of a kind at the default limits, and 100 events
+MOST, LEAST = 2, 8  # parts of the ring: the burst of a kind at the default limits, and 200 events
 
 
 class Backlog:

@@ -15,7 +15,7 @@ LATE, SOON = LATE_NS + 1, LATE_NS
     ("ages", "rooms"),
     [
         ([SOON, SOON], [2, 2]),
-        ([LATE, LATE, LATE, LATE, LATE], [4, 8, 16, 16, 16]),
+        ([LATE, LATE, LATE, LATE], [4, 8, 8, 8]),
         ([LATE, SOON], [4, 4]),  # it has not lasted
     ],
 )
@@ -42,4 +42,4 @@ def test_room_comes_back() -> None:
         backlog.look(now, now)
         backlog.look(now, now)  # once in all that time
         found.append(SIZE // config.ordinary_ring)
-    assert found == [8, 4, 2, 2]
+    assert found == [4, 2, 2, 2]
