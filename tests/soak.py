@@ -50,6 +50,7 @@ from soak_report import Check, Row, checks, lives
 
 from monitor.kernel.abi import Kind
 from monitor.metrics.accounts import RESULTS
+from monitor.web.scrape import KEPT_SECONDS
 
 DISK = "4m"
 EVENTS_FILE_BYTES = 1 << 28  # more than the disk has
@@ -180,6 +181,7 @@ class Soak:
             self.problem(str(error))
             return
         refused = tuple(event["details"].get("refused", ()))
+        time.sleep(KEPT_SECONDS)  # a scrape may be as old
         metric = life.scraper.scrape()["seal_monitor_config_last_reload_successful"]
         if (refused, metric) != (wanted.refused, wanted.successful):
             self.problem(f"reload: refused {refused}, metric {metric:g}, not as in {wanted}")

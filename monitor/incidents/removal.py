@@ -11,10 +11,11 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
 
+from monitor.evidence.owner import Owner
 from monitor.incidents.clock import DAY_NS, HOUR_NS, Clock
 from monitor.incidents.retention import Kept, Retention, kept_incidents, to_remove
 from monitor.incidents.schema import transaction
-from monitor.incidents.stored import Owner, severity_of
+from monitor.incidents.stored import severity_of
 
 __all__ = ["HALF", "Removal"]
 

@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from monitor.evidence.owner import NOBODY, Owner
 from monitor.incidents.clock import Clock
-from monitor.incidents.stored import CRITICAL, NOBODY, Owner
+from monitor.incidents.stored import CRITICAL
 from monitor.untrusted.recent import Recent
 from monitor.untrusted.shares import keep_fairly
 

@@ -13,7 +13,8 @@ import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
-from monitor.incidents.stored import owner_of, rank_of
+from monitor.evidence.owner import owner_of
+from monitor.incidents.stored import rank_of
 
 __all__ = [
     "READABLE",

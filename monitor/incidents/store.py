@@ -16,19 +16,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from monitor.evidence.owner import NOBODY, Owner, owner_of
 from monitor.incidents.clock import Clock
 from monitor.incidents.fingerprint import Event, fingerprint, unattributed, what_of
 from monitor.incidents.removal import HALF, Removal
 from monitor.incidents.retention import Newcomers, Retention
 from monitor.incidents.schema import OtherSchema, prepare, transaction
 from monitor.incidents.stored import (
-    NOBODY,
-    Owner,
     facets_of,
     incident_of,
     many_places,
     nanoseconds,
-    owner_of,
     rank_of,
 )
 from monitor.sinks.outputs import SinkError, encode

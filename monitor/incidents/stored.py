@@ -4,51 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime
-from typing import NamedTuple
 
-from monitor.evidence.cgroups import top_workload, workload_name
+from monitor.evidence.cgroups import workload_name
 from monitor.evidence.doubts import facet_of
 from monitor.evidence.memory_map import DELETED
+from monitor.evidence.owner import Owner
 from monitor.incidents.fingerprint import Event, Fingerprint, what_of
 from monitor.untrusted.printable import printable
 from monitor.untrusted.terminal import plural
 
 __all__ = [
     "CRITICAL",
-    "NOBODY",
     "TEXT_LIMIT",
-    "Owner",
     "facets_of",
     "incident_of",
     "many_places",
     "nanoseconds",
-    "owner_of",
     "rank_of",
     "severity_of",
 ]
 
 TEXT_LIMIT = 4096
-_OWNER_LIMIT = 256
 _SEVERITIES = ("info", "warning", "critical")
 _VERDICTS = (None, "not_sealed", "unverified", "sealed")
 CRITICAL = _SEVERITIES.index("critical") * len(_VERDICTS)  # the least rank of a critical one
-
-
-class Owner(NamedTuple):
-    """Who makes violations: the outermost workload (cgroups.py) and the uid there.
-
-    All users of one workload are one as well: of a user namespace, he may be any of thousands.
-    """
-
-    workload: str
-    user: str
-
-    @property
-    def words(self) -> str:
-        return f"user {self.user or 'unknown'} in {self.workload or 'no known workload'}"
-
-
-NOBODY = Owner("", "")  # of the monitor's own events, and of those without a process
 
 
 def nanoseconds(time: str) -> int:
@@ -56,14 +35,6 @@ def nanoseconds(time: str) -> int:
     return int(datetime.fromisoformat(f"{time[:19]}+00:00").timestamp()) * 1_000_000_000 + int(
         time[20:29]
     )
-
-
-def owner_of(event: Event) -> Owner:
-    uid = (event.get("process") or {}).get("uid")
-    path = (event.get("workload") or {}).get("cgroup")
-    workload = top_workload(path) if isinstance(path, str) else ""
-    user = str(uid) if isinstance(uid, int) else ""
-    return Owner(printable(workload, _OWNER_LIMIT), user)
 
 
 def rank_of(severity: str, verdict: str | None) -> int:

@@ -10,13 +10,14 @@ import contextlib
 import os
 import select
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import NamedTuple
 
+from monitor.evidence.owner import NOBODY, Owner, owner_of
 from monitor.metrics.tally import Tally
 from monitor.sinks.outputs import BatchSink, Sink, SinkError
 from monitor.sizes import kibibytes
@@ -31,8 +32,8 @@ class Limits(NamedTuple):
     """How much may wait for a sink, and how long, before it counts as failing.
 
     The rate limit lets 1,000 events of a kind pass at once and 1,000 a second after: the queue
-    holds the first second of a storm of two kinds. An event is 1 to 2 KiB; `bytes` bounds the
-    memory that a stuck sink costs.
+    holds the first second of a storm of two kinds, of one owner half of that. An event is 1 to 2
+    KiB; `bytes` bounds the memory that a stuck sink costs.
     """
 
     events: int = 2048
@@ -54,6 +55,7 @@ class _Event:
     """An event on its way; `open` sinks have not answered."""
 
     kind: str
+    owner: Owner
     record_ns: int | None
     open: int
     delivered: bool = False
@@ -88,6 +90,8 @@ class _Writer:
         self.unanswered: deque[_Item] = deque()
         self.later: deque[_Item] = deque()  # not handed to the thread yet
         self.bytes = 0  # of both
+        self.bytes_of: Counter[Owner] = Counter()  # of `unanswered`
+        self.events_of: Counter[Owner] = Counter()
         self.failing = False
         self.moved_at = self.taken_at = self.failed_at = 0.0  # monotonic
         self._answers = answers
@@ -135,13 +139,22 @@ class _Writer:
         if not self.unanswered:
             self.moved_at = time.monotonic()
         self.unanswered.append(item)
+        self._count(item, 1)
         self._queue.put(item)
+
+    def _count(self, item: _Item, sign: int) -> None:
+        if item.event is not None and (owner := item.event.owner) != NOBODY:
+            self.bytes_of[owner] += sign * len(item.data)
+            self.events_of[owner] += sign
+            if not self.events_of[owner]:
+                del self.events_of[owner], self.bytes_of[owner]
 
     def is_answered(self, item: _Item) -> bool:
         """Take the item off the list; False if it was given up before."""
         if not self.unanswered or self.unanswered[0] is not item:
             return False
         self.unanswered.popleft()
+        self._count(item, -1)
         self.bytes -= len(item.data)
         self.moved_at = time.monotonic()
         return True
@@ -162,6 +175,8 @@ class _Writer:
         left = [*self.unanswered, *self.later]
         self.unanswered.clear()
         self.later.clear()
+        self.events_of.clear()
+        self.bytes_of.clear()
         self.bytes = 0
         return left
 
@@ -253,7 +268,7 @@ class Delivery:
         """
         if self._answers:
             self._count_answers()
-        sent = _Event(str(event["kind"]), record_ns, len(self._writers))
+        sent = _Event(str(event["kind"]), owner_of(event), record_ns, len(self._writers))
         if not self._writers:
             self._tally.event(sent.kind, "failed")
         for writer in self._writers:
@@ -274,6 +289,9 @@ class Delivery:
                 self._refuse(writer, item.event)
             return
         level = "health" if item.event.kind == "health" else severity
+        if not self._has_share(writer, item.event.owner):
+            self._refuse(writer, item.event)
+            return
         while writer.later and not self._has_room(writer, level):
             dropped = writer.drop_later().event
             if dropped is not None:
@@ -306,6 +324,15 @@ class Delivery:
             return waiting < limits.events + limits.health
         part = _PARTS.get(level, 1.0)
         return waiting < limits.events * part and writer.bytes < limits.bytes * part
+
+    def _has_share(self, writer: _Writer, owner: Owner) -> bool:
+        """Of what is left, nobody may have as much waiting already: one owner has half of a queue
+        at most, two have a third each, and whoever comes next finds room.
+        """
+        return owner == NOBODY or (
+            writer.events_of[owner] < self._limits.events - len(writer.unanswered)
+            and writer.bytes_of[owner] < self._limits.bytes - writer.bytes
+        )
 
     def reopen(self) -> None:
         """Have every sink reopen its file, after the events that were sent before."""

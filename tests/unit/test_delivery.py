@@ -626,6 +626,39 @@ def test_a_full_queue_drops_suppressions_before_violations(make: Make) -> None:
     assert events["suppression", "delivered"] + events["suppression", "failed"] == 40
 
 
+def of(user: int, workload: str = "/a.service") -> dict[str, object]:
+    return {"process": {"uid": user}, "workload": {"cgroup": workload}, "severity": "critical"}
+
+
+def test_an_owner_leaves_room_for_others(make: Make) -> None:
+    sink = Gate("one")
+    setting = make(sink, limits=LIMITS._replace(events=100))
+    held_up(sink, setting)
+    waiting = [1]
+    for owner in (of(1000), of(1001), of(1000, "/b.service"), of(1000), of(0)):
+        setting.send(*range(100), **owner)
+        waiting.append(setting.tally.sink_queue_events["one"])
+    # Half of what is left for the first, half of the rest for the next, and so on.
+    assert waiting == [1, 51, 76, 88, 88, 94]
+    assert setting.results() == (0, 500 - 93)
+    sink.open.set()
+    assert setting.delivery.wait(10)
+    sink.open.clear()
+    held_up(sink, setting)
+    setting.send(*range(100), **of(1000))  # what was taken counts no longer
+    assert setting.tally.sink_queue_events["one"] == 51
+
+
+def test_an_owner_leaves_bytes_for_others(make: Make) -> None:
+    sink = Gate("one")
+    setting = make(sink, limits=LIMITS._replace(bytes=100 << 10))
+    held_up(sink, setting)
+    setting.send(*range(100), padding=1 << 10, **of(1000))
+    assert 49 <= setting.tally.sink_queue_events["one"] <= 51
+    setting.send(*range(100), padding=1 << 10, **of(0))
+    assert 73 <= setting.tally.sink_queue_events["one"] <= 77
+
+
 def test_a_queue_fills_by_severity(make: Make) -> None:
     sink = Gate("one")
     setting = make(sink, limits=LIMITS._replace(events=100))

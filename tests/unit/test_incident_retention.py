@@ -22,10 +22,10 @@ from test_incidents import (
     suppression,
 )
 
+from monitor.evidence.owner import Owner, owner_of
 from monitor.incidents.fingerprint import fingerprint
 from monitor.incidents.retention import Retention
 from monitor.incidents.search import Incident
-from monitor.incidents.stored import Owner, owner_of
 
 __all__ = ["make"]
 
