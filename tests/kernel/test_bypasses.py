@@ -88,12 +88,14 @@ def test_guards_that_are_none_are_not_taken_away(harness: Harness) -> None:
     made = harness.python(
         """
 plain, sealed, guarded = lay("W"), lay("S"), lay("w")
-need("madvise", guarded.start, 4096, 102)
-for pages in (plain, sealed, guarded):
+refused = call("madvise", guarded.start, 4096, 102)
+for pages in (plain, sealed, guarded) if not refused else ():
     need("madvise", pages.start, 4096, 103)
-print(json.dumps({}))
+print(json.dumps({"refused": refused}))
 """
     )
+    if made.line["refused"]:
+        pytest.skip("this kernel has no guard regions")
     # Without the kernel's mark, touched memory may have held some.
     is_marked = harness.config.maybe_guard_mask
     assert counted(made).get(("bypass", "guard_remove"), 0) == (0 if is_marked else 2)
