@@ -417,12 +417,14 @@ class Harness:
     @contextmanager
     def configured(self, **values: int) -> Iterator[None]:
         """The kernel's configuration with some values changed; limits begin with a full burst."""
+        room = self.config.ordinary_ring
         for name, value in values.items():
             setattr(self.config, name, value)
         self.state.reset_limits()
         try:
             yield
         finally:
+            self.config.ordinary_ring = room
             self.emit_all()
             self.state.reset_limits()
 

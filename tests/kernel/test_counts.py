@@ -287,7 +287,6 @@ def test_full_bucket_map(small: Harness, compiled: Compiled) -> None:
     20 of all of an owner's.
     """
     hour = 3600 * SECOND_NS
-    time.sleep(1.0)  # by then the owner's share is whole, whatever was before
     with small.configured(event_interval_ns=hour, event_burst_ns=2 * hour, emit_seals=0):
         command = [compiled("storm"), "1", "7", "0", "munmap", "--wait"]
         made = small.run(*[command] * 8)
