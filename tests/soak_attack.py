@@ -56,7 +56,7 @@ TIMED = SINGLE, STEPS = "soak-single", "soak-steps"
 PROGRAMS = {*TIMED, "flood", "evict", "slow_lock"}  # those whose violations are known
 PAGE = 4096
 FORKED = 20  # denials of each process
-RSS_MIB = 52.0
+RSS_MIB = 46.0
 SERVICE_SERIES = re.compile(
     r'seal_monitor_workload_denials_total\{verdict="sealed",workload=".*/web\.service"\}'
 )

@@ -1,0 +1,39 @@
+"""The daemon's life, what needs no kernel of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+THREADS = """
+import sys, threading
+from monitor.daemon import share_arenas
+if sys.argv[1] == "shared":
+    share_arenas()
+together = threading.Barrier(5)
+def allocate():
+    kept = [bytes(2000) for _ in range(500)]  # too large for the interpreter's own allocator
+    together.wait()
+    together.wait()
+threads = [threading.Thread(target=allocate) for _ in range(4)]
+for thread in threads:
+    thread.start()
+together.wait()
+arenas = 0
+for line in open("/proc/self/maps"):
+    start, protection, *_ = line.split()
+    # glibc's new_heap(): aligned to its largest size.
+    arenas += protection == "rw-p" and int(start.partition("-")[0], 16) % (64 << 20) == 0
+print(arenas)
+together.wait()
+"""
+
+
+@pytest.mark.parametrize(("how", "arenas"), [("shared", 0), ("as usual", 4)])
+def test_all_threads_allocate_from_one_arena(how: str, arenas: int) -> None:
+    output = subprocess.run(
+        [sys.executable, "-c", THREADS, how], stdout=subprocess.PIPE, check=True, timeout=30
+    ).stdout
+    assert int(output) == arenas
