@@ -97,8 +97,8 @@ def share_arenas() -> None:
     """Have all threads to come allocate from one arena.
 
     By default glibc gives each thread one of its own, up to eight a processor, and a block that is
-    kept holds up a run of pages in each: five MiB after minutes of an attack. All but the hashing of
-    passwords runs under the interpreter's lock anyway.
+    kept holds up a run of pages in each: five MiB after minutes of an attack. All but the hashing
+    of passwords runs under the interpreter's lock anyway.
     """
     option = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none, and one heap for all
     if option:
