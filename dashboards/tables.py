@@ -681,6 +681,16 @@ HEALTH = Dashboard(
                     columns={"probe": "Probe", "mode": "Mode", "Value": "Hosts"},
                 ),
                 Panel(
+                    "Blind spots",
+                    "table",
+                    "On how many hosts the way to watch does not see what happens there;"
+                    " docs/limits.md says what closes each.",
+                    COUNT,
+                    [query("count by (name) (~blind_spot{SELECT} == 1)")],
+                    8,
+                    columns={"name": "Blind spot", "Value": "Hosts"},
+                ),
+                Panel(
                     "Runs missed",
                     "timeseries",
                     "Runs of a probe that the kernel skipped; counts are then a lower bound.",
@@ -701,7 +711,7 @@ HEALTH = Dashboard(
                             "{{result}}",
                         )
                     ],
-                    12,
+                    8,
                 ),
                 Panel(
                     "Since the canary's last success",
@@ -715,7 +725,7 @@ HEALTH = Dashboard(
                             "{{instance}}",
                         )
                     ],
-                    12,
+                    8,
                 ),
             ),
         ),

@@ -24,6 +24,7 @@ from monitor.canary import Canary, Rounds
 from monitor.configuration.config import Config, ConfigError
 from monitor.evidence.events import clock_offset
 from monitor.host import facts as host
+from monitor.host.blind_spots import Sight
 from monitor.incidents.opened import open_incidents
 from monitor.kernel import abi, privileges
 from monitor.life.last_run import LastRun, as_details, blind_seconds, state_directory
@@ -230,6 +231,7 @@ class Daemon:
         source = KernelSource(
             *(watched.state, watched.loaded, watched.ring, watched.workloads),
             store.path if store else None,
+            blind_spots=Sight(watched.loaded.probes).blind_spots,
             removed=store.removed if store else NOTHING_REMOVED,
         )
         partial_updates = watched.findings.partial_updates

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 
 from monitor.kernel.probes import PROBES
+from monitor.kernel.sight import BLIND_SPOTS
 from monitor.metrics.table import METRICS, Metric
 from monitor.metrics.tally import DELAY_BUCKETS
 
@@ -56,6 +57,12 @@ class Host:
 
     def mode(self) -> str:
         return "tracepoint" if self.index % 4 == 1 else "fexit"
+
+    def blind(self) -> tuple[str, ...]:
+        """Its blind spots."""
+        if self.mode() == "fexit":
+            return ()
+        return "hidden refusals", "32-bit callers", "io_uring", "/proc/PID/mem", "userfaultfd"
 
 
 def _denied(host: Host, minute: int) -> dict[tuple[str, str, str], int]:
@@ -120,7 +127,10 @@ def _canary(host: Host, minute: int) -> Values:
 
 
 def _probes(host: Host, _minute: int) -> Values:
-    names = [probe.name for probe in PROBES if probe.name not in ("compat", "io_uring_madvise")]
+    unseen = {"compat", "io_uring_madvise"}
+    if host.mode() == "tracepoint":
+        unseen |= {"other", "proc_mem_write", "userfaultfd_copy", "userfaultfd_move"}
+    names = [probe.name for probe in PROBES if probe.name not in unseen]
     return {
         (name, "raw_tracepoint" if name == "signal_deliver" else host.mode()): int(
             not (host.index == 7 and name == "shmdt")
@@ -174,6 +184,7 @@ GAINED: dict[str, Minute] = {
 }
 HAD: dict[str, Minute] = {
     "probe_attached": _probes,
+    "blind_spot": lambda host, _: {(name,): int(name in host.blind()) for name in BLIND_SPOTS},
     "canary_last_success_timestamp_seconds": lambda host, minute: {
         (): 0
         if host.index == 6

@@ -14,9 +14,18 @@ from monitor.kernel import abi
 from monitor.kernel.loader import AttachedProbe
 from monitor.kernel.operations import OPERATIONS
 from monitor.kernel.reviewed_calls import Effect, calls, unreviewed
+from monitor.kernel.sight import BLIND_SPOTS
+from monitor.kernel.syscalls import PAGE, call
 from monitor.provoke.provocation import lay
 
-__all__ = ["blind_rows", "bypass_rows", "filter_rows", "memory_file_overrides", "review_row"]
+__all__ = [
+    "Sight",
+    "blind_rows",
+    "bypass_rows",
+    "filter_rows",
+    "memory_file_overrides",
+    "review_row",
+]
 
 
 def _number(path: Path) -> int | None:
@@ -151,14 +160,22 @@ def blind_rows(
 
 
 def memory_file_overrides() -> bool:
-    """Whether a write to /proc/self/mem changes read-only memory (FOLL_FORCE), sealed or not."""
-    page = lay("r").start
+    """Whether a write to /proc/self/mem changes read-only memory (FOLL_FORCE), sealed or not.
+
+    Yes where this process may not open the file: others may.
+    """
+    pages = lay("r")
     try:
         with open("/proc/self/mem", "r+b", buffering=0) as memory:
-            memory.seek(page)
-            return memory.write(b"x") == 1
+            memory.seek(pages.start)
+            try:
+                return memory.write(b"x") == 1
+            except OSError:
+                return False
     except OSError:
-        return False
+        return True
+    finally:
+        call("munmap", pages.start - PAGE, pages.end - pages.start + 2 * PAGE)
 
 
 def _way(check: str, hooks: Hooks, methods: Sequence[str], finding: str, *remedies: str) -> Row:
@@ -263,6 +280,29 @@ def bypass_rows(
             "change sealed code; they need CAP_PERFMON or CAP_SYS_ADMIN",
         ),
     ]
+
+
+class Sight:
+    """What this host's monitor does not see: for each of BLIND_SPOTS whether it is one, now."""
+
+    def __init__(self, probes: Iterable[AttachedProbe], proc: Path = host.PROC) -> None:
+        """Finds out what stays as it is while the programs are attached; forks: call it before
+        there are threads.
+        """
+        self._probes = tuple(probes)
+        self._proc = proc
+        self._options, _ = host.kernel_configuration()
+        self._takes_x32 = host.takes_x32_calls(self._options)
+        self._overrides = memory_file_overrides()
+
+    def blind_spots(self) -> dict[str, bool]:
+        """As `doctor` finds them. Reads a few small files of /proc/sys, which may be written."""
+        rows = [
+            *blind_rows(self._probes, self._options, self._takes_x32, self._proc),
+            *bypass_rows(self._probes, self._overrides, self._proc),
+        ]
+        found = {row.check: row.status == "blind" for row in rows}
+        return {name: found[name] for name in BLIND_SPOTS}
 
 
 def filter_rows(config: Config, now: datetime) -> list[Row]:

@@ -322,7 +322,7 @@ def rows(config: Config) -> list[Row]:
     found += kept_rows(config, state_directory(config.state.directory))
     options, _ = host.kernel_configuration()
     found.append(review_row(host.system_calls()))
-    found += blind_rows(probes, options, host.takes_x32_calls())
+    found += blind_rows(probes, options, host.takes_x32_calls(options))
     found += filter_rows(config, datetime.now(UTC))
     return found + bypass_rows(probes, memory_file_overrides())
 

@@ -7,7 +7,7 @@ import errno
 import os
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,6 +42,7 @@ _CAP_SYS_ADMIN = 21
 _CAPABILITIES = {39: "CAP_BPF", 38: "CAP_PERFMON"}
 _ALL_USERS = "0 0 4294967295"  # uid_map of the initial user namespace
 _INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO in include/linux/proc_ns.h
+_GZIP = 31  # zlib's window bits for data with the head of gzip
 _X32_GETPID = X32_BIT | NUMBERS["getpid"]
 # Only T: a weak symbol (W) is a call that the kernel was built without, a local one (t) a part.
 _SYSTEM_CALL = re.compile(rb" T %s(\w+)\s" % native_function("").encode())
@@ -209,14 +210,14 @@ def kernel_configuration(proc: Path = PROC, boot: Path = BOOT) -> tuple[dict[str
 
     From /proc/config.gz, else /boot/config-RELEASE; empty where neither can be read.
     """
-    import gzip  # noqa: PLC0415 - the daemon reads none
+    import zlib  # noqa: PLC0415 - not every command reads it; the module gzip is heavy
 
     release = _read(proc / "sys/kernel/osrelease") or ""
     for path in (proc / "config.gz", boot / f"config-{release}"):
         try:
             data = path.read_bytes()
-            text = gzip.decompress(data) if path.suffix == ".gz" else data
-        except (OSError, EOFError):
+            text = zlib.decompress(data, _GZIP) if path.suffix == ".gz" else data
+        except (OSError, zlib.error):
             continue
         lines = text.decode("utf-8", errors="replace").splitlines()
         options = (line.partition("=") for line in lines if line.startswith("CONFIG_"))
@@ -273,11 +274,16 @@ def system_calls(proc: Path = PROC) -> frozenset[str]:
     return frozenset(name.decode("ascii") for name in _SYSTEM_CALL.findall(symbols))
 
 
-def takes_x32_calls() -> bool:
+def takes_x32_calls(options: Mapping[str, str], proc: Path = PROC) -> bool:
     """Whether the kernel was built with CONFIG_X86_X32_ABI and takes such calls.
 
-    Tried in a child: a seccomp filter may kill the caller.
+    `options`: the kernel's configuration, if it is known. Tried in a child; but under a seccomp
+    filter, which may refuse such calls or end their process, the answer is yes: it is not known.
     """
+    if options and "CONFIG_X86_X32_ABI" not in options:
+        return False
+    if _status(proc).get("Seccomp", "0") != "0":
+        return True
     child = os.fork()
     if not child:
         os._exit(0 if LIBC.syscall(_X32_GETPID, *[0] * 6) > 0 else 1)

@@ -47,6 +47,7 @@ class _Collector:
             handled=tuple(self._handled),
             workload_denials=self._source.workload_denials(),
             probes=self._source.probes(),
+            blind_spots=self._source.blind_spots(),
             ring_used_bytes=self._source.ring_used_bytes(),
             workloads_tracked=self._source.workloads_tracked(),
             workloads_maximum=self._source.workloads_maximum(),

@@ -47,6 +47,9 @@ class Source(Protocol):
 
     def probes(self) -> Sequence[ProbeState]: ...
 
+    def blind_spots(self) -> Mapping[str, bool]:
+        """By name in kernel/sight.py: whether it is one."""
+
     def ring_used_bytes(self) -> int: ...
 
     def workloads_tracked(self) -> int: ...
@@ -67,6 +70,7 @@ class Reading:
     handled: Sequence[int]  # by Cause, faults whose handler was invoked
     workload_denials: Mapping[str, tuple[int, int, int]]
     probes: Sequence[ProbeState]
+    blind_spots: Mapping[str, bool]
     ring_used_bytes: int
     workloads_tracked: int
     workloads_maximum: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from monitor.evidence.workloads import Workloads
@@ -30,6 +30,7 @@ class KernelSource:
         workloads: Workloads,
         incident_store: Path | None,
         *,
+        blind_spots: Callable[[], Mapping[str, bool]],
         removed: Mapping[str, int] = NOTHING_REMOVED,
         proc: Path = Path("/proc/self"),
     ) -> None:
@@ -38,6 +39,7 @@ class KernelSource:
         self._ring = ring
         self._workloads = workloads
         self._incident_store = incident_store
+        self._blind_spots = blind_spots
         self._removed = removed
         self._proc = proc
 
@@ -51,7 +53,11 @@ class KernelSource:
         return [
             ProbeState(probe.probe, probe.mode, probe.attached, self._missed(probe.programs))
             for probe in self._loaded.probes
+            if probe.attached or probe.lost  # else it is a blind spot
         ]
+
+    def blind_spots(self) -> Mapping[str, bool]:
+        return self._blind_spots()
 
     def _missed(self, programs: Iterable[int]) -> int | None:
         try:

@@ -13,6 +13,7 @@ from monitor.evidence.workloads import OTHER
 from monitor.kernel.abi import Cause, Disposition, Method, Reason, Verdict
 from monitor.kernel.operations import OPERATIONS
 from monitor.kernel.probes import MODES
+from monitor.kernel.sight import BLIND_SPOTS
 from monitor.metrics import accounts
 from monitor.metrics.exposition import (
     CounterMetricFamily,
@@ -219,11 +220,18 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "probe_attached",
         "gauge",
-        "Whether a probe is attached (1) or not (0).",
+        "1: attached; 0: lost, which is no blind spot of the mode.",
         lambda reading: [
             ((state.probe, state.mode), int(state.attached)) for state in reading.probes
         ],
         {"probe": "the probe's name", "mode": MODES},
+    ),
+    Metric(
+        "blind_spot",
+        "gauge",
+        "Whether this host's way to watch does not see what happens there (1).",
+        _by(lambda reading: reading.blind_spots),
+        {"name": BLIND_SPOTS},
     ),
     Metric(
         "probe_missed_runs_total",

@@ -23,7 +23,9 @@ import pytest
 from monitor.configuration import config
 from monitor.daemon import Daemon
 from monitor.evidence import events
+from monitor.host.blind_spots import memory_file_overrides
 from monitor.kernel.probes import PROBES, Hook
+from monitor.kernel.sight import BLIND_SPOTS
 from monitor.provoke import table as provoke
 from monitor.sinks.outputs import encode
 
@@ -455,6 +457,34 @@ class Collected:
     def reopen(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("attach", ["auto", "tracepoint", "raw_tracepoint"])
+def test_what_a_mode_cannot_see_is_no_lost_probe(attach: str, require_bpf: None) -> None:
+    settings = config.load(
+        None, {"attach": attach, "web.listen_address": "127.0.0.1:0"}, default=Path("/none")
+    )
+    with Daemon(settings, [Collected()]) as daemon:
+        daemon.loop(until=lambda: not daemon.not_ready())
+        address, port = daemon.server.address
+        with urllib.request.urlopen(f"http://{address}:{port}/metrics", timeout=30) as answer:
+            metrics = answer.read().decode()
+    shown = re.findall(r"^seal_monitor_probe_attached\{(.*)\} (.*)$", metrics, re.MULTILINE)
+    assert shown
+    assert [labels for labels, value in shown if value != "1.0"] == []
+    pattern = r'^seal_monitor_blind_spot\{name="(.*)"\} (.*)$'
+    blind = {name: value == "1.0" for name, value in re.findall(pattern, metrics, re.MULTILINE)}
+    doctor = subprocess.run(
+        [sys.executable, "-m", "monitor", "doctor", "--json", "--attach", attach],
+        capture_output=True,
+        check=True,
+    )
+    rows = {row["check"]: row["status"] for row in json.loads(doctor.stdout)["rows"]}
+    assert blind == {name: rows[name] == "blind" for name in BLIND_SPOTS}
+    if attach == "tracepoint":
+        assert blind["32-bit callers"]
+        assert blind["/proc/PID/mem"] is memory_file_overrides()
+        assert blind["userfaultfd"]
 
 
 def test_a_lost_probe_is_reported(monkeypatch: pytest.MonkeyPatch, require_bpf: None) -> None:

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from monitor.kernel.abi import Cause, Counters, Disposition, Kind, Outcome, Verdict
 from monitor.kernel.operations import OPERATIONS
+from monitor.kernel.sight import BLIND_SPOTS
 from monitor.metrics.collector import build
 from monitor.metrics.reading import KernelFacts, ProbeState
 from monitor.metrics.table import METRICS
@@ -29,6 +30,7 @@ class Values:
     kernel: Counters = field(default_factory=Counters)
     by_workload: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     states: Sequence[ProbeState] = ()
+    blind: Mapping[str, bool] = field(default_factory=lambda: dict.fromkeys(BLIND_SPOTS, False))
     ring: int = 0
     tracked: int = 0
     removed: Mapping[str, int] = field(
@@ -43,6 +45,9 @@ class Values:
 
     def probes(self) -> Sequence[ProbeState]:
         return self.states
+
+    def blind_spots(self) -> Mapping[str, bool]:
+        return self.blind
 
     def ring_used_bytes(self) -> int:
         return self.ring
@@ -169,6 +174,21 @@ def test_the_kernels_counters() -> None:
     ]
     (line,) = lines(shown, "sealed_bytes_total")
     assert int(float(line.split()[1])) == (1 << 53) - 1
+
+
+def test_a_blind_spot_is_1_and_every_name_is_there() -> None:
+    source = Values(blind={name: name in ("ptrace", "x32 callers") for name in BLIND_SPOTS})
+    assert lines(registry(source), "blind_spot") == [
+        'blind_spot{name="hidden refusals"} 0.0',
+        'blind_spot{name="32-bit callers"} 0.0',
+        'blind_spot{name="io_uring"} 0.0',
+        'blind_spot{name="x32 callers"} 1.0',
+        'blind_spot{name="/proc/PID/mem"} 0.0',
+        'blind_spot{name="ptrace"} 1.0',
+        'blind_spot{name="MADV_DONTNEED"} 0.0',
+        'blind_spot{name="MADV_GUARD_REMOVE"} 0.0',
+        'blind_spot{name="userfaultfd"} 0.0',
+    ]
 
 
 def test_the_source_is_read_at_every_scrape() -> None:

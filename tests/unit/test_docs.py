@@ -20,6 +20,7 @@ from monitor.configuration import config
 from monitor.evidence import events
 from monitor.evidence.assessment import BYPASSES, DENIALS, FAULTS
 from monitor.kernel.abi import Cause, Disposition, Method, Reason, Verdict
+from monitor.kernel.sight import ALWAYS, BLIND_SPOTS
 from monitor.metrics.table import METRICS
 
 ROOT = Path(__file__).parents[2]
@@ -196,6 +197,14 @@ def anchors(page: Path) -> set[str]:
     """Those that GitHub makes of the headings."""
     headings = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_names_of_blind_spots() -> None:
+    page = (ROOT / "docs/limits.md").read_text("utf-8")
+    named = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+    assert tuple(name for name in named if name != "name") == BLIND_SPOTS
+    listed = page.partition("the same everywhere:")[2].partition(". All")[0]
+    assert tuple(re.findall(r"`([^`]+)`", listed)) == ALWAYS
 
 
 def test_the_readme_leads_everywhere() -> None:

@@ -15,6 +15,8 @@ from monitor.kernel import abi
 from monitor.kernel.loader import AttachedProbe, Made
 from monitor.kernel.operations import OPERATIONS
 from monitor.kernel.probes import PROBES, candidates
+from monitor.kernel.sight import ALWAYS, BLIND_SPOTS
+from monitor.provoke.provocation import mappings
 
 EXIT = "syscalls:sys_exit_"
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -257,6 +259,40 @@ def test_blind_spots_by_what_is_attached(
         ("SIGBUS", "blind"),
         ("tracers", "blind"),
     ]
+
+
+def test_every_blind_spot_has_its_name(tmp_path: Path) -> None:
+    rows = [
+        *blind_spots.blind_rows([], ALL_ON, True, tmp_path),
+        *blind_spots.bypass_rows([], True, tmp_path),
+    ]
+    assert sorted(row.check for row in rows) == sorted((*BLIND_SPOTS, *ALWAYS))
+    assert {row.check for row in rows if row.status == "blind"} == {*BLIND_SPOTS, *ALWAYS}
+
+
+def test_the_metric_has_what_the_rows_have(tmp_path: Path) -> None:
+    probes = [attached("ptrace_poke"), attached("madvise_discard"), attached("guard_remove")]
+    (tmp_path / "sys/vm").mkdir(parents=True)
+    (tmp_path / "sys/kernel/yama").mkdir(parents=True)
+    sight = blind_spots.Sight(probes, tmp_path)
+    found = sight.blind_spots()
+    assert tuple(found) == BLIND_SPOTS
+    assert (found["ptrace"], found["MADV_DONTNEED"], found["userfaultfd"]) == (False, False, True)
+    assert sight_without(tmp_path).blind_spots()["ptrace"]
+    (tmp_path / "sys/kernel/yama/ptrace_scope").write_text("3\n")
+    assert not sight_without(tmp_path).blind_spots()["ptrace"]
+
+
+def sight_without(proc: Path) -> blind_spots.Sight:
+    """With nothing attached."""
+    return blind_spots.Sight([], proc)
+
+
+def test_the_trial_of_the_memory_file_leaves_no_mapping() -> None:
+    assert blind_spots.memory_file_overrides() in (True, False)
+    before = mappings()
+    blind_spots.memory_file_overrides()
+    assert [m for m in mappings() if m not in before and m.name == ""] == []
 
 
 def test_what_is_seen_and_what_not_is_named(tmp_path: Path) -> None:

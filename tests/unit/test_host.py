@@ -248,7 +248,17 @@ def test_x32_is_tried_as_the_kernel_was_built() -> None:
     options, _ = host.kernel_configuration()
     if not options:
         pytest.skip("the kernel's configuration cannot be read")
-    assert host.takes_x32_calls() is ("CONFIG_X86_X32_ABI" in options)
+    assert host.takes_x32_calls(options) is ("CONFIG_X86_X32_ABI" in options)
+    assert host.takes_x32_calls({}) is ("CONFIG_X86_X32_ABI" in options)
+
+
+def test_under_a_filter_x32_is_not_tried(tmp_path: Path) -> None:
+    """Whether others can make such calls is then not known, and not known is a blind spot."""
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self/status").write_text("Name:\tpython3\nSeccomp:\t2\n")
+    assert host.takes_x32_calls({}, tmp_path)
+    assert host.takes_x32_calls({"CONFIG_X86_X32_ABI": "y"}, tmp_path)
+    assert not host.takes_x32_calls({"CONFIG_X86": "y"}, tmp_path)
 
 
 SYMBOLS = """\

@@ -31,7 +31,11 @@ def source(
     kernel: Kernel, probes: list[AttachedProbe], store: Path | None, proc: Path = Path("/none")
 ) -> KernelSource:
     loaded = Loaded({}, probes, [])
-    return KernelSource(kernel, loaded, kernel, kernel, store, proc=proc)  # type: ignore[arg-type]
+    return KernelSource(
+        *(kernel, loaded, kernel, kernel, store),  # type: ignore[arg-type]
+        blind_spots=lambda: {"ptrace": True},
+        proc=proc,
+    )
 
 
 def test_each_question_is_answered_by_whom_it_is_for() -> None:
@@ -44,6 +48,7 @@ def test_each_question_is_answered_by_whom_it_is_for() -> None:
     assert asked.workloads_tracked() == 3
     assert asked.workloads_maximum() == 1024
     assert asked.probes() == []
+    assert asked.blind_spots() == {"ptrace": True}
 
 
 def test_the_runs_that_a_probe_missed(tmp_path: Path) -> None:
@@ -56,6 +61,7 @@ def test_the_runs_that_a_probe_missed(tmp_path: Path) -> None:
         AttachedProbe("munmap", "tracepoint", "b", "", 23),
         AttachedProbe("brk", "tracepoint", "c", "", 21, also=(24,)),
         AttachedProbe("shmat", "raw_tracepoint", "d", "refused", -1),
+        AttachedProbe("proc_mem_write", "fexit", "e", "refused", -1),  # a blind spot, not lost
     ]
     assert source(Kernel(), probes, None, tmp_path).probes() == [
         ProbeState("mremap", "fexit", True, 11),
