@@ -61,7 +61,7 @@ FLUSH_AT_MOST_SECONDS = 10.0  # for all of them, on a slow disk; TimeoutStopSec=
 SNAPSHOT_SECONDS = 0.5  # for the snapshots that were asked for last
 LAST_SECONDS = 1.0  # for the event with the final counts
 CANARY_POLL_SECONDS = 0.01
-M_ARENA_MAX = -8  # glibc's malloc.h
+M_ARENA_MAX = -8  # its number in glibc, for mallopt(3)
 
 
 def run(config: Config, reload: Callable[[], Config], beginning: Beginning) -> int:
