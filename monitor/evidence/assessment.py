@@ -81,11 +81,12 @@ class FaultFacts:
 
 @dataclass(frozen=True, slots=True)
 class BypassFacts:
-    """`is_own`: the process changed its own memory."""
+    """`is_own`: the process changed its own memory. `is_debugger`: it is one of the host's own."""
 
     method: str
     sealed: Sealed
     is_own: bool
+    is_debugger: bool
 
     @property
     def is_written(self) -> bool:
@@ -446,9 +447,18 @@ BYPASSES: tuple[Row[BypassFacts], ...] = (
         "breakpoint",
         "handled",
         "warning",
-        "a debugger's breakpoint, or changed code",
-        "Debuggers and tracers set breakpoints in the code of other processes. Any other program "
-        "that does so injects code.",
+        "a breakpoint of a debugger",
+        "One of the debuggers that are installed on this host did it, as it does for each "
+        "breakpoint. It does whatever its user asks for: see who that is.",
+        lambda f: f.is_written and f.is_code and f.is_debugger,
+    ),
+    Row(
+        "code_injected",
+        "attack",
+        "critical",
+        "the code of another process was changed",
+        "Debuggers do this to set breakpoints, but this program is not known to be one of those "
+        "that root has installed on this host. Any other program that does so injects code.",
         lambda f: f.is_written and f.is_code,
     ),
     Row(

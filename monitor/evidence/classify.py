@@ -20,6 +20,7 @@ from monitor.evidence.assessment import (
     first_denial,
     first_fit,
 )
+from monitor.evidence.debuggers import is_debugger
 from monitor.evidence.events import (
     AddressRange,
     Bypass,
@@ -299,7 +300,8 @@ def _bypass(
     if mapping is None:
         raise ClassifyError("corrupt record: a bypass without a mapping")
     sealed = Sealed(mapping.start, mapping.end, mapping.permissions, mapping.file, mapping.name)
-    row = first_fit(BYPASSES, BypassFacts(method.label, sealed, summaries.is_own(record)))
+    facts = BypassFacts(method.label, sealed, summaries.is_own(record), is_debugger(origin.process))
+    row = first_fit(BYPASSES, facts)
     end = record.address + record.length
     if end >> 64:
         raise ClassifyError("corrupt record: a range that has no end")

@@ -21,6 +21,7 @@ from monitor.evidence.assessment import (
 from monitor.evidence.events import Mapping, Sealed
 from monitor.evidence.libraries import Role, role_of_name
 from monitor.kernel import abi
+from monitor.untrusted.printable import printable
 
 CODE, DATA, GUARD = "r-xp", "r--p", "---p"
 WRITABLE = "rw-p"
@@ -120,12 +121,17 @@ def test_faults(facts: tuple[str, str, bool], name: str, likely: str, severity: 
     assert (row.name, row.likely, row.severity) == (name, likely, severity)
 
 
+DEBUGGER = None  # who did it, in place of whether it did so to itself
+
 BYPASS_CASES = [
     (("madvise_discard", DATA, True), "copy_discarded", "attack", "critical"),
     (("guard_remove", DATA, True), "guard_removed", "attack", "critical"),
     (("proc_mem_write", CODE, True), "code_patched_by_itself", "attack", "critical"),
-    (("proc_mem_write", CODE, False), "breakpoint", "handled", "warning"),
-    (("ptrace_poke", CODE, False), "breakpoint", "handled", "warning"),
+    (("proc_mem_write", CODE, DEBUGGER), "breakpoint", "handled", "warning"),
+    (("ptrace_poke", CODE, DEBUGGER), "breakpoint", "handled", "warning"),
+    (("proc_mem_write", CODE, False), "code_injected", "attack", "critical"),
+    (("ptrace_poke", CODE, False), "code_injected", "attack", "critical"),
+    (("ptrace_poke", DATA, DEBUGGER), "data_written", "attack", "critical"),
     (("ptrace_poke", DATA, False), "data_written", "attack", "critical"),
     (("proc_mem_write", DATA, True), "data_written", "attack", "critical"),
     (("userfaultfd_copy", DATA, True), "page_filled", "attack", "critical"),
@@ -135,10 +141,13 @@ BYPASS_CASES = [
 
 
 @pytest.mark.parametrize(("facts", "name", "likely", "severity"), BYPASS_CASES)
-def test_bypasses(facts: tuple[str, str, bool], name: str, likely: str, severity: str) -> None:
+def test_bypasses(
+    facts: tuple[str, str, bool | None], name: str, likely: str, severity: str
+) -> None:
     method, permissions, is_own = facts
     sealed = Sealed("0x1000", "0x2000", permissions, None, None)
-    row = first_fit(BYPASSES, BypassFacts(method, sealed, is_own))
+    is_debugger = is_own is DEBUGGER
+    row = first_fit(BYPASSES, BypassFacts(method, sealed, bool(is_own), is_debugger))
     assert row is not None
     assert (row.name, row.likely, row.severity) == (name, likely, severity)
 
@@ -155,6 +164,7 @@ def test_every_row_has_a_case_and_words() -> None:
     for name, text in words.items():
         assert re.fullmatch("[a-z_]+", name)
         assert len(text) <= 90
+        assert printable(text) == text  # a straight quote would be shown as an escape
         assert REASONING[name].endswith(".")
 
 

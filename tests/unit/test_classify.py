@@ -256,8 +256,8 @@ def test_a_bypass_in_full() -> None:
         (
             bypass(Method.PTRACE_POKE, READ | EXEC),
             "of web (pid 77) (sealed r-xp, libfoo.so); "
-            "probably on purpose: a debugger's breakpoint, or changed code",
-            "warning",
+            "looks like an attack: the code of another process was changed",
+            "critical",
         ),
         (
             bypass(Method.PROC_MEM_WRITE, READ | EXEC, 4242),

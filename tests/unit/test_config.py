@@ -82,8 +82,9 @@ def test_example_of_mutes_is_valid() -> None:
             reason="catches its own faults",
         ),
         Mute(
-            executable="gdb",
-            method="ptrace_poke",
+            executable="/usr/bin/gdb",
+            method="proc_mem_write",
+            user="developer",
             reason="developers set breakpoints here",
         ),
     )
