@@ -232,6 +232,7 @@ class Daemon:
             *(watched.state, watched.loaded, watched.ring, watched.workloads),
             store.path if store else None,
             blind_spots=Sight(watched.loaded.probes).blind_spots,
+            severities=watched.severities,
             removed=store.removed if store else NOTHING_REMOVED,
         )
         partial_updates = watched.findings.partial_updates

@@ -106,6 +106,21 @@ def _faults(host: Host, minute: int) -> Values:
     }
 
 
+def _violations(host: Host, minute: int) -> Values:
+    """What asks for memory that stays is a leak; what asks for other permissions is an attack."""
+    gained: dict[Labels, float] = {}
+    for (workload, operation, verdict), count in _denied(host, minute).items():
+        severity = "critical" if operation in ("mprotect", "madvise") else "warning"
+        if count and verdict != "not_sealed":
+            key = workload, "denial", severity
+            gained[key] = gained.get(key, 0) + count
+    if host.index == 1 and minute == host.minutes // 4:
+        gained["web.service", "fault", "critical"] = 1
+    if host.index == 1 and minute % 50 == 40:
+        gained["web.service", "bypass", "warning"] = 1
+    return gained
+
+
 def _events(host: Host, minute: int) -> Values:
     denied = sum(_denied(host, minute).values())
     shown = min(denied, 40)
@@ -160,6 +175,7 @@ GAINED: dict[str, Minute] = {
     "seals_total": lambda host, _: {(): host.now_and_then(2.0)},
     "sealed_bytes_total": lambda host, _: {(): 8192 * host.now_and_then(2.0)},
     "workload_denials_total": _workload_denials,
+    "violations_total": _violations,
     "events_total": _events,
     "probe_missed_runs_total": _missed,
     "canary_runs_total": _canary,

@@ -116,7 +116,7 @@ def backfilled(
 ) -> Iterator[Prometheus]:
     """Prometheus with these samples and with what the recording rules had made of them.
 
-    One set of rules may use what another has recorded: they are evaluated twice.
+    A rule may use what another has recorded, three deep: they are evaluated as often.
     """
     exposition = folder / "samples.om"
     with exposition.open("w", encoding="utf-8") as file:
@@ -124,7 +124,7 @@ def backfilled(
     data = folder / "data"
     _promtool(*("tsdb", "create-blocks-from", "openmetrics", "--quiet", exposition, data))
     exposition.unlink()
-    for _ in range(2):
+    for _ in range(3):
         with serving(folder, "") as server:
             _promtool(
                 *("tsdb", "create-blocks-from", "rules", f"--url={server.url}"),

@@ -46,6 +46,7 @@ class _Collector:
             counters=counters,
             handled=tuple(self._handled),
             workload_denials=self._source.workload_denials(),
+            violations=self._source.violations(),
             probes=self._source.probes(),
             blind_spots=self._source.blind_spots(),
             ring_used_bytes=self._source.ring_used_bytes(),

@@ -42,7 +42,6 @@ def page() -> str:
             + (values if isinstance(values, str) else ", ".join(f"`{v}`" for v in values))
             for label, values in metric.labels.items()
         ]
-        rows.append(
-            f"| `{metric.full_name}` | {metric.type} | {'<br>'.join(labels)} | {metric.help} |"
-        )
+        meaning = f"{metric.help} {metric.more}".rstrip()
+        rows.append(f"| `{metric.full_name}` | {metric.type} | {'<br>'.join(labels)} | {meaning} |")
     return "\n".join((_PAGE_HEAD, *rows, _PAGE_TAIL))

@@ -45,6 +45,9 @@ class Source(Protocol):
     def workload_denials(self) -> Mapping[str, tuple[int, int, int]]:
         """Denials by Verdict for each workload's name; `other` is for those beyond the limit."""
 
+    def violations(self) -> Mapping[tuple[str, str, str], int]:
+        """By workload, kind and severity, as far as their events were judged."""
+
     def probes(self) -> Sequence[ProbeState]: ...
 
     def blind_spots(self) -> Mapping[str, bool]:
@@ -69,6 +72,7 @@ class Reading:
     counters: Counters
     handled: Sequence[int]  # by Cause, faults whose handler was invoked
     workload_denials: Mapping[str, tuple[int, int, int]]
+    violations: Mapping[tuple[str, str, str], int]
     probes: Sequence[ProbeState]
     blind_spots: Mapping[str, bool]
     ring_used_bytes: int

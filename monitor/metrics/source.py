@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from monitor.evidence.severities import Severities
 from monitor.evidence.workloads import Workloads
 from monitor.kernel.abi import Counters
 from monitor.kernel.counters import KernelState, missed_runs
@@ -31,6 +32,7 @@ class KernelSource:
         incident_store: Path | None,
         *,
         blind_spots: Callable[[], Mapping[str, bool]],
+        severities: Severities,
         removed: Mapping[str, int] = NOTHING_REMOVED,
         proc: Path = Path("/proc/self"),
     ) -> None:
@@ -38,6 +40,7 @@ class KernelSource:
         self._loaded = loaded
         self._ring = ring
         self._workloads = workloads
+        self._severities = severities
         self._incident_store = incident_store
         self._blind_spots = blind_spots
         self._removed = removed
@@ -48,6 +51,9 @@ class KernelSource:
 
     def workload_denials(self) -> Mapping[str, tuple[int, int, int]]:
         return self._workloads.denials(self._state.counters())
+
+    def violations(self) -> Mapping[tuple[str, str, str], int]:
+        return self._severities.counts()
 
     def probes(self) -> list[ProbeState]:
         return [

@@ -9,8 +9,9 @@ from typing import Any, Literal, get_args
 
 from monitor.attach.calibrate import PARTIAL_OPERATIONS
 from monitor.evidence.events import Severity
+from monitor.evidence.severities import KINDS, SEVERITIES
 from monitor.evidence.workloads import OTHER
-from monitor.kernel.abi import Cause, Disposition, Method, Reason, Verdict
+from monitor.kernel.abi import Cause, Disposition, Kind, Method, Outcome, Reason, Verdict
 from monitor.kernel.operations import OPERATIONS
 from monitor.kernel.probes import MODES
 from monitor.kernel.sight import BLIND_SPOTS
@@ -56,13 +57,16 @@ _FAMILIES: Mapping[str, Callable[..., Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """`labels`: for each label all of its values or, where they vary, a description."""
+    """`labels`: for each label all of its values or, where they vary, a description. `more` is for
+    docs/metrics.md alone: every scrape carries `help`, and its size has a budget.
+    """
 
     name: str
     type: Literal["counter", "gauge", "histogram"]
     help: str
     samples: Callable[[Reading], Iterable[Sample]]
     labels: Mapping[str, tuple[str, ...] | str] = field(default_factory=dict)
+    more: str = ""
 
     @property
     def full_name(self) -> str:
@@ -105,6 +109,19 @@ def _workload_denials(reading: Reading) -> Iterator[Sample]:
     for workload, counts in {OTHER: (0, 0, 0), **reading.workload_denials}.items():
         for verdict, count in zip(VERDICT_NAMES, counts, strict=True):
             yield (workload, verdict), count
+
+
+def _violations(reading: Reading) -> Iterator[Sample]:
+    """Of a record that found no room nobody knows whose it was, nor how bad: it weighs most."""
+    found: dict[tuple[str, str, str], int] = {
+        (OTHER, kind, severity): 0 for kind in KINDS for severity in SEVERITIES
+    }
+    found.update(reading.violations)
+    for kind in Kind:
+        if kind.label in KINDS:
+            dropped = reading.counters.events[kind][Outcome.DROPPED]
+            found[OTHER, kind.label, "critical"] += dropped
+    yield from found.items()
 
 
 def _sealed_ratios(reading: Reading) -> Iterator[Sample]:
@@ -204,12 +221,25 @@ METRICS: tuple[Metric, ...] = (
         },
     ),
     Metric(
+        "violations_total",
+        "counter",
+        "Violations, by workload and by the severity of their events.",
+        _violations,
+        {"workload": "as above", "kind": KINDS, "severity": SEVERITIES},
+        more="Counted as their events are made, muted and undelivered ones included; those that the"
+        " rate limit held back as their summary is made. What is dropped, or held back of several"
+        " processes together, is critical. Denials that no seal explains are left out. What a"
+        " removed cgroup had counts as `other` and `info`, once another needs its place.",
+    ),
+    Metric(
         "events_total",
         "counter",
-        "Events, by what became of them: delivered (at least one sink took it), suppressed (rate"
-        " limit), filtered (configuration), dropped (ring buffer full), failed (no sink took it).",
+        "Events, by what became of them.",
         lambda reading: accounts.results(reading.counters, reading.tally).items(),
         {"kind": EVENT_KINDS, "result": accounts.RESULTS},
+        more="Results: delivered (at least one sink took it), suppressed (rate limit), "
+        "filtered (configuration), dropped (ring buffer full), failed (no sink took "
+        "it).",
     ),
     Metric(
         "event_delay_seconds",
@@ -262,20 +292,21 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "identity_lookups_total",
         "counter",
-        "Look-ups of a process in /proc, by result: complete, partial (something could not be read"
-        " or the process has executed another program), gone (it has exited), reused (the pid is"
-        " another process's).",
+        "Look-ups of a process in /proc, by result.",
         _by(lambda reading: reading.tally.identity_lookups),
         {"result": LOOKUP_RESULTS},
+        more="Results: complete, partial (something could not be read or the process has executed"
+        " another program), gone (it has exited), reused (the pid is another process's).",
     ),
     Metric(
         "snapshots_total",
         "counter",
-        "Snapshots of violating processes, by result: taken, partial (something could not be read,"
-        " it says what), gone (the process had ended or executed another program), dropped (beyond"
-        " their small part of a core), failed (the store did not take it).",
+        "Snapshots of violating processes, by result.",
         _by(lambda reading: reading.tally.snapshots),
         {"result": SNAPSHOT_RESULTS},
+        more="Results: taken, partial (something could not be read, it says what), gone (the"
+        " process had ended or executed another program), dropped (beyond their small part of a"
+        " core), failed (the store did not take it).",
     ),
     Metric(
         "sink_errors_total",
@@ -319,9 +350,10 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "workloads_maximum",
         "gauge",
-        "Places for workloads with a count of their own (workloads.maximum): a quarter for each "
-        "cgroup subtree, such as user-1000.slice, and the last quarter for services.",
+        "Places for workloads with a count of their own (workloads.maximum).",
         _one(lambda reading: reading.workloads_maximum),
+        more="A quarter for each cgroup subtree, such as user-1000.slice, and the last "
+        "quarter for services.",
     ),
     Metric(
         "incident_store_bytes",
@@ -340,14 +372,14 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "posture_processes",
         "gauge",
-        "Processes at the last look, by whether they have sealed memory: sealing, not_sealing, "
-        "unreadable (not permitted), too_large (2 GiB in small pages; reading would hold them up), "
-        "timed_out (a read of them, or of another process of their owner, waited for 2 s). What "
-        "the kernel maps and seals itself is left out.",
+        "Processes at the last look, by whether they have sealed memory.",
         lambda reading: [
             ((state,), count) for state, count in reading.tally.posture.processes.items()
         ],
         {"state": STATES},
+        more="States: sealing, not_sealing, unreadable (not permitted), too_large (2 GiB in small"
+        " pages; reading would hold them up), timed_out (a read of them, or of another process of"
+        " their owner, waited for 2 s). What the kernel maps and seals itself is left out.",
     ),
     Metric(
         "posture_sealed_bytes",
@@ -360,21 +392,22 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "posture_sealed_ratio",
         "gauge",
-        "The part of all readable processes' memory that was sealed at the last look: of "
-        "executable memory, and of RELRO, read-only after relocation.",
+        "The part of all readable processes' memory that was sealed at the last look.",
         _sealed_ratios,
         {"memory": ("executable", "relro")},
+        more="Of executable memory, and of RELRO, read-only after relocation.",
     ),
     Metric(
         "posture_executables",
         "gauge",
-        "Executables (in a service: by service) that are known to seal memory, by whether they did "
-        "when last seen (sealing) or did not (stopped; forgotten after a week).",
+        "Executables that are known to seal memory, by whether they did when last seen.",
         lambda reading: [
             (("sealing",), reading.tally.posture.sealing_executables),
             (("stopped",), reading.tally.posture.stopped_executables),
         ],
         {"state": ("sealing", "stopped")},
+        more="States: sealing, or stopped: they did not, and are forgotten after a week. In "
+        "a service they are counted by service.",
     ),
     Metric(
         "posture_scan_duration_seconds",
@@ -397,9 +430,10 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "config_last_reload_successful",
         "gauge",
-        "Whether all that the configuration asked for when last read is in force (1) or not (0): "
-        "it had a mistake, or a change that waits for a restart; an event names it.",
+        "Whether all that the configuration asked for when last read is in force (1) or not (0).",
         _one(lambda reading: int(reading.tally.reload_successful)),
+        more="Not in force are a mistake, and a change that waits for a restart; an event "
+        "names it.",
     ),
     Metric(
         "config_last_reload_success_timestamp_seconds",

@@ -14,6 +14,7 @@ from monitor.evidence.attribution import Attribution
 from monitor.evidence.cgroups import unit_of
 from monitor.evidence.identity import Identity
 from monitor.evidence.libraries import Libraries, Role
+from monitor.evidence.severities import Severities
 from monitor.evidence.suppression import Gap
 from monitor.kernel import abi
 from monitor.metrics.tally import Tally
@@ -33,20 +34,22 @@ class Pipeline:
         attribution: Attribution,
         delivery: Delivery,
         tally: Tally,
+        severities: Severities | None = None,
         mutes: Sequence[Mute] = (),
         ask_snapshot: Callable[[Mapping[str, Any], abi.Record], None] | None = None,
         role_of: Callable[[abi.Module], Role | None] | None = None,
         offset: Callable[[], int] = events.clock_offset,
     ) -> None:
         """`ask_snapshot` gets each event of a process, just before it is sent. `role_of` says
-        which of the host's own libraries a module is. `offset` is read once for all records that
-        are taken together, and once for each other event.
+        which of the host's own libraries a module is. `severities` counts what is judged. `offset`
+        is read once for all records that are taken together, and once for each other event.
         """
         self._host = host
         self._sealed_mask = sealed_mask
         self._attribution = attribution
         self._delivery = delivery
         self._tally = tally
+        self._severities = severities
         self._mutes = mutes
         self._ask_snapshot = ask_snapshot
         self._role_of = role_of or Libraries().role
@@ -93,7 +96,10 @@ class Pipeline:
         except classify.ClassifyError:
             self._tally.decode_error()
             self._tally.event(kind.label, "failed")
+            self._judged(record.cgroup_id, kind.label, "critical")
             return
+        if not isinstance(event, events.Denial) or event.verdict != abi.Verdict.NOT_SEALED.label:
+            self._judged(record.cgroup_id, kind.label, event.severity)
         if self._mutes and self._is_muted(event, owner.identity, record.uid):
             self._tally.event(kind.label, "filtered")
             return
@@ -115,6 +121,7 @@ class Pipeline:
             self._tally.decode_error()
             self._tally.event("suppression", "failed")
             return
+        self._judged_suppressed(event, bucket, bool(key.pid))
         if (
             self._mutes
             and key.pid
@@ -123,6 +130,19 @@ class Pipeline:
             self._tally.event("suppression", "filtered")
             return
         self._delivery.send(events.to_dict(event))
+
+    def _judged(self, cgroup_id: int | None, kind: str, severity: str, count: int = 1) -> None:
+        if self._severities:
+            self._severities.add(cgroup_id, kind, severity, count)
+
+    def _judged_suppressed(
+        self, event: events.Suppression, bucket: abi.Bucket, is_of_one: bool
+    ) -> None:
+        """What several processes share may be anybody's, and anything: it weighs most."""
+        if is_of_one:
+            self._judged(bucket.cgroup_id, event.of, event.severity, event.count)
+        else:
+            self._judged(None, event.of, "critical", event.count)
 
     def health(
         self,

@@ -13,6 +13,7 @@ from monitor.evidence.attribution import Attribution
 from monitor.evidence.cgroups import Cgroups
 from monitor.evidence.events import Host
 from monitor.evidence.identity import Identities
+from monitor.evidence.severities import Severities
 from monitor.evidence.suppression import IDLE_NS, Suppressions
 from monitor.evidence.workloads import Workloads
 from monitor.kernel import abi
@@ -63,6 +64,7 @@ class Watcher:
             configure(self.state.config, config)
             cgroups = Cgroups()
             self.workloads = Workloads(self.state, cgroups, maximum=config.workloads.maximum)
+            self.severities = Severities(cgroups, config.workloads.maximum)
             attribution = Attribution(Identities(command_line=config.events.command_line), cgroups)
             self.pipeline = Pipeline(
                 host,
@@ -70,6 +72,7 @@ class Watcher:
                 attribution=attribution,
                 delivery=delivery,
                 tally=tally,
+                severities=self.severities,
                 mutes=config.mutes,
                 ask_snapshot=ask_snapshot,
             )

@@ -131,18 +131,21 @@ def test_a_denial_reaches_the_pager(
     event = daemon.wait_for(
         lambda event: event["kind"] == "denial" and event["process"]["pid"] == denied["pid"]
     )
+    workload = event["workload"]["unit"] or event["workload"]["cgroup"]
     assert (denial["status"], denial["path"]) == ("firing", "/phone")
     assert denial["labels"] == {
         "alertname": "SealDenial",
         "instance": target,
         "job": "seal-monitor",
-        "operation": "mprotect",
-        "severity": "critical",
+        "severity": event["severity"],
+        "workload": workload,
     }
-    assert denial["annotations"]["summary"] == f"A seal on {target} refused mprotect."
+    assert event["severity"] == "critical"
+    assert denial["annotations"]["summary"] == (
+        f"A seal refused {workload} on {target} a change of memory."
+    )
     assert denial["annotations"]["runbook_url"].endswith("/runbooks.md#sealdenial")
-    workload = event["workload"]["unit"] or event["workload"]["cgroup"]
-    assert newcomer["labels"]["workload"] == workload
+    assert newcomer["labels"] == denial["labels"] | {"alertname": "SealDenialNewWorkload"}
     daemon.stop()
     with capsys.disabled():
         print(f" [{seconds:.1f} s from the denial to the webhook]", end="")

@@ -31,6 +31,7 @@ class Values:
     by_workload: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     states: Sequence[ProbeState] = ()
     blind: Mapping[str, bool] = field(default_factory=lambda: dict.fromkeys(BLIND_SPOTS, False))
+    judged: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
     ring: int = 0
     tracked: int = 0
     removed: Mapping[str, int] = field(
@@ -42,6 +43,9 @@ class Values:
 
     def workload_denials(self) -> Mapping[str, tuple[int, int, int]]:
         return self.by_workload
+
+    def violations(self) -> Mapping[tuple[str, str, str], int]:
+        return self.judged
 
     def probes(self) -> Sequence[ProbeState]:
         return self.states
@@ -122,6 +126,27 @@ def test_the_first_scrape() -> None:
         'partial_update_possible{operation="mprotect"} 1.0',
         'partial_update_possible{operation="madvise"} 0.0',
         'partial_update_possible{operation="mremap"} 0.0',
+    ]
+
+
+def test_violations_by_severity() -> None:
+    """Whose a dropped record was, and how bad, nobody knows: it is taken for the worst."""
+    source = Values(
+        judged={
+            ("nginx.service", "denial", "warning"): 102,
+            ("nginx.service", "denial", "critical"): 1,
+            ("other", "bypass", "critical"): 2,
+        }
+    )
+    source.kernel.events[Kind.DENIAL][Outcome.DROPPED] = 5
+    source.kernel.events[Kind.BYPASS][Outcome.DROPPED] = 7
+    source.kernel.events[Kind.SEAL][Outcome.DROPPED] = 11
+    found = [line for line in lines(registry(source), "violations_total") if line[-4:] != " 0.0"]
+    assert sorted(found) == [
+        'violations_total{kind="bypass",severity="critical",workload="other"} 9.0',
+        'violations_total{kind="denial",severity="critical",workload="nginx.service"} 1.0',
+        'violations_total{kind="denial",severity="critical",workload="other"} 5.0',
+        'violations_total{kind="denial",severity="warning",workload="nginx.service"} 102.0',
     ]
 
 

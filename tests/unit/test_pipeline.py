@@ -21,6 +21,7 @@ from monitor.evidence.attribution import Attribution
 from monitor.evidence.cgroups import Cgroups
 from monitor.evidence.identity import TICK_NS, Identities
 from monitor.evidence.image import ProgramFile, build_id
+from monitor.evidence.severities import Severities
 from monitor.evidence.suppression import Gap
 from monitor.kernel import abi
 from monitor.kernel.abi import Bucket, BucketKey, Cause, Kind, Method, Record, Verdict
@@ -171,6 +172,33 @@ def test_suppression(make: Make) -> None:
     assert one["process"]["pid"] == DEAD
     assert many["process"] is None
     assert setting.results() == {("suppression", "delivered"): 2}
+
+
+def test_every_violation_is_counted_by_severity(make: Make, tmp_path: Path) -> None:
+    """Whatever becomes of its event: muted, not delivered, not understood or held back."""
+    severities = Severities(Cgroups(proc=tmp_path), 1024)
+    setting = make(severities=severities, mutes=(mute(operation="munmap"),))
+    setting.sinks[0].error = OSError(errno.ENOSPC, "full")
+    madvise = [operation.name for operation in OPERATIONS].index("madvise")
+    setting.pipeline.take(
+        [
+            record(cgroup_id=7),  # muted
+            record(cgroup_id=7, operation=madvise),
+            record(cgroup_id=7, operation=255),
+            record(cgroup_id=8, verdict=Verdict.NOT_SEALED),  # no violation
+            record(Kind.SEAL, cgroup_id=8),
+            record(Kind.BYPASS, cgroup_id=8, bypass=abi.Bypass(method=0, pid=1)),
+        ]
+    )
+    setting.pipeline.suppression(gap())
+    setting.pipeline.suppression(Gap(BucketKey(kind=Kind.FAULT), gap().bucket))
+    assert severities.counts() == {
+        ("cgroup:7", "denial", "warning"): 1,
+        ("cgroup:7", "denial", "critical"): 2,
+        ("cgroup:8", "bypass", "critical"): 1,
+        ("cgroup:0", "denial", "warning"): 3,
+        ("other", "fault", "critical"): 3,
+    }
 
 
 @pytest.mark.parametrize("name", events.HEALTH_SEVERITY)

@@ -75,13 +75,32 @@ def test_each_alert_is_tested_firing_and_not_firing() -> None:
 
 
 def test_every_alert_says_what_to_do() -> None:
+    installed = "file:///usr/local/share/doc/seal-monitor/runbooks.md"
     for alert in ALERTS:
-        assert alert["labels"]["severity"] in ("critical", "warning")
         assert set(alert["annotations"]) == {"summary", "description", "runbook_url"}
         page, _, section = alert["annotations"]["runbook_url"].partition("#")
-        assert page == "file:///usr/local/share/doc/seal-monitor/runbooks.md"
+        assert page == f'{{{{ or $externalLabels.runbooks "{installed}" }}}}'
         assert section == alert["alert"].lower()
     assert re.findall(r"^## (\w+)$", RUNBOOKS, re.MULTILINE) == NAMES
+
+
+def test_a_severity_is_the_alerts_own_or_that_of_the_events() -> None:
+    for alert in ALERTS:
+        if "labels" in alert:
+            assert alert["labels"]["severity"] in ("critical", "warning")
+        else:
+            assert 'kind="' in alert["expr"]
+            assert 'severity!="info"' in alert["expr"]
+
+
+def test_a_section_fits_a_phone() -> None:
+    """What it means in the first lines, then what to do, in one list."""
+    parts = re.split(r"^## (\w+)$", RUNBOOKS, flags=re.MULTILINE)[1:]
+    for name, section in zip(parts[::2], parts[1::2], strict=True):
+        first = section.strip().split("\n\n")[0]
+        assert len(first) <= 420, name
+        assert len(section) <= 1500, name
+        assert "\n|" not in section, name
 
 
 def test_no_label_names_a_process() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from monitor.kernel.abi import Counters
 from monitor.kernel.loader import AttachedProbe, Loaded
@@ -11,7 +12,7 @@ from monitor.metrics.source import KernelSource, store_bytes
 
 
 class Kernel:
-    """In place of the state, the ring and the workloads."""
+    """In place of the state, the ring, the workloads and the severities."""
 
     used_bytes = 4096
     tracked = 3
@@ -26,14 +27,19 @@ class Kernel:
     def denials(self, counters: Counters) -> dict[str, tuple[int, int, int]]:
         return {"nginx.service": (counters.seals, 0, 0)}
 
+    def counts(self) -> dict[tuple[str, str, str], int]:
+        return {("nginx.service", "denial", "warning"): 3}
+
 
 def source(
     kernel: Kernel, probes: list[AttachedProbe], store: Path | None, proc: Path = Path("/none")
 ) -> KernelSource:
     loaded = Loaded({}, probes, [])
+    every: Any = kernel
     return KernelSource(
-        *(kernel, loaded, kernel, kernel, store),  # type: ignore[arg-type]
+        *(every, loaded, every, every, store),
         blind_spots=lambda: {"ptrace": True},
+        severities=every,
         proc=proc,
     )
 
@@ -44,6 +50,7 @@ def test_each_question_is_answered_by_whom_it_is_for() -> None:
     kernel.now = Counters(seals=7)
     assert asked.counters().seals == 7
     assert asked.workload_denials() == {"nginx.service": (7, 0, 0)}
+    assert asked.violations() == {("nginx.service", "denial", "warning"): 3}
     assert asked.ring_used_bytes() == 4096
     assert asked.workloads_tracked() == 3
     assert asked.workloads_maximum() == 1024

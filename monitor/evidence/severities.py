@@ -1,0 +1,115 @@
+"""Violations by workload and severity: what the alerts' severity is made of.
+
+The kernel counts exactly, but cannot judge; a severity is an event's. So this counts where events
+are made, whatever becomes of them, and what was suppressed as its summary is made. Names are
+bounded as those of the kernel's counts by workload are (bpf/counters.h).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, get_args
+
+from monitor.evidence.cgroups import Cgroups, workload_name
+from monitor.evidence.events import Severity
+from monitor.evidence.workloads import OTHER, REMOVED_SECONDS
+
+__all__ = ["KINDS", "SEVERITIES", "Severities"]
+
+KINDS = ("denial", "fault", "bypass")
+SEVERITIES: tuple[Severity, ...] = get_args(Severity)
+SEARCH_SECONDS = 60.0  # from one search for removed cgroups to the next
+
+Key = tuple[str, str, str]  # workload, kind, severity
+
+
+class _Place(NamedTuple):
+    cgroup_id: int
+    owner: str | None
+    used_at: float
+
+
+class Severities:
+    """Written by the thread that makes events, read by that of a scrape."""
+
+    def __init__(
+        self,
+        cgroups: Cgroups,
+        maximum: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`maximum`: names, besides `other`."""
+        self._cgroups = cgroups
+        self._maximum = maximum
+        self._clock = clock
+        self._counts: dict[Key, int] = {}
+        self._places: dict[str, _Place] = {}
+        self._taken: Counter[str | None] = Counter()  # places, by owner
+        self._search_at = float("-inf")
+
+    def counts(self) -> Mapping[Key, int]:
+        """By workload, kind and severity. Those of a name never go down while its cgroup exists,
+        and those of a kind together never.
+        """
+        return dict(self._counts)  # one step of the interpreter: no count is half made
+
+    def add(self, cgroup_id: int | None, kind: str, severity: str, count: int = 1) -> None:
+        """Count violations of one severity; of kinds that are no violations, nothing.
+
+        `cgroup_id` is None where many workloads may have had a part.
+        """
+        if kind not in KINDS:
+            return
+        name = OTHER if cgroup_id is None else self._name(cgroup_id)
+        key = name, kind, severity
+        self._counts[key] = self._counts.get(key, 0) + count
+
+    def _name(self, cgroup_id: int) -> str:
+        path = self._path(cgroup_id)
+        name, owner = workload_name(path or cgroup_id), _owner(path)
+        now = self._clock()
+        known = self._places.get(name)
+        if known is None:
+            if not self._has_place(owner):
+                self._search(now)
+                if not self._has_place(owner):
+                    return OTHER
+            self._taken[owner] += 1
+        else:
+            owner = known.owner
+        self._places[name] = _Place(cgroup_id, owner, now)
+        return name
+
+    def _path(self, cgroup_id: int) -> str | None:
+        try:
+            return self._cgroups.workload(cgroup_id).cgroup
+        except OSError:  # cgroup2 is being unmounted
+            return None
+
+    def _has_place(self, owner: str | None) -> bool:
+        """A quarter for each owner; the last quarter is for those who have none yet."""
+        own, free = self._taken[owner], self._maximum - len(self._places)
+        return own < max(self._maximum // 4, 1) and free > (self._maximum // 4 if own else 0)
+
+    def _search(self, now: float) -> None:
+        """Give back the places of cgroups that were removed and had no violation for an hour."""
+        if now < self._search_at:
+            return
+        self._search_at = now + SEARCH_SECONDS
+        for name, place in list(self._places.items()):
+            if now - place.used_at > REMOVED_SECONDS and not self._cgroups.exists(place.cgroup_id):
+                del self._places[name]
+                self._taken[place.owner] -= 1
+                for kind in KINDS:
+                    past = sum(self._counts.get((name, kind, each), 0) for each in SEVERITIES)
+                    if past:  # first, for a scrape may come between
+                        self.add(None, kind, "info", past)
+                    for severity in SEVERITIES:
+                        self._counts.pop((name, kind, severity), None)
+
+
+def _owner(path: str | None) -> str | None:
+    """The ancestor that nobody but root can make: see Cgroups.subtree()."""
+    return None if path is None else "/".join(path.split("/")[:3])
