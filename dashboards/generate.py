@@ -1,6 +1,6 @@
 """Writes the dashboards, for Grafana 10 or later: `python dashboards/generate.py`, or `make docs`.
 
-What is on them is in tables.py.
+What is on them is in overview.py, host.py and health.py.
 """
 
 from __future__ import annotations
@@ -11,21 +11,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tables import (
-    COLORS,
-    DASHBOARDS,
-    DATASOURCE,
-    WIDTH,
-    Dashboard,
-    Panel,
-    Query,
-    Row,
-    Variable,
-)
+import colors
+from health import HEALTH
+from host import HOST
+from model import ALERT, DATASOURCE, WIDTH, Column, Dashboard, Link, Panel, Query, Row, Variable
+from overview import OVERVIEW
+from queries import host
 
 __all__ = ["DASHBOARDS", "document", "file_name", "text"]
 
 Json = dict[str, Any]
+
+DASHBOARDS = (OVERVIEW, HOST, HEALTH)
+BARS = {"interval": "5m", "maxDataPoints": 100}  # a bar is so long at least, and there are so many
+# Pixels: numbers have what they need, names the rest.
+LETTER, ARROW = 8, 45  # of a title; the arrow shows by what the rows are sorted
+WIDTHS = {"dateTimeAsIso": 165, "dateTimeFromNow": 165, "bytes": 105}
+TYPES = {
+    "bars": "timeseries",
+    "lines": "timeseries",
+    "number": "stat",
+    "table": "table",
+    "text": "text",
+}
 
 
 def _expression(text: str) -> str:
@@ -44,6 +52,7 @@ def _variable(variable: Variable) -> Json:
         "label": variable.title,
         "datasource": DATASOURCE,
         "query": {"query": definition, "refId": "variable", "qryType": 1},
+        "regex": variable.regex,
         "refresh": 2,  # with the time range
         "sort": 1,
         "multi": variable.many,
@@ -63,10 +72,10 @@ def _annotation(name: str, color: str, expression: str, text: str) -> Json:
         "enable": True,
         "hide": False,
         "iconColor": color,
-        "target": {"refId": "annotation", "expr": _expression(expression)},
+        "target": {"refId": "annotation", "expr": _expression(host(expression))},
         "titleFormat": name,
         "textFormat": text,
-        "tagKeys": "instance",
+        "tagKeys": "host",
     }
 
 
@@ -75,22 +84,22 @@ ANNOTATIONS = (
         "Restarts",
         "blue",
         "changes(process_start_time_seconds{SELECT}[$__rate_interval]) > 0",
-        "the monitor on {{instance}} was started",
+        "the monitor on {{host}} was started",
     ),
     _annotation(
         "Losses",
-        "orange",
+        "dark-orange",
         'sum by (instance) (increase(~events_total{SELECT,result=~"dropped|failed"}'
         "[$__rate_interval])) > 0"
         " or sum by (instance) (increase(~probe_missed_runs_total{SELECT}"
         "[$__rate_interval])) > 0",
-        "events or runs lost on {{instance}}",
+        "events or runs lost on {{host}}",
     ),
 )
 
 
 def _target(panel: Panel, index: int, wanted: Query) -> Json:
-    is_instant = panel.kind != "timeseries"
+    is_instant = panel.kind not in ("bars", "lines")
     return {
         "refId": "ABCDEFGH"[index],
         "datasource": DATASOURCE,
@@ -103,13 +112,6 @@ def _target(panel: Panel, index: int, wanted: Query) -> Json:
     }
 
 
-def _thresholds(alarm: float | None) -> Json:
-    steps: list[Json] = [{"color": "text" if alarm is None else "green", "value": None}]
-    if alarm is not None:
-        steps.append({"color": "red", "value": alarm})
-    return {"mode": "absolute", "steps": steps}
-
-
 def _override(name: str, *properties: tuple[str, Any]) -> Json:
     return {
         "matcher": {"id": "byName", "options": name},
@@ -117,38 +119,52 @@ def _override(name: str, *properties: tuple[str, Any]) -> Json:
     }
 
 
-def _links(panel: Panel) -> list[Json]:
-    return [{"title": title, "url": url, "targetBlank": False} for title, url in panel.links]
+def _links(links: Sequence[Link]) -> list[Json]:
+    return [{"title": link.title, "url": link.url, "targetBlank": False} for link in links]
+
+
+def _colored(panel: Panel) -> list[Json]:
+    """The colours of all series that the panel may have. Raises KeyError for one without."""
+    found: dict[str, str] = {}
+    for each in panel.queries:
+        if label := re.fullmatch("{{(.+)}}", each.legend):
+            found |= colors.of_label(label[1])
+        else:
+            found[each.legend] = colors.of_name(each.legend)
+    return [
+        _override(name, ("color", {"mode": "fixed", "fixedColor": color}))
+        for name, color in found.items()
+    ]
 
 
 def _timeseries(panel: Panel) -> Json:
-    has_results = any(re.search("{{(verdict|result)}}", each.legend) for each in panel.queries)
     bars = {
         "drawStyle": "bars",
         "fillOpacity": 80,
         "lineWidth": 0,
         "stacking": {"mode": "normal", "group": "A"},
     }
-    are_hosts = any("instance" in each.legend for each in panel.queries)  # areas would overlap
     lines = {
         "drawStyle": "line",
-        "fillOpacity": 0 if are_hosts else 10,
+        "fillOpacity": 0,
         "lineWidth": 1,
         "stacking": {"mode": "none", "group": "A"},
     }
+    is_bars = panel.kind == "bars"
     return {
+        **(BARS if is_bars else {}),
         "fieldConfig": {
             "defaults": {
                 "unit": panel.unit,
                 "min": 0,
-                "color": {"mode": "palette-classic"},
-                "custom": {**(bars if panel.bars else lines), "showPoints": "never"},
+                **({} if panel.highest is None else {"max": panel.highest}),
+                **({"decimals": 0} if panel.unit == "locale" else {}),  # there is no half event
+                "color": {"mode": "fixed", "fixedColor": colors.NOTHING},
+                "custom": {**(bars if is_bars else lines), "showPoints": "never"},
+                "links": _links(panel.links),
                 "noValue": "none",
             },
-            "overrides": [
-                _override(name, ("color", {"mode": "fixed", "fixedColor": color}))
-                for name, color in (COLORS.items() if has_results else ())
-            ],
+            "overrides": _colored(panel),
         },
         "options": {
             "legend": {
@@ -163,13 +179,17 @@ def _timeseries(panel: Panel) -> Json:
 
 
 def _stat(panel: Panel) -> Json:
+    steps: list[Json] = [{"color": colors.NOTHING, "value": None}]
+    if panel.alarm is not None:
+        steps.append({"color": panel.alarm, "value": ALERT})
     return {
         "fieldConfig": {
             "defaults": {
                 "unit": panel.unit,
-                "thresholds": _thresholds(panel.alarm),
+                "thresholds": {"mode": "absolute", "steps": steps},
                 "color": {"mode": "thresholds"},
-                "noValue": "0",
+                "links": _links(panel.links),
+                "noValue": "none",
             },
             "overrides": [],
         },
@@ -178,7 +198,7 @@ def _stat(panel: Panel) -> Json:
             "graphMode": "none",
             "justifyMode": "auto",
             "orientation": "auto",
-            "textMode": "value",
+            "textMode": "name" if panel.name else "value",
             "wideLayout": True,
             "showPercentChange": False,
             "percentChangeColorMode": "standard",
@@ -187,44 +207,40 @@ def _stat(panel: Panel) -> Json:
     }
 
 
-def _bargauge(panel: Panel) -> Json:
-    return {
-        "fieldConfig": {
-            "defaults": {
-                "unit": panel.unit,
-                "min": 0,
-                "thresholds": {"mode": "absolute", "steps": [{"color": "red", "value": None}]},
-                "color": {"mode": "thresholds"},
-                "links": _links(panel),
-                "noValue": "none",
-            },
-            "overrides": [],
-        },
-        "options": {
-            "displayMode": "basic",
-            "orientation": "horizontal",
-            "valueMode": "color",
-            "namePlacement": "auto",
-            "showUnfilled": True,
-            "sizing": "auto",
-            "minVizWidth": 8,
-            "minVizHeight": 16,
-            "maxVizHeight": 300,
-            "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
-            "legend": {
-                "displayMode": "list",
-                "placement": "bottom",
-                "showLegend": False,
-                "calcs": [],
-            },
-        },
-    }
+def _column(label: str, column: Column) -> Json:
+    """How a column is shown; its words have the colours that they have elsewhere."""
+    properties: list[tuple[str, Any]] = []
+    if column.unit != "string":
+        title = LETTER * len(column.title) + ARROW
+        properties.append(("unit", column.unit))
+        properties.append(("custom.width", max(title, WIDTHS.get(column.unit, 0))))
+    if column.unit == "percentunit":
+        properties.append(("decimals", 2))
+    if column.sparse:
+        properties.append(("noValue", " "))  # instead of the panel's "none"
+    if column.links:
+        properties.append(("links", _links(column.links)))
+    colored = {name: {"color": color} for name, color in colors.of_label(label).items()}
+    words = {value: {"text": word} for value, word in column.words.items()}
+    if options := colored | words:
+        properties.append(("mappings", [{"type": "value", "options": options}]))
+    if colored:
+        properties.append(("custom.cellOptions", {"type": "color-text"}))
+    return _override(column.title, *properties)
+
+
+# Grafana 12 and later go by the second.
+_HIDDEN = (
+    ("custom.hidden", True),
+    ("custom.hideFrom", {"viz": True, "legend": False, "tooltip": False}),
+)
 
 
 def _table(panel: Panel) -> Json:
-    value = panel.columns.get("Value")
-    hidden = {"Time": True, **({} if value else {"Value": True})}
+    value = next((name for name in panel.columns if name.startswith("Value")), None)
     first = next(iter(panel.columns.values()))
+    shown = [_column(*each) for each in panel.columns.items()]
+    merge = [{"id": "merge", "options": {}}] if len(panel.queries) > 1 else []
     return {
         "fieldConfig": {
             "defaults": {
@@ -233,35 +249,54 @@ def _table(panel: Panel) -> Json:
                 "unit": "string",
             },
             "overrides": [
-                *([_override(value, ("unit", panel.unit))] if value else ()),
-                *([_override(first, ("links", _links(panel)))] if panel.links else ()),
+                *(each for each in shown if each["properties"]),
+                *(_override(name, *_HIDDEN) for name in panel.hidden),
             ],
         },
         "options": {
             "showHeader": True,
             "cellHeight": "sm",
-            "sortBy": [{"displayName": value or first, "desc": bool(value)}],
+            "sortBy": [
+                {
+                    "displayName": panel.columns[value].title if value else first.title,
+                    "desc": bool(value) and not panel.ascending,
+                }
+            ],
         },
         "transformations": [
+            *merge,
             {
                 "id": "organize",
                 "options": {
-                    "excludeByName": hidden,
+                    "excludeByName": {"Time": True, **({} if value else {"Value": True})},
                     "indexByName": {name: index for index, name in enumerate(panel.columns)},
-                    "renameByName": dict(panel.columns),
+                    "renameByName": {name: column.title for name, column in panel.columns.items()},
                 },
-            }
+            },
         ],
     }
 
 
-_FORMS = {"timeseries": _timeseries, "stat": _stat, "bargauge": _bargauge, "table": _table}
+def _text(panel: Panel) -> Json:
+    return {
+        "fieldConfig": {"defaults": {}, "overrides": []},
+        "options": {"mode": "markdown", "content": panel.content},
+    }
+
+
+_FORMS = {
+    "bars": _timeseries,
+    "lines": _timeseries,
+    "number": _stat,
+    "table": _table,
+    "text": _text,
+}
 
 
 def _panel(panel: Panel, number: int, x: int, y: int) -> Json:
     return {
         "id": number,
-        "type": panel.kind,
+        "type": TYPES[panel.kind],
         "title": panel.title,
         "description": panel.description,
         "datasource": DATASOURCE,

@@ -101,7 +101,9 @@ def _faults(host: Host, minute: int) -> Values:
         ("stack_guard", "default"): host.now_and_then(0.005),
         ("stack_guard", "handler_failed"): host.now_and_then(0.002),
         ("prot_none", "handler"): host.now_and_then(2.0) if host.index % 3 == 0 else 0,
-        ("sealed", "default"): int(host.index == 1 and minute == host.minutes // 4),
+        ("sealed", "default"): int(
+            host.index == 1 and minute in (host.minutes // 4, host.minutes * 3 // 4)
+        ),
         ("other", "default"): host.now_and_then(0.05),
     }
 

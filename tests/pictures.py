@@ -15,6 +15,7 @@ import argparse
 import base64
 import functools
 import http.server
+import itertools
 import json
 import os
 import shutil
@@ -27,7 +28,7 @@ import urllib.parse
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import drawn
 from browser import Browser, browser
@@ -40,6 +41,7 @@ SOURCES = DASHBOARDS / "pictures"
 SCHEMA = SOURCES / "grafana.schema.json"
 SCREENSHOTS = DASHBOARDS / "screenshots"
 WORKSHOP = ROOT / ".venv/pictures"
+SITE = WORKSHOP / "dist"
 
 HOSTS, MINUTES = 100, 360
 CHOSEN: dict[str, dict[str, str]] = {
@@ -47,10 +49,25 @@ CHOSEN: dict[str, dict[str, str]] = {
     "host": {"var-instance": "web-001.example:10462"},
     "health": {},
 }
-WIDTH = 1400
-GRID_ROW, HEAD = 38, 160  # pixels
+GRID_ROW, HEAD, NARROW_HEAD = 38, 160, 300  # pixels
+NARROW = 768  # below it, Grafana has one panel in a line
 LIMIT = 180_000  # bytes of a picture
-SECONDS = 60.0  # for all queries of a dashboard
+SECONDS = 120.0  # for all queries of a dashboard
+
+
+class View(NamedTuple):
+    """How a dashboard is looked at; `suffix` is that of the picture's name."""
+
+    suffix: str
+    width: int
+    theme: str
+
+
+WIDE = View("", 1400, "light")
+DARK = View("-dark", 1400, "dark")
+VIEWS = (WIDE, DARK, View("-narrow", 390, "light"), View("-narrow-dark", 390, "dark"))
+# What is committed: what the pages show.
+KEPT = {("overview", WIDE), ("overview", DARK), ("host", WIDE), ("health", WIDE)}
 
 
 def run(*command: object) -> None:
@@ -122,24 +139,28 @@ def served(folder: Path) -> Iterator[str]:
 # A title is there before what is below it: a second longer than the last query.
 _STATE = """JSON.stringify({
     text: document.body?.innerText ?? "",
+    empty: document.querySelectorAll("[data-empty]").length,
     busy: performance.now() - Math.max(0, ...performance.getEntriesByType("resource").map(
         (entry) => entry.responseEnd)) < 3000,
 })"""
 
 
-def draw(
-    tab: Browser, url: str, name: str, asked: Mapping[str, object], picture: Path
-) -> list[str]:
-    """Returns what is wrong with the picture."""
-    document = json.loads((DASHBOARDS / f"{name}.json").read_text("utf-8"))
+def pixels(document: Mapping[str, Any], view: View) -> int:
+    """The height of the whole dashboard."""
+    places: list[dict[str, int]] = [panel["gridPos"] for panel in document["panels"]]
+    if view.width < NARROW:
+        return NARROW_HEAD + GRID_ROW * sum(place["h"] for place in places)
+    return HEAD + GRID_ROW * max(place["y"] + place["h"] for place in places)
+
+
+def draw(tab: Browser, page: str, name: str, view: View, picture: Path) -> list[str]:
+    """Returns what is wrong with the picture. `page` is the URL of the dashboard."""
+    document = json.loads((SITE / f"dashboards/{name}.json").read_text("utf-8"))
     titles = [panel["title"] for panel in document["panels"]]
-    places = [panel["gridPos"] for panel in document["panels"]]
-    height = HEAD + GRID_ROW * max(place["y"] + place["h"] for place in places)
-    size = {"width": WIDTH, "height": height, "deviceScaleFactor": 1, "mobile": False}
-    tab.call("Emulation.setDeviceMetricsOverride", **size)
+    size = {"width": view.width, "height": pixels(document, view), "deviceScaleFactor": 1}
+    tab.call("Emulation.setDeviceMetricsOverride", **size, mobile=False)
     tab.seen.clear()
-    query = urllib.parse.urlencode({"dashboard": name, **asked})
-    tab.call("Page.navigate", url=f"{url}/?{query}")
+    tab.call("Page.navigate", url=page)
     deadline = time.monotonic() + SECONDS
     while True:
         state = json.loads(tab.evaluate(_STATE))
@@ -155,8 +176,8 @@ def draw(
     problems = [f"no panel {title!r}" for title in missing]
     if broken := state["text"].count("An unexpected error happened"):
         problems.append(f"{broken} panels broken")
-    empty = state["text"].count("No data")
-    if empty and "var-instance" not in asked:  # on a single host not everything happens
+    empty = state["empty"]
+    if empty and "var-instance" not in page:  # on a single host not everything happens
         problems.append(f"{empty} panels without data")
     problems += [message[:500] for message in tab.messages() if "exceptionThrown" in message]
     if (size_now := picture.stat().st_size) > LIMIT:
@@ -167,35 +188,41 @@ def draw(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--keep", action="store_true", help="replace the pictures in the checkout")
-    keep = parser.parse_args().keep
+    parser.add_argument("--all", action="store_true", help="draw also dark and narrow ones")
+    arguments = parser.parse_args()
     install()
     write_schema()
     run("npx", "vite", "build")
-    site = WORKSHOP / "dist"
-    shutil.copytree(DASHBOARDS, site / "dashboards", dirs_exist_ok=True)
+    shutil.copytree(DASHBOARDS, SITE / "dashboards", dirs_exist_ok=True)
     icons = WORKSHOP / "node_modules/@grafana/ui/dist/public/img"
-    shutil.copytree(icons, site / "public/build/img", dirs_exist_ok=True)
+    shutil.copytree(icons, SITE / "public/build/img", dirs_exist_ok=True)
 
     end = int(time.time()) // MINUTE * MINUTE
     start = end - MINUTES * MINUTE
     rules = DASHBOARDS / "rules/recording.yml"
-    pictures = SCREENSHOTS if keep else WORKSHOP / "screenshots"
-    pictures.mkdir(exist_ok=True)
+    loose = WORKSHOP / "screenshots"
+    loose.mkdir(exist_ok=True)
     wrong = 0
     with (
         tempfile.TemporaryDirectory() as folder,
         backfilled(Path(folder), exposition(HOSTS, MINUTES, end), rules, start, end) as prometheus,
-        served(site) as url,
+        served(SITE) as url,
         browser() as tab,
     ):
         shown = {"prometheus": prometheus.url, "from": start * 1000, "to": (end - MINUTE) * 1000}
-        for name, chosen in CHOSEN.items():
-            picture = pictures / f"{name}.png"
-            problems = draw(tab, url, name, {**shown, **chosen}, picture)
-            print(f"{picture}: {'; '.join(problems) or 'every panel is drawn'}")
+        for (name, chosen), view in itertools.product(CHOSEN.items(), VIEWS):
+            is_kept = (name, view) in KEPT
+            if not is_kept and not arguments.all:
+                continue
+            folder_of_it = SCREENSHOTS if is_kept and arguments.keep else loose
+            picture = folder_of_it / f"{name}{view.suffix}.png"
+            asked = {"dashboard": name, "theme": view.theme, **shown, **chosen}
+            page = f"{url}/?{urllib.parse.urlencode(asked)}"
+            problems = draw(tab, page, name, view, picture)
+            print(f"{picture}: {'; '.join(problems) or 'every panel is drawn'}", flush=True)
             wrong |= bool(problems)
-            if keep and not problems:
-                document = json.loads((DASHBOARDS / f"{name}.json").read_text("utf-8"))
+            if is_kept and arguments.keep and not problems:
+                document = json.loads((SITE / f"dashboards/{name}.json").read_text("utf-8"))
                 drawn.record(str(picture.relative_to(ROOT)), drawn.dashboard(document))
     return wrong
 

@@ -1,4 +1,4 @@
-// Draws dashboards/NAME.json with @grafana/scenes: ?dashboard=NAME&prometheus=URL&from=MS&to=MS[&var-VARIABLE=VALUE]
+// Draws dashboards/NAME.json with @grafana/scenes: ?dashboard=NAME&prometheus=URL&from=MS&to=MS[&theme=dark][&var-VARIABLE=VALUE]
 
 import {
   createTheme,
@@ -43,7 +43,7 @@ const asked = new URLSearchParams(window.location.search);
 /** What Grafana sets up at its start. */
 async function prepare(prometheus: string): Promise<void> {
   await initPluginTranslations('grafana');
-  config.theme2 = createTheme({ colors: { mode: 'light' } });
+  config.theme2 = createTheme({ colors: { mode: asked.get('theme') === 'dark' ? 'dark' : 'light' } });
   setAppEvents(new EventBusSrv());
   standardFieldConfigEditorRegistry.setInit(() => STANDARD_FIELDS as any);
   standardEditorsRegistry.setInit(() => []);
@@ -79,6 +79,7 @@ function variable(model: any) {
     ...current,
     datasource: REFERENCE,
     query: model.query,
+    regex: model.regex,
     isMulti: model.multi,
     includeAll: model.includeAll,
     allValue: model.allValue,
@@ -88,8 +89,16 @@ function variable(model: any) {
 }
 
 function item(panel: any) {
-  const runner = new SceneQueryRunner({ datasource: REFERENCE, queries: panel.targets });
-  const transformations = panel.transformations ?? [];
+  const data = () =>
+    new SceneDataTransformer({
+      $data: new SceneQueryRunner({
+        datasource: REFERENCE,
+        queries: panel.targets,
+        minInterval: panel.interval,
+        maxDataPoints: panel.maxDataPoints,
+      }),
+      transformations: panel.transformations ?? [],
+    });
   return new SceneGridItem({
     ...place(panel),
     body: new VizPanel({
@@ -98,7 +107,7 @@ function item(panel: any) {
       pluginId: panel.type,
       options: panel.options,
       fieldConfig: panel.fieldConfig,
-      $data: new SceneDataTransformer({ $data: runner, transformations }),
+      $data: panel.targets.length ? data() : undefined,
     }),
   });
 }

@@ -17,10 +17,9 @@ import {
   unitOverrideProcessor,
   valueMappingsOverrideProcessor,
   displayNameOverrideProcessor,
-  getDisplayValueAlignmentFactors,
+  renderTextPanelMarkdown,
 } from '@grafana/data';
-import { VizOrientation } from '@grafana/schema';
-import { BarGauge, BigValue, Table, TimeSeries, useTheme2, VizRepeater } from '@grafana/ui';
+import { BigValue, Table, TimeSeries, useTheme2 } from '@grafana/ui';
 
 const nothing = () => null;
 
@@ -54,13 +53,17 @@ export const STANDARD_FIELDS = [
   property('links', dataLinksOverrideProcessor),
 ];
 
-function Nothing() {
-  return <div style={{ textAlign: 'center', paddingTop: '2em', opacity: 0.6 }}>No data</div>;
+function Nothing({ fieldConfig }: PanelProps<any>) {
+  return (
+    <div data-empty style={{ textAlign: 'center', paddingTop: '2em', opacity: 0.6 }}>
+      {fieldConfig.defaults.noValue}
+    </div>
+  );
 }
 
 function TimeSeriesPanel(props: PanelProps<any>) {
   if (!props.data.series.length) {
-    return <Nothing />;
+    return <Nothing {...props} />;
   }
   return (
     <TimeSeries
@@ -91,7 +94,7 @@ function StatPanel(props: PanelProps<any>) {
   const [first] = displays(props, theme);
   return (
     <BigValue
-      value={{ ...first.display, title: undefined }}
+      value={first.display}
       width={props.width}
       height={props.height}
       theme={theme}
@@ -100,44 +103,10 @@ function StatPanel(props: PanelProps<any>) {
   );
 }
 
-function BarGaugePanel(props: PanelProps<any>) {
-  const theme = useTheme2();
-  const { options } = props;
-  return (
-    <VizRepeater
-      source={props.data}
-      getValues={() => displays(props, theme)}
-      getAlignmentFactors={getDisplayValueAlignmentFactors}
-      renderValue={({ value, width, height, alignmentFactors }: any) => (
-        <BarGauge
-          value={value.display}
-          field={value.field}
-          width={width}
-          height={height}
-          theme={theme}
-          orientation={VizOrientation.Horizontal}
-          alignmentFactors={alignmentFactors}
-          itemSpacing={8}
-          displayMode={options.displayMode}
-          namePlacement={options.namePlacement}
-          showUnfilled={options.showUnfilled}
-          valueDisplayMode={options.valueMode}
-        />
-      )}
-      width={props.width}
-      height={props.height}
-      renderCounter={props.renderCounter}
-      orientation={VizOrientation.Horizontal}
-      minVizHeight={options.minVizHeight}
-      maxVizHeight={40}
-    />
-  );
-}
-
 function TablePanel(props: PanelProps<any>) {
   const [frame] = props.data.series;
   if (!frame?.length) {
-    return <Nothing />;
+    return <Nothing {...props} />;
   }
   return (
     <Table
@@ -147,6 +116,15 @@ function TablePanel(props: PanelProps<any>) {
       timeRange={props.timeRange}
       initialSortBy={props.options.sortBy}
       columnMinWidth={70}
+    />
+  );
+}
+
+function TextPanel({ options, replaceVariables }: PanelProps<any>) {
+  return (
+    <div
+      className="markdown-html"
+      dangerouslySetInnerHTML={{ __html: renderTextPanelMarkdown(replaceVariables(options.content)) }}
     />
   );
 }
@@ -181,6 +159,6 @@ export const PANELS: Record<string, PanelPlugin> = {
     custom('drawStyle', 'fillOpacity', 'lineWidth', 'stacking', 'showPoints')
   ),
   stat: plugin('stat', StatPanel, custom()),
-  bargauge: plugin('bargauge', BarGaugePanel, custom()),
-  table: plugin('table', TablePanel, custom('align', 'cellOptions', 'filterable')),
+  table: plugin('table', TablePanel, custom('align', 'cellOptions', 'filterable', 'hidden', 'hideFrom', 'width')),
+  text: plugin('text', TextPanel, custom()),
 };

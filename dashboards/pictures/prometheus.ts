@@ -68,7 +68,8 @@ function asSeries(query: Query, series: Series, start: number, end: number, step
   });
 }
 
-function asTable(query: Query, found: Series[]): DataFrame {
+/** Of several queries' values, each has the query's letter in its name. */
+function asTable(query: Query, found: Series[], valueName: string): DataFrame {
   const labels = [...new Set(found.flatMap((series) => Object.keys(series.metric)))].sort();
   const fields: Array<Partial<Field>> = [
     { name: 'Time', type: FieldType.time, values: found.map((series) => series.value![0] * 1000), config: {} },
@@ -78,7 +79,7 @@ function asTable(query: Query, found: Series[]): DataFrame {
       values: found.map((series) => series.metric[label] ?? ''),
       config: {},
     })),
-    { name: 'Value', type: FieldType.number, values: found.map((series) => Number(series.value![1])), config: {} },
+    { name: valueName, type: FieldType.number, values: found.map((series) => Number(series.value![1])), config: {} },
   ];
   return toDataFrame({ refId: query.refId, fields });
 }
@@ -107,26 +108,30 @@ export class PrometheusSource extends RuntimeDataSource<any> {
   }
 
   async query(request: DataQueryRequest<any>): Promise<DataQueryResponse> {
-    const end = Math.floor(request.range.to.valueOf() / 1000 / SCRAPE_SECONDS) * SCRAPE_SECONDS;
     const range = Math.round((request.range.to.valueOf() - request.range.from.valueOf()) / 1000);
-    const start = end - range;
-    const points = range / ((request.maxDataPoints ?? 500) * SCRAPE_SECONDS);
-    const step = Math.max(1, Math.ceil(points)) * SCRAPE_SECONDS;
+    const step = Math.max(SCRAPE_SECONDS, Math.ceil(request.intervalMs / 1000));
+    const now = Math.floor(request.range.to.valueOf() / 1000);
+    const end = Math.floor(now / step) * step; // a bar ends where the next one begins
+    const start = Math.floor((now - range) / step) * step;
     const window = Math.max(step + SCRAPE_SECONDS, 4 * SCRAPE_SECONDS);
+    const seconds = { __rate_interval: window, __range: range, __interval: step };
     const variables: ScopedVars = {
       ...request.scopedVars,
-      __rate_interval: { value: `${window}s`, text: `${window}s` },
-      __range: { value: `${range}s`, text: `${range}s` },
+      ...Object.fromEntries(
+        Object.entries(seconds).map(([name, value]) => [name, { value: `${value}s`, text: `${value}s` }])
+      ),
+      __range_s: { value: range, text: String(range) },
+      __interval_ms: { value: step * 1000, text: String(step * 1000) },
     };
     const frames: DataFrame[] = [];
     for (const query of request.targets as Query[]) {
       const expression = this.interpolate(query.expr, variables);
       const data = query.instant
-        ? await this.get('query', { query: expression, time: end })
+        ? await this.get('query', { query: expression, time: now })
         : await this.get('query_range', { query: expression, start, end, step });
       const found: Series[] = data.result;
       if (query.format === 'table') {
-        frames.push(asTable(query, found));
+        frames.push(asTable(query, found, request.targets.length > 1 ? `Value #${query.refId}` : 'Value'));
       } else {
         frames.push(...found.map((series) => asSeries(query, series, start, end, step)));
       }

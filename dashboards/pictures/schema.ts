@@ -1,7 +1,7 @@
 import type * as grafana from '@grafana/schema/dist/types/raw/dashboard/x/types.gen';
-import type * as barGauge from '@grafana/schema/dist/types/raw/composable/bargauge/panelcfg/x/types.gen';
 import type * as stat from '@grafana/schema/dist/types/raw/composable/stat/panelcfg/x/types.gen';
 import type * as table from '@grafana/schema/dist/types/raw/composable/table/panelcfg/x/types.gen';
+import type * as text from '@grafana/schema/dist/types/raw/composable/text/panelcfg/x/types.gen';
 import type * as timeSeries from '@grafana/schema/dist/types/raw/composable/timeseries/panelcfg/x/types.gen';
 
 interface Query {
@@ -40,9 +40,9 @@ export interface Dashboard extends Omit<grafana.Dashboard, 'id' | 'panels' | 'an
   annotations: { list: Annotation[] };
   panels: Array<
     | grafana.RowPanel
-    | Panel<'bargauge', Omit<barGauge.Options, never>, never>
     | Panel<'stat', Omit<stat.Options, never>, never>
     | Panel<'table', Partial<table.Options>, Partial<table.FieldConfig>>
+    | Panel<'text', Omit<text.Options, never>, never>
     | Panel<'timeseries', Omit<timeSeries.Options, never>, Omit<timeSeries.FieldConfig, never>>
   >;
 }

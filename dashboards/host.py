@@ -1,0 +1,223 @@
+"""The dashboard of one host, or of one workload."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from colors import WARNING
+from model import COUNT, Column, Dashboard, Panel, Row, Variable, query
+from queries import INTERVAL, gained, host, workloads_gained
+from violations import (
+    BYPASSES,
+    BYPASSES_BY_METHOD,
+    DEATHS,
+    DENIALS_BY_OPERATION,
+    EVENTS_OF_DENIALS,
+    FAULTS,
+    HOST_COLUMN,
+    HOSTS,
+    JOB,
+    NEEDED_NOW,
+    PARTIAL_UPDATES,
+    PARTIAL_UPDATES_BY_OPERATION,
+    SEALED_BYTES,
+    SEALS,
+    THIS_WORKLOAD,
+    UNVERIFIED_BY_REASON,
+)
+
+__all__ = ["FAILED_CANARIES", "HOST", "LOST", "RUNS_MISSED"]
+
+WORKLOADS = Variable("workload", "Workload", "~workload_denials_total{SELECT}", "workload")
+_CHOSEN = 'workload=~"$workload"'
+
+INCIDENTS = """\
+**The incidents behind these numbers**, on the host, for the time shown:
+
+    seal-monitor incidents list --since ${__from:date:iso} --until ${__to:date:iso}
+
+Add `--workload NAME` for one workload; `seal-monitor incidents show ID` has one with its memory.
+"""
+
+FAILED_CANARIES = Panel(
+    "Failed canaries",
+    "bars",
+    "Violations of the monitor's own, one a minute, that did not come back judged right, in each"
+    " bar. Where there are some, nothing proves that others were seen.",
+    COUNT,
+    [
+        query(
+            gained("~canary_runs_total", 'result="failure"', within=INTERVAL) + " > 0",
+            "failed canaries",
+        )
+    ],
+    8,
+)
+LOST = Panel(
+    "Events lost",
+    "bars",
+    "Events in each bar that found no room in the ring buffer (dropped) or no sink (failed).",
+    COUNT,
+    [
+        query(
+            gained("~events_total", 'result=~"dropped|failed"', "result", INTERVAL) + " > 0",
+            "{{result}}",
+        )
+    ],
+    8,
+)
+RUNS_MISSED = Panel(
+    "Runs missed",
+    "bars",
+    "Runs of probes, in each bar, that the kernel skipped: counts are then a lower bound.",
+    COUNT,
+    [query(gained("~probe_missed_runs_total", within=INTERVAL) + " > 0", "runs missed")],
+    8,
+)
+
+HOST = Dashboard(
+    "seal-monitor-host",
+    "seal-monitor / Host and workload",
+    "One host, or one workload, over time; beside it whether the monitor could see.",
+    (JOB, HOSTS, WORKLOADS),
+    (
+        Row(
+            "Needs a person now, where it is red",
+            (
+                *(replace(panel, links=()) for panel in NEEDED_NOW[:-2]),
+                *NEEDED_NOW[-2:],
+                Panel(
+                    "The incidents",
+                    "text",
+                    "How to list the incidents of the time shown.",
+                    "",
+                    (),
+                    24,
+                    5,
+                    content=INCIDENTS,
+                ),
+            ),
+        ),
+        Row(
+            "Denials",
+            (
+                Panel(
+                    "Denials of the workload by verdict",
+                    "bars",
+                    "Refused attempts to change memory, in each bar, of the chosen workloads."
+                    + EVENTS_OF_DENIALS,
+                    COUNT,
+                    [query(workloads_gained("verdict", _CHOSEN, INTERVAL) + " > 0", "{{verdict}}")],
+                    12,
+                ),
+                Panel(
+                    "Denials by workload and verdict",
+                    "table",
+                    "In the time shown, the thirty with most; at least: what was counted before a"
+                    " restart of the monitor in this time may be missing.",
+                    COUNT,
+                    [
+                        query(
+                            host(
+                                "topk(30, "
+                                + workloads_gained("instance, workload, verdict", _CHOSEN)
+                                + " > 0)"
+                            )
+                        )
+                    ],
+                    12,
+                    columns={
+                        "host": HOST_COLUMN,
+                        "workload": Column("Workload", links=(THIS_WORKLOAD,)),
+                        "verdict": Column("Verdict"),
+                        "Value": Column("Denials", COUNT),
+                    },
+                    hidden=("instance",),
+                ),
+                replace(DENIALS_BY_OPERATION, width=12, height=6),
+                replace(UNVERIFIED_BY_REASON, width=12, height=6),
+            ),
+        ),
+        Row(
+            "Changed all the same",
+            tuple(
+                replace(panel, links=())
+                for panel in (
+                    PARTIAL_UPDATES,
+                    PARTIAL_UPDATES_BY_OPERATION,
+                    BYPASSES,
+                    BYPASSES_BY_METHOD,
+                )
+            ),
+        ),
+        Row("Faults", (replace(DEATHS, links=()), FAULTS)),
+        Row("Seals", (replace(SEALS, height=6), replace(SEALED_BYTES, height=6))),
+        Row(
+            "Could the monitor see?",
+            (
+                replace(FAILED_CANARIES, height=6),
+                replace(LOST, height=6),
+                replace(RUNS_MISSED, height=6),
+                Panel(
+                    "Hosts and kernels",
+                    "table",
+                    "The kernel of each host, and when its monitor was started.",
+                    COUNT,
+                    [
+                        query(
+                            host(
+                                "max by (instance, release) (~kernel_info{SELECT}) * on (instance)"
+                                " group_left () (1000 *"
+                                " max by (instance) (process_start_time_seconds{SELECT}))"
+                            )
+                        )
+                    ],
+                    8,
+                    6,
+                    columns={
+                        "host": HOST_COLUMN,
+                        "release": Column("Kernel"),
+                        "Value": Column("Started", "dateTimeFromNow"),
+                    },
+                    hidden=("instance",),
+                ),
+                Panel(
+                    "Blind spots",
+                    "table",
+                    "What may happen on a host without being seen; docs/limits.md says what closes"
+                    " each.",
+                    COUNT,
+                    [query(host("max by (instance, name) (~blind_spot{SELECT}) == 1"))],
+                    8,
+                    6,
+                    columns={"host": HOST_COLUMN, "name": Column("Blind spot")},
+                    hidden=("instance",),
+                ),
+                Panel(
+                    "Partial updates that are possible",
+                    "table",
+                    "Operations that on this kernel may change the part before the seal and are"
+                    " then refused; on how many hosts.",
+                    COUNT,
+                    [query("sum by (operation) (~partial_update_possible{SELECT})")],
+                    4,
+                    6,
+                    columns={
+                        "operation": Column("Operation"),
+                        "Value": Column("Hosts", COUNT),
+                    },
+                ),
+                Panel(
+                    "Hosts without mseal",
+                    "number",
+                    "Their kernel is older than 6.10: nothing there can be sealed.",
+                    COUNT,
+                    [query("count(~seal_supported{SELECT} == 0) or vector(0)")],
+                    4,
+                    6,
+                    alarm=WARNING,
+                ),
+            ),
+        ),
+    ),
+)

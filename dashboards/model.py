@@ -1,0 +1,122 @@
+"""What a dashboard is made of: rows of panels, each with its queries.
+
+In expressions `~name` stands for the metric `seal_monitor_name`, and SELECT for the chosen hosts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+__all__ = [
+    "ALERT",
+    "COUNT",
+    "DATASOURCE",
+    "WIDTH",
+    "Column",
+    "Dashboard",
+    "Link",
+    "Panel",
+    "Query",
+    "Row",
+    "Variable",
+    "query",
+]
+
+Kind = Literal["bars", "lines", "number", "table", "text"]
+
+DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
+WIDTH = 24  # of Grafana's grid
+COUNT = "locale"  # 5,321 and not 5.32 K
+ALERT = 1  # a number that is coloured is so from this value on
+
+
+@dataclass(frozen=True)
+class Query:
+    """`legend` is the name of a series; {{label}} in it stands for the label's value."""
+
+    expression: str
+    legend: str = "__auto"
+
+
+@dataclass(frozen=True)
+class Link:
+    """`url` may have Grafana's variables, also those of a row: ${__data.fields.NAME}."""
+
+    title: str
+    url: str
+
+
+@dataclass(frozen=True)
+class Column:
+    """Of a table. `unit` is for numbers; a value of `words` is shown as its word.
+
+    A column of words that has none in some rows is `sparse`.
+    """
+
+    title: str
+    unit: str = "string"
+    links: Sequence[Link] = ()
+    words: Mapping[str, str] = field(default_factory=dict)
+    sparse: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """`width` is in 24ths. `columns` are those of a table: a label or "Value", and how it is shown.
+
+    A number takes the colour `alarm` from ALERT on. `links` are those of a number, a bar or a line.
+    A `name` is shown in place of the number: the legend, as in "99 of 100".
+    """
+
+    title: str
+    kind: Kind
+    description: str
+    unit: str
+    queries: Sequence[Query]
+    width: int
+    height: int = 8
+    alarm: str | None = None
+    name: bool = False
+    highest: float | None = None  # of the axis
+    columns: Mapping[str, Column] = field(default_factory=dict)
+    ascending: bool = False  # a table's rows, by the first column with a value
+    hidden: Sequence[str] = ()  # labels that only links need
+    links: Sequence[Link] = ()
+    content: str = ""  # of a text, in Markdown
+
+
+@dataclass(frozen=True)
+class Row:
+    title: str
+    panels: Sequence[Panel]
+
+
+@dataclass(frozen=True)
+class Variable:
+    """`label` of the series that `metric` selects; `many`: several or all of its values.
+
+    `regex` takes from a value what is shown (`text`) and what is meant (`value`).
+    """
+
+    name: str
+    title: str
+    metric: str
+    label: str
+    many: bool = True
+    default: str = ""
+    regex: str = ""
+
+
+@dataclass(frozen=True)
+class Dashboard:
+    uid: str
+    title: str
+    description: str
+    variables: Sequence[Variable]
+    rows: Sequence[Row]
+
+
+def query(expression: str, legend: str = "__auto") -> Query:
+    return Query(expression, legend)
