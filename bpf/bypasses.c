@@ -15,18 +15,15 @@
 #include "proof.h"
 #include "task.h"
 
-/* The process that has the memory, as far as the kernel keeps it (CONFIG_MEMCG), or 0. */
+/* A thread that has the memory, as far as the kernel keeps it (CONFIG_MEMCG), or 0. */
 static __always_inline u64 owner_of(struct task_struct *task, u64 mm)
 {
     u64 owner = 0;
 
     if (mm == (u64)TASK_FIELD(void *, task, mm))
-        return (u64)TASK_FIELD(void *, task, group_leader);
-    if (HAS(mm_struct__owner)) {
+        return (u64)task;
+    if (HAS(mm_struct__owner))
         owner = KERNEL_WORD(mm, mm_struct__owner);
-        if (owner)
-            owner = KERNEL_WORD(owner, task_struct__group_leader);
-    }
     return owner;
 }
 
@@ -57,7 +54,7 @@ int fexit_access_remote_vm(u64 *ctx)
         if (number_of(regs) == (scratch->call.compat ? NR_PTRACE_32 : NR_PTRACE))
             change.method = METHOD_PTRACE_POKE;
     }
-    change.leader = owner_of(task, change.mm);
+    change.owner = owner_of(task, change.mm);
     set_written(&scratch->search, ARGUMENT(ctx, access_remote_vm, addr), written);
     return find_and_report(scratch, task, config, &change);
 }
@@ -81,7 +78,7 @@ static __always_inline int filled(u32 owner, u64 context, u64 start, s64 bytes)
     task = (struct task_struct *)bpf_get_current_task_btf();
     scratch->call.compat = is_compat(task);
     change.mm = KERNEL_WORD(context, userfaultfd_ctx__mm);
-    change.leader = owner_of(task, change.mm);
+    change.owner = owner_of(task, change.mm);
     set_written(&scratch->search, start, bytes);
     return find_and_report(scratch, task, config, &change);
 }
@@ -116,7 +113,7 @@ static __always_inline int moved(u64 context, u64 destination, u64 source, s64 b
     task = (struct task_struct *)bpf_get_current_task_btf();
     scratch->call.compat = is_compat(task);
     change.mm = KERNEL_WORD(context, userfaultfd_ctx__mm);
-    change.leader = owner_of(task, change.mm);
+    change.owner = owner_of(task, change.mm);
     search = &scratch->search;
     search->start = source;
     search->end = source + bytes;

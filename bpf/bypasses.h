@@ -21,10 +21,10 @@
 
 /*
  * Counts a change of the mapping in `search->vma` from `search->start` to `search->end` and, within
- * the limits, reports it. `leader`: of the process whose memory it is.
+ * the limits, reports it. `owner`: a thread that has that memory.
  */
 static __always_inline int report_bypass(struct scratch *scratch, struct task_struct *task,
-                                         struct config *config, u64 method, u64 leader)
+                                         struct config *config, u64 method, u64 owner)
 {
     struct search *search = &scratch->search;
     struct counters *count;
@@ -47,7 +47,7 @@ static __always_inline int report_bypass(struct scratch *scratch, struct task_st
     if (!record)
         return 0;
     record->bypass.method = method;
-    fill_owner(&record->bypass, config, leader);
+    fill_owner(&record->bypass, config, owner);
     submit(record);
     return 0;
 }
@@ -194,11 +194,11 @@ static __always_inline bool is_poke(u32 request)
     return request == PTRACE_POKETEXT || request == PTRACE_POKEDATA;
 }
 
-/* Memory in which something was changed; `leader` of the process that has it, 0: not known. */
+/* Memory in which something was changed; `owner`: a thread that has it, 0: not known. */
 struct change {
     u64 method;
     u64 mm;
-    u64 leader;
+    u64 owner;
 };
 
 /* Reports the change, if the ranges of the search hold a mapping of the kind that is wanted. */
@@ -209,7 +209,7 @@ static __always_inline int find_and_report(struct scratch *scratch, struct task_
     find_vma(change->mm, config, &scratch->search);
     if (scratch->search.outcome != LOOKUP_FOUND)
         return 0;
-    return report_bypass(scratch, task, config, change->method, change->leader);
+    return report_bypass(scratch, task, config, change->method, change->owner);
 }
 
 /* The kernel takes discarding advice for the caller's own memory alone. */
@@ -224,7 +224,7 @@ static __always_inline void set_discard(struct scratch *scratch, struct task_str
 
     change->method = METHOD_MADVISE_DISCARD;
     change->mm = (u64)TASK_FIELD(void *, task, mm);
-    change->leader = (u64)TASK_FIELD(void *, task, group_leader);
+    change->owner = (u64)task;
     search->wanted = WANTED_COPIES;
     if (advice == MADV_GUARD_REMOVE) {
         change->method = METHOD_GUARD_REMOVE;
@@ -259,7 +259,7 @@ static __always_inline void set_poke(struct scratch *scratch, struct task_struct
 
     change->method = METHOD_PTRACE_POKE;
     change->mm = KERNEL_WORD(tracee, task_struct__mm);
-    change->leader = KERNEL_WORD(tracee, task_struct__group_leader);
+    change->owner = tracee;
     set_written(&scratch->search, a[2], scratch->call.compat ? sizeof(u32) : sizeof(u64));
 }
 

@@ -185,18 +185,22 @@ static __always_inline void fill_process(struct record *record, struct config *c
     }
 }
 
-/* Whose memory it was; `leader` of the threads that have it, 0 where that is not known. */
-static __always_inline void fill_owner(struct bypass *bypass, struct config *config, u64 leader)
+/*
+ * Whose memory it was; `owner` is a thread that has it, 0 where that is not known. The first thread
+ * of a process may have ended, and then has no memory.
+ */
+static __always_inline void fill_owner(struct bypass *bypass, struct config *config, u64 owner)
 {
-    u64 mm, file;
+    u64 leader, mm, file;
 
-    if (!leader)
+    if (!owner)
         return;
+    leader = KERNEL_WORD(owner, task_struct__group_leader);
     bypass->pid = pid_at(leader, monitor_level(config, leader));
     bypass->start_boot_ns = KERNEL_WORD(leader, task_struct__start_boottime);
     read_kernel_string(bypass->task_name, sizeof(bypass->task_name),
                        (void *)(leader + OFF_task_struct__comm));
-    mm = KERNEL_WORD(leader, task_struct__mm);
+    mm = KERNEL_WORD(owner, task_struct__mm);
     file = KERNEL_WORD(mm, mm_struct__exe_file);
     if (file) {
         read_file_name(bypass->executable, sizeof(bypass->executable), file);

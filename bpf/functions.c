@@ -332,7 +332,7 @@ static __always_inline int advice_taken(u32 advice, u64 address, u64 start, u64 
     }
     return report_bypass(scratch, task, config,
                          advice == MADV_GUARD_REMOVE ? METHOD_GUARD_REMOVE : METHOD_MADVISE_DISCARD,
-                         (u64)TASK_FIELD(void *, task, group_leader));
+                         (u64)task);
 }
 
 /* What can_modify_vma_madv() permits is done, except in mappings of these kinds. */

@@ -17,6 +17,7 @@ from monitor.evidence.image import recorded
 from monitor.evidence.waiting import TooLong
 from monitor.kernel import abi
 from monitor.untrusted.printable import printable
+from monitor.untrusted.process_directory import number_of
 from monitor.untrusted.redact import CommandLine
 
 __all__ = ["Attribution", "Owner"]
@@ -151,8 +152,9 @@ class Attribution:
         pid, start, image = record.pid, record.start_boot_ns, record.image
         if record.kind == abi.Kind.BYPASS:
             pid, start, image = target.pid, target.start_boot_ns, target.image
-        entry = self._proc / str(pid) / "map_files" / f"{mapping.start:x}-{mapping.end:x}"
         try:
+            process = self._proc / str(number_of(self._proc, pid))
+            entry = process / "map_files" / f"{mapping.start:x}-{mapping.end:x}"
             path = self._identities.waiting.run(record.uid, lambda: os.readlink(os.fsencode(entry)))
             is_its = recorded(image) is None or self._identities.runs(pid, start, recorded(image))
         # The process is gone, the mapping has changed, we may not look, or may not wait.

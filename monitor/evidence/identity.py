@@ -8,6 +8,7 @@ interpreted.
 from __future__ import annotations
 
 import contextlib
+import errno
 import grp
 import math
 import os
@@ -32,7 +33,7 @@ from monitor.evidence.image import (
 from monitor.evidence.memory_map import DELETED
 from monitor.evidence.waiting import TooLong, Waiting
 from monitor.untrusted.printable import printable
-from monitor.untrusted.process_stat import parse_stat
+from monitor.untrusted.process_directory import Found, find, stat_of
 from monitor.untrusted.recent import Recent
 from monitor.untrusted.redact import CommandLine, redact
 
@@ -41,13 +42,14 @@ __all__ = [
     "Identity",
     "Lookup",
     "is_image",
-    "read_at",
     "state_of",
 ]
 
 Lookup = Literal["complete", "partial", "gone", "reused"]
 EXECUTED = "it has executed another program since"
 NOT_PERMITTED = "not permitted"
+# do_proc_readlink() in fs/proc/base.c has a page for it.
+PATH_TOO_LONG = "its path is longer than the kernel shows"
 
 TEXT_LIMIT = 512
 ARGUMENTS_READ = 4096
@@ -67,7 +69,8 @@ class Identity:
 
     `result` is `complete`; `partial`: something could not be read, or the process has since
     executed another program; `gone`: it has exited; `reused`: the pid now belongs to another one.
-    `owner` is the uid of the owner of its file.
+    `owner` is the uid of the owner of its file. `is_deleted`: the kernel has put DELETED after the
+    path, as of a program that was upgraded while it runs; else it is a part of its name.
     """
 
     executable: str | None
@@ -80,6 +83,7 @@ class Identity:
     owner: int | None = None
     owner_name: str | None = None
     build_id: str | None = None
+    is_deleted: bool = False
 
 
 _NOTHING_KNOWN = Identity(None, None, None, "gone")
@@ -97,6 +101,7 @@ class _Facts:
     base_name: bytes = b""
     expires: float = 0.0
     uid: int | None = None
+    is_deleted: bool = False
 
     def are_of(self, image: Image | None, base_name: bytes) -> bool:
         if image and self.image:
@@ -115,40 +120,50 @@ def is_image(own: bytes, base_name: bytes) -> bool:
     )
 
 
-def read_at(name: str, directory: int, limit: int) -> bytes:
-    """At most `limit` bytes of a file in this directory, in one read. Raises OSError."""
-    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
-    try:
-        return os.read(fd, limit)
-    finally:
-        os.close(fd)
+def _is_deleted(own: bytes, base_name: bytes) -> bool:
+    """Whether the name of a file in /proc is the one that the kernel recorded, and DELETED."""
+    return own == base_name + DELETED.encode() and base_name != b""
 
 
-def state_of(directory: int, start_boot_ns: int) -> Lookup:
+def state_of(directory: int, pid: int, start_boot_ns: int) -> Lookup:
     """Whether the process in `directory` started then, by field 22 of its stat (ticks since boot).
 
-    `directory` is a descriptor of /proc/PID. It stays that process's, even when another one gets
-    the pid. In a time namespace with an offset the times never agree: the answer is `reused`.
-    Raises OSError.
+    `directory` is one that process_directory.find() found. In a time namespace with an offset the
+    times never agree: the answer is `reused`. Raises OSError.
     """
-    return _standing(directory, start_boot_ns, None)[0]
+    return _standing(directory, pid, start_boot_ns, None)[0]
 
 
-def _standing(directory: int, start_boot_ns: int, image: Image | None) -> tuple[Lookup, str]:
+def _standing(
+    directory: int, pid: int, start_boot_ns: int, image: Image | None
+) -> tuple[Lookup, str]:
     """What state_of() says, and `partial` with the reason where it no longer runs that program."""
     try:
-        stat = parse_stat(read_at("stat", directory, 4096))
+        stat = stat_of(directory, pid)
     except ValueError:
         return "reused", ""
     if stat.start_ticks != start_boot_ns // TICK_NS:
         return "reused", ""
-    if stat.state in (b"Z", b"X") or not stat.start_code:  # that has no memory any more
+    if not stat.has_memory:
         return "gone", ""
     try:
         is_same = image is None or is_run(directory, stat, image)
     except PermissionError:
         return "partial", NOT_PERMITTED
     return ("complete", "") if is_same else ("partial", EXECUTED)
+
+
+def _executable(directory: int) -> tuple[bytes, str]:
+    """The path of the program, or why there is none."""
+    try:
+        # Bytes in, bytes out: a path need not be UTF-8.
+        return os.readlink(b"exe", dir_fd=directory), ""
+    except PermissionError:
+        return b"", NOT_PERMITTED
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return b"", PATH_TOO_LONG
 
 
 class _Names:
@@ -232,6 +247,9 @@ class Identities:
         elif known.uid != uid:
             known = replace(known, uid=uid)
             self._processes.put(key, known)
+        if not known.is_deleted and _is_deleted(known.base_name, base_name):
+            known = replace(known, is_deleted=True)
+            self._processes.put(key, known)
         group = None if gid is None else self._groups.get(gid, uid or 0)
         if not known.are_of(image, base_name):
             return Identity(None, None, self._user(uid), "partial", group, EXECUTED)
@@ -256,6 +274,7 @@ class Identities:
             facts.place.owner,
             self._user(facts.place.owner),
             facts.build_id,
+            facts.is_deleted,
         )
 
     def _user(self, number: int | None) -> str | None:
@@ -264,9 +283,9 @@ class Identities:
 
     def runs(self, pid: int, start_boot_ns: int, image: Image | None) -> bool:
         """Whether the process runs that program now. Waits for nobody. Raises OSError."""
-        directory = self._open(pid)
+        directory = find(self._proc, pid).descriptor
         try:
-            return _standing(directory, start_boot_ns, image)[0] == "complete"
+            return _standing(directory, pid, start_boot_ns, image)[0] == "complete"
         finally:
             os.close(directory)
 
@@ -277,64 +296,62 @@ class Identities:
         whose behalf a file system may have to be waited for. Raises OSError.
         """
         try:
-            directory = self._open(pid)
+            directory, number = find(self._proc, pid)
         except (FileNotFoundError, ProcessLookupError):
             return None, None
         try:
-            if _standing(directory, start_boot_ns, image)[0] != "complete":
+            if _standing(directory, pid, start_boot_ns, image)[0] != "complete":
                 return None, None
-            path, program = os.readlink(b"exe", dir_fd=directory), program_file(directory)
-            is_same = _standing(directory, start_boot_ns, image)[0] == "complete"
+            path, program = _executable(directory)[0], program_file(directory)
+            is_same = _standing(directory, pid, start_boot_ns, image)[0] == "complete"
         except (FileNotFoundError, ProcessLookupError):
             return None, None
         finally:
             os.close(directory)
-        if not is_same:
+        if not (is_same and path):
             return None, None
         try:
-            place = self.waiting.run(user, lambda: place_of(self._proc, path, program))
+            process = self._proc / str(number)
+            place = self.waiting.run(user, lambda: place_of(self._proc, process, path, program))
         except TooLong:
             place = UNKNOWN
         return printable(path, TEXT_LIMIT), place.files
 
-    def _open(self, pid: int) -> int:
-        return os.open(self._proc / str(pid), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-
     def _process(self, pid: int, start_boot_ns: int, uid: int, image: Image | None) -> _Facts:
         gone = _Facts(None, None, "gone", image=image, expires=self._clock() + FRESH_SECONDS)
         try:
-            directory = self._open(pid)
+            found = find(self._proc, pid)
         except (FileNotFoundError, ProcessLookupError):
             return gone
         try:
-            result, reason = _standing(directory, start_boot_ns, image)
+            result, reason = _standing(found.descriptor, pid, start_boot_ns, image)
             if result != "complete":
                 return replace(gone, result=result, reason=reason)
-            facts = self._look(directory, pid, uid, gone)
-            result, reason = _standing(directory, start_boot_ns, image)
+            facts = self._look(found, uid, gone)
+            result, reason = _standing(found.descriptor, pid, start_boot_ns, image)
         except (FileNotFoundError, ProcessLookupError):
             return gone
         finally:
-            os.close(directory)
+            os.close(found.descriptor)
         return facts if result == "complete" else replace(gone, result=result, reason=reason)
 
-    def _look(self, directory: int, pid: int, uid: int, facts: _Facts) -> _Facts:
+    def _look(self, found: Found, uid: int, facts: _Facts) -> _Facts:
         """What /proc has of the process now."""
-        try:
-            # Bytes in, bytes out: a path need not be UTF-8.
-            executable = os.readlink(b"exe", dir_fd=directory)
-        except PermissionError:
-            executable = b""
-        reason = "" if executable else NOT_PERMITTED
+        directory, number = found
+        executable, reason = _executable(directory)
         raw, place, found_id, expires = b"", UNKNOWN, None, facts.expires
         program = None
-        if executable:
+        if reason != NOT_PERMITTED:
             with contextlib.suppress(OSError):  # whether it has ended is seen after
                 program = program_file(directory)
         try:
             # By its path, as it may go on when `directory` is closed; whose it was is seen after.
             raw, (place, found_id) = self.waiting.run(
-                uid, lambda: (self._read_command_line(pid), self._file(pid, executable, program))
+                uid,
+                lambda: (
+                    self._read_command_line(number),
+                    self._file(number, executable, program),
+                ),
             )
         except PermissionError:
             reason = NOT_PERMITTED
@@ -351,6 +368,7 @@ class Identities:
             place=place,
             build_id=found_id,
             base_name=os.path.basename(executable),
+            is_deleted=place.is_deleted,
             expires=expires,
         )
 
@@ -370,8 +388,10 @@ class Identities:
         """Of the program's file its place and its build id."""
         if program is None:
             return UNKNOWN, None
-        found_id = build_id(self._proc / str(pid) / "exe", program)
-        return place_of(self._proc, executable, program), found_id
+        process = self._proc / str(pid)
+        found_id = build_id(process / "exe", program)
+        place = place_of(self._proc, process, executable, program) if executable else UNKNOWN
+        return place, found_id
 
     def _shown(self, raw: bytes) -> bytes:
         argv = os.fsdecode(raw.removesuffix(b"\0")).split("\0")

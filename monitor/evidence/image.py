@@ -39,6 +39,8 @@ _STATX_INO, _STATX_MNT_ID_UNIQUE = 0x100, 0x4000
 # Without syncing: a file system in user space would have to answer.
 _AT_EMPTY_PATH, _AT_STATX_DONT_SYNC = 0x1000, 0x4000
 
+_DELETED = DELETED.encode()
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -86,12 +88,16 @@ def program_file(directory: int) -> ProgramFile:
     """The file that the process of this /proc/PID runs. Waits for nobody. Raises OSError."""
     file = os.open("exe", os.O_PATH | os.O_CLOEXEC, dir_fd=directory)
     try:
-        words = ctypes.create_string_buffer(_STATX_SIZE)
-        flags, wanted = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, _STATX_INO | _STATX_MNT_ID_UNIQUE
-        if _LIBC.statx(file, b"", flags, wanted, words):
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        return _identity_of(file)
     finally:
         os.close(file)
+
+
+def _identity_of(file: int) -> ProgramFile:
+    words = ctypes.create_string_buffer(_STATX_SIZE)
+    flags, wanted = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, _STATX_INO | _STATX_MNT_ID_UNIQUE
+    if _LIBC.statx(file, b"", flags, wanted, words):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     mask, inode, major, minor, mount = _STATX.unpack_from(words)
     has_mount = mask & _STATX_MNT_ID_UNIQUE
     return ProgramFile(os.makedev(major, minor), inode, mount if has_mount else 0)
@@ -100,34 +106,75 @@ def program_file(directory: int) -> ProgramFile:
 class Place(NamedTuple):
     """Whose the path of a program is, and who owns the file there: a uid; None: not known.
 
-    The owner is known of the host's own file alone, and where he is its owner by the kernel's
+    `is_deleted`: the path led there, until the file was deleted; the kernel has put DELETED after
+    it. The owner is known of the host's own file alone, and where he is its owner by the kernel's
     rules: a file system mounted `nosuid`, such as one in user space, may be some user's who says
     there what he likes; and what anybody may write is nobody's.
     """
 
     files: Files | None
     owner: int | None
+    is_deleted: bool = False
 
 
 UNKNOWN = Place(None, None)
 
 
-def place_of(proc: Path, path: bytes, program: ProgramFile) -> Place:
-    """Whether the path leads to this file on the host. It may wait for a file system."""
-    if path.endswith(DELETED.encode()):
-        return UNKNOWN
+def place_of(proc: Path, process: Path, path: bytes, program: ProgramFile) -> Place:
+    """Whether the path leads to this file on the host, or led there until it was deleted.
+
+    `process` is the directory in /proc of a process that runs it. It may wait for a file system.
+    """
     try:
         root = _hosts_root(proc)
     except OSError:
         return UNKNOWN
     try:
-        return _place_below(root, path, program)
-    except (FileNotFoundError, NotADirectoryError):
-        return Place("namespace", None)
+        try:
+            found = _place_below(root, path, program)
+        except (FileNotFoundError, NotADirectoryError):
+            found = Place("namespace", None)
+        if found.files == "host" or not path.endswith(_DELETED):
+            return found
+        return _place_of_deleted(root, process, path, program)
     except OSError:
         return UNKNOWN
     finally:
         os.close(root)
+
+
+def _place_of_deleted(root: int, process: Path, path: bytes, program: ProgramFile) -> Place:
+    """The host's, if its directory is: the one that the path names, of the mount by which the
+    program was executed, is the same directory as on the host. Both paths are as d_path() has them,
+    so that within a mount no other directory has the same one. A user who mounts a directory of his
+    own over the host's has another one, and one that is mounted over his has another mount.
+    """
+    folder = os.path.dirname(path)
+    own = os.open(os.fsencode(process / "root") + folder, _DIRECTORY)
+    try:
+        found = _identity_of(own)
+        is_its = (
+            program.mount == found.mount != 0 and os.readlink(b"/proc/self/fd/%d" % own) == folder
+        )
+    finally:
+        os.close(own)
+    if not is_its:
+        return UNKNOWN
+    hosts = os.open(folder.lstrip(b"/") or b".", _DIRECTORY, dir_fd=root)
+    try:
+        there, mount = _identity_of(hosts), os.fstatvfs(hosts)
+    finally:
+        os.close(hosts)
+    if (there.device, there.inode) != (found.device, found.inode):
+        return UNKNOWN
+    file = os.open(process / "exe", os.O_PATH | os.O_CLOEXEC)
+    try:
+        status = os.fstat(file)
+    finally:
+        os.close(file)
+    if (status.st_dev, status.st_ino) != (program.device, program.inode):
+        return UNKNOWN
+    return Place("host", _owner(status, mount), is_deleted=True)
 
 
 def _hosts_root(proc: Path) -> int:
@@ -145,8 +192,12 @@ def _place_below(root: int, path: bytes, program: ProgramFile) -> Place:
         os.close(file)
     if (status.st_dev, status.st_ino) != (program.device, program.inode):
         return Place("namespace", None)
+    return Place("host", _owner(status, mount))
+
+
+def _owner(status: os.stat_result, mount: os.statvfs_result) -> int | None:
     is_owned = not (mount.f_flag & os.ST_NOSUID or status.st_mode & stat.S_IWOTH)
-    return Place("host", status.st_uid if is_owned else None)
+    return status.st_uid if is_owned else None
 
 
 def build_id(path: Path, program: ProgramFile) -> str | None:

@@ -20,6 +20,7 @@ __all__ = [
     "HostError",
     "Preemption",
     "host_facts",
+    "host_name",
     "is_initial_pid_namespace",
     "kernel_configuration",
     "lockdown",
@@ -172,11 +173,16 @@ def require(proc: Path = PROC, sys: Path = SYS) -> None:
 # ---- What the host is ----------------------------------------------------------------------------
 
 
+def host_name() -> str:
+    """The name that the host has now."""
+    return socket.gethostname()
+
+
 def host_facts(proc: Path = PROC) -> Host:
     """The host as every event names it. Raises OSError where /proc is not mounted."""
     kernel = proc / "sys/kernel"
     return Host(
-        name=socket.gethostname(),
+        name=host_name(),
         boot_id=(kernel / "random/boot_id").read_text("ascii").strip(),
         kernel_release=(kernel / "osrelease").read_text("utf-8", errors="replace").strip(),
     )

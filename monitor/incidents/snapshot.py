@@ -28,6 +28,7 @@ from monitor.sinks.outputs import encode
 from monitor.sizes import kibibytes
 from monitor.symbols.modules import find_modules
 from monitor.untrusted.printable import printable
+from monitor.untrusted.process_directory import find
 
 __all__ = ["LIMITS", "Limits", "Request", "Snapshot", "Taken", "patience", "take"]
 
@@ -106,13 +107,13 @@ def take(
     now, began = time.time_ns(), time.monotonic()
     gone = Taken("gone", now)
     try:
-        held = Held(os.open(proc / str(request.pid), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        held = Held(find(proc, request.pid).descriptor)
     except (FileNotFoundError, ProcessLookupError):
         return gone
     directory = held.descriptor
     reads = Reads(waiting, request.uid, request.workload)
     try:
-        if state_of(directory, request.start_boot_ns) != "complete":
+        if state_of(directory, request.pid, request.start_boot_ns) != "complete":
             return gone
         snapshot: Snapshot = {
             "time": timestamp(now, 0),

@@ -9,8 +9,9 @@ import os
 from pathlib import Path
 
 from monitor.evidence.events import timestamp
-from monitor.evidence.identity import TICK_NS, read_at
+from monitor.evidence.identity import TICK_NS
 from monitor.untrusted.printable import printable
+from monitor.untrusted.process_directory import read_at
 from monitor.untrusted.process_stat import parse_stat
 
 __all__ = ["PATH_LIMIT", "limits", "parents", "seccomp", "status"]

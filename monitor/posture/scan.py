@@ -11,6 +11,7 @@ Its own user can hold that lock for as long as they like: see smaps.py.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections import Counter
@@ -20,13 +21,12 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from monitor.evidence.cgroups import top_workload, unified_path, workload_name
-from monitor.evidence.identity import read_at
 from monitor.evidence.memory_map import DELETED, bounded_lines, parse_smaps
 from monitor.evidence.memory_map import Mapping as MemoryMapping
 from monitor.evidence.waiting import SYSTEM_USERS, Held, Reads, TooLong, Waiting
 from monitor.posture.smaps import opened, patience
 from monitor.untrusted.printable import printable
-from monitor.untrusted.process_stat import parse_stat
+from monitor.untrusted.process_directory import KERNEL_THREAD, find, read_at, stat_of
 from monitor.untrusted.recent import Recent
 from monitor.untrusted.segments import NOTHING, Relro, Segments, read_mapped
 
@@ -58,7 +58,6 @@ _PAUSE_MAPPINGS = 256
 # The kernel maps these, and seals them where CONFIG_MSEAL_SYSTEM_MAPPINGS is set
 # (Documentation/userspace-api/mseal.rst): they show nothing about a program.
 _SYSTEM = frozenset((b"[vdso]", b"[vvar]", b"[vvar_vclock]", b"[vsyscall]", b"[uprobes]"))
-_PF_KTHREAD = 0x00200000  # include/linux/sched.h
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -164,11 +163,31 @@ def pids(proc: Path = Path("/proc")) -> list[int]:
         return sorted(int(entry.name) for entry in entries if entry.name.isdecimal())
 
 
+def _executable(directory: int) -> bytes | None:
+    try:
+        return os.readlink(b"exe", dir_fd=directory)
+    except OSError as error:
+        if _is_hidden(error):
+            return None
+        raise
+
+
+def _is_hidden(error: OSError) -> bool:
+    """Whether it is one part of the process that cannot be read: the kernel shows no path that is
+    longer than a page, and one process must not end the look at all.
+    """
+    return error.errno in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
+
+
 def _cgroup(directory: int) -> str | None:
     try:
         path = unified_path(read_at("cgroup", directory, 1 << 16))
     except FileNotFoundError:  # a kernel without cgroups
         return None
+    except OSError as error:
+        if _is_hidden(error):
+            return None
+        raise
     return None if path is None else os.fsdecode(path)
 
 
@@ -231,10 +250,8 @@ class Reader:
         Raises OSError.
         """
         try:
-            directory = Held(
-                os.open(self._proc / str(pid), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            )
-            return self._process(pid, directory)
+            found = find(self._proc, pid)
+            return self._process(pid, Held(found.descriptor), found.number)
         except (FileNotFoundError, ProcessLookupError):
             return None
         except PermissionError:  # /proc mounted with hidepid (proc(5)) does not even show its name
@@ -243,20 +260,17 @@ class Reader:
                 *("unreadable", None, ()),
             )
 
-    def _process(self, pid: int, directory: Held) -> Process | None:
+    def _process(self, pid: int, directory: Held, number: int) -> Process | None:
         entry = directory.descriptor
-        stat = parse_stat(read_at("stat", entry, 4096))
-        if stat.state in (b"Z", b"X") or stat.flags & _PF_KTHREAD:
+        stat = stat_of(entry, pid)
+        if stat.state in (b"Z", b"X") or stat.flags & KERNEL_THREAD:
             return None
-        try:
-            own = _Own(os.readlink(b"exe", dir_fd=entry))
-        except PermissionError:
-            own = _Own(None)
+        own = _Own(_executable(entry))
         path, uid = _cgroup(entry), _uid(entry)
         workload = UNKNOWN_WORKLOAD if path is None else workload_name(path)
         top = "" if path is None else top_workload(printable(path))
         reads = Reads(self._waiting, SYSTEM_USERS if uid is None else uid, top)
-        state, memory = self._memory(pid, directory, own, reads)
+        state, memory = self._memory(number, directory, own, reads)
         return Process(
             pid=pid,
             parent_pid=stat.parent,
@@ -272,7 +286,7 @@ class Reader:
         )
 
     def _memory(
-        self, pid: int, directory: Held, own: _Own, reads: Reads
+        self, number: int, directory: Held, own: _Own, reads: Reads
     ) -> tuple[State, Memory | None]:
         """What its mappings add up to. Raises ProcessLookupError where it is gone."""
         try:
@@ -281,7 +295,7 @@ class Reader:
                 return "too_large", None
             with opened(directory, reads) as file:
                 mappings = self._watched(parse_smaps(bounded_lines(file)), own)
-                memory = measure(mappings, lambda each: self._segments(pid, each, own, reads))
+                memory = measure(mappings, lambda each: self._segments(number, each, own, reads))
         except PermissionError:
             return "unreadable", None
         except TooLong:
@@ -303,23 +317,23 @@ class Reader:
                 own.sealed.append(mapping)
             yield mapping
 
-    def _segments(self, pid: int, mapping: MemoryMapping, own: _Own, reads: Reads) -> Segments:
+    def _segments(self, number: int, mapping: MemoryMapping, own: _Own, reads: Reads) -> Segments:
         key = (mapping.device, mapping.inode)
         found = self._files.get(key)
         if found is None:
-            found = reads.run(lambda: self._read_segments(pid, mapping))
+            found = reads.run(lambda: self._read_segments(number, mapping))
             self._files.put(key, found)
         if mapping.path == own.executable:
             own.segments = found
         return found
 
-    def _read_segments(self, pid: int, mapping: MemoryMapping) -> Segments:
+    def _read_segments(self, number: int, mapping: MemoryMapping) -> Segments:
         """The segments of the mapped file, through map_files (proc_pid_map_files(5)) or, where that
         is not allowed, by path.
 
         Without any where the file cannot be read any more.
         """
-        process = self._proc / str(pid)
+        process = self._proc / str(number)
         paths = [process / "map_files" / f"{mapping.start:x}-{mapping.end:x}"]
         if mapping.path is not None and not mapping.path.endswith(DELETED.encode()):
             paths.append(process / "root" / os.fsdecode(mapping.path)[1:])

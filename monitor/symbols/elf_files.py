@@ -10,6 +10,7 @@ from pathlib import Path
 from monitor.evidence.waiting import Reads, TooLong
 from monitor.kernel.arch import LIBRARY_DIRECTORIES
 from monitor.untrusted.printable import printable
+from monitor.untrusted.process_directory import number_of
 
 __all__ = ["Hints", "debug_files", "is_name", "mapped_files", "named_files", "usual_files"]
 
@@ -73,8 +74,8 @@ def mapped_files(module: str, hints: Hints, proc: Path, reads: Reads) -> Iterato
     """
     if hints.pid is None:
         return
-    process = proc / str(hints.pid)
     try:
+        process = proc / str(number_of(proc, hints.pid))
         lines = reads.run(lambda: _lines(process / "maps"))
     except TooLong:
         raise

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from monitor.evidence.identity import TICK_NS
-from monitor.untrusted.process_stat import parse_stat
+from monitor.untrusted.process_directory import find, number_of, stat_of
 from monitor.untrusted.recent import Recent
 from monitor.untrusted.regular import open_regular
 
@@ -42,10 +42,15 @@ class Jit:
     def alive(self, proc: Path) -> bool | None:
         """Whether the process lives; None where its pid now belongs to another process."""
         try:
-            stat = (proc / str(self.pid) / "stat").read_bytes()
+            found = find(proc, self.pid)
         except OSError:
             return False
-        ticks = parse_stat(stat).start_ticks
+        try:
+            ticks = stat_of(found.descriptor, self.pid).start_ticks
+        except OSError:
+            return False
+        finally:
+            os.close(found.descriptor)
         # The start time in the event is rounded.
         return True if abs(ticks - self.start_boot_ns // TICK_NS) <= 1 else None
 
@@ -119,7 +124,7 @@ class PerfMaps:
         alive = jit.alive(proc)
         if alive is None:
             raise ValueError(f"pid {jit.pid} is another process now")
-        base = proc / str(jit.pid) / "root" if alive else root
+        base = proc / str(number_of(proc, jit.pid)) / "root" if alive else root
         number = jit.vpid if alive else jit.pid
         with open_regular(base / f"tmp/perf-{number}.map", SIZE_LIMIT, jit.uid) as file:
             status = os.fstat(file.fileno())

@@ -21,6 +21,11 @@ class ProcessStat(NamedTuple):
     start_code: int
     start_stack: int
 
+    @property
+    def has_memory(self) -> bool:
+        """Not so of a kernel thread, nor of a thread that has ended or is about to."""
+        return self.state not in (b"Z", b"X") and self.start_code != 0
+
 
 def parse_stat(text: bytes) -> ProcessStat:
     """Raises ValueError when it is not the text of a /proc/PID/stat."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +15,7 @@ from monitor.evidence.attribution import Attribution
 from monitor.evidence.cgroups import unit_of
 from monitor.evidence.identity import Identity
 from monitor.evidence.libraries import Libraries, Role
+from monitor.evidence.memory_map import DELETED
 from monitor.evidence.severities import Severities
 from monitor.evidence.suppression import Gap
 from monitor.kernel import abi
@@ -39,10 +41,12 @@ class Pipeline:
         ask_snapshot: Callable[[Mapping[str, Any], abi.Record], None] | None = None,
         role_of: Callable[[abi.Module], Role | None] | None = None,
         offset: Callable[[], int] = events.clock_offset,
+        host_name: Callable[[], str] | None = None,
     ) -> None:
         """`ask_snapshot` gets each event of a process, just before it is sent. `role_of` says
         which of the host's own libraries a module is. `severities` counts what is judged. `offset`
-        is read once for all records that are taken together, and once for each other event.
+        and `host_name`, which an administrator may change, are read once for all records that are
+        taken together, and once for each other event.
         """
         self._host = host
         self._sealed_mask = sealed_mask
@@ -55,6 +59,7 @@ class Pipeline:
         self._role_of = role_of or Libraries().role
         self._sequence = 0
         self._sample_offset = offset
+        self._host_name = host_name or (lambda: host.name)
         self._offset = offset()
 
     def reconfigure(self, config: Config) -> None:
@@ -68,7 +73,7 @@ class Pipeline:
         A record that only says who seals makes no event: the process is looked up, because it may
         be gone when its violation comes.
         """
-        self._offset = self._sample_offset()
+        self._sample()
         for record in records:
             self._take(record)
 
@@ -111,7 +116,7 @@ class Pipeline:
     def suppression(self, gap: Gap) -> None:
         """Report events that the rate limit suppressed, unless a mute applies to them."""
         key, bucket = gap
-        self._offset = self._sample_offset()
+        self._sample()
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         workload = self._attribution.workload(bucket.cgroup_id) if key.pid else None
         origin = self._origin(now, None, workload)
@@ -152,7 +157,7 @@ class Pipeline:
         details: dict[str, object] | None = None,
     ) -> None:
         """Report something of the monitor itself."""
-        self._offset = self._sample_offset()
+        self._sample()
         origin = self._origin(time.clock_gettime_ns(time.CLOCK_BOOTTIME), None, None)
         event = events.Health(
             id=origin.id,
@@ -183,13 +188,22 @@ class Pipeline:
             workload,
         )
 
+    def _sample(self) -> None:
+        self._offset = self._sample_offset()
+        name = self._host_name()
+        if name != self._host.name:
+            self._host = replace(self._host, name=name)
+
     def _is_muted(self, event: events.Event, identity: Identity, uid: int | None) -> bool:
         """`uid` is that of the process, as `identity` is what is known of it."""
         process, workload = event.process, event.workload
         named = (getattr(event, name, None) for name in ("operation", "cause", "method"))
+        executable = identity.executable or (process.executable if process else None)
+        if executable and identity.is_deleted:
+            executable = executable.removesuffix(DELETED)
         violation = Violation(
             next(filter(None, named), None),
-            identity.executable or (process.executable if process else None),
+            executable,
             identity.files,
             identity.build_id,
             User(identity.owner, identity.owner_name),

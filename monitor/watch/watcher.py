@@ -16,6 +16,7 @@ from monitor.evidence.identity import Identities
 from monitor.evidence.severities import Severities
 from monitor.evidence.suppression import IDLE_NS, Suppressions
 from monitor.evidence.workloads import Workloads
+from monitor.host.facts import host_name
 from monitor.kernel import abi
 from monitor.metrics.tally import Tally
 from monitor.sinks.delivery import Delivery
@@ -75,6 +76,7 @@ class Watcher:
                 severities=self.severities,
                 mutes=config.mutes,
                 ask_snapshot=ask_snapshot,
+                host_name=host_name,
             )
             self._tally = tally
             self._report = report or self.pipeline.health

@@ -50,6 +50,7 @@ class Sight(NamedTuple):
     scrape: str  # on loopback
     elsewhere: str  # a scrape on another address
     events_file: str
+    host_name: str  # after a rename while it runs
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,12 @@ TAKEN = (
         "UMask=0077",
         lost={"events_file": "600"},
         counted=["UMask"],
+    ),
+    Row(
+        "the host's name, as it is now",
+        "ProtectHostname=yes",
+        lost={"host_name": "the one before"},
+        counted=["ProtectHostname"],
     ),
     Row(
         "the host's /usr",
@@ -471,6 +478,8 @@ class Attempt:
         machine.run(*user, PYTHON, VICTIM_FILE)
         alive = self.denial(lambda event: event["workload"]["unit"] == "victim.service")
         machine.run("systemctl", "stop", "victim.service")
+        name = f"renamed-{machine.show('MainPID')}"
+        machine.run(PYTHON, "-c", f"import socket; socket.sethostname('{name}')")
         self._dead("first")  # where cgroups cannot be opened by id, all are looked at: once in 10 s
         dead = self._dead("second")
         log = "/var/log/seal-monitor/events.jsonl"
@@ -482,6 +491,7 @@ class Attempt:
             machine.run(PYTHON, "-c", SCRAPE, "127.0.0.1"),
             machine.run(PYTHON, "-c", SCRAPE, ELSEWHERE),
             machine.run("stat", "-c", "%a", log),
+            "the new one" if dead["host"]["name"] == name else "the one before",
         )
 
     def _dead(self, cgroup: str) -> dict[str, Any]:
@@ -517,6 +527,7 @@ WHOLE = Sight(
     scrape="200",
     elsewhere="200",
     events_file="640",
+    host_name="the new one",
 )
 
 

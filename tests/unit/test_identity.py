@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,14 +120,14 @@ def test_an_exec_is_distinguished(tmp_path: Path) -> None:
     assert identities.lookup(42, START, base_name=b"sh") == shell
 
     record_process(tmp_path, executable=b"/bin/app (deleted)", cmdline=b"app\0")
-    app = Identity("/bin/app (deleted)", "app", None, "complete")
+    app = Identity("/bin/app (deleted)", "app", None, "complete", is_deleted=True)
     assert identities.lookup(42, START, base_name=b"sh") == shell
     assert identities.lookup(42, START, base_name=b"app") == app
     executed = Identity(None, None, None, "partial", None, EXECUTED)
     assert identities.lookup(42, START, base_name=b"sh") == executed
 
     record_process(tmp_path, executable=b"/bin/last", cmdline=b"last\0")
-    assert identities.lookup(42, START) == app
+    assert identities.lookup(42, START) == replace(app, is_deleted=False)  # nobody has said so
     clock.now += 1.0
     assert identities.lookup(42, START).executable == "/bin/last"
 
@@ -269,7 +270,7 @@ def test_a_deleted_executable(tmp_path: Path) -> None:
         finally:
             process.kill()
     assert (identity.executable, identity.result) == (f"{copy} (deleted)", "complete")
-    assert (identity.files, identity.owner) == (None, None)
+    assert (identity.files, identity.owner, identity.is_deleted) == ("host", os.getuid(), True)
     assert identity.build_id  # of the file that it runs, wherever that is
 
 

@@ -238,6 +238,14 @@ def test_times_follow_the_clock_and_a_process_starts_once(make: Make) -> None:
     ]
 
 
+def test_a_renamed_host_has_its_new_name(make: Make) -> None:
+    names = iter(["one", "two", "two"])
+    setting = make(host_name=lambda: next(names))
+    for _ in range(3):
+        setting.pipeline.health("started", "")
+    assert [event["host"]["name"] for event in setting.events] == ["one", "two", "two"]
+
+
 def test_clock_offset() -> None:
     boot = time.clock_gettime(time.CLOCK_BOOTTIME)
     assert events.clock_offset() / 1e9 == pytest.approx(time.time() - boot, abs=1)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from monitor.evidence.image import UNKNOWN, Place, ProgramFile, build_id, place_of
+from monitor.evidence.image import UNKNOWN, Place, ProgramFile, build_id, place_of, program_file
 
 PROC = Path("/proc")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount and give files away")
@@ -23,7 +25,7 @@ def file_of(path: Path) -> ProgramFile:
 
 
 def place(path: Path, program: ProgramFile | None = None) -> Place:
-    return place_of(PROC, os.fsencode(path), program or file_of(path))
+    return place_of(PROC, PROC / "self", os.fsencode(path), program or file_of(path))
 
 
 @contextmanager
@@ -54,7 +56,7 @@ def test_what_cannot_be_compared(path: str) -> None:
 
 def test_without_the_hosts_root_nothing_is_known(tmp_path: Path) -> None:
     sleep = Path("/usr/bin/sleep")
-    assert place_of(tmp_path, os.fsencode(sleep), file_of(sleep)) == UNKNOWN
+    assert place_of(tmp_path, PROC / "self", os.fsencode(sleep), file_of(sleep)) == UNKNOWN
 
 
 @needs_root
@@ -83,6 +85,117 @@ def test_the_owner_counts_where_set_user_id_does(
         own = folder / "own"
         own.touch(mode=0o755)
         assert place(own) == Place("host", owner)
+
+
+# ---- What was deleted ----------------------------------------------------------------------------
+
+
+@contextmanager
+def running(*command: object) -> Iterator[int]:
+    """Once it has executed `sleep`, its pid."""
+    with subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL) as process:
+        try:
+            line = (PROC / str(process.pid) / "cmdline").read_bytes
+            while line().count(b"\0") != 2:  # it is what was executed last
+                time.sleep(0.001)
+            yield process.pid
+        finally:
+            process.kill()
+
+
+def place_of_process(pid: int) -> tuple[str, Place]:
+    """The path that /proc has, and whose it is."""
+    directory = os.open(PROC / str(pid), os.O_DIRECTORY)
+    try:
+        program = program_file(directory)
+    finally:
+        os.close(directory)
+    path = os.readlink(PROC / str(pid) / "exe")
+    return path, place_of(PROC, PROC / str(pid), os.fsencode(path), program)
+
+
+def copy_of_sleep(path: Path) -> Path:
+    shutil.copy("/usr/bin/sleep", path)
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize("name", ["app", "app (deleted)"])
+def test_an_upgraded_program_was_the_hosts(tmp_path: Path, name: str) -> None:
+    own, new = copy_of_sleep(tmp_path / name), copy_of_sleep(tmp_path / "new")
+    with running(own, "60") as pid:
+        new.rename(own)
+        assert place_of_process(pid) == (f"{own} (deleted)", Place("host", os.getuid(), True))
+
+
+def test_a_file_that_is_really_called_deleted(tmp_path: Path) -> None:
+    own = copy_of_sleep(tmp_path / "app (deleted)")
+    copy_of_sleep(tmp_path / "app")
+    with running(own, "60") as pid:
+        assert place_of_process(pid) == (str(own), Place("host", os.getuid()))
+
+
+@needs_root
+def test_an_upgraded_program_in_mounts_of_its_own(tmp_path: Path) -> None:
+    """As a service has them, whose unit hides or protects directories."""
+    own = copy_of_sleep(tmp_path / "app")
+    with running("unshare", "--mount", own, "60") as pid:
+        own.unlink()
+        assert place_of_process(pid) == (f"{own} (deleted)", Place("host", 0, True))
+
+
+MOUNTED = {
+    "a file system of his own": ("mount -t tmpfs none {there}; cp {mine}/app {there}", "true"),
+    "a directory of his own": ("mount --bind {mine} {there}", "true"),
+    "a file of his own": ("mount --bind {mine}/app {there}/app", "umount -l {there}/app"),
+    "the host's over his": ("mount --bind {mine} {there}", "mount --bind {hosts} {there}"),
+}
+
+
+@needs_root
+@pytest.mark.parametrize("how", MOUNTED)
+def test_what_a_user_mounts_there_was_not_the_hosts(tmp_path: Path, how: str) -> None:
+    """His program is executed by the path of the host's, and deleted while it runs."""
+    places = {name: tmp_path / name for name in ("there", "mine", "hosts")}
+    for folder in places.values():
+        folder.mkdir()
+        copy_of_sleep(folder / "app")
+    before, after = (text.format(**places) for text in MOUNTED[how])
+    script = f"{before}; {places['there']}/app 60 & read line; {after}; rm $1 $2; echo; wait"
+    own = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh")
+    with subprocess.Popen(
+        [*own, places["mine"] / "app", *([places["there"] / "app"] if "system" in how else [])],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as shell:
+        assert shell.stdin
+        assert shell.stdout
+        pid = child_of(shell.pid)
+        try:
+            assert place_of_process(pid)[1] == Place("namespace", None)
+            shell.stdin.write(b"\n")
+            shell.stdin.flush()
+            shell.stdout.readline()
+            path, found = place_of_process(pid)
+            assert (path.endswith(" (deleted)"), found) == (True, UNKNOWN)
+        finally:
+            os.kill(pid, signal.SIGKILL)
+
+
+def child_of(parent: int) -> int:
+    """The pid of its child that runs `sleep`."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        children = (PROC / f"{parent}/task/{parent}/children").read_text().split()
+        for child in children:
+            with suppress(OSError):
+                if (PROC / child / "cmdline").read_bytes().endswith(b"app\x0060\0"):
+                    return int(child)
+        time.sleep(0.005)
+    raise AssertionError("it did not start")
+
+
+# ---- Which build it is ---------------------------------------------------------------------------
 
 
 def test_the_build_id_of_the_file_and_no_other(tmp_path: Path) -> None:
