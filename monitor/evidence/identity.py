@@ -318,6 +318,12 @@ class Identities:
         return printable(path, TEXT_LIMIT), place.files
 
     def _process(self, pid: int, start_boot_ns: int, uid: int, image: Image | None) -> _Facts:
+        facts = self._thread(pid, start_boot_ns, uid, image)
+        if facts.result == "gone":  # that thread, while it was looked at: there may be another
+            facts = self._thread(pid, start_boot_ns, uid, image)
+        return facts
+
+    def _thread(self, pid: int, start_boot_ns: int, uid: int, image: Image | None) -> _Facts:
         gone = _Facts(None, None, "gone", image=image, expires=self._clock() + FRESH_SECONDS)
         try:
             found = find(self._proc, pid)

@@ -14,6 +14,7 @@ from pathlib import Path
 from monitor.attach import calibrate
 from monitor.attach.attached import Attached, request
 from monitor.configuration.config import Config
+from monitor.evidence import cgroups
 from monitor.evidence.cgroups import cgroup_mount
 from monitor.host import facts as host
 from monitor.host.blind_spots import (
@@ -222,6 +223,33 @@ def _unreadable_executables(proc: Path) -> tuple[int, int]:
     return hidden, asked
 
 
+def _cgroup_rows(mount: Path, is_initial: bool) -> list[Row]:
+    """What the mount of cgroup2 shows; `is_initial`: in the host's cgroup namespace."""
+    row = Row("Identity", "cgroup v2", "ok", f"mounted on {mount}")
+    if not cgroups.has_all(mount):
+        row = Row(
+            "Identity",
+            "cgroup v2",
+            "degraded",
+            f"{mount} has only the cgroups of a namespace: workloads outside of it are reported by "
+            "number, without unit, container or pod",
+            "run in the host's cgroup namespace (containers: --cgroupns=host), or mount the host's "
+            "/sys/fs/cgroup there",
+        )
+    if is_initial:
+        return [row]
+    return [
+        row,
+        Row(
+            "Identity",
+            "cgroup namespace",
+            "degraded",
+            "not the host's: posture names no workload outside of it",
+            "run in the host's cgroup namespace (containers: --cgroupns=host)",
+        ),
+    ]
+
+
 def identity_rows(proc: Path = host.PROC) -> list[Row]:
     """Which facts about processes can be reported besides those from the kernel."""
     found = []
@@ -254,7 +282,7 @@ def identity_rows(proc: Path = host.PROC) -> list[Row]:
         )
     mount = cgroup_mount(proc)
     if mount is not None:
-        found.append(Row("Identity", "cgroup v2", "ok", f"mounted on {mount}"))
+        found += _cgroup_rows(mount, cgroups.is_initial_namespace(proc))
     else:
         found.append(
             Row(

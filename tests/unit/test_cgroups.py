@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from monitor.evidence.cgroups import (
     Cgroups,
     cgroup_mount,
     parse_cgroup_path,
+    top_workload,
+    unified_path,
     unit_of,
     workload_name,
 )
@@ -23,6 +26,11 @@ OTHER_ID = "0123456789abcdef" * 4
 POD = "8a9f0c11-22bb-4c3d-9e4f-5566778899aa"
 SHORT = "container/4f1c2b7e9a3d"
 POD_ = POD.replace("-", "_")
+CONMON = f"libpod-conmon-{ID}.scope"
+# Unit, container, pod and name of
+ALONE = (None, ID, None, SHORT)
+MACHINE = ("machine-web.scope", None, None, "machine-web.scope")
+CONTAINERD = ("containerd.service", None, None, "containerd.service")
 
 
 class Clock:
@@ -111,7 +119,7 @@ USER = "/user.slice/user-1000.slice/user@1000.service"
         (
             f"/kubepods.slice/kubepods-pod{POD_}.slice/crio-conmon-{ID}.scope",
             None,
-            ID,
+            None,
             POD,
             f"pod/{POD}",
         ),
@@ -119,11 +127,64 @@ USER = "/user.slice/user-1000.slice/user@1000.service"
         (f"/kubepods/pod{ID[:32]}/{ID}", None, ID, ID[:32], f"pod/{ID[:32]}"),
         (
             f"/system.slice/containerd.service/kubepods-besteffort-pod{POD_}.slice:cri-containerd:{ID}",
+            None,
+            ID,
+            POD,
+            f"pod/{POD}",
+        ),
+        *(
+            (f"/system.slice/{unit}/kubepods/burstable/pod{POD}/{ID}", None, ID, POD, f"pod/{POD}")
+            for unit in ("k3s.service", "kubelet.service", "snap.microk8s.daemon-kubelite.service")
+        ),
+        (f"/system.slice/containerd.service/system.slice:nerdctl:{ID}", None, ID, None, SHORT),
+        ("/system.slice/containerd.service", *CONTAINERD),
+        (f"/system.slice/containerd.service/kubepods/x-pod{POD[:8]}", *CONTAINERD),
+        # Whoever may make cgroups below his own service cannot take a pod's name.
+        (
+            f"/system.slice/mine.service/kubepods-pod{POD_}.slice:cri-containerd:{ID}",
+            "mine.service",
+            ID,
+            POD,
+            "mine.service",
+        ),
+        (
+            f"{USER}/app.slice/containerd.service/kubepods/pod{POD}/{ID}",
             "containerd.service",
             ID,
             POD,
-            "containerd.service",
+            "user@1000.service/containerd.service",
         ),
+        # What watches a container from outside.
+        (f"/machine.slice/{CONMON}", CONMON, None, None, CONMON),
+        (
+            f"{USER}/user.slice/{CONMON}",
+            CONMON,
+            None,
+            None,
+            f"user@1000.service/{CONMON}",
+        ),
+        ("/libpod_parent/conmon", None, None, None, "/libpod_parent/conmon"),
+        (f"/kubepods/besteffort/pod{POD}/crio-conmon-{ID}", None, None, POD, f"pod/{POD}"),
+        ("/system.slice/web.service/supervisor", "web.service", None, None, "web.service"),
+        # Podman's pods.
+        (f"/machine.slice/machine-libpod_pod_{OTHER_ID}.slice/libpod-{ID}.scope", *ALONE),
+        (f"/machine.slice/libpod-{ID}.scope/container", *ALONE),
+        (f"/libpod_parent/{OTHER_ID}/libpod-{ID}", *ALONE),
+        (f"/libpod_parent/libpod-{ID}/container", *ALONE),
+        # Others' names of containers.
+        (f"/system.slice/nerdctl-{ID}.scope", *ALONE),
+        (f"/default/{ID}", *ALONE),
+        (f"/ecstasks.slice/ecstasks-{ID[:32]}.slice/docker-{ID}.scope", *ALONE),
+        ("/lxc.monitor.web", None, None, None, "/lxc.monitor.web"),
+        (
+            "/machine.slice/systemd-nspawn@web.service/payload/system.slice/ssh.service",
+            "systemd-nspawn@web.service",
+            None,
+            None,
+            "systemd-nspawn@web.service",
+        ),
+        ("/machine.slice/machine-web.scope/supervisor", *MACHINE),
+        (f"/machine.slice/machine-web.scope/payload/docker/{ID}", *MACHINE[:1], ID, *MACHINE[2:]),
         (
             f"/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{POD_}.slice/cri-containerd-{ID}.scope",
             None,
@@ -268,6 +329,89 @@ def test_a_real_cgroup(cgroup: tuple[Path, str]) -> None:
     assert not cgroups.exists(number)
     assert cgroups.workload(number) == expected
     assert Cgroups().workload(number) == Workload(None, None, None, None)
+
+
+IN_A_NAMESPACE = """
+import json, sys
+from monitor.evidence.cgroups import Cgroups
+from monitor.host.doctor import identity_rows
+ours, others = map(int, sys.argv[1:])
+cgroups = Cgroups()
+seen = [(cgroups.workload(each).cgroup, cgroups.exists(each)) for each in (ours, others)]
+rows = [row for row in identity_rows() if "cgroup" in row.check]
+found = [seen, [(row.check, row.status, row.remedy[:41]) for row in rows]]
+print(json.dumps(found), flush=True)
+sys.stdin.read(1)
+print(json.dumps([cgroups.exists(each) for each in (ours, others)]))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_in_a_cgroup_namespace(cgroup: tuple[Path, str], is_whole: bool) -> None:
+    """One of its own, with the host's mount or one that shows that namespace alone."""
+    directory, path = cgroup
+    root = directory.parent.parent
+    other = directory.parent / "other.service"
+    other.mkdir()
+    own = f"umount -l {root}; mount -t cgroup2 none {root}; " if not is_whole else ""
+    script = (
+        f"echo 0 >'{directory}/cgroup.procs'; exec unshare --cgroup --mount sh -c "
+        f'\'echo 0 >{root}/cgroup.procs; {own}exec "$@"\' sh "$@"'
+    )
+    numbers = [str(os.stat(each).st_ino) for each in (directory, other)]
+    words = [sys.executable, "-c", IN_A_NAMESPACE, *numbers]
+    with subprocess.Popen(
+        ["sh", "-c", script, "sh", *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        seen, rows = json.loads(process.stdout.readline())
+        other.rmdir()
+        process.stdin.write("x")
+        process.stdin.close()
+        later = json.loads(process.stdout.readline())
+    remedy = "run in the host's cgroup namespace (conta"
+    namespace = ["cgroup namespace", "degraded", remedy]
+    if is_whole:
+        assert seen == [[path, True], [str(Path(path).parent / "other.service"), True]]
+        assert rows == [["cgroup v2", "ok", ""], namespace]
+    else:
+        assert seen == [["/", True], [None, True]]
+        assert rows == [["cgroup v2", "degraded", remedy], namespace]
+    assert later == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [(b"/../a.service", None), (b"/..", None), (b"/a..b/..c", b"/a..b/..c"), (b"/", b"/")],
+)
+def test_a_path_outside_of_the_namespace_is_none(path: bytes, found: bytes | None) -> None:
+    assert unified_path(b"1:name=systemd:/x\n0::" + path + b"\n") == found
+
+
+def test_a_cgroup_that_a_walk_cannot_find_may_exist(tmp_path: Path) -> None:
+    """Without handles, and with a mount that does not show all."""
+    assert Cgroups(tmp_path, tmp_path).exists(4711)
+
+
+@pytest.mark.parametrize(
+    ("path", "top"),
+    [
+        (
+            f"/system.slice/mine.service/kubepods-pod{POD_}.slice:cri-containerd:{ID}",
+            "mine.service",
+        ),
+        (f"/system.slice/web.service/libpod-payload-{ID}", "web.service"),
+        (f"/system.slice/k3s.service/kubepods/pod{POD}/{ID}/x", f"pod/{POD}"),
+        (f"{KUBE}/crio-conmon-{ID}.scope", f"pod/{POD}"),
+        (f"/docker/{ID}/x.service", SHORT),
+        (f"{USER}/app.slice/k3s.service/kubepods/pod{POD}/{ID}", "user-1000.slice"),
+        ("/lxc.payload.web/system.slice/ssh.service", "/lxc.payload.web"),
+    ],
+)
+def test_who_is_responsible(path: str, top: str) -> None:
+    assert top_workload(path) == top
 
 
 def test_a_real_cgroup_without_handles(cgroup: tuple[Path, str], tmp_path: Path) -> None:
