@@ -78,6 +78,12 @@ static __always_inline u32 pid_at(u64 task, u32 level)
     return number;
 }
 
+/* Whether the task is its process's first thread. */
+static __always_inline bool is_leader(struct task_struct *task)
+{
+    return (u64)TASK_FIELD(void *, task, group_leader) == (u64)task;
+}
+
 /* The pid of the process as the monitor sees it. */
 static __always_inline u32 process_pid(struct config *config, struct task_struct *task)
 {
@@ -110,6 +116,22 @@ static __always_inline void read_file_identity(u64 *inode_number, u32 *device, u
     READ_KERNEL(*device, super_block, super_block__s_dev);
 }
 
+/*
+ * The kernel's own name of a mapping that it has made itself, such as "[vdso]": those have
+ * operations and no file, and what they point to is theirs (mm/mmap.c, special_mapping_name()).
+ * prctl(2) takes no brackets in a name that a process chooses.
+ */
+static __always_inline u64 special_name(struct vma *vma)
+{
+    u64 operations = KERNEL_WORD(vma->address, vm_area_struct__vm_ops), special, name;
+
+    if (!operations || !KERNEL_WORD(operations, vm_operations_struct__name))
+        return 0;
+    special = KERNEL_WORD(vma->address, vm_area_struct__vm_private_data);
+    name = KERNEL_WORD(special, vm_special_mapping__name);
+    return name;
+}
+
 static __always_inline void fill_mapping(struct mapping *mapping, struct vma *vma)
 {
     u64 file = 0, name = 0;
@@ -119,6 +141,11 @@ static __always_inline void fill_mapping(struct mapping *mapping, struct vma *vm
     if (file) {
         read_file_identity(&mapping->inode, &mapping->device, file);
         read_file_name(mapping->file, sizeof(mapping->file), file);
+    } else {
+        name = special_name(vma);
+        if (name)
+            read_kernel_string(mapping->name, sizeof(mapping->name), (void *)name);
+        name = 0;
     }
     if (HAS(vm_area_struct__anon_name) && HAS(anon_vma_name__name))
         READ_KERNEL(name, vma->address, vm_area_struct__anon_name);

@@ -15,6 +15,7 @@
 #include "emit.h"
 #include "kernel.h"
 #include "memory.h"
+#include "overflow.h"
 #include "proof.h"
 #include "stack.h"
 
@@ -23,44 +24,11 @@
 #define SEGV_MAPERR 1
 #define SEGV_ACCERR 2
 #define SEGV_PKUERR 4
-#define TRACE_SIGNAL_IGNORED 1  /* include/trace/events/signal.h */
-#define STACK_REACH (64 * 1024) /* an access this near to sp belongs to the stack */
-
-struct fault {
-    u64 address;
-    u64 instruction_pointer;
-    u64 stack_pointer;
-    u64 error_code;
-    u64 cause;
-    u64 access;
-    u64 disposition;
-    u64 inferred;
-    s32 code;
-    u32 pkey;
-};
+#define TRACE_SIGNAL_IGNORED 1 /* include/trace/events/signal.h */
 
 /* The last fault of each thread that went to a handler: to know it again when the handler's frame
  * fails. */
-struct handled {
-    u64 address;
-    u64 instruction_pointer;
-    u64 stack_pointer;
-    u64 error_code;
-    u64 code;
-    u64 cause;
-    u64 access;
-    u64 inferred;
-};
-BPF_TABLE("lru_hash", u64, struct handled, handled_faults, HANDLED_FAULTS_MAX);
-
-/* No mapping at the address: below a stack and near its sp it is the stack's guard gap. */
-static __always_inline bool is_stack_gap(struct fault *fault, struct vma *above)
-{
-    u64 distance = fault->address - fault->stack_pointer;
-
-    return distance + STACK_REACH < 2 * STACK_REACH && above->address &&
-           (above->flags & VM_GROWSDOWN);
-}
+BPF_TABLE("lru_hash", u64, struct fault, handled_faults, HANDLED_FAULTS_MAX);
 
 /* include/uapi/asm-generic/siginfo.h and arch/x86/mm/fault.c: which check of the fault failed. */
 static __always_inline u64 cause_of(struct config *config, struct fault *fault, struct vma *vma)
@@ -74,13 +42,13 @@ static __always_inline u64 cause_of(struct config *config, struct fault *fault, 
     case SEGV_ACCERR:
         if (!mapped)
             return CAUSE_OTHER;
-        if (!(flags & (VM_READ | VM_WRITE | VM_EXEC))) /* a guard page, sealed or not */
-            return CAUSE_PROT_NONE;
-        return flags & config->sealed_mask ? CAUSE_SEALED : CAUSE_OTHER;
+        if (flags & config->sealed_mask)
+            return CAUSE_SEALED;
+        return flags & VM_ACCESS ? CAUSE_OTHER : CAUSE_PROT_NONE;
     case SEGV_MAPERR:
         if (!mapped) {
             fault->inferred = true;
-            return is_stack_gap(fault, vma) ? CAUSE_STACK_GUARD : CAUSE_OTHER;
+            return CAUSE_OTHER;
         }
         if (!(flags & required_permission(fault->access)))
             return CAUSE_OTHER;
@@ -97,6 +65,15 @@ static __always_inline u64 cause_of(struct config *config, struct fault *fault, 
     return CAUSE_OTHER;
 }
 
+/* Whether what was hit may be what ends a stack. Nobody overflows one by a jump. */
+static __always_inline bool may_end_stack(struct fault *fault, struct vma *at)
+{
+    if (fault->access == ACCESS_EXECUTE)
+        return false;
+    return fault->cause == CAUSE_PROT_NONE || fault->cause == CAUSE_GUARD_REGION ||
+           (fault->code == SEGV_MAPERR && !covers(at, fault->address));
+}
+
 /*
  * Second signal of one fault: the frame of its handler did not fit on the stack, so the kernel
  * sent SIGSEGV again, with no address and the default action (kernel/signal.c, force_sigsegv()).
@@ -104,7 +81,7 @@ static __always_inline u64 cause_of(struct config *config, struct fault *fault, 
  */
 static __always_inline bool is_failed_handler(struct fault *fault, u64 thread)
 {
-    struct handled *first = handled_faults.lookup(&thread);
+    struct fault *first = handled_faults.lookup(&thread);
 
     if (!first || fault->code != SI_KERNEL || fault->disposition != DISPOSITION_DEFAULT ||
         first->instruction_pointer != fault->instruction_pointer ||
@@ -122,35 +99,32 @@ static __always_inline bool is_failed_handler(struct fault *fault, u64 thread)
 }
 
 static __always_inline void classify(struct fault *fault, struct task_struct *task,
-                                     struct config *config, struct search *search, u64 thread)
+                                     struct config *config, struct scratch *scratch, u64 thread)
 {
+    struct search *search = &scratch->search;
+    struct vma *at = &scratch->overflow.at;
     u64 mm = (u64)TASK_FIELD(void *, task, mm);
     bool failed = is_failed_handler(fault, thread), known;
 
     known = find_vma_from(mm, config, fault->address, search);
+    *at = search->vma;
     if (failed)
         return;
     fault->error_code = fault_code(task);
     fault->access = access_of(fault->error_code);
     fault->cause = CAUSE_OTHER;
     /* Not every exception that raises SIGSEGV is a page fault. */
-    if (known && has_faulted_at(task, fault->address))
-        fault->cause = cause_of(config, fault, &search->vma);
-    /* What came as SI_KERNEL looks the same as its second signal. */
-    if (fault->disposition == DISPOSITION_HANDLER && fault->code != SI_KERNEL) {
-        struct handled first = {
-            .address = fault->address,
-            .instruction_pointer = fault->instruction_pointer,
-            .stack_pointer = fault->stack_pointer,
-            .error_code = fault->error_code,
-            .code = fault->code,
-            .cause = fault->cause,
-            .access = fault->access,
-            .inferred = fault->inferred,
-        };
-
-        handled_faults.update(&thread, &first);
+    known = known && has_faulted_at(task, fault->address);
+    if (known)
+        fault->cause = cause_of(config, fault, at);
+    if (known && may_end_stack(fault, at) &&
+        is_overflow(&scratch->overflow, task, mm, config, search)) {
+        fault->cause = CAUSE_STACK_GUARD;
+        fault->inferred = true;
     }
+    /* What came as SI_KERNEL looks the same as its second signal. */
+    if (fault->disposition == DISPOSITION_HANDLER && fault->code != SI_KERNEL)
+        handled_faults.update(&thread, fault);
 }
 
 /*
@@ -188,9 +162,10 @@ int signal_generate(struct bpf_raw_tracepoint_args *ctx)
     struct bucket_key key = {};
     struct task_struct *task;
     struct counters *count;
-    struct fault fault = {};
     struct scratch *scratch;
+    u64 info = ctx->args[1], code, cause, disposition;
     struct pt_regs *regs;
+    struct fault *fault;
     struct record *record;
     u64 thread, caller;
     bool canary;
@@ -198,52 +173,57 @@ int signal_generate(struct bpf_raw_tracepoint_args *ctx)
     if ((int)ctx->args[0] != SIGSEGV || (int)ctx->args[4] == TRACE_SIGNAL_IGNORED || !config ||
         !config->sealed_mask || !is_watched(config))
         return 0;
-    READ_KERNEL(fault.code, ctx->args[1], kernel_siginfo__si_code);
+    code = KERNEL_WORD(info, kernel_siginfo__si_code);
     task = (struct task_struct *)bpf_get_current_task_btf();
     regs = saved_registers(task);
-    if (!is_raised(task, regs, ctx->args[2], fault.code))
+    if (!is_raised(task, regs, ctx->args[2], code))
         return 0;
     scratch = scratch_of(SCRATCH_FAULT);
     if (!scratch || !TASK_FIELD(void *, task, mm))
         return 0;
     thread = bpf_get_current_pid_tgid();
-    READ_KERNEL(fault.address, ctx->args[1], kernel_siginfo___sifields__sigfault__addr);
-    if (fault.code == SEGV_PKUERR)
-        READ_KERNEL(fault.pkey, ctx->args[1], kernel_siginfo___sifields__sigfault__addr_pkey__pkey);
-    fault.instruction_pointer = instruction_pointer(regs);
-    fault.stack_pointer = stack_pointer(regs);
-    fault.disposition = handler_of(task) ? DISPOSITION_HANDLER : DISPOSITION_DEFAULT;
-    classify(&fault, task, config, &scratch->search, thread);
+    fault = &scratch->overflow.fault;
+    *fault = (struct fault){};
+    fault->code = code;
+    READ_KERNEL(fault->address, info, kernel_siginfo___sifields__sigfault__addr);
+    if (fault->code == SEGV_PKUERR)
+        READ_KERNEL(fault->pkey, info, kernel_siginfo___sifields__sigfault__addr_pkey__pkey);
+    fault->instruction_pointer = instruction_pointer(regs);
+    fault->stack_pointer = stack_pointer(regs);
+    fault->disposition = handler_of(task) ? DISPOSITION_HANDLER : DISPOSITION_DEFAULT;
+    classify(fault, task, config, scratch, thread);
 
     canary = is_canary(config, task);
     count = counters_of(canary ? BANK_CANARY : BANK_HOST);
-    if (!count || fault.cause >= CAUSES || fault.disposition >= DISPOSITIONS)
+    cause = fault->cause;
+    disposition = fault->disposition;
+    if (!count || cause >= CAUSES || disposition >= DISPOSITIONS)
         return 0;
-    COUNT(count->faults[fault.cause][fault.disposition]);
-    if (!canary && !(config->emit_causes >> fault.cause & 1)) {
+    COUNT(count->faults[cause][disposition]);
+    if (!canary && !(config->emit_causes >> cause & 1)) {
         COUNT(count->events[KIND_FAULT][OUTCOME_FILTERED]);
         return 0;
     }
-    key.what = fault.cause;
-    key.caller = fault.instruction_pointer;
+    key.what = cause;
+    key.caller = fault->instruction_pointer;
     record = reserve(count, config, task, KIND_FAULT, &key, canary);
     if (!record)
         return 0;
-    if (fault.inferred)
+    if (fault->inferred)
         record->flags |= RECORD_INFERRED;
-    record->cause = fault.cause;
-    record->access = fault.access;
-    record->disposition = fault.disposition;
-    record->error_code = fault.error_code;
-    record->signal_code = fault.code;
-    record->pkey = fault.pkey;
-    record->address = fault.address;
-    fill_place(record, regs, fault.instruction_pointer, false);
-    if (covers(&scratch->search.vma, fault.address))
-        fill_mapping(&record->mapping, &scratch->search.vma);
+    record->cause = cause;
+    record->access = fault->access;
+    record->disposition = disposition;
+    record->error_code = fault->error_code;
+    record->signal_code = fault->code;
+    record->pkey = fault->pkey;
+    record->address = fault->address;
+    fill_place(record, regs, fault->instruction_pointer, false);
+    if (covers(&scratch->overflow.at, fault->address))
+        fill_mapping(&record->mapping, &scratch->overflow.at);
     /* Code that cannot be executed was called or jumped to: the word at sp may show from where. */
     caller = instruction_pointer(regs);
-    if (fault.access == ACCESS_EXECUTE)
+    if (fault->access == ACCESS_EXECUTE)
         caller = caller_of(instruction_pointer(regs), stack_pointer(regs), false);
     fill_stack(&record->stack, &scratch->unwinder, &scratch->search, task, regs, caller);
     submit(record);

@@ -13,6 +13,7 @@
 #include "definitions.h"
 #include "kernel.h"
 #include "memory.h"
+#include "overflow.h"
 #include "stack.h"
 #include "task.h"
 
@@ -61,6 +62,7 @@ struct scratch {
     struct call call;
     struct judgement judgement;
     struct search search;
+    struct overflow overflow; /* of a fault */
     struct unwinder unwinder; /* cleared where it is used, as is the walk of the search */
 };
 enum scratch_owner {

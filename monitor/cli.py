@@ -308,7 +308,9 @@ def _incident_filters() -> Parser:
     ):
         listing.add_argument(flag, metavar=metavar, help=text)
     listing.add_argument(
-        "--likely", choices=("attack", "bug", "leak", "handled"), help="what some of them may be"
+        "--likely",
+        choices=("attack", "bug", "leak", "unknown", "handled"),
+        help="what some of them may be",
     )
     kinds = ("violation", "denial", "fault", "bypass", "seal", "health", "all")
     listing.add_argument(

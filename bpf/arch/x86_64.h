@@ -43,6 +43,16 @@ static __always_inline u64 frame_pointer(struct pt_regs *regs)
     return regs->bp;
 }
 
+/*
+ * Where the C library keeps what is a thread's own. The kernel's copy is current from the start of
+ * a thread on (arch/x86/kernel/process_64.c, do_arch_prctl_64()), unless it changes the register
+ * without a call.
+ */
+static __always_inline u64 thread_base(struct task_struct *task)
+{
+    return TASK_FIELD(u64, task, thread_fsbase);
+}
+
 /* Whether the code that was left can be walked: 64-bit user code. */
 static __always_inline bool is_native_code(struct pt_regs *regs)
 {

@@ -27,7 +27,7 @@ declare -gA _seal_monitor_values=(
     [--output]="auto pretty json none"
     [--fail-on]="denial fault bypass denial,fault denial,fault,bypass"
     [--kind]="violation denial fault bypass seal health all"
-    [--likely]="attack bug leak handled"
+    [--likely]="attack bug leak unknown handled"
     [--verdict]="sealed unverified not_sealed"
     [--by]="process executable workload"
 )

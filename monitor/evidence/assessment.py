@@ -58,6 +58,14 @@ class DenialFacts:
         return set(self.sealed.permissions[:3]) - {"-"} if self.sealed else set()
 
     @property
+    def is_system(self) -> bool:
+        """Whether what is sealed is a mapping that the kernel made, such as `[vdso]`. A name with
+        a bracket and no file is the kernel's word: is_valid_name_char() in kernel/sys.c.
+        """
+        sealed = self.sealed
+        return bool(sealed and not sealed.file and sealed.name and sealed.name.startswith("["))
+
+    @property
     def is_protect(self) -> bool:
         return self.operation in _PROTECT
 
@@ -101,6 +109,7 @@ _LIKELY: dict[Likely, str] = {
     "attack": "looks like an attack",
     "bug": "probably a bug",
     "leak": "probably a leak",
+    "unknown": "not known",
     "handled": "probably on purpose",
 }
 
@@ -173,6 +182,17 @@ def _denial(
 
 
 DENIALS: tuple[Row[DenialFacts], ...] = (
+    _denial(
+        "system_mapping",
+        "handled",
+        "a mapping that the kernel made was to be unmapped or moved",
+        "Tools do this to the vdso of a process that they set up: CRIU when it restores one, rr, "
+        "gVisor, user-mode Linux. Nothing in a program does; any other one that does is worth a "
+        "look. A kernel that seals these mappings itself (CONFIG_MSEAL_SYSTEM_MAPPINGS) keeps such "
+        "tools from their work.",
+        # Before the row for code in no file: these tools make the call by code of their own there.
+        lambda f: f.is_system and f.operation in ("munmap", "mremap") and not f.is_destination,
+    ),
     _denial(
         "writable_code",
         "attack",
@@ -328,24 +348,6 @@ DENIALS: tuple[Row[DenialFacts], ...] = (
 
 FAULTS: tuple[Row[FaultFacts], ...] = (
     Row(
-        "write_handled",
-        "bug",
-        "warning",
-        "sealed memory was written to, and the process goes on",
-        "A handler in the process got the signal: nothing was changed, and the program may try "
-        "again.",
-        lambda f: f.cause == "sealed" and f.is_handled,
-    ),
-    Row(
-        "handled",
-        "handled",
-        "info",
-        "a handler in the process got the signal",
-        "Runtimes place such pages to notice when they are touched: to grow a stack, to stop "
-        "threads, to check a bound.",
-        lambda f: f.is_handled and f.cause != "other",
-    ),
-    Row(
         "sealed_executed",
         "attack",
         "critical",
@@ -371,6 +373,16 @@ FAULTS: tuple[Row[FaultFacts], ...] = (
         lambda f: f.cause == "sealed",
     ),
     Row(
+        "handled",
+        "unknown",
+        "warning",
+        "the handler may have mended it, or reported a crash",
+        "What a handler did is not seen. Runtimes place such pages to notice when they are "
+        "touched: to grow a stack, to stop threads, to check a bound. Crash reporters (Rust, "
+        "sanitizers, faulthandler) print what they know, and then the process ends.",
+        lambda f: f.is_handled and f.cause != "other" and f.access != "execute",
+    ),
+    Row(
         "overrun",
         "bug",
         "warning",
@@ -383,8 +395,9 @@ FAULTS: tuple[Row[FaultFacts], ...] = (
         "stack_overflow",
         "bug",
         "warning",
-        "the stack is used up",
-        "The recursion has no end, or local variables are very large.",
+        "stack overflow",
+        "The address lies past the end of the stack that sp is in, or has just left: the recursion "
+        "has no end, or local variables are larger than the stack.",
         lambda f: f.cause == "stack_guard",
     ),
     Row(

@@ -164,7 +164,9 @@ def _denial(
     origin: Origin,
     sealed_mask: int,
     path: str | None,
+    *,
     role_of: Callable[[abi.Module], LibraryRole | None],
+    kernel_seals: bool,
 ) -> Denial:
     operation = _operation(record.operation)
     verdict = _member(Verdict, record.verdict)
@@ -198,6 +200,7 @@ def _denial(
         reason=reason,
         role=role,
         hidden=hidden,
+        by_kernel=kernel_seals and facts.is_system,
         probably=named.words if named else "",
     )
     partial = None
@@ -341,18 +344,27 @@ def classify(
     file_path: str | None = None,
     target: Target | None = None,
     role_of: Callable[[abi.Module], LibraryRole | None] = lambda _: None,
+    kernel_seals: bool = False,
 ) -> Denial | Fault | Seal | Bypass:
     """The event of one record, with its severity and summary.
 
     `sealed_mask` is VM_SEALED of the running kernel; `file_path` the full path of the mapped file,
     where it is known; `target` the process whose memory a bypass changed; `role_of` says whether a
-    module is the host's own loader or allocator. Raises ClassifyError for a corrupt record.
+    module is the host's own loader or allocator; `kernel_seals`: this kernel seals the mappings
+    that it makes itself, such as the vdso. Raises ClassifyError for a corrupt record.
     """
     kind = _member(Kind, record.kind)
     if kind is Kind.BYPASS:
         return _bypass(record, origin, sealed_mask, file_path, target)
     if kind is Kind.DENIAL:
-        return _denial(record, origin, sealed_mask, file_path, role_of)
+        return _denial(
+            record,
+            origin,
+            sealed_mask,
+            file_path,
+            role_of=role_of,
+            kernel_seals=kernel_seals,
+        )
     return _CLASSIFIERS[kind](record, origin, sealed_mask, file_path)
 
 

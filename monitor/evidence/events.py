@@ -48,7 +48,7 @@ __all__ = [
 SCHEMA_VERSION = 1
 
 Severity = Literal["info", "warning", "critical"]
-Likely = Literal["attack", "bug", "leak", "handled"]
+Likely = Literal["attack", "bug", "leak", "unknown", "handled"]
 
 # Every `event` of kind health with its severity. Critical: the monitor does not see.
 HEALTH_SEVERITY: ReadOnlyMapping[str, Severity] = {

@@ -37,14 +37,14 @@ _ACCESS_TEXT = {
 _CAUSE_TEXT = {
     Cause.GUARD_REGION: "a guard region",
     Cause.PROT_NONE: "PROT_NONE memory",
-    Cause.STACK_GUARD: "the stack guard",
+    Cause.STACK_GUARD: "memory past the end of a stack",
     Cause.SEALED: "sealed memory",
     Cause.PKEY: "memory under a protection key",
     Cause.OTHER: "invalid memory",
 }
 _DISPOSITION_TEXT = {
     Disposition.DEFAULT: "died of SIGSEGV",
-    Disposition.HANDLER: "got SIGSEGV in a handler of its own",
+    Disposition.HANDLER: "got SIGSEGV, a handler was called",
     Disposition.HANDLER_FAILED: "died of SIGSEGV, its handler could not run",
 }
 
@@ -64,6 +64,8 @@ def _what(mapping: Mapping | Sealed | None, prefix: str = "") -> str:
         return ""
     if mapping.file is not None:
         label = printable(os.path.basename(mapping.file.path), SUMMARY_NAME_LIMIT)
+        if label.startswith("["):  # only the kernel's own mappings are shown by such a name
+            label = f"file {label}"
     else:
         label = printable(mapping.name or "anonymous", SUMMARY_NAME_LIMIT)
     return f" ({prefix}{mapping.permissions}, {label})"
@@ -94,15 +96,17 @@ def denial(
     reason: Reason,
     role: Role,
     hidden: bool,
+    by_kernel: bool,
     probably: str,
 ) -> str:
+    """`by_kernel`: it was the kernel that sealed the memory."""
     wanted = operation.wanted
     if role is Role.DESTINATION:
         wanted = _WANTED_AT_DESTINATION.get(operation.name, wanted)
     text = (
         f"{_refused(operation, verdict, reason, hidden)}: {_who(record)} "
         f"{wanted.format_map(arguments)} {_range(record.address, record.length)}"
-        f"{_what(sealed, 'sealed ')}"
+        f"{_what(sealed, 'sealed by the kernel, ' if by_kernel else 'sealed ')}"
     )
     if record.partial_end > record.partial_start:
         text += (

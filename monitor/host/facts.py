@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from monitor.evidence.events import Host
+from monitor.evidence.memory_map import bounded_lines, parse_smaps
 from monitor.kernel import bpf
 from monitor.kernel.arch import MACHINE, NAME, NUMBERS, X32_BIT, native_function
 from monitor.kernel.syscalls import LIBC, call
@@ -23,6 +24,7 @@ __all__ = [
     "host_name",
     "is_initial_pid_namespace",
     "kernel_configuration",
+    "kernel_seals",
     "lockdown",
     "preemption",
     "require",
@@ -247,6 +249,20 @@ def _model(proc: Path, sys: Path, boot: Path) -> tuple[str, str]:
     if built_in:
         return built_in, path
     return "unknown", ""
+
+
+def kernel_seals(proc: Path = PROC) -> bool:
+    """Whether the kernel seals the mappings that it makes itself, such as the vdso: by this
+    process's own. CONFIG_MSEAL_SYSTEM_MAPPINGS, 6.15 on. False where it cannot be read.
+    """
+    try:
+        with open(proc / "self/smaps", "rb") as file:
+            return any(
+                each.name == b"[vdso]" and bool(each.sealed)
+                for each in parse_smaps(bounded_lines(file))
+            )
+    except OSError:
+        return False
 
 
 def preemption(proc: Path = PROC, sys: Path = SYS, boot: Path = BOOT) -> Preemption:

@@ -91,7 +91,7 @@ X32_BIT = 0x40000000  # set in the number of a call by an x32 program
 # Members that the C side reads of kernel structures that differ between processors.
 TASK_MEMBERS = (
     *("thread_info.status", "thread_info.syscall_work"),
-    *("thread.cr2", "thread.error_code", "thread.trap_nr"),
+    *("thread.cr2", "thread.error_code", "thread.trap_nr", "thread.fsbase"),
 )
 MM_MEMBERS = ("context.untag_mask",)  # not on every kernel
 

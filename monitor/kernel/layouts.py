@@ -66,7 +66,9 @@ MEMBERS: tuple[Member, ...] = (
     # CONFIG_ADDRESS_MASKING, 6.4 on: mm_untag_mask() in arch/x86/include/asm/mmu_context.h.
     *_members("mm_struct", *arch.MM_MEMBERS, required=False),
     *_members("vm_area_struct", "vm_start", "vm_end", "vm_mm", "vm_flags", "vm_pgoff", "vm_file"),
-    *_members("vm_area_struct", "vm_ops", "anon_vma"),
+    *_members("vm_area_struct", "vm_ops", "vm_private_data", "anon_vma"),
+    Member("vm_operations_struct", "name"),
+    Member("vm_special_mapping", "name"),
     # CONFIG_ANON_VMA_NAME
     Member("vm_area_struct", "anon_name", required=False),
     Member("anon_vma_name", "name", required=False),

@@ -213,7 +213,7 @@ _TABLE: tuple[tuple[str, str, Callable[[], Fault]], ...] = (
     (
         "sealed_prot_none",
         "read a sealed inaccessible page",
-        lambda: _page("wNw", "prot_none", "read"),
+        lambda: _page("wNw", "sealed", "read"),
     ),
     ("pkey", "read a page whose protection key forbids it", _pkey),
     ("unmapped", "write where nothing is mapped", _unmapped),

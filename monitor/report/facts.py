@@ -89,7 +89,7 @@ _ACCESS = {"read": "read from", "write": "wrote to", "execute": "tried to execut
 _ACCESSED = {"read": "Read from", "write": "Wrote to", "execute": "Jumped to"}
 _FATE = {
     "default": "and was killed by SIGSEGV",
-    "handler": "and got SIGSEGV in a handler of its own",
+    "handler": "and got SIGSEGV: a handler was called",
     "handler_failed": "and was killed by SIGSEGV: its handler could not run",
 }
 

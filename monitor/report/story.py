@@ -246,7 +246,7 @@ _CAUSES = {
     "guard_region": "A guard region: pages that were made to catch an access which runs too far.",
     "prot_none": "Memory without any permission (PROT_NONE): reserved, or a guard made the old "
     "way.",
-    "stack_guard": "Below the stack, where it can grow no further.",
+    "stack_guard": "Memory past the end of a stack: its guard, or what lies beyond.",
     "sealed": "Sealed memory, which does not permit this access and never will.",
     "pkey": "Memory under a protection key that this thread had not opened.",
     "other": "Memory that is not mapped, or does not permit this access.",
@@ -327,7 +327,7 @@ def ending(event: Event, later: Sequence[Event] = ()) -> str | None:
 _HIT = {
     "guard_region": "a guard region",
     "prot_none": "memory without any permission",
-    "stack_guard": "the guard below its stack",
+    "stack_guard": "memory past the end of its stack",
     "sealed": "sealed memory",
     "pkey": "memory under a protection key",
 }

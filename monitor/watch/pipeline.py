@@ -40,13 +40,15 @@ class Pipeline:
         mutes: Sequence[Mute] = (),
         ask_snapshot: Callable[[Mapping[str, Any], abi.Record], None] | None = None,
         role_of: Callable[[abi.Module], Role | None] | None = None,
+        kernel_seals: bool = False,
         offset: Callable[[], int] = events.clock_offset,
         host_name: Callable[[], str] | None = None,
     ) -> None:
         """`ask_snapshot` gets each event of a process, just before it is sent. `role_of` says
-        which of the host's own libraries a module is. `severities` counts what is judged. `offset`
-        and `host_name`, which an administrator may change, are read once for all records that are
-        taken together, and once for each other event.
+        which of the host's own libraries a module is. `severities` counts what is judged.
+        `kernel_seals`: the kernel seals its own mappings. `offset` and `host_name`, which an
+        administrator may change, are read once for all records that are taken together, and once
+        for each other event.
         """
         self._host = host
         self._sealed_mask = sealed_mask
@@ -57,6 +59,7 @@ class Pipeline:
         self._mutes = mutes
         self._ask_snapshot = ask_snapshot
         self._role_of = role_of or Libraries().role
+        self._kernel_seals = kernel_seals
         self._sequence = 0
         self._sample_offset = offset
         self._host_name = host_name or (lambda: host.name)
@@ -97,6 +100,7 @@ class Pipeline:
                 file_path=owner.file_path,
                 target=owner.target,
                 role_of=self._role_of,
+                kernel_seals=self._kernel_seals,
             )
         except classify.ClassifyError:
             self._tally.decode_error()

@@ -16,7 +16,7 @@ from monitor.evidence.identity import Identities
 from monitor.evidence.severities import Severities
 from monitor.evidence.suppression import IDLE_NS, Suppressions
 from monitor.evidence.workloads import Workloads
-from monitor.host.facts import host_name
+from monitor.host.facts import host_name, kernel_seals
 from monitor.kernel import abi
 from monitor.metrics.tally import Tally
 from monitor.sinks.delivery import Delivery
@@ -77,6 +77,7 @@ class Watcher:
                 mutes=config.mutes,
                 ask_snapshot=ask_snapshot,
                 host_name=host_name,
+                kernel_seals=kernel_seals(),
             )
             self._tally = tally
             self._report = report or self.pipeline.health

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from harness import Harness, Made
 
+from monitor.evidence import events
+from monitor.evidence.classify import classify
 from monitor.kernel.abi import Access, Cause, Disposition, Kind, Record, RecordFlag
 from monitor.kernel.layouts import FUNCTIONS
 from monitor.kernel.syscalls import PAGE
@@ -20,6 +22,7 @@ PRESENT, WRITE, USER, FETCH = 1, 2, 4, 16
 # Of the fault itself: si_code, x86 error code, permissions of the mapping, inferred.
 MAPERR, ACCERR, PKUERR, FROM_KERNEL = 1, 2, 4, 0x80
 GUARD, ANY = "guard", None
+ORIGIN = events.Origin("i", "t", 0, events.Host("h", "b", "r"), None, None)
 EXPECTED: dict[str, tuple[int, int | None, str | None, bool | str]] = {
     "guard_region_write": (MAPERR, USER | WRITE, "rw-", GUARD),
     "guard_region_read": (MAPERR, USER, "rw-", GUARD),
@@ -116,6 +119,59 @@ def test_fault_has_its_process_and_place(harness: Harness, name: str) -> None:
     assert record.task_name.decode() == made.child.task_name
     assert record.executable.decode() == made.child.executable
     assert record.cgroup_id == harness.cgroup.stat().st_ino
+
+
+HANDLED = """
+pages = lay({layout!r})
+LIBC.signal(11, LIBC._exit)
+{access}
+"""
+
+
+@pytest.mark.parametrize(
+    ("access", "words", "row"),
+    [
+        (
+            ("S", "ctypes.CFUNCTYPE(None)(pages.start)()"),
+            "execution of sealed memory at 0x{address:x} (r--p, anonymous): {who} got SIGSEGV, "
+            "a handler was called; looks like an attack: a jump into sealed data",
+            ("sealed_executed", "attack", "critical"),
+        ),
+        (
+            ("S", "ctypes.c_ubyte.from_address(pages.start).value = 1"),
+            "write to sealed memory at 0x{address:x} (r--p, anonymous): {who} got SIGSEGV, "
+            "a handler was called; looks like an attack: "
+            "a write to memory that is sealed against writing",
+            ("sealed_written", "attack", "critical"),
+        ),
+        (
+            ("N", "print(ctypes.c_ubyte.from_address(pages.start).value)"),
+            "read of sealed memory at 0x{address:x} (---p, anonymous): {who} got SIGSEGV, "
+            "a handler was called; probably a bug: a read of memory that is sealed against reading",
+            ("sealed_read", "bug", "critical"),
+        ),
+        (
+            ("n", "print(ctypes.c_ubyte.from_address(pages.start).value)"),
+            "read of PROT_NONE memory at 0x{address:x} (---p, anonymous): {who} got SIGSEGV, "
+            "a handler was called; "
+            "not known: the handler may have mended it, or reported a crash",
+            ("handled", "unknown", "warning"),
+        ),
+    ],
+)
+def test_a_handler_was_called(
+    harness: Harness, access: tuple[str, str], words: str, row: tuple[str, str, str]
+) -> None:
+    made = harness.python(HANDLED.format(layout=access[0], access=access[1]))
+    assert made.exits == [11]
+    (record,) = made.of_kind(Kind.FAULT)
+    who = f"{made.child.executable} (pid {made.child.pid})"
+    event = classify(record, ORIGIN, sealed_mask=harness.config.sealed_mask)
+    assert isinstance(event, events.Fault)
+    assert event.summary == words.format(address=record.address, who=who)
+    assert event.assessment is not None
+    assert (event.assessment.name, event.assessment.likely, event.severity) == row
+    assert event.disposition == "handler"
 
 
 def test_guard_region_is_certain_where_the_kernel_marks_it(harness: Harness) -> None:

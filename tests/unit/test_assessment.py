@@ -18,7 +18,7 @@ from monitor.evidence.assessment import (
     first_denial,
     first_fit,
 )
-from monitor.evidence.events import Mapping, Sealed
+from monitor.evidence.events import File, Mapping, Sealed
 from monitor.evidence.libraries import Role, role_of_name
 from monitor.kernel import abi
 from monitor.untrusted.printable import printable
@@ -34,14 +34,18 @@ def denial(
     had: str = DATA,
     caller: Any = "program",
     is_destination: bool = False,
+    name: str | None = None,
     **arguments: Any,
 ) -> DenialFacts:
-    sealed = Sealed("0x1000", "0x2000", had, None, None)
+    sealed = Sealed("0x1000", "0x2000", had, None, name)
     return DenialFacts(operation, arguments, sealed, is_destination, caller)
 
 
 # Every row of the table, in its order: (facts that it fits first), row, likely.
 DENIAL_CASES = [
+    (denial("munmap", CODE, name="[vdso]"), "system_mapping", "handled"),
+    (denial("munmap", CODE, "no_file", name="[vdso]"), "system_mapping", "handled"),
+    (denial("mremap", DATA, name="[vvar]", flags=["MREMAP_FIXED"]), "system_mapping", "handled"),
     (denial("mprotect", prot="rwx"), "writable_code", "attack"),
     (denial("mprotect", CODE, prot="rwx"), "writable_code", "attack"),
     (denial("mprotect", CODE, prot="rw-"), "patched_code", "attack"),
@@ -85,6 +89,35 @@ def test_denials(facts: DenialFacts, name: str, likely: str) -> None:
     assert row.severity == (ATTACK if likely == "attack" else OTHERWISE)
 
 
+@pytest.mark.parametrize(
+    ("operation", "arguments"),
+    [
+        ("mmap", {"prot": "r-x", "flags": ["MAP_FIXED"]}),
+        ("mremap", {"is_destination": True, "flags": ["MREMAP_FIXED"]}),
+        ("mprotect", {"prot": "rwx"}),
+        ("mprotect", {"prot": "rw-"}),
+    ],
+)
+def test_other_content_in_a_system_mapping(operation: str, arguments: Any) -> None:
+    row = first_denial(denial(operation, CODE, name="[vdso]", **arguments))
+    assert row is not None
+    assert (row.likely, row.severity) == ("attack", "critical")
+
+
+@pytest.mark.parametrize(
+    "sealed",
+    [
+        Sealed("0x1000", "0x2000", CODE, File("/tmp/[vdso]", "8:1", 7, 0), None),
+        Sealed("0x1000", "0x2000", CODE, File("/memfd:[vdso] (deleted)", "0:1", 7, 0), None),
+        Sealed("0x1000", "0x2000", CODE, None, "vdso"),
+    ],
+)
+def test_what_is_only_called_like_a_system_mapping(sealed: Sealed) -> None:
+    row = first_denial(DenialFacts("munmap", {}, sealed, False, "program"))
+    assert row is not None
+    assert row.name == "unmapped"
+
+
 def test_facts_that_no_row_fits() -> None:
     assert first_fit(DENIALS, denial("other", system_call=9)) is None
     assert first_fit(FAULTS, FaultFacts("other", "read", None, False)) is None
@@ -98,16 +131,20 @@ def test_permissions_are_unknown_without_the_mapping() -> None:
 
 
 FAULT_CASES = [
-    (("sealed", "write", True), "write_handled", "bug", "warning"),
-    (("guard_region", "write", True), "handled", "handled", "info"),
-    (("pkey", "read", True), "handled", "handled", "info"),
     (("sealed", "execute", False), "sealed_executed", "attack", "critical"),
     (("sealed", "write", False), "sealed_written", "attack", "critical"),
     (("sealed", "read", False), "sealed_read", "bug", "critical"),
+    (("sealed", "execute", True), "sealed_executed", "attack", "critical"),
+    (("sealed", "write", True), "sealed_written", "attack", "critical"),
+    (("sealed", "read", True), "sealed_read", "bug", "critical"),
+    (("guard_region", "write", True), "handled", "unknown", "warning"),
+    (("stack_guard", "write", True), "handled", "unknown", "warning"),
+    (("pkey", "read", True), "handled", "unknown", "warning"),
     (("guard_region", "read", False), "overrun", "bug", "warning"),
     (("stack_guard", "write", False), "stack_overflow", "bug", "warning"),
     (("prot_none", "execute", False), "jump", "attack", "warning"),
     (("other", "execute", False), "jump", "attack", "warning"),
+    (("prot_none", "execute", True), "jump", "attack", "warning"),
     (("prot_none", "write", False), "reserved", "bug", "warning"),
     (("pkey", "write", False), "locked", "bug", "warning"),
 ]

@@ -379,23 +379,42 @@ RANGE = "0x7f0000001000-0x7f0000002000"
         (
             fault(Cause.SEALED, mapping=LIBRARY, disposition=Disposition.HANDLER),
             "write to sealed memory at 0x7f0000001010 (r--p, libfoo.so): "
-            "python3 (pid 4242) got SIGSEGV in a handler of its own; "
-            "probably a bug: sealed memory was written to, and the process goes on",
-            "warning",
+            "python3 (pid 4242) got SIGSEGV, a handler was called; "
+            "looks like an attack: a write to memory that is sealed against writing",
+            "critical",
+        ),
+        (
+            fault(
+                Cause.SEALED,
+                mapping=LIBRARY,
+                access=Access.EXECUTE,
+                disposition=Disposition.HANDLER,
+            ),
+            "execution of sealed memory at 0x7f0000001010 (r--p, libfoo.so): "
+            "python3 (pid 4242) got SIGSEGV, a handler was called; "
+            "looks like an attack: a jump into sealed data",
+            "critical",
+        ),
+        (
+            fault(Cause.SEALED, mapping={**ANONYMOUS, "flags": SEALED_BIT}, access=Access.READ),
+            "read of sealed memory at 0x7f0000001010 (---p, anonymous): "
+            "python3 (pid 4242) died of SIGSEGV; "
+            "probably a bug: a read of memory that is sealed against reading",
+            "critical",
         ),
         (
             fault(Cause.STACK_GUARD, disposition=Disposition.HANDLER_FAILED),
-            "write to the stack guard at 0x7f0000001010: "
+            "write to memory past the end of a stack at 0x7f0000001010: "
             "python3 (pid 4242) died of SIGSEGV, its handler could not run; "
-            "probably a bug: the stack is used up",
+            "probably a bug: stack overflow",
             "warning",
         ),
         (
             fault(Cause.GUARD_REGION, disposition=Disposition.HANDLER),
             "write to a guard region at 0x7f0000001010: "
-            "python3 (pid 4242) got SIGSEGV in a handler of its own; "
-            "probably on purpose: a handler in the process got the signal",
-            "info",
+            "python3 (pid 4242) got SIGSEGV, a handler was called; "
+            "not known: the handler may have mended it, or reported a crash",
+            "warning",
         ),
         (
             fault(Cause.PKEY, signal_code=4, pkey=3, mapping=ANONYMOUS),
@@ -450,11 +469,35 @@ def test_what_is_unverified_weighs_no_less_than_what_is_proved(
 
 @pytest.mark.parametrize("cause", Cause)
 @pytest.mark.parametrize("disposition", Disposition)
-def test_every_fault_has_a_severity(cause: Cause, disposition: Disposition) -> None:
-    worst = classified(fault(cause, disposition=Disposition.DEFAULT)).severity
-    event = classified(fault(cause, disposition=disposition))
-    handled = {"critical": "warning", "warning": "info", "info": "info"}[worst]
-    assert event.severity == (handled if disposition is Disposition.HANDLER else worst)
+@pytest.mark.parametrize("access", Access)
+def test_a_handler_changes_no_severity(
+    cause: Cause, disposition: Disposition, access: Access
+) -> None:
+    worst = classified(fault(cause, access=access, disposition=Disposition.DEFAULT)).severity
+    event = classified(fault(cause, access=access, disposition=disposition))
+    assert event.severity == worst
+
+
+VDSO = {**ANONYMOUS, "flags": READ | EXEC | SEALED_BIT, "name": b"[vdso]"}
+
+
+@pytest.mark.parametrize(
+    ("kernel_seals", "by"), [(False, "sealed r-xp"), (True, "sealed by the kernel, r-xp")]
+)
+def test_who_sealed_a_system_mapping(kernel_seals: bool, by: str) -> None:
+    event = classified(denial("munmap", mapping=VDSO), kernel_seals=kernel_seals)
+    assert event.summary == (
+        "munmap of sealed memory refused: python3 (pid 4242) tried to unmap "
+        f"0x7f0000001000-0x7f0000002000 ({by}, [vdso]); "
+        "probably on purpose: a mapping that the kernel made was to be unmapped or moved"
+    )
+    assert event.severity == "warning"
+
+
+def test_a_file_called_like_a_system_mapping() -> None:
+    event = classified(denial("munmap", mapping={**VDSO, "name": b"", "file": b"[vdso]"}))
+    assert "(sealed r-xp, file [vdso])" in event.summary
+    assert event.assessment == Assessment("unmapped", "leak")
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (("run", "--attach", ""), {"auto", "fexit", "tracepoint", "raw_tracepoint"}),
         (("run", "--output", "p"), {"pretty"}),
-        (("incidents", "list", "--likely", ""), {"attack", "bug", "leak", "handled"}),
+        (("incidents", "list", "--likely", ""), {"attack", "bug", "leak", "unknown", "handled"}),
         (("posture", "--by", "ex"), {"executable"}),
         (("exec", "--user", "nobod"), {"nobody"}),
     ],

@@ -214,7 +214,9 @@ def test_the_readme_leads_everywhere() -> None:
 
 
 def test_the_table_of_assessments() -> None:
-    rows = re.findall(r"^\| `\w+` \| (?:attack|bug|leak|handled) \| .*$", EVENTS, re.MULTILINE)
+    rows = re.findall(
+        r"^\| `\w+` \| (?:attack|bug|leak|unknown|handled) \| .*$", EVENTS, re.MULTILINE
+    )
     assert rows == [
         f"| `{name}` | {likely} | {what} | {reasoning} |"
         for name, likely, what, reasoning in (

@@ -145,7 +145,7 @@ FAULTS = (
     ),
     ExpectedFault("sealed_write", "sealed", "write", [SEGV_ACCERR]),
     ExpectedFault("sealed_exec", "sealed", "execute", [SEGV_ACCERR]),
-    ExpectedFault("sealed_prot_none", "prot_none", "read", [SEGV_ACCERR]),
+    ExpectedFault("sealed_prot_none", "sealed", "read", [SEGV_ACCERR]),
     ExpectedFault("pkey", "pkey", "read", [SEGV_PKUERR]),
     ExpectedFault("unmapped", "other", "write", [SEGV_MAPERR]),
     ExpectedFault("null", "other", "read", [SEGV_MAPERR]),
