@@ -16,7 +16,8 @@ MINUTES := 60
 C_SOURCES := $(sort $(shell find bpf tests/assets -name '*.[ch]'))
 READY := .venv/.ready
 OBJECT := bpf/seal_monitor.object
-PROMETHEUS := $(addprefix .venv/bin/,prometheus prometheus-alertmanager promtool)
+PROMETHEUS := $(addprefix .venv/,$(addprefix bin/,prometheus prometheus-alertmanager promtool amtool) \
+    $(addprefix share/prometheus/etc/,prometheus/prometheus.yml default/prometheus-alertmanager))
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -194,12 +195,15 @@ $(READY): pyproject.toml
 
 # From the packages, without installing them: installed, they would start servers.
 $(PROMETHEUS) &: | $(READY)
-	@echo "fetching prometheus, promtool and alertmanager"
+	@echo "fetching prometheus, alertmanager and their tools"
 	@directory=$$(mktemp -d); trap 'rm -rf "$$directory"' EXIT; cd "$$directory"; \
 	fetch() { apt-get download -qq -o APT::Sandbox::User=root $(MONITORING_PACKAGES) 2>/dev/null; }; \
 	fetch || { if (( ! EUID )); then apt-get update -qq && fetch; fi; } || { \
 	    echo "cannot fetch $(MONITORING_PACKAGES); tests that need them are skipped" >&2; \
 	    exit 0; }; \
-	for package in *.deb; do dpkg --fsys-tarfile "$$package" | tar -x ./usr; done; \
+	for package in *.deb; do dpkg --fsys-tarfile "$$package" | tar -x ./usr ./etc; done; \
 	install -D -m 0644 -t $(CURDIR)/.venv/share/prometheus/alertmanager usr/share/prometheus/alertmanager/*.tmpl; \
-	mv $(PROMETHEUS:.venv/bin/%=usr/bin/%) $(CURDIR)/.venv/bin
+	for file in etc/prometheus/prometheus.yml etc/default/prometheus-alertmanager; do \
+	    install -D -m 0644 "$$file" "$(CURDIR)/.venv/share/prometheus/$$file"; \
+	done; \
+	mv $(patsubst .venv/%,usr/%,$(filter .venv/bin/%,$(PROMETHEUS))) $(CURDIR)/.venv/bin
