@@ -264,7 +264,7 @@ def _add_incidents(parser: Parser) -> None:
     printed = Parser(add_help=False, allow_abbrev=False)
     printed.add_argument("--json", action="store_true", help="print JSON")
     filters = _incident_filters()
-    add("list", "list incidents, those last seen first", filters, printed)
+    add("list", "list incidents, the worst first", filters, printed)
     show = add("show", "print the story of one incident", printed)
     show.add_argument("id", metavar="ID", help="its id, or the beginning of it")
     timeline = add("timeline", "show what one process did, in order", printed)
@@ -304,6 +304,7 @@ def _incident_filters() -> Parser:
         ("--operation", "GLOB", "operation of denials, cause of faults, method of bypasses"),
         ("--executable", "GLOB", "with a slash its path, else its base name"),
         ("--workload", "GLOB", "unit, pod/UID, container/ID or cgroup"),
+        ("--host", "GLOB", "name of a host"),
         ("--verdict", "VERDICT", "that some of its denials had"),
     ):
         listing.add_argument(flag, metavar=metavar, help=text)
@@ -312,12 +313,21 @@ def _incident_filters() -> Parser:
         choices=("attack", "bug", "leak", "unknown", "handled"),
         help="what some of them may be",
     )
+    listing.add_argument(
+        "--severity", choices=("info", "warning", "critical"), help="at least so severe"
+    )
     kinds = ("violation", "denial", "fault", "bypass", "seal", "health", "all")
     listing.add_argument(
         "--kind",
         choices=kinds,
         default="violation",
         help="default: violation, that is denials, faults and bypasses",
+    )
+    listing.add_argument(
+        "--sort",
+        choices=("worst", "last", "count"),
+        help="what comes first: the most severe, the last seen or the most frequent (default: "
+        "worst; with --json last)",
     )
     listing.add_argument(
         "--limit", type=_positive, default=50, metavar="N", help="at most N (default: 50)"

@@ -1,7 +1,7 @@
 # Completion of seal-monitor's command line for bash; for zsh after "autoload -U bashcompinit;
 # bashcompinit". A test compares it with what the program takes.
 
-_seal_monitor_filters="--executable --kind --likely --limit --operation --since --until --verdict --workload"
+_seal_monitor_filters="--executable --host --kind --likely --limit --operation --severity --since --sort --until --verdict --workload"
 
 # Command, or command and verb -> its flags.
 declare -gA _seal_monitor_flags=(
@@ -28,6 +28,8 @@ declare -gA _seal_monitor_values=(
     [--fail-on]="denial fault bypass denial,fault denial,fault,bypass"
     [--kind]="violation denial fault bypass seal health all"
     [--likely]="attack bug leak unknown handled"
+    [--severity]="info warning critical"
+    [--sort]="worst last count"
     [--verdict]="sealed unverified not_sealed"
     [--by]="process executable workload"
 )

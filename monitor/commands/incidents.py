@@ -11,18 +11,19 @@ import json
 import os
 import re
 import sys
-import textwrap
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
+from monitor.commands.incident_list import Listing, clock, listed, programs
 from monitor.configuration.config import ConfigError
 from monitor.evidence.assessment import REASONING
-from monitor.evidence.doubts import doubt, marked, named
-from monitor.evidence.events import Likely, timestamp
+from monitor.evidence.doubts import doubt, named
+from monitor.evidence.events import timestamp
 from monitor.evidence.stacks import place
 from monitor.incidents.search import (
     SAME_PROCESS_NS,
@@ -32,6 +33,7 @@ from monitor.incidents.search import (
     Incident,
     IncidentError,
     Incidents,
+    Order,
     Process,
     Snapshot,
     as_object,
@@ -43,12 +45,13 @@ from monitor.report.private_file import write_private
 from monitor.symbols.resolver import Resolver
 from monitor.untrusted import terminal
 from monitor.untrusted.printable import printable
-from monitor.untrusted.terminal import Column, table, visible
+from monitor.untrusted.terminal import paragraph, visible, width_of_output
 
-__all__ = ["listed", "moment", "run", "shown", "timeline_lines"]
+__all__ = ["moment", "run", "shown", "timeline_lines"]
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}  # seconds
 _SECOND_NS = 1_000_000_000
+_READABLE = 98  # of a terminal's columns for sentences, however wide it is
 _KINDS = {
     "violation": VIOLATIONS,
     "denial": ("denial",),
@@ -83,26 +86,9 @@ def moment(flag: str, text: str | None, now_ns: int) -> int | None:
         ) from None
 
 
-def _clock(ns: int) -> str:
-    """A time in UTC, to the second."""
-    return timestamp(ns, 0)[:19].replace("T", " ")
-
-
 def _milliseconds(time: str) -> str:
     """A time of an event, cut to milliseconds."""
     return time[:23].replace("T", " ")
-
-
-def _most(values: Mapping[str, int]) -> str:
-    """The most frequent value, and how many others there are."""
-    first, *others = values or {"": 0}
-    return f"{first} +{len(others)}" if others else first
-
-
-def _programs(incident: Incident) -> Mapping[str, int]:
-    """How often which program, each with its marks."""
-    facets = incident.facets
-    return {marked(path, facets): count for path, count in facets["executable"].items()}
 
 
 @contextlib.contextmanager
@@ -123,38 +109,6 @@ def _as_written(what: str) -> Iterator[None]:
 
 
 # ---- As text -------------------------------------------------------------------------------------
-
-# Title, whether it is a number, the greatest width, the cell.
-_COLUMNS: Sequence[tuple[str, bool, int, Callable[[Incident], str]]] = (
-    ("ID", False, 12, lambda incident: incident.id),
-    ("LAST SEEN (UTC)", False, 19, lambda incident: _clock(incident.last_ns)),
-    ("COUNT", True, 15, lambda incident: f"{incident.count:,}"),
-    ("SEVERITY", False, 8, lambda incident: incident.severity),
-    ("LIKELY", False, 8, lambda incident: _worst(incident.facets["likely"])),
-    ("WHAT", False, 48, lambda incident: incident.title),
-    ("EXECUTABLE", False, 40, lambda incident: _most(_programs(incident)) or "-"),
-    ("WORKLOAD", False, 40, lambda incident: _most(incident.facets["workload"]) or "-"),
-)
-
-
-def _worst(likely: Mapping[str, int]) -> str:
-    """Not the most common one: whoever makes an attack can make any number of lesser ones."""
-    return next((name for name in get_args(Likely) if name in likely), "-")
-
-
-def listed(incidents: Sequence[Incident], more: bool) -> list[str]:
-    """A table with a line for each incident; `more`: there are others."""
-    if not incidents:
-        return ["no incident matches"]
-    lines = table(
-        [
-            Column(title, [visible(cell(incident)) for incident in incidents], is_number, most)
-            for title, is_number, most, cell in _COLUMNS
-        ]
-    )
-    if more:
-        lines.append(f"the last {len(incidents)}; --limit shows more")
-    return lines
 
 
 def _counted(values: Mapping[str, int]) -> str:
@@ -186,22 +140,28 @@ def _reasoning(event: Event) -> str | None:
 
 
 def shown(
-    incident: Incident, events: Sequence[Event], snapshots: Sequence[Snapshot] = ()
+    incident: Incident,
+    events: Sequence[Event],
+    snapshots: Sequence[Snapshot] = (),
+    width: int | None = None,
 ) -> list[str]:
-    """The story of an incident; `events` and `snapshots` are the kept ones, in order."""
+    """The story of an incident; `events` and `snapshots` are the kept ones, in order.
+
+    Sentences are wrapped at `width`, that of the terminal.
+    """
     facets = incident.facets
     count = f"{incident.count:,}"
     if incident.suppressed:
         count += f" ({incident.events:,} reported singly, {incident.suppressed:,} suppressed)"
     rows = (
         ("count", count),
-        ("first seen", f"{_clock(incident.first_ns)} UTC"),
-        ("last seen", f"{_clock(incident.last_ns)} UTC"),
+        ("first seen", f"{clock(incident.first_ns)} UTC"),
+        ("last seen", f"{clock(incident.last_ns)} UTC"),
         ("severity", incident.severity),
         ("likely", _counted(facets["likely"])),
         ("verdicts", _counted(facets["verdict"])),
         ("dispositions", _counted(facets["disposition"])),
-        ("executables", _counted(_programs(incident))),
+        ("executables", _counted(programs(incident))),
         ("workloads", _counted(facets["workload"])),
         ("hosts", _counted(facets["host"])),
         ("users", _counted(facets["user"])),
@@ -209,47 +169,51 @@ def shown(
         ("caller", visible(incident.caller)),
         ("mapping", visible(incident.mapping)),
     )
-    lines = [
-        f"incident {incident.id}: {visible(incident.title)}",
-        *(f"  {name:<12}  {value}" for name, value in rows if value),
-        "",
-        "the last event",
-        f"  {visible(incident.summary)}",
-    ]
+    lines = [f"incident {incident.id}: {visible(incident.title)}"]
+    for name, value in rows:
+        if value:
+            lines += paragraph(value, width, " " * 16, f"  {name:<12}  ")
+    lines += ["", "the last event", *paragraph(visible(incident.summary), width, "  ")]
     kept = []
     for number, event in enumerate(events, 1):
         with _as_written(f"event {number} of incident {incident.id}"):
-            kept.append(f"  {_short(event)}")
+            kept.append(paragraph(_short(event), width, " " * 6, "  "))
     if whole := [event for event in events if event.get("kind") != "suppression"]:
         with _as_written(f"the last event of incident {incident.id}"):
-            lines += _explained(whole[-1])
+            lines += _explained(whole[-1], width)
     if snapshots:
         with _as_written(f"a snapshot of incident {incident.id}"):
             lines += ["", *summarized(snapshots, events)]
     if events:
-        lines += ["", f"events that are kept: {len(events)}", *reversed(kept)]
+        lines += ["", f"events that are kept: {len(events)}", *chain(*reversed(kept))]
     return lines
 
 
-def _explained(event: Event) -> list[str]:
+def _explained(event: Event, width: int | None) -> list[str]:
     lines = []
     if doubt(event["process"]):
-        lines.append(f"  program: {visible(named(event['process']))}")
+        lines += paragraph(f"program: {visible(named(event['process']))}", width, "    ", "  ")
     if why := _reasoning(event):
-        lines += textwrap.wrap(why, 98, initial_indent="  ", subsequent_indent="  ")
+        lines += paragraph(why, min(width or _READABLE, _READABLE), "  ")
     if stack := _stack(event):
         lines += ["", "its stack, the innermost frame first", *stack]
     return lines
 
 
-def timeline_lines(pid: int, process: Process, timeline: Sequence[tuple[Event, str]]) -> list[str]:
+def timeline_lines(
+    pid: int,
+    process: Process,
+    timeline: Sequence[tuple[Event, str]],
+    width: int | None = None,
+) -> list[str]:
     """What a process did, in order: seconds since its start, what, in which incident."""
     steps = []
     for number, (event, incident) in enumerate(timeline, 1):
         with _as_written(f"event {number} of process {pid}"):
             after = (nanoseconds(event["time"]) - process.start_ns) / _SECOND_NS
             when = f"{_milliseconds(event['time'])}  {f'+{after:.3f} s':>14}"
-            steps.append(f"{when}  {event['kind']:<11}  {incident}  {visible(event['summary'])}")
+            what = f"{event['kind']:<11}  {incident}  {visible(event['summary'])}"
+            steps += paragraph(f"{when}  {what}", width, " " * 8, "")
     whole = [event for event, _ in timeline if event["kind"] != "suppression"]
     last = whole[-1] if whole else timeline[-1][0]
     with _as_written(f"the last event of process {pid}"):
@@ -287,7 +251,10 @@ def _opened(arguments: Namespace, database: Path) -> Incidents:
     return Incidents(database, own=arguments.database is None)
 
 
-_FILTERS = ("since", "until", "operation", "executable", "workload", "verdict", "likely")
+_FILTERS = (
+    *("since", "until", "operation", "executable", "workload", "host"),
+    *("verdict", "likely", "severity"),
+)
 
 
 def _wanted(arguments: Namespace) -> Filter:
@@ -301,17 +268,35 @@ def _wanted(arguments: Namespace) -> Filter:
         workload=arguments.workload,
         verdict=arguments.verdict,
         likely=arguments.likely,
+        host=arguments.host,
+        severity=arguments.severity,
     )
+
+
+def _order(arguments: Namespace) -> Order:
+    """A program that takes JSON relies on the order that it has always had."""
+    default: Order = "last" if getattr(arguments, "json", False) else "worst"
+    return arguments.sort or default
+
+
+def _given(arguments: Namespace) -> str:
+    """The filters as they were given; without any, what is listed by default."""
+    given = [
+        f"--{flag} {visible(getattr(arguments, flag))}"
+        for flag in _FILTERS
+        if getattr(arguments, flag) is not None
+    ]
+    return " ".join([f"--kind {arguments.kind}", *given])
 
 
 def _list(arguments: Namespace, database: Path) -> int:
-    wanted = _wanted(arguments)
+    wanted, order = _wanted(arguments), _order(arguments)
     with _opened(arguments, database) as incidents:
-        found = incidents.search(wanted, arguments.limit + 1)
-    kept = found[: arguments.limit]
-    return _print(
-        listed(kept, more=len(found) > len(kept)), [as_object(i) for i in kept], arguments.json
-    )
+        found = incidents.search(wanted, arguments.limit, order)
+        totals = incidents.totals(wanted)
+        kept = sum(incidents.totals(Filter(kinds=_KINDS["all"])).values())
+    listing = Listing(found, totals, order, _given(arguments), kept)
+    return _print(listed(listing, width_of_output()), [as_object(i) for i in found], arguments.json)
 
 
 def _one(incidents: Incidents, given: str) -> Incident:
@@ -335,7 +320,8 @@ def _show(arguments: Namespace, database: Path) -> int:
     with Resolver(os.environ) as resolver, _as_written(f"an event of incident {found.id}"):
         events = [resolver.resolve(event) for event in kept]
     document = as_object(found) | {"events": events, "snapshots": snapshots}
-    return _print(shown(found, events, snapshots), document, arguments.json)
+    lines = shown(found, events, snapshots, width_of_output())
+    return _print(lines, document, arguments.json)
 
 
 def _timeline(arguments: Namespace, database: Path) -> int:
@@ -363,7 +349,8 @@ def _timeline(arguments: Namespace, database: Path) -> int:
         "boot_id": process.boot_id,
         "events": [{"incident": number, "event": event} for event, number in timeline],
     }
-    return _print(timeline_lines(pid, process, timeline), document, arguments.json)
+    lines = timeline_lines(pid, process, timeline, width_of_output())
+    return _print(lines, document, arguments.json)
 
 
 _COMMANDS: Mapping[str, Callable[[Namespace, Path], int]] = {
@@ -401,7 +388,7 @@ def _as_owner(database: Path) -> Iterator[None]:
 def _report(arguments: Namespace, database: Path) -> int:
     from monitor.report import page as report  # noqa: PLC0415 - only this command needs templates
 
-    given = [flag for flag in _FILTERS if getattr(arguments, flag) is not None]
+    given = [flag for flag in (*_FILTERS, "sort") if getattr(arguments, flag) is not None]
     if arguments.id is not None and given:
         raise ConfigError(f"command line: --{given[0]} chooses incidents; leave it or the ID out")
     with (
@@ -409,12 +396,15 @@ def _report(arguments: Namespace, database: Path) -> int:
         _opened(arguments, database) as incidents,
         Resolver(os.environ) as resolver,
     ):
+        every = 1
         if arguments.id is None:
-            found = incidents.search(_wanted(arguments), arguments.limit + 1)
+            wanted = _wanted(arguments)
+            found = incidents.search(wanted, arguments.limit, _order(arguments))
+            every = sum(incidents.totals(wanted).values())
         else:
             found = [_one(incidents, arguments.id)]
-        cases = gather(incidents, found[: arguments.limit], resolver)
-    _output(arguments.output_file, report.page(cases, more=len(found) > len(cases)))
+        cases = gather(incidents, found, resolver)
+    _output(arguments.output_file, report.page(cases, every=every))
     return 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,13 +23,12 @@ from monitor.posture.scan import (
 from monitor.posture.smaps import patience
 from monitor.sizes import rough
 from monitor.untrusted.printable import printable
-from monitor.untrusted.terminal import Column, counted, table, text
+from monitor.untrusted.terminal import Column, counted, table, text, width_of_output
 
 __all__ = ["as_document", "listed", "process_lines", "run"]
 
 MAPPINGS_SHOWN = 1000
 ONE_SECONDS = 30.0  # for one read of the process that was asked for
-_NARROWEST = 80
 _PATH_LIMIT = 4096
 _UNKNOWN = "unknown"
 
@@ -136,8 +134,11 @@ def _shown(processes: Sequence[Process], by: str, everything: bool) -> list[Grou
     ]
 
 
-def listed(processes: Sequence[Process], by: str, everything: bool, width: int) -> list[str]:
-    """The lines of a table, the most sealed memory first, and of a summary."""
+def listed(processes: Sequence[Process], by: str, everything: bool, width: int | None) -> list[str]:
+    """The lines of a table, the most sealed memory first, and of a summary.
+
+    `width` is that of the terminal; None cuts no name.
+    """
     if by == "process":
         shown = sorted((p for p in processes if everything or p.state == "sealing"), key=_order)
         columns = [
@@ -171,7 +172,7 @@ def _what(mapping: MemoryMapping) -> str:
     return f"{printable(mapping.path, _PATH_LIMIT)}+0x{mapping.offset or 0:x}"
 
 
-def process_lines(process: Process, width: int) -> list[str]:
+def process_lines(process: Process, width: int | None) -> list[str]:
     """All that could be read of one process, as lines."""
     memory = process.memory or Memory()
     lines = [f"process {process.pid}, {process.name}"]
@@ -273,10 +274,14 @@ def _one(pid: int, proc: Path) -> Process:
     return process
 
 
-def run(arguments: Namespace, proc: Path = Path("/proc")) -> int:
+def run(
+    arguments: Namespace,
+    proc: Path = Path("/proc"),
+    width_of: Callable[[], int | None] = width_of_output,
+) -> int:
     """Print what `arguments` ask for; returns 0. Raises HostError, OSError."""
     host.require_mseal()
-    width = max(shutil.get_terminal_size((100, 24)).columns, _NARROWEST)
+    width = width_of()
     document: dict[str, object]
     if arguments.pid is not None:
         process = _one(arguments.pid, proc)

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from monitor.evidence import doubts
-from monitor.evidence.events import timestamp
+from monitor.evidence.events import Severity, timestamp
 from monitor.incidents.reader import IncidentError, Reader
 from monitor.untrusted.printable import printable
 
@@ -24,6 +24,7 @@ __all__ = [
     "Incident",
     "IncidentError",
     "Incidents",
+    "Order",
     "Process",
     "Snapshot",
     "as_object",
@@ -47,6 +48,17 @@ _FEW = "number IN (SELECT incident FROM facets WHERE name = ? AND value GLOB ?)"
 _MANY = "EXISTS (SELECT 1 FROM facets WHERE incident = +number AND name = ? AND value GLOB ?)"
 
 
+Order = Literal["worst", "last", "count"]
+_SEVERITIES: tuple[Severity, ...] = get_args(Severity)  # the least first
+_WORST = " ".join(f"WHEN '{each}' THEN {rank}" for rank, each in enumerate(_SEVERITIES))
+_LAST = "last_ns DESC, number DESC"
+_ORDERS: Mapping[Order, str] = {
+    "worst": f"CASE severity {_WORST} ELSE -1 END DESC, {_LAST}",
+    "last": _LAST,
+    "count": f"events + suppressed DESC, {_LAST}",
+}
+
+
 class Filter(NamedTuple):
     """All that are given must hold. Texts are globs; times are Unix times in ns."""
 
@@ -58,6 +70,8 @@ class Filter(NamedTuple):
     workload: str | None = None
     verdict: str | None = None
     likely: str | None = None
+    host: str | None = None
+    severity: Severity | None = None  # at least
 
 
 @dataclass(frozen=True)
@@ -147,15 +161,27 @@ class Incidents:
     def _rows(self, query: str, values: Sequence[object] = ()) -> list[Any]:
         return self._reader.rows(query, values)
 
-    def search(self, wanted: Filter, limit: int) -> list[Incident]:
-        """The incidents that match, the last seen first."""
+    def search(self, wanted: Filter, limit: int, order: Order = "last") -> list[Incident]:
+        """The incidents that match. Of those that are equal by `order` the last seen first."""
         conditions, values = self._conditions(wanted)
         rows = self._rows(
             f"SELECT {', '.join(_COLUMNS)} FROM incidents WHERE {' AND '.join(conditions)} "
-            "ORDER BY last_ns DESC, number DESC LIMIT ?",
+            f"ORDER BY {_ORDERS[order]} LIMIT ?",
             (*values, limit),
         )
         return [self._incident(row) for row in rows]
+
+    def totals(self, wanted: Filter) -> dict[str, int]:
+        """How many incidents match, by severity, the worst first; "other": none of ours."""
+        conditions, values = self._conditions(wanted)
+        known = ", ".join("?" * len(_SEVERITIES))
+        rows = self._rows(
+            f"SELECT CASE WHEN severity IN ({known}) THEN severity ELSE 'other' END AS rank, "
+            f"count(*) FROM incidents WHERE {' AND '.join(conditions)} GROUP BY rank",
+            (*_SEVERITIES, *values),
+        )
+        found = {str(severity): int(count) for severity, count in rows}
+        return {each: found[each] for each in (*reversed(_SEVERITIES), "other") if each in found}
 
     def find(self, prefix: str) -> list[Incident]:
         """The incidents whose id begins with `prefix`, two at most."""
@@ -255,12 +281,17 @@ class Incidents:
             if value is not None:
                 conditions.append(condition)
                 values.append(value)
+        if wanted.severity is not None:
+            enough = _SEVERITIES[_SEVERITIES.index(wanted.severity) :]
+            conditions.append(f"severity IN ({', '.join('?' * len(enough))})")
+            values += enough
         program = "executable" if "/" in (wanted.executable or "") else "program"
         facets = (
             (program, wanted.executable),
             ("workload", wanted.workload),
             ("verdict", wanted.verdict),
             ("likely", wanted.likely),
+            ("host", wanted.host),
         )
         for name, value in facets:
             if value is not None:

@@ -23,6 +23,7 @@ from monitor.report.private_file import write_private
 from monitor.report.view import overview, view
 from monitor.symbols.resolver import Resolver
 from monitor.untrusted.printable import printable
+from monitor.untrusted.terminal import counted
 from monitor.version import version
 
 __all__ = ["page", "write"]
@@ -60,17 +61,17 @@ def _environment() -> Environment:
     return found
 
 
-def page(cases: Sequence[Case], title: str | None = None, *, more: bool = False) -> bytes:
+def page(cases: Sequence[Case], title: str | None = None, *, every: int = 0) -> bytes:
     """The page about these incidents, in UTF-8; the same cases give the same bytes.
 
-    `more`: other incidents were left out.
+    `every`: how many incidents there are, if that is more.
     """
     environment = _environment()
     style = environment.get_template("report.css").render()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     is_one = len(cases) == 1
     text = environment.get_template("report.html").render(
-        title=title or (cases[0].incident.title if is_one else f"{len(cases)} incidents"),
+        title=title or (cases[0].incident.title if is_one else counted(len(cases), "incident")),
         style=Markup(style),  # our own
         style_digest=digest,
         overviews=[overview(case.incident) for case in cases],
@@ -85,7 +86,7 @@ def page(cases: Sequence[Case], title: str | None = None, *, more: bool = False)
         ids={case.incident.id for case in cases},
         picture_width=WIDTH,
         version=version(),
-        more=more,
+        every=f"{every:,}" if every > len(cases) else "",
     )
     return text.encode("utf-8", "backslashreplace")
 

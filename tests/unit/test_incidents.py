@@ -1034,10 +1034,15 @@ def test_a_hundred_thousand_incidents(make: Make) -> None:
             ("by operations", Filter(operation="m*"), 50),
             ("by operation, none", Filter(operation="brk"), 0),
             ("by verdict, all", Filter(verdict="sealed"), 50),
+            ("by host", Filter(host="web-*"), 50),
+            ("by severity", Filter(severity="critical"), 50),
             ("by time", Filter(until_ns=(WEEK_START + 99) * 10**9), 50),
         ):
             with at_most(0.5, f"{name}: as long as reading all of them", time.process_time):
                 assert len(incidents.search(wanted, 50)) == number
+            with at_most(0.5, f"{name}: as long as reading all of them", time.process_time):
+                assert len(incidents.search(wanted, 50, "worst")) == number
+                assert sum(incidents.totals(wanted).values()) >= number
         (last,) = incidents.search(Filter(), 1)
         with at_most(0.5, "as long as reading all of them", time.process_time):
             assert incidents.find(last.id[:8]) == [last]

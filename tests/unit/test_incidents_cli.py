@@ -18,7 +18,8 @@ from test_cli import seal_monitor
 from test_fingerprint import EVENTS
 from test_incidents import KEPT, NOW, WEEK_START, Event, Store, at, denial, suppression
 
-from monitor.commands.incidents import listed, moment
+from monitor.commands.incident_list import Listing, listed
+from monitor.commands.incidents import moment
 from monitor.configuration.config import ConfigError
 from monitor.incidents.fingerprint import fingerprint
 from monitor.incidents.search import Incident
@@ -97,7 +98,8 @@ def test_list(database: Path) -> None:
         "WORKLOAD",
     )
     assert tuple(re.split(r"  +", lines[0])) == titles
-    assert [tuple(re.split(r"  +", line))[1:] for line in lines[1:]] == [
+    assert lines[4:] == ["", "3 incidents (2 critical, 1 warning), worst first"]
+    assert [tuple(re.split(r"  +", line))[1:] for line in lines[1:4]] == [
         (
             *("2026-11-26 11:06:40", "4", "critical", "attack", "munmap of sealed memory refused"),
             *("/srv/images/bin/image-worker", "w5.service +3"),
@@ -117,7 +119,7 @@ def test_list(database: Path) -> None:
             *("/srv/images/bin/image-worker", "image-worker.service"),
         ),
     ]
-    starts = {line.index("critical") for line in lines if "critical" in line}
+    starts = {line.index("critical") for line in lines[1:3]}
     assert starts == {lines[0].index("SEVERITY")}
 
 
@@ -135,8 +137,27 @@ def test_list_with_filters(database: Path) -> None:
     assert whats("--executable", "image-w*", "--operation", "guard_region") == ["guard_region"]
     assert whats("--verdict", "unverified") == []
     assert whats("--limit", "1") == ["munmap"]
-    assert "the last 1; --limit shows more" in command(database, "list", "--limit", "1")
-    assert command(database, "list", "--workload", "none") == "no incident matches\n"
+    assert whats("--host", "web-?") == ["munmap", "mprotect", "guard_region"]
+    assert whats("--host", "db-*") == []
+    assert whats("--severity", "critical") == ["munmap", "mprotect"]
+    assert whats("--severity", "info", "--kind", "all") == whats("--kind", "all")
+    # A program gets those last seen first, as ever; a person the worst.
+    assert whats("--until", "2026-11-22", "--limit", "1") == ["mprotect"]
+    assert whats("--sort", "count") == ["mprotect", "munmap", "guard_region"]
+    assert whats("--sort", "worst", "--kind", "all")[-1] == "seal"
+
+
+def test_list_reports_what_it_leaves_out(database: Path) -> None:
+    last = command(database, "list", "--limit", "1").splitlines()[-1]
+    assert last == "1 of 3 incidents (2 critical, 1 warning), worst first; --limit 3 shows the rest"
+    last = command(database, "list", "--severity", "critical", "--sort", "count").splitlines()[-1]
+    assert last == "2 incidents, most frequent first"
+    shown = command(database, "list", "--workload", "none", "--severity", "warning", "--host", "*")
+    assert shown == (
+        "no incident matches --kind violation --workload none --host * --severity warning; "
+        "without filters there are 4\n"
+    )
+    assert command(database, "list", "--kind", "bypass", "--json") == "[]\n"
 
 
 def test_show(database: Path) -> None:
@@ -316,8 +337,10 @@ def id_of(database: Path, what: str) -> str:
 def test_no_control_characters_reach_the_terminal() -> None:
     facets = {name: {HOSTILE: 1} for name in ("likely", "executable", "workload")}
     texts = (HOSTILE,) * 9
-    incident = Incident(*texts, 0, 0, 1, 0, facets)
-    assert "".join(listed([incident], more=False)).isprintable()
+    incident = Incident(*texts, 0, 0, 1, 0, facets | {"host": {HOSTILE: 1, "a": 1}})
+    listing = Listing([incident], {"critical": 1}, "worst", "", 1)
+    for width in (None, 40, 80, 200):
+        assert "".join(listed(listing, width)).isprintable()
 
 
 @pytest.mark.parametrize(

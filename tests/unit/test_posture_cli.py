@@ -61,9 +61,10 @@ def shown(
     everything: bool = False,
     pid: int | None = None,
     as_json: bool = False,
+    columns: int | None = None,
 ) -> str:
     arguments = Namespace(by=by, all=everything, pid=pid, json=as_json)
-    assert posture_cli.run(arguments, proc) == 0
+    assert posture_cli.run(arguments, proc, lambda: columns) == 0
     return capsys.readouterr().out
 
 
@@ -75,11 +76,8 @@ SUMMARY = """\
 """
 
 
-def test_processes(
-    capsys: pytest.CaptureFixture[str], proc: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    assert shown(capsys, proc) == (
+def test_processes(capsys: pytest.CaptureFixture[str], proc: Path) -> None:
+    assert shown(capsys, proc, columns=80) == (
         """\
 PID  EXECUTABLE             RANGES   SEALED  CODE  RELRO  WORKLOAD
   7  …ong-name/libapp.so.1       1    3 GiB  100%      -  …c3d-9e4f-5566778899aa
@@ -90,11 +88,8 @@ PID  EXECUTABLE             RANGES   SEALED  CODE  RELRO  WORKLOAD
     )
 
 
-def test_processes_with_room_for_all(
-    capsys: pytest.CaptureFixture[str], proc: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "300")
-    lines = shown(capsys, proc, everything=True).splitlines()
+def test_processes_with_room_for_all(capsys: pytest.CaptureFixture[str], proc: Path) -> None:
+    lines = shown(capsys, proc, everything=True, columns=300).splitlines()
     rows = [line.split() for line in lines[1 : lines.index("")]]
     assert rows == [
         ["7", LIBRARY, "1", "3", "GiB", "100%", "-", "pod/8a9f0c11-22bb-4c3d-9e4f-5566778899aa"],
@@ -107,12 +102,9 @@ def test_processes_with_room_for_all(
     ]
 
 
-def test_executables_and_workloads(
-    capsys: pytest.CaptureFixture[str], proc: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "90")
+def test_executables_and_workloads(capsys: pytest.CaptureFixture[str], proc: Path) -> None:
     assert (
-        shown(capsys, proc, "executable")
+        shown(capsys, proc, "executable", columns=90)
         == """\
 EXECUTABLE                                PROCESSES  SEALING  RANGES   SEALED  CODE  RELRO
 …ng-long-long-long-long-name/libapp.so.1          1        1       1    3 GiB  100%      -
@@ -120,8 +112,7 @@ EXECUTABLE                                PROCESSES  SEALING  RANGES   SEALED  C
 """
         + SUMMARY
     )
-    monkeypatch.setenv("COLUMNS", "80")
-    lines = shown(capsys, proc, "workload", everything=True).splitlines()
+    lines = shown(capsys, proc, "workload", everything=True, columns=80).splitlines()
     assert lines[:3] == [
         "WORKLOAD                        PROCESSES  SEALING  RANGES   SEALED  CODE  RELRO",
         "…1-22bb-4c3d-9e4f-5566778899aa          1        1       1    3 GiB  100%      -",
@@ -135,12 +126,9 @@ def test_nothing(capsys: pytest.CaptureFixture[str], proc: Path) -> None:
         assert shown(capsys, empty, by) == "0 of 0 processes have sealed memory\n"
 
 
-def test_one_process(
-    capsys: pytest.CaptureFixture[str], proc: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
+def test_one_process(capsys: pytest.CaptureFixture[str], proc: Path) -> None:
     assert (
-        shown(capsys, proc, pid=101)
+        shown(capsys, proc, pid=101, columns=80)
         == f"""\
 process 101, app
   executable  /usr/bin/app
@@ -173,13 +161,12 @@ def test_not_in_time(
     capsys: pytest.CaptureFixture[str], proc: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(posture_cli, "ONE_SECONDS", 0.1)
-    monkeypatch.setenv("COLUMNS", "300")
     locked = proc / "7/smaps"
     locked.unlink()
     os.mkfifo(locked)
-    lines = shown(capsys, proc, everything=True).splitlines()
+    lines = shown(capsys, proc, everything=True, columns=300).splitlines()
     with pytest.raises(TimeoutError, match="process 7 could not be read within 0 s: something"):
-        shown(capsys, proc, pid=7)
+        shown(capsys, proc, pid=7, columns=300)
     os.close(os.open(locked, os.O_WRONLY | os.O_NONBLOCK))
     (row,) = (line.split()[2:4] for line in lines if line.split()[:1] == ["7"])
     assert row == ["timed", "out"]

@@ -2,7 +2,16 @@ from __future__ import annotations
 
 import pytest
 
-from monitor.untrusted.terminal import Column, counted, shortened, table, text, visible
+from monitor.untrusted.terminal import (
+    Column,
+    counted,
+    paragraph,
+    places,
+    shortened,
+    table,
+    text,
+    visible,
+)
 
 HOSTILE = "\x1b]0;x\x07\n\u202e"
 ESCAPED = r"\x1b]0;x\x07\x0a\u202e"
@@ -61,3 +70,26 @@ def test_counted(number: int, word: str, expected: str) -> None:
 def test_shortened() -> None:
     assert shortened("12345", 5) == "12345"
     assert shortened("123456", 5) == "…3456"
+    assert shortened("\u65e5\u672c\u8a9e", 6) == "\u65e5\u672c\u8a9e"
+    assert shortened("\u65e5\u672c\u8a9e", 5) == "\N{HORIZONTAL ELLIPSIS}\u672c\u8a9e"
+    assert shortened("\u65e5\u672c\u8a9e", 4) == "\N{HORIZONTAL ELLIPSIS}\u8a9e"
+
+
+def test_columns_of_wide_and_combining_characters() -> None:
+    names = ["\u65e5\u672c", "e\u0301a", "abcd"]
+    assert [places(name) for name in names] == [4, 2, 4]
+    lines = table([Column("A", names), Column("B", ["x", "y", "z"])])
+    assert [places(line) for line in lines] == [7, 7, 7, 7]
+    assert lines[1:3] == ["\u65e5\u672c  x", "e\u0301a    y"]
+
+
+def test_a_paragraph_is_no_wider_than_it_may_be() -> None:
+    assert paragraph("one two", None, "    ") == ["    one two"]
+    assert paragraph("one two three", 9, "  ") == ["  one two", "  three"]
+    assert paragraph("one two", 9, "  ", "") == ["one two"]
+    assert paragraph("", 9, "  ") == ["  "]
+    long = "a" * 10 + " \u65e5\u672c\u8a9e x"
+    assert paragraph(long, 7, "  ") == [
+        *("  aaaaa", "  aaaaa", "  \u65e5\u672c", "  \u8a9e x"),
+    ]
+    assert paragraph("\u65e5", 1, "") == ["\u65e5"]  # a character at least
