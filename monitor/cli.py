@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NoReturn
 
+from monitor import streams
 from monitor.configuration import config
 from monitor.untrusted.printable import LINE_LIMIT, joined
 from monitor.version import version
@@ -50,6 +52,10 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **{"formatter_class": _Formatter} | options)
         self.set_defaults(parser=self)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            super()._print_message(message, file)
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
@@ -394,7 +400,7 @@ def _exec(arguments: argparse.Namespace) -> int:
     try:
         return execute.run(settings, options)
     except execute_command.CannotStart as error:
-        print(f"seal-monitor: {_one_line(error)}", file=sys.stderr)
+        streams.say(f"seal-monitor: {_one_line(error)}")
         return error.code
 
 
@@ -503,7 +509,7 @@ def _report(error: Exception) -> int:
             ]
             code = FAILED
     for line in lines:
-        print(f"seal-monitor: {line}", file=sys.stderr)
+        streams.say(f"seal-monitor: {line}")
     return code
 
 
@@ -533,22 +539,46 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Raises SystemExit for wrong usage and --help.
     """
-    arguments = _parse(sys.argv[1:] if argv is None else list(argv))
+    streams.prepare()
+    try:
+        arguments = _parse(sys.argv[1:] if argv is None else list(argv))
+    except SystemExit:  # wrong usage, or --help
+        with contextlib.suppress(OSError):
+            streams.flush()
+        streams.abandon()
+        raise
+    _end_by_interrupt(arguments.does is not _run)
+    code = None
     try:
         code = arguments.does(arguments)
-        if sys.stdout is not None:  # it may have been closed before we were started
-            sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader of standard output has gone; the interpreter must not try to flush at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return arguments.failure or FAILED
+        streams.flush()
+    except BrokenPipeError as error:
+        if streams.has_reader(1) and streams.has_reader(2):
+            return _failed(arguments, error)  # it was another pipe
+        # The reader has had enough.
+        return int(arguments.failure or DONE) if code is None else int(code)
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
-        if os.environ.get("SEAL_MONITOR_DEBUG") == "1":
-            import traceback  # noqa: PLC0415
-
-            traceback.print_exc()
-        code = _report(error)
-        return code if arguments.failure is None else int(arguments.failure)
+        return _failed(arguments, error)
+    finally:
+        streams.abandon()
     return int(code)
+
+
+def _failed(arguments: argparse.Namespace, error: Exception) -> int:
+    if os.environ.get("SEAL_MONITOR_DEBUG") == "1":
+        import traceback  # noqa: PLC0415
+
+        traceback.print_exc()
+    code = _report(error)
+    return code if arguments.failure is None else int(arguments.failure)
+
+
+def _end_by_interrupt(in_order: bool) -> None:
+    """What an interrupt does from now on, unless whoever started us has it ignored: it ends the
+    process without a word, as SIGTERM does, or in order, as KeyboardInterrupt.
+    """
+    if signal.getsignal(signal.SIGINT) in (signal.SIG_DFL, signal.default_int_handler):
+        handler = signal.default_int_handler if in_order else signal.SIG_DFL
+        signal.signal(signal.SIGINT, handler)

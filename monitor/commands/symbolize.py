@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from monitor.streams import say
 from monitor.symbols.resolver import Resolver
 
 __all__ = ["run"]
@@ -32,12 +33,12 @@ def run(file: Path | None, search: Sequence[Path], verbose: bool) -> int:
 
 
 def _copy(lines: BinaryIO, search: Sequence[Path], verbose: bool) -> int:
-    def say(text: str) -> None:
+    def report(text: str) -> None:
         if verbose:
-            print(f"seal-monitor: {text}", file=sys.stderr)
+            say(f"seal-monitor: {text}")
 
     code = 0
-    with Resolver(os.environ, say, search) as resolver:
+    with Resolver(os.environ, report, search) as resolver:
         number = 0
         while line := lines.readline(LINE_LIMIT):
             number += 1
@@ -48,7 +49,7 @@ def _copy(lines: BinaryIO, search: Sequence[Path], verbose: bool) -> int:
             if isinstance(event, dict):
                 line = _encode(resolver.resolve(event))
             else:
-                print(f"seal-monitor: line {number} is not a JSON object", file=sys.stderr)
+                say(f"seal-monitor: line {number} is not a JSON object")
                 code = 1
             sys.stdout.buffer.write(line)
             # The input may be a live journal: each event is wanted at once.

@@ -112,8 +112,9 @@ class _Output:
         if self._file is not None:
             self._file.write(data, self._owner)
         else:
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
+            with contextlib.suppress(BrokenPipeError):  # its reader has had enough
+                sys.stdout.buffer.write(data)
+                sys.stdout.buffer.flush()
 
     def __enter__(self) -> _Output:
         return self

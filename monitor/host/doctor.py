@@ -31,6 +31,7 @@ from monitor.kernel.privileges import Capability
 from monitor.life.last_run import DEFAULT_DIRECTORY, state_directory
 from monitor.metrics.source import store_bytes
 from monitor.sizes import mebibytes
+from monitor.streams import show
 
 __all__ = [
     "calibration_rows",
@@ -364,8 +365,8 @@ def run(config: Config, as_json: bool) -> int:
             "host": asdict(host.host_facts()),
             "rows": [row._asdict() for row in found],
         }
-        print(json.dumps(document, indent=2))
+        show(json.dumps(document, indent=2))
     else:
         columns = min(max(shutil.get_terminal_size().columns, _WIDTHS[0]), _WIDTHS[1])
-        print(table(found, columns, sys.stdout.isatty()))
+        show(table(found, columns, sys.stdout.isatty()))
     return 3 if verdict(found) == "failed" else 0

@@ -31,6 +31,7 @@ __all__ = [
 
 _MESSAGE_SIZE = 1 << 16
 _DESCRIPTORS_MAX = 200
+_ENDING = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 LOAD_SECONDS = 60  # a start takes 0.2 s, 10 s without an object: after this long it hangs
 
 
@@ -47,9 +48,14 @@ class Loading:
             self._ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * _MESSAGE_SIZE)
             theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * _MESSAGE_SIZE)
             daemon = os.getpid()
-            self._child = os.fork()
-            if not self._child:
-                _child(request, theirs, self._diagnostics.fileno(), daemon)
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+            try:
+                self._child = os.fork()
+                if not self._child:
+                    _leave_signals_to(daemon, before)
+                    _child(request, theirs, self._diagnostics.fileno(), daemon)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def finish(self) -> Loaded:
         """What is loaded. Raises LoadError when nothing can be attached; `Loaded.probes` names
@@ -130,11 +136,20 @@ def _keep_only(*descriptors: int) -> None:
         os.closerange(low + 1, high)
 
 
+def _leave_signals_to(daemon: int, mask: set[int | signal.Signals]) -> None:
+    """Runs in the child. What is sent to a whole service or to a foreground job ends the parent,
+    which must not see that its child has ended before it: the kernel ends the child with it.
+    """
+    end_with(daemon)
+    for number in _ENDING:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def _child(request: LoadRequest, parent: socket.socket, diagnostics: int, daemon: int) -> None:
     """Runs in the child and does not return: no exit handler of the parent's may run here."""
     status = 1
     try:
-        end_with(daemon)
         _keep_only(parent.fileno(), diagnostics)
         os.dup2(diagnostics, 1)
         os.dup2(diagnostics, 2)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from monitor.parts import parts_of
 from monitor.sinks.bounded import Parts
+from monitor.streams import terminal_encoding
 
 if TYPE_CHECKING:
     from structlog.typing import Processor
@@ -232,13 +233,20 @@ class _FileWriter:
 class StreamSink:
     """Events to a descriptor that the caller owns."""
 
-    def __init__(self, name: str, fd: int, renderer: Processor) -> None:
+    def __init__(
+        self, name: str, fd: int, renderer: Processor, encoding: str | None = None
+    ) -> None:
+        """`encoding` is a person's terminal's; None: UTF-8, for programs."""
         self.name = name
+        self._encoding = encoding
         self._renderer = renderer
         self._writer = _StreamWriter(fd)
 
     def render(self, event: dict[str, object]) -> bytes:
-        return _render(self._renderer, event) + b"\n"
+        line = _render(self._renderer, event) + b"\n"
+        if self._encoding is None:
+            return line
+        return line.decode("utf-8").encode(self._encoding, "replace")
 
     def write(self, data: bytes) -> None:
         """Raises SinkError, also when the reader has gone (EPIPE)."""
@@ -289,7 +297,8 @@ def pretty(fd: int = 1, *, colours: bool, width: int = 100) -> Sink:
     """A live view for a person; `colours` only where the descriptor is a terminal."""
     from monitor.sinks.console import PrettyRenderer  # noqa: PLC0415
 
-    return StreamSink("pretty", fd, PrettyRenderer(colours=colours, width=width))
+    renderer = PrettyRenderer(colours=colours, width=width)
+    return StreamSink("pretty", fd, renderer, terminal_encoding())
 
 
 def json_lines(fd: int = 1) -> Sink:

@@ -87,7 +87,96 @@ from monitor.untrusted.redact import REDACTED, redact
         ("get https://x@h/?to=me@h", "get https://[redacted]@h/?to=me@h"),
         ("get https://x@h,http://u:y@g", "get https://[redacted]@h,http://u:[redacted]@g"),
         ("run https://u:x@h/i@sha256:0f", "run https://u:[redacted]@h/i@sha256:0f"),
+        # By an option.
+        ("mosquitto_pub -u me -P x -t a/b -m hi", "mosquitto_pub -u me -P [redacted] -t a/b -m hi"),
+        ("mosquitto_sub --pw x --psk y", "mosquitto_sub --pw [redacted] --psk [redacted]"),
+        ("snmpwalk -v2c -c x h .1.3", "snmpwalk -v2c -c [redacted] h .1.3"),
+        ("snmpget -v1 -cx h sysName.0", "snmpget -v1 -c[redacted] h sysName.0"),
+        (
+            "snmpset -u me -l authPriv -a SHA -A x -x AES -X y h",
+            "snmpset -u me -l authPriv -a SHA -A [redacted] -x AES -X [redacted] h",
+        ),
+        ("sqlplus -S scott/x@db @run.sql", "sqlplus -S scott/[redacted] @run.sql"),
+        ("/opt/ora/bin/sqlplus scott/x", "/opt/ora/bin/sqlplus scott/[redacted]"),
+        ("bin/sqlplus scott@db", "bin/sqlplus scott@db"),
+        ("sqlplus / as sysdba", "sqlplus / as sysdba"),
+        ("sqlldr userid=scott/x control=l.ctl", "sqlldr userid=scott/[redacted] control=l.ctl"),
+        ("rman target sys/x@db", "rman target sys/[redacted]"),
+        ("lftp -u me,x ftp://h", "lftp -u [redacted] ftp://h"),
+        ("lftp ftp://me:x@h/", "lftp ftp://me:[redacted]@h/"),
+        ("etcdctl --user root:x get k", "etcdctl --user [redacted] get k"),
+        ("etcdctl --user=root:x get k", "etcdctl --user=[redacted] get k"),
+        ("etcdctl user add root:x", "etcdctl user add root:[redacted]"),
+        ("etcdctl --endpoints h:2379 get /a:b", "etcdctl --endpoints h:2379 get /a:b"),
+        ("useradd -m -p x -s /bin/sh me", "useradd -m -p [redacted] -s /bin/sh me"),
+        ("useradd -mp x me", "useradd -mp [redacted] me"),
+        ("usermod --password x me", "usermod --password [redacted] me"),
+        ("useradd -d /home/p -G sudo me", "useradd -d /home/p -G sudo me"),
+        ("net ads join -U admin%x", "net ads join -U [redacted]"),
+        ("net rpc shutdown --user=a%x", "net rpc shutdown --user=[redacted]"),
+        ("rpcclient -Ume%x h", "rpcclient -U[redacted] h"),
+        ("smbget -U me%x smb://h/a", "smbget -U [redacted] smb://h/a"),
+        ("ldapwhoami -D cn=me -w x", "ldapwhoami -D cn=me -w [redacted]"),
+        ("ldappasswd -s x -a y -w z", "ldappasswd -s [redacted] -a [redacted] -w [redacted]"),
+        ("ldapsearch -s sub -x -b dc=a", "ldapsearch -s sub -x -b dc=a"),
+        ("kadmin -p me -w x", "kadmin -p me -w [redacted]"),
+        ("curl -b sid=x -E c.pem:y https://h", "curl -b [redacted] -E [redacted] https://h"),
+        ("openssl dgst -sha1 -hmac x f", "openssl dgst -sha1 -hmac [redacted] f"),
+        ("ssh-keygen -N x -P y -f k", "ssh-keygen -N [redacted] -P [redacted] -f k"),
+        ("nsupdate -y hmac-md5:n:x", "nsupdate -y [redacted]"),
+        ("cqlsh -u me -p x", "cqlsh -u me -p [redacted]"),
+        (
+            "kubectl create secret generic db --from-literal=a=x --from-literal b=y",
+            "kubectl create secret generic db --from-literal=a=[redacted]"
+            " --from-literal [redacted]",
+        ),
+        # By its place.
+        ("htpasswd -bB f me x", "htpasswd -bB f me [redacted]"),
+        ("htpasswd -nb me x", "htpasswd -nb me [redacted]"),
+        ("htpasswd -n -b me x", "htpasswd -n -b me [redacted]"),
+        ("htpasswd -c f me", "htpasswd -c f me"),
+        ("mosquitto_passwd -b f me x", "mosquitto_passwd -b f me [redacted]"),
+        ("vault login x", "vault login [redacted]"),
+        ("vault operator unseal x", "vault operator unseal [redacted]"),
+        ("vault token lookup x", "vault token lookup [redacted]"),
+        ("vault unwrap x", "vault unwrap [redacted]"),
+        ("vault kv put secret/net a=x b=y", "vault kv put secret/net [redacted] [redacted]"),
+        ("vault write -f auth/a role_id=x", "vault write -f auth/a [redacted]"),
+        ("net rpc user add me x", "net rpc user add [redacted] [redacted]"),
+        ("net rpc password me x", "net rpc password me [redacted]"),
+        ("samba-tool user create me x", "samba-tool user create [redacted] [redacted]"),
+        ("openssl passwd -6 x", "openssl passwd -6 [redacted]"),
+        ("rabbitmqctl add_user me x", "rabbitmqctl add_user me [redacted]"),
+        ("rabbitmqctl change_password me x", "rabbitmqctl change_password me [redacted]"),
+        ("wpa_passphrase home x", "wpa_passphrase home [redacted]"),
+        # One program runs another.
+        (
+            "docker exec -it c mysql -px net -py",
+            "docker exec -it c mysql -p[redacted] net -p[redacted]",
+        ),
+        ("get https://u:x@h/login", "get https://u:[redacted]@h/login"),
         # Not secrets.
+        ("kubectl create secret generic db", "kubectl create secret generic db"),
+        ("kubectl get secrets -n web", "kubectl get secrets -n web"),
+        ("kubectl delete secret/db", "kubectl delete secret/db"),
+        ("kubectl create token me", "kubectl create token me"),
+        (
+            "kubectl config set-credentials me --token x",
+            "kubectl config set-credentials me --token [redacted]",
+        ),
+        ("docker secret create db f", "docker secret create db f"),
+        ("podman secret ls", "podman secret ls"),
+        ("vault secrets enable kv", "vault secrets enable kv"),
+        (
+            "aws secretsmanager get-secret-value --id a",
+            "aws secretsmanager get-secret-value --id a",
+        ),
+        (
+            "aws configure set aws_secret_access_key x",
+            "aws configure set aws_secret_access_key [redacted]",
+        ),
+        ("gcloud auth list", "gcloud auth list"),
+        ("snmpd -c /etc/snmpd.conf", "snmpd -c /etc/snmpd.conf"),
         ("docker run -p 80:80 -P nginx", "docker run -p 80:80 -P nginx"),
         ("docker run h:5000/i:1@sha256:0f", "docker run h:5000/i:1@sha256:0f"),
         ("podman run alpine:3@sha256:0f sh", "podman run alpine:3@sha256:0f sh"),
@@ -200,6 +289,28 @@ def test_a_password_in_a_url_never_survives(scheme: str, secret: str) -> None:
 def test_a_password_of_a_user_never_survives(before: str, secret: str, host: str) -> None:
     assume(secret not in REDACTED)
     assert secret not in redact(["tool", f"{before}name:{secret}@{host}"])[1]
+
+
+PROGRAMS = st.sampled_from(
+    (
+        *("curl", "docker", "etcdctl", "htpasswd", "kubectl", "login", "mysql", "net", "openssl"),
+        *("sqlplus", "vault", "wpa_passphrase"),
+    )
+)
+WORDS = st.sampled_from(
+    (
+        *("-b", "-nb", "-p", "-P", "-u", "-U", "--user", "--from-literal", "secret", "token"),
+        *("passwd", "add", "user", "put", "login", "x:y", "a/b"),
+    )
+)
+
+
+@given(st.lists(PROGRAMS | WORDS | ANY_TEXT, max_size=12))
+def test_any_command_line_keeps_its_arguments(argv: list[str]) -> None:
+    shown = redact(argv)
+    assert len(shown) == len(argv)
+    for word, text in zip(argv, shown, strict=True):
+        assert text == word or REDACTED in text
 
 
 def test_no_command_line_stalls_the_redaction() -> None:
