@@ -26,7 +26,6 @@ COLORS: Mapping[str, Meaning] = {
     CRITICAL: Meaning(
         "critical: a person is needed now",
         {
-            "verdict": ("sealed",),
             "severity": ("critical",),
             "trouble": (
                 "does not answer",
@@ -34,16 +33,14 @@ COLORS: Mapping[str, Meaning] = {
                 "its canary is overdue",
                 "a probe is not attached",
             ),
-            LITERAL: ("sealed memory", "partial updates", "bypasses", "failed canaries"),
+            LITERAL: ("partial updates", "failed canaries"),
         },
     ),
     WARNING: Meaning(
         "a warning: to be looked at by day",
         {
-            "verdict": ("unverified",),
             "severity": ("warning",),
             "trouble": ("its configuration is not in force",),
-            LITERAL: ("guards",),
         },
     ),
     "dark-orange": Meaning("lost", {"result": ("dropped",), LITERAL: ("runs missed",)}),
@@ -55,16 +52,15 @@ COLORS: Mapping[str, Meaning] = {
     "blue": Meaning(
         "a quantity that is neither good nor bad; of several hosts or times the median",
         {
-            "verdict": ("not_sealed",),
             "severity": ("info",),
             "memory": ("executable",),
-            LITERAL: ("other faults", "median", "seals", "sealed bytes"),
+            LITERAL: ("median", "seals", "sealed bytes"),
         },
     ),
     "#129e93": Meaning("a second such quantity", {"memory": ("relro",)}),
     "purple": Meaning("the highest of the hosts", {LITERAL: ("highest",)}),
     "super-light-purple": Meaning("what 95 % stay below", {LITERAL: ("95 %",)}),
-    "dark-purple": Meaning("what 99 % stay below", {LITERAL: ("99 %",)}),
+    "#8f6bff": Meaning("what 99 % stay below", {LITERAL: ("99 %",)}),
 }
 
 

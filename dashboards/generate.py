@@ -12,19 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import colors
+import queries
 from health import HEALTH
 from host import HOST
 from model import ALERT, DATASOURCE, WIDTH, Column, Dashboard, Link, Panel, Query, Row, Variable
 from overview import OVERVIEW
-from queries import host
 
-__all__ = ["DASHBOARDS", "document", "file_name", "text"]
+__all__ = ["DASHBOARDS", "document", "expanded", "file_name", "text"]
 
 Json = dict[str, Any]
 
 DASHBOARDS = (OVERVIEW, HOST, HEALTH)
 BARS = {"interval": "5m", "maxDataPoints": 100}  # a bar is so long at least, and there are so many
 # Pixels: numbers have what they need, names the rest.
+NAME = 100  # at least; a table on a phone can be moved sideways
 LETTER, ARROW = 8, 45  # of a title; the arrow shows by what the rows are sorted
 WIDTHS = {"dateTimeAsIso": 165, "dateTimeFromNow": 165, "bytes": 105}
 TYPES = {
@@ -36,14 +37,14 @@ TYPES = {
 }
 
 
-def _expression(text: str) -> str:
+def expanded(text: str) -> str:
     """PromQL; its own ~ are those of =~ and !~."""
     named = re.sub(r"(?<![=!])~", "seal_monitor_", text)
     return named.replace("SELECT", 'job="$job",instance=~"$instance"')
 
 
 def _variable(variable: Variable) -> Json:
-    definition = f"label_values({_expression(variable.metric)}, {variable.label})"
+    definition = f"label_values({expanded(variable.metric)}, {variable.label})"
     every: Json = {"text": ["All"], "value": ["$__all"]}
     one: Json = {"text": variable.default, "value": variable.default}
     return {
@@ -72,7 +73,7 @@ def _annotation(name: str, color: str, expression: str, text: str) -> Json:
         "enable": True,
         "hide": False,
         "iconColor": color,
-        "target": {"refId": "annotation", "expr": _expression(host(expression))},
+        "target": {"refId": "annotation", "expr": expanded(queries.host(expression))},
         "titleFormat": name,
         "textFormat": text,
         "tagKeys": "host",
@@ -104,7 +105,7 @@ def _target(panel: Panel, index: int, wanted: Query) -> Json:
         "refId": "ABCDEFGH"[index],
         "datasource": DATASOURCE,
         "editorMode": "code",
-        "expr": _expression(wanted.expression),
+        "expr": expanded(wanted.expression),
         "legendFormat": wanted.legend,
         "instant": is_instant,
         "range": not is_instant,
@@ -244,7 +245,12 @@ def _table(panel: Panel) -> Json:
     return {
         "fieldConfig": {
             "defaults": {
-                "custom": {"align": "auto", "filterable": False, "cellOptions": {"type": "auto"}},
+                "custom": {
+                    "align": "auto",
+                    "filterable": False,
+                    "cellOptions": {"type": "auto"},
+                    "minWidth": NAME,
+                },
                 "noValue": "none",
                 "unit": "string",
             },

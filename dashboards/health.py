@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from colors import CRITICAL, WARNING
 from host import FAILED_CANARIES, LOST, RUNS_MISSED
-from model import COUNT, Column, Dashboard, Panel, Query, Row, query
+from model import COUNT, TILE, Column, Dashboard, Panel, Query, Row, query
 from queries import CANARY_OVERDUE, INTERVAL, gained, host, out_of
-from violations import HOST_COLUMN, HOSTS, HOSTS_THAT_ANSWER, HOSTS_THAT_SEE, JOB
+from violations import HOST_COLUMN, HOSTS, HOSTS_THAT_SEE, HOSTS_UP, JOB
 
 __all__ = ["HEALTH"]
 
@@ -97,7 +97,7 @@ HEALTH = Dashboard(
         Row(
             "Needs a person now, where it is red",
             (
-                HOSTS_THAT_ANSWER,
+                HOSTS_UP,
                 HOSTS_THAT_SEE,
                 Panel(
                     "Corrupt records",
@@ -106,7 +106,7 @@ HEALTH = Dashboard(
                     COUNT,
                     [query(gained("~decode_errors_total"))],
                     4,
-                    4,
+                    TILE,
                     alarm=CRITICAL,
                 ),
                 Panel(
@@ -122,7 +122,7 @@ HEALTH = Dashboard(
                         )
                     ],
                     4,
-                    4,
+                    TILE,
                     alarm=WARNING,
                     name=True,
                 ),
@@ -133,7 +133,7 @@ HEALTH = Dashboard(
                     COUNT,
                     [query(gained("~events_total", 'result=~"dropped|failed"'))],
                     4,
-                    4,
+                    TILE,
                     alarm=WARNING,
                 ),
                 Panel(
@@ -143,7 +143,7 @@ HEALTH = Dashboard(
                     COUNT,
                     [query("sum(changes(process_start_time_seconds{SELECT}[$__range]))")],
                     4,
-                    4,
+                    TILE,
                 ),
                 Panel(
                     "Hosts that need a person",

@@ -6,14 +6,13 @@ from dataclasses import replace
 
 from colors import WARNING
 from model import COUNT, Column, Dashboard, Panel, Row, Variable, query
-from queries import INTERVAL, gained, host, workloads_gained
+from queries import INTERVAL, born_gained, gained, host
 from violations import (
     BYPASSES,
     BYPASSES_BY_METHOD,
-    DEATHS,
     DENIALS_BY_OPERATION,
-    EVENTS_OF_DENIALS,
     FAULTS,
+    FAULTS_BY_SEVERITY,
     HOST_COLUMN,
     HOSTS,
     JOB,
@@ -24,6 +23,7 @@ from violations import (
     SEALS,
     THIS_WORKLOAD,
     UNVERIFIED_BY_REASON,
+    by_severity,
 )
 
 __all__ = ["FAILED_CANARIES", "HOST", "LOST", "RUNS_MISSED"]
@@ -93,7 +93,7 @@ HOST = Dashboard(
                     "",
                     (),
                     24,
-                    5,
+                    6,
                     content=INCIDENTS,
                 ),
             ),
@@ -101,14 +101,14 @@ HOST = Dashboard(
         Row(
             "Denials",
             (
-                Panel(
-                    "Denials of the workload by verdict",
-                    "bars",
-                    "Refused attempts to change memory, in each bar, of the chosen workloads."
-                    + EVENTS_OF_DENIALS,
-                    COUNT,
-                    [query(workloads_gained("verdict", _CHOSEN, INTERVAL) + " > 0", "{{verdict}}")],
-                    12,
+                replace(
+                    by_severity(
+                        "Denials of the workload",
+                        "Refused attempts to change memory, of the chosen workloads.",
+                        "denial",
+                        f",{_CHOSEN}",
+                    ),
+                    links=(),
                 ),
                 Panel(
                     "Denials by workload and verdict",
@@ -120,7 +120,11 @@ HOST = Dashboard(
                         query(
                             host(
                                 "topk(30, "
-                                + workloads_gained("instance, workload, verdict", _CHOSEN)
+                                + born_gained(
+                                    "~workload_denials_total",
+                                    _CHOSEN,
+                                    "instance, workload, verdict",
+                                )
                                 + " > 0)"
                             )
                         )
@@ -150,8 +154,8 @@ HOST = Dashboard(
                 )
             ),
         ),
-        Row("Faults", (replace(DEATHS, links=()), FAULTS)),
-        Row("Seals", (replace(SEALS, height=6), replace(SEALED_BYTES, height=6))),
+        Row("Faults", (replace(FAULTS_BY_SEVERITY, links=()), FAULTS)),
+        Row("What is sealed", (replace(SEALS, height=6), replace(SEALED_BYTES, height=6))),
         Row(
             "Could the monitor see?",
             (

@@ -13,6 +13,7 @@ __all__ = [
     "ALERT",
     "COUNT",
     "DATASOURCE",
+    "TILE",
     "WIDTH",
     "Column",
     "Dashboard",
@@ -29,6 +30,7 @@ Kind = Literal["bars", "lines", "number", "table", "text"]
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 WIDTH = 24  # of Grafana's grid
 COUNT = "locale"  # 5,321 and not 5.32 K
+TILE = 3  # the height of a number
 ALERT = 1  # a number that is coloured is so from this value on
 
 

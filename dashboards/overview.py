@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from model import COUNT, Column, Dashboard, Panel, Row, query
-from queries import gained, host, workloads_gained
+from queries import born_gained, gained, host
 from violations import (
     BYPASSES,
     BYPASSES_BY_METHOD,
-    DEATHS,
     DENIALS,
     DENIALS_BY_OPERATION,
     FAULTS,
+    FAULTS_BY_SEVERITY,
     HOST_COLUMN,
     HOSTS,
     JOB,
@@ -75,7 +75,11 @@ OVERVIEW = Dashboard(
                     [
                         query(
                             "topk(10, "
-                            + workloads_gained("workload", 'verdict=~"sealed|unverified"')
+                            + born_gained(
+                                "~workload_denials_total",
+                                'verdict=~"sealed|unverified"',
+                                "workload",
+                            )
                             + " > 0)"
                         )
                     ],
@@ -110,7 +114,7 @@ OVERVIEW = Dashboard(
             "Changed all the same",
             (PARTIAL_UPDATES, PARTIAL_UPDATES_BY_OPERATION, BYPASSES, BYPASSES_BY_METHOD),
         ),
-        Row("Faults", (DEATHS, FAULTS)),
+        Row("Faults", (FAULTS_BY_SEVERITY, FAULTS)),
         Row(
             "What is sealed",
             (

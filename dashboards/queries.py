@@ -10,11 +10,11 @@ __all__ = [
     "CANARY_OVERDUE",
     "INTERVAL",
     "RANGE",
+    "born_gained",
     "gained",
     "host",
     "out_of",
     "selected",
-    "workloads_gained",
 ]
 
 
@@ -48,34 +48,59 @@ def _before(series: str, within: Window) -> str:
     return f"last_over_time({series}[1h] offset {within.span})"
 
 
+def _age(comparison: str, within: Window) -> str:
+    """Selects the hosts whose monitor was started before (>) or within (<=) the window."""
+    age = selected("time() - process_start_time_seconds")
+    return f"on (job, instance) {age} {comparison} {within.seconds}"
+
+
+def _since_start(series: str, within: Window) -> str:
+    """All that a young monitor has counted. With a restart within the window, an estimate."""
+    span = within.span
+    return (
+        f"{series} and {_age('<=', within)} unless resets({series}[{span}]) > 0"
+        f" or round(increase({series}[{span}])) and {_age('<=', within)}"
+    )
+
+
 def gained(metric: str, where: str = "", by: str = "", within: Window = RANGE) -> str:
     """What counters gained within a window, exact: increase() would extrapolate.
 
-    Bars stand side by side: what is in one is in no other. Only where the monitor was started
-    within the window, or was seen for the first time, increase() estimates.
+    Bars stand side by side: what is in one is in no other. Only where the monitor was restarted
+    within the window, or Prometheus did not know the host before, increase() estimates.
     """
     series = selected(metric, where)
-    age = selected("time() - process_start_time_seconds")
     return (
-        f"{_grouped(by)}({series} - {_before(series, within)} >= 0"
-        f" and on (job, instance) {age} > {within.seconds}"
+        f"{_grouped(by)}({series} - {_before(series, within)} >= 0 and {_age('>', within)}"
+        f" or {_since_start(series, within)}"
         f" or round(increase({series}[{within.span}])))"
     )
 
 
-def workloads_gained(by: str, where: str, within: Window = RANGE) -> str:
-    """As gained(), for counters that come into being with the first denial, within the window.
+def born_gained(metric: str, where: str = "", by: str = "", within: Window = RANGE) -> str:
+    """As gained(), for counters that come into being with what they count first: of workloads.
 
-    All that one has counted is new where its host was seen before, or was started since. At least:
-    what was counted before a restart within the window may be missing.
+    By the first that applies, a counter has gained
+
+      1. where the monitor was started within the window: all of it, or an estimate;
+      2. where it was there before: what came to that;
+      3. where its host was seen before, or within the window, without it: all of it;
+      4. where Prometheus did not know the host before: what came to the first that it saw.
     """
-    series = selected("~workload_denials_total", where)
+    series = selected(metric, where)
     peak = f"max_over_time({series}[{within.span}])"
-    seen = f"{selected('max_over_time(up')}[1h] offset {within.span}) == 1"
-    started = f"{selected('time() - process_start_time_seconds')} < {within.seconds}"
+    up = selected("up")
+    before = f"max_over_time({up}[1h] offset {within.span}) == 1"
+    without = (
+        f"count_over_time({series}[{within.span}])"
+        f" < on (job, instance) group_left () sum_over_time({up}[{within.span}])"
+    )
     return (
-        f"{_grouped(by)}({peak} - {_before(series, within)} >= 0"
-        f" or {peak} and on (job, instance) ({seen} or {started}))"
+        f"{_grouped(by)}({_since_start(series, within)}"
+        f" or {peak} - {_before(series, within)} >= 0"
+        f" or {peak} and on (job, instance) {before}"
+        f" or {peak} and {without}"
+        f" or {peak} - min_over_time({series}[{within.span}]))"
     )
 
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from colors import CRITICAL, WARNING
-from model import COUNT, Column, Link, Panel, Variable, query
-from queries import CANARY_OVERDUE, INTERVAL, gained, out_of
+from model import COUNT, TILE, Column, Link, Panel, Variable, query
+from queries import CANARY_OVERDUE, INTERVAL, RANGE, Window, born_gained, gained, out_of
 
 __all__ = [
     "BLIND",
     "BYPASSES",
     "BYPASSES_BY_METHOD",
-    "DEATHS",
     "DENIALS",
     "DENIALS_BY_OPERATION",
-    "EVENTS_OF_DENIALS",
     "FAULTS",
+    "FAULTS_BY_SEVERITY",
     "HOSTS",
-    "HOSTS_THAT_ANSWER",
     "HOSTS_THAT_SEE",
+    "HOSTS_UP",
     "HOST_COLUMN",
     "JOB",
     "NEEDED_BY_DAY",
@@ -29,6 +30,7 @@ __all__ = [
     "THIS_HOST",
     "THIS_WORKLOAD",
     "UNVERIFIED_BY_REASON",
+    "by_severity",
 ]
 
 DEADLY = 'disposition=~"default|handler_failed"'
@@ -44,6 +46,7 @@ HOSTS = Variable(
 )
 
 # ---- Links: from a number to what is behind it ---------------------------------------------------
+# Users choose names of workloads: encoded, one cannot bring parameters of its own.
 
 _CHOSEN = "?${datasource:queryparam}&${job:queryparam}&${__url_time_range}"
 _HOST = f"/d/seal-monitor-host{_CHOSEN}"
@@ -51,20 +54,25 @@ _BEHIND = Link("What is behind it, on these hosts", _HOST + "&${instance:querypa
 _HEALTH = Link(
     "Which hosts, and why", f"/d/seal-monitor-health{_CHOSEN}" + "&${instance:queryparam}"
 )
-THIS_HOST = Link("This host", _HOST + "&var-instance=${__data.fields.instance}")
+THIS_HOST = Link("This host", _HOST + "&var-instance=${__data.fields.instance:percentencode}")
 THIS_WORKLOAD = Link(
-    "This workload", _HOST + "&${instance:queryparam}&var-workload=${__data.fields.Workload}"
+    "This workload",
+    _HOST + "&${instance:queryparam}&var-workload=${__data.fields.Workload:percentencode}",
 )
 HOST_COLUMN = Column("Host", links=(THIS_HOST,))
 
-EVENTS_OF_DENIALS = (
-    "\n\nThe incidents, on the host: `seal-monitor incidents list --since 1h --kind denial`; its"
-    " events: `journalctl -t seal-monitor SEAL_MONITOR_KIND=denial --since '1 hour ago'`."
-    '\n\nIn Loki, from a file of events: `{filename="/var/log/seal-monitor/events.jsonl"} | json'
-    ' | kind="denial"`; of one unit: add `| workload_unit="UNIT"`.'
-)
-EVENTS_OF_FAULTS = EVENTS_OF_DENIALS.replace("denial", "fault")
-EVENTS_OF_BYPASSES = EVENTS_OF_DENIALS.replace("denial", "bypass")
+
+def _events(kind: str) -> str:
+    """How to come from a number to its events."""
+    found = f'| kind="{kind}"' if kind != "violation" else '| kind=~"denial|fault|bypass"'
+    journal = f" SEAL_MONITOR_KIND={kind}" if kind != "violation" else ""
+    return (
+        f"\n\nThe incidents, on the host: `seal-monitor incidents list --since 1h --kind {kind}`;"
+        f" its events: `journalctl -t seal-monitor{journal} --since '1 hour ago'`."
+        '\n\nIn Loki, from a file of events: `{filename="/var/log/seal-monitor/events.jsonl"}'
+        f' | json {found}`; of one unit: add `| workload_unit="UNIT"`.'
+    )
+
 
 # ---- What needs a person -------------------------------------------------------------------------
 
@@ -78,15 +86,15 @@ BLIND = (
 _UP = "sum(up{SELECT})"
 _SEEING = f"({_UP} - (count(count by (instance) ({BLIND})) or vector(0)))"
 
-HOSTS_THAT_ANSWER = Panel(
-    "Hosts that answer",
+HOSTS_UP = Panel(
+    "Hosts up",
     "number",
     "Hosts whose monitor answers scrapes now, of all that Prometheus knows. Red: on another one"
     " nothing may be watching.",
     COUNT,
     [out_of(_UP, "count(up{SELECT})")],
     4,
-    4,
+    TILE,
     alarm=CRITICAL,
     name=True,
     links=(_HEALTH,),
@@ -99,75 +107,105 @@ HOSTS_THAT_SEE = Panel(
     COUNT,
     [out_of(_SEEING, _UP)],
     4,
-    4,
+    TILE,
     alarm=CRITICAL,
     name=True,
     links=(_HEALTH,),
 )
 
+
+def violations(kind: str, severity: str = "", by: str = "", within: Window = RANGE) -> str:
+    """Of a kind, or of several as a regular expression."""
+    wanted = f',severity="{severity}"' if severity else ""
+    return born_gained("~violations_total", f'kind=~"{kind}"{wanted}', by, within)
+
+
+def _critical(title: str, description: str, kind: str, width: int) -> Panel:
+    return Panel(
+        title,
+        "number",
+        description
+        + " In the time shown; critical by the facts of each one. It should be 0."
+        + _events(kind),
+        COUNT,
+        [query(f"{violations(kind, 'critical')} or vector(0)")],
+        width,
+        TILE,
+        alarm=CRITICAL,
+        links=(_BEHIND,),
+    )
+
+
+# As the alert SealEventMissing has it; the events of the last two minutes may be on their way.
+_STARTED = "process_start_time_seconds{SELECT}"
+_NOT_JUDGED = (
+    "sum(clamp_min(sum by (job, instance) ("
+    '~denials_total{SELECT,verdict!="not_sealed"} offset 2m'
+    " or ~bypasses_total{SELECT} offset 2m)"
+    ' - (sum by (job, instance) (~violations_total{SELECT,kind=~"denial|bypass"})'
+    " or 0 * sum by (job, instance) (up{SELECT})), 0)"
+    f" and on (job, instance) {_STARTED} == {_STARTED} offset 2m)"
+)
+
 NEEDED_NOW = (
-    Panel(
-        "Refused by a seal",
-        "number",
-        "Attempts to change sealed memory in the time shown, where a seal is proved to be the"
-        " reason of the refusal. It should be 0." + EVENTS_OF_DENIALS,
-        COUNT,
-        [query(gained("~denials_total", 'verdict="sealed"'))],
+    _critical(
+        "Critical denials",
+        "Attempts to change sealed memory that a seal refused, or may have refused.",
+        "denial",
         4,
-        4,
-        alarm=CRITICAL,
-        links=(_BEHIND,),
     ),
-    Panel(
-        "Changed around a seal",
-        "number",
-        "Bypasses in the time shown: changes of what sealed memory holds that its seal does not"
-        " stop. Debuggers also do this." + EVENTS_OF_BYPASSES,
-        COUNT,
-        [query(gained("~bypasses_total"))],
+    _critical(
+        "Critical bypasses",
+        "Changes of what sealed memory holds, made around its seal.",
+        "bypass",
         4,
-        4,
-        alarm=CRITICAL,
-        links=(_BEHIND,),
+    ),
+    _critical(
+        "Critical faults",
+        "Accesses that the protection of memory does not allow, such as writes to what was sealed"
+        " read-only.",
+        "fault",
+        3,
     ),
     Panel(
         "Partial updates",
         "number",
         "Refused calls in the time shown that had changed the part of the range before the seal."
-        + EVENTS_OF_DENIALS,
+        + _events("denial"),
         COUNT,
         [query(gained("~partial_updates_total"))],
         4,
-        4,
+        TILE,
         alarm=CRITICAL,
         links=(_BEHIND,),
     ),
     Panel(
-        "Sealed memory hit",
+        "Not judged",
         "number",
-        "Accesses in the time shown that the protection of sealed memory does not allow: mostly"
-        " writes to what was sealed read-only." + EVENTS_OF_FAULTS,
+        "Denials and bypasses, since the monitors were started, that the kernel has counted and"
+        " that became no event: nobody knows how severe they are, and no other number here has"
+        " them.",
         COUNT,
-        [query(gained("~faults_total", 'cause="sealed"'))],
-        4,
-        4,
+        [query(_NOT_JUDGED)],
+        3,
+        TILE,
         alarm=CRITICAL,
         links=(_BEHIND,),
     ),
-    HOSTS_THAT_ANSWER,
-    HOSTS_THAT_SEE,
+    replace(HOSTS_UP, width=3),
+    replace(HOSTS_THAT_SEE, width=3),
 )
 
 NEEDED_BY_DAY = (
     Panel(
-        "Perhaps by a seal",
+        "Warnings",
         "number",
-        "Refused calls in the time shown with a seal in their range, where something else may have"
-        " been the reason (verdict unverified)." + EVENTS_OF_DENIALS,
+        "Denials, faults and bypasses in the time shown whose facts are those of a bug or a leak"
+        " rather than an attack." + _events("violation"),
         COUNT,
-        [query(gained("~denials_total", 'verdict="unverified"'))],
-        6,
+        [query(f"{violations('.+', 'warning')} or vector(0)")],
         4,
+        TILE,
         alarm=WARNING,
         links=(_BEHIND,),
     ),
@@ -177,9 +215,31 @@ NEEDED_BY_DAY = (
         "Executables that are known to seal memory and were last seen without, now.",
         COUNT,
         [query('sum(~posture_executables{SELECT,state="stopped"})')],
-        6,
-        4,
+        5,
+        TILE,
         alarm=WARNING,
+        links=(_BEHIND,),
+    ),
+    Panel(
+        "Refused by a seal",
+        "number",
+        "Attempts to change sealed memory in the time shown, whatever their severity, where a seal"
+        " is proved to be the reason of the refusal." + _events("denial"),
+        COUNT,
+        [query(gained("~denials_total", 'verdict="sealed"'))],
+        4,
+        TILE,
+        links=(_BEHIND,),
+    ),
+    Panel(
+        "Perhaps by a seal",
+        "number",
+        "Refused calls in the time shown with a seal in their range, where something else may have"
+        " been the reason (verdict unverified)." + _events("denial"),
+        COUNT,
+        [query(gained("~denials_total", 'verdict="unverified"'))],
+        4,
+        TILE,
         links=(_BEHIND,),
     ),
     Panel(
@@ -187,15 +247,15 @@ NEEDED_BY_DAY = (
         "number",
         "Faults in the time shown at guard regions, stack guards and inaccessible pages for which"
         " no handler ran. Programs with bugs have some; the alert is for many more than usual."
-        + EVENTS_OF_FAULTS,
+        + _events("fault"),
         COUNT,
         [query(gained("~faults_total", f"{GUARDS},{DEADLY}"))],
-        6,
         4,
+        TILE,
         links=(_BEHIND,),
     ),
     Panel(
-        "Processes that seal",
+        "Sealing",
         "number",
         "The part of all processes that has sealed memory of its own, at the last look.",
         "percentunit",
@@ -204,23 +264,34 @@ NEEDED_BY_DAY = (
                 'sum(~posture_processes{SELECT,state="sealing"}) / sum(~posture_processes{SELECT})'
             )
         ],
-        6,
-        4,
+        3,
+        TILE,
     ),
 )
 
 # ---- Denials -------------------------------------------------------------------------------------
 
-DENIALS = Panel(
-    "Denials by verdict",
-    "bars",
-    "Refused attempts to change memory, in each bar. sealed: a seal is proved to be the reason;"
-    " unverified: it may be; not_sealed: refused for another reason, with tracepoints only."
-    + EVENTS_OF_DENIALS,
-    COUNT,
-    [query(gained("~denials_total", by="verdict", within=INTERVAL) + " > 0", "{{verdict}}")],
-    12,
-    links=(_BEHIND,),
+
+def by_severity(title: str, description: str, kind: str, where: str = "") -> Panel:
+    """Bars of a kind of violation."""
+    series = born_gained(
+        "~violations_total", f'kind="{kind}"{where}', by="severity", within=INTERVAL
+    )
+    return Panel(
+        title,
+        "bars",
+        description + " In each bar, by severity." + _events(kind),
+        COUNT,
+        [query(series + " > 0", "{{severity}}")],
+        12,
+        links=(_BEHIND,),
+    )
+
+
+DENIALS = by_severity(
+    "Denials",
+    "Refused attempts to change memory that a seal explains or may explain.",
+    "denial",
 )
 DENIALS_BY_OPERATION = Panel(
     "Denials by operation",
@@ -252,7 +323,7 @@ PARTIAL_UPDATES = Panel(
     "Partial updates over time",
     "bars",
     "Refused calls, in each bar, that left the part of the range before the seal changed."
-    + EVENTS_OF_DENIALS,
+    + _events("denial"),
     COUNT,
     [query(gained("~partial_updates_total", within=INTERVAL) + " > 0", "partial updates")],
     6,
@@ -269,16 +340,14 @@ PARTIAL_UPDATES_BY_OPERATION = Panel(
     6,
     columns={"operation": Column("Operation"), "Value": Column("Partial updates", COUNT)},
 )
-BYPASSES = Panel(
-    "Bypasses over time",
-    "bars",
-    "Changes of what sealed memory holds, in each bar, made around its seal. Debuggers also do"
-    " this." + EVENTS_OF_BYPASSES,
-    COUNT,
-    [query(gained("~bypasses_total", within=INTERVAL) + " > 0", "bypasses")],
-    6,
-    6,
-    links=(_BEHIND,),
+BYPASSES = replace(
+    by_severity(
+        "Bypasses",
+        "Changes of what sealed memory holds, made around its seal. Debuggers also do this.",
+        "bypass",
+    ),
+    width=6,
+    height=6,
 )
 BYPASSES_BY_METHOD = Panel(
     "Bypasses by method",
@@ -293,24 +362,11 @@ BYPASSES_BY_METHOD = Panel(
 
 # ---- Faults --------------------------------------------------------------------------------------
 
-
-def _deaths(where: str) -> str:
-    return gained("~faults_total", f"{where},{DEADLY}", within=INTERVAL) + " > 0"
-
-
-DEATHS = Panel(
-    "Faults that no handler took",
-    "bars",
-    "In each bar. sealed memory: its protection did not allow the access; guards: guard regions,"
-    " stack guards and inaccessible pages." + EVENTS_OF_FAULTS,
-    COUNT,
-    [
-        query(_deaths('cause="sealed"'), "sealed memory"),
-        query(_deaths(GUARDS), "guards"),
-        query(_deaths('cause=~"pkey|other"'), "other faults"),
-    ],
-    12,
-    links=(_BEHIND,),
+FAULTS_BY_SEVERITY = by_severity(
+    "Faults",
+    "Faults at guard pages and protections that made events. Those that a handler took, as in JVMs,"
+    " V8 and Go, are in the table alone.",
+    "fault",
 )
 FAULTS = Panel(
     "Faults by cause and disposition",

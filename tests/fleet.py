@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 
+from monitor.evidence.severities import KINDS, SEVERITIES
 from monitor.kernel.probes import PROBES
 from monitor.kernel.sight import BLIND_SPOTS
 from monitor.metrics.table import METRICS, Metric
@@ -110,14 +111,20 @@ def _faults(host: Host, minute: int) -> Values:
 
 def _violations(host: Host, minute: int) -> Values:
     """What asks for memory that stays is a leak; what asks for other permissions is an attack."""
-    gained: dict[Labels, float] = {}
+    gained: dict[Labels, float] = {
+        ("other", kind, severity): 0 for kind in KINDS for severity in SEVERITIES
+    }
     for (workload, operation, verdict), count in _denied(host, minute).items():
         severity = "critical" if operation in ("mprotect", "madvise") else "warning"
         if count and verdict != "not_sealed":
             key = workload, "denial", severity
             gained[key] = gained.get(key, 0) + count
-    if host.index == 1 and minute == host.minutes // 4:
+    if host.index == 1 and minute in (host.minutes // 4, host.minutes * 3 // 4):
         gained["web.service", "fault", "critical"] = 1
+    if minute % 36 == host.index % 36:
+        gained["web.service", "fault", "warning"] = 1
+    if minute % 18 == host.index % 18:
+        gained["cron.service", "fault", "info"] = 1
     if host.index == 1 and minute % 50 == 40:
         gained["web.service", "bypass", "warning"] = 1
     return gained
@@ -291,7 +298,8 @@ def _counted(metric: Metric, host: Host) -> Iterator[tuple[Labels, int, float]]:
     counts: dict[Labels, float] = dict.fromkeys(_known(metric), 0.0)
     for minute in range(host.minutes):
         if minute == host.restart:
-            counts = dict.fromkeys(_known(metric), 0.0)
+            # Those of workloads would be gone; but what is backfilled has no markers of that.
+            counts = dict.fromkeys(counts, 0.0)
         for labels, gained in GAINED[metric.name](host, minute).items():
             counts[labels] = counts.get(labels, 0.0) + gained
         for labels, count in counts.items():

@@ -140,6 +140,7 @@ def served(folder: Path) -> Iterator[str]:
 _STATE = """JSON.stringify({
     text: document.body?.innerText ?? "",
     empty: document.querySelectorAll("[data-empty]").length,
+    links: [...document.querySelectorAll("a[href*='/d/']")].map((link) => link.href),
     busy: performance.now() - Math.max(0, ...performance.getEntriesByType("resource").map(
         (entry) => entry.responseEnd)) < 3000,
 })"""
@@ -179,6 +180,7 @@ def draw(tab: Browser, page: str, name: str, view: View, picture: Path) -> list[
     empty = state["empty"]
     if empty and "var-instance" not in page:  # on a single host not everything happens
         problems.append(f"{empty} panels without data")
+    problems += [f"unfilled link {link}" for link in state["links"] if "${" in link]
     problems += [message[:500] for message in tab.messages() if "exceptionThrown" in message]
     if (size_now := picture.stat().st_size) > LIMIT:
         problems.append(f"{size_now:,} bytes")

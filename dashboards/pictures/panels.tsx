@@ -159,6 +159,6 @@ export const PANELS: Record<string, PanelPlugin> = {
     custom('drawStyle', 'fillOpacity', 'lineWidth', 'stacking', 'showPoints')
   ),
   stat: plugin('stat', StatPanel, custom()),
-  table: plugin('table', TablePanel, custom('align', 'cellOptions', 'filterable', 'hidden', 'hideFrom', 'width')),
+  table: plugin('table', TablePanel, custom('align', 'cellOptions', 'filterable', 'hidden', 'hideFrom', 'width', 'minWidth')),
   text: plugin('text', TextPanel, custom()),
 };

@@ -108,8 +108,7 @@ def test_red_is_for_what_is_critical(colors: Any) -> None:
     assert colors.COLORS["red"].text.startswith("critical")
     red = {name for panel in SERIES.values() for name, one in fixed(panel).items() if one == "red"}
     assert red == {
-        *("sealed", "critical"),
-        *("sealed memory", "partial updates", "bypasses", "failed canaries"),
+        *("critical", "partial updates", "failed canaries"),
     }
     text = "\n".join((FOLDER / name).read_text("utf-8") for name in DOCUMENTS)
     others = set(re.findall(r'"(?:fixedColor|iconColor|color)": "(.+?)"', text))
@@ -136,14 +135,14 @@ def test_the_top_row_is_what_needs_a_person() -> None:
         lines = [panel for panel in panels if panel["gridPos"]["y"] == 1]
         assert sum(panel["gridPos"]["w"] for panel in lines) == 24
         titles = [panel["title"] for panel in lines]
-        assert {"Hosts that answer", "Hosts that see"} <= set(titles)
+        assert {"Hosts up", "Hosts that see"} <= set(titles)
         if name != "health.json":
             assert titles == [
-                *("Refused by a seal", "Changed around a seal", "Partial updates"),
-                *("Sealed memory hit", "Hosts that answer", "Hosts that see"),
+                *("Critical denials", "Critical bypasses", "Critical faults", "Partial updates"),
+                *("Not judged", "Hosts up", "Hosts that see"),
             ]
             reds = [panel["fieldConfig"]["defaults"]["thresholds"]["steps"][1] for panel in lines]
-            assert reds == [{"color": "red", "value": 1}] * 6
+            assert reds == [{"color": "red", "value": 1}] * 7
 
 
 # ---- Units and legends ---------------------------------------------------------------------------
@@ -222,7 +221,7 @@ def test_hosts_have_no_port(panel: Json) -> None:
         assert hidden["custom.hidden"] is True
         assert hidden["custom.hideFrom"]["viz"] is True
         (link,) = overrides(panel)["Host"]["links"]
-        assert "var-instance=${__data.fields.instance}" in link["url"]
+        assert "var-instance=${__data.fields.instance:percentencode}" in link["url"]
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -265,7 +264,7 @@ def test_a_link_leads_to_a_dashboard_of_ours(name: str, panel: Json, url: str) -
         assert given in variables
     for key, value in parse_qsl(asked.query):
         assert key.removeprefix("var-") in variables
-        column = re.fullmatch(r"\${__data\.fields\.(\w+)}", value)
+        column = re.fullmatch(r"\${__data\.fields\.(\w+):percentencode}", value)
         assert column
         renamed = panel["transformations"][-1]["options"]["renameByName"]
         assert column[1] in {*renamed.values(), "instance"}

@@ -164,10 +164,11 @@ Counted = dict[str, dict[tuple[str, ...], float]]
 
 
 def summed(counted: Counted, metric: str, index: int) -> dict[str, float]:
-    """By one of the labels; 0 is the host."""
+    """By one of the labels; 0 is the host. `metric{value}`: of this value of any label."""
+    name, _, value = metric.rstrip("}").partition("{")
     found: dict[str, float] = {}
-    for labels, gain in counted[metric].items():
-        if gain:
+    for labels, gain in counted[name].items():
+        if gain and (not value or value in labels):
             found[labels[index]] = found.get(labels[index], 0.0) + gain
     return found
 
@@ -196,8 +197,20 @@ def test_numbers_are_exact(filled: Filled, counted: Counted) -> None:
     by_verdict = summed(counted, "denials_total", 2)
     assert number(filled, "overview.json: Refused by a seal") == by_verdict["sealed"]
     assert number(filled, "overview.json: Perhaps by a seal") == by_verdict["unverified"]
-    bypasses = sum(counted["bypasses_total"].values())
-    assert number(filled, "overview.json: Changed around a seal") == bypasses == 2
+    critical = {
+        kind: sum(
+            gain
+            for labels, gain in counted["violations_total"].items()
+            if labels[2:] == (kind, "critical")
+        )
+        for kind in ("denial", "fault", "bypass")
+    }
+    assert critical["denial"] > critical["fault"] == 1 > critical["bypass"] == 0
+    assert number(filled, "overview.json: Critical denials") == critical["denial"]
+    assert number(filled, "overview.json: Critical faults") == critical["fault"]
+    assert number(filled, "overview.json: Critical bypasses") == 0
+    warnings = summed(counted, "violations_total", 3)["warning"]
+    assert number(filled, "overview.json: Warnings") == warnings
     partial = sum(counted["partial_updates_total"].values())
     assert number(filled, "overview.json: Partial updates") == partial
     by_operation = values(filled, "overview.json: Denials by operation")
@@ -211,9 +224,10 @@ def test_numbers_are_exact(filled: Filled, counted: Counted) -> None:
 @pytest.mark.parametrize(
     ("name", "metric", "label"),
     [
-        ("overview.json: Denials by verdict", "denials_total", 2),
-        ("host.json: Denials of the workload by verdict", "workload_denials_total", 2),
-        ("overview.json: Bypasses over time", "bypasses_total", None),
+        ("overview.json: Denials", "violations_total{denial}", 3),
+        ("host.json: Denials of the workload", "violations_total{denial}", 3),
+        ("overview.json: Bypasses", "violations_total{bypass}", 3),
+        ("overview.json: Faults", "violations_total{fault}", 3),
         ("overview.json: Partial updates over time", "partial_updates_total", None),
         ("health.json: Events by result", "events_total", 2),
         ("health.json: Incidents removed", "incidents_removed_total", 1),
@@ -247,6 +261,16 @@ def test_health_names_who_is_in_trouble(filled: Filled) -> None:
     }
 
 
+def test_what_became_no_event_is_not_judged(filled: Filled) -> None:
+    assert number(filled, "overview.json: Not judged") == 0
+    (target,) = PANELS["overview.json: Not judged"]["targets"]
+    without = target["expr"].replace('kind=~"denial|bypass"', 'kind="bypass"')
+    (found,) = filled.server.instant(interpolated(without), filled.end)
+    denials = 'sum(seal_monitor_denials_total{verdict!="not_sealed"} offset 2m)'
+    (all_of_them,) = filled.server.instant(denials, filled.end)
+    assert float(found["value"][1]) == float(all_of_them["value"][1]) > 0
+
+
 def test_health_at_a_glance(filled: Filled) -> None:
     shown = {
         name.removeprefix("health.json: "): number(filled, name)
@@ -254,15 +278,15 @@ def test_health_at_a_glance(filled: Filled) -> None:
         if name.startswith("health") and panel["type"] == "stat"
     }
     assert shown == {
-        "Hosts that answer": "9 of 10",
+        "Hosts up": "9 of 10",
         "Hosts that see": "7 of 9",
         "Corrupt records": 0,
         "Configuration in force": "8 of 9",
         "Events lost": 1,
         "Restarts": 1,
     }
-    assert number(filled, "overview.json: Hosts that answer") == "9 of 10"
-    assert number(filled, "overview.json: Processes that seal") == 115 / 1417
+    assert number(filled, "overview.json: Hosts up") == "9 of 10"
+    assert number(filled, "overview.json: Sealing") == 115 / 1417
 
 
 def test_who_stopped_sealing_is_named(filled: Filled) -> None:
