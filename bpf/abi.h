@@ -176,7 +176,7 @@ struct record {
 };
 
 /* Exact counts. One element per CPU and bank in an mmapable array; Python adds the CPUs up. */
-enum bank { BANK_HOST, BANK_CANARY, BANKS };
+enum bank { BANK_HOST, BANK_CANARY, BANK_ANNOUNCED, BANKS };
 
 struct counters {
     u64 denials[OPERATIONS][VERDICTS];
@@ -241,13 +241,29 @@ enum shared_bucket {
 #define OWNER_SHARES 1024
 #define SHARES_OF_KIND (PROCESS_SHARES + OWNER_SHARES)
 
+/*
+ * Trials of our own that were announced to the daemon: processes, each with its children, and the
+ * cgroups of commands, which are in `announced_cgroups`.
+ */
+#define ANNOUNCED_PROCESSES 8
+#define ANNOUNCED_CGROUPS 8
+
+struct announced_process {
+    u64 start_ticks; /* as in /proc/PID/stat */
+    u32 pid;         /* 0: none */
+    u32 reserved;
+};
+
 /* Written by the daemon alone: what calibration found and what the configuration asks for. */
 struct config {
     u64 canary_start_ticks; /* as in /proc/PID/stat */
     u32 canary_pid;         /* 0: none is running */
-    u32 pid_namespace;      /* the monitor's own: inode number of /proc/self/ns/pid */
-    u64 sealed_mask;        /* VM_SEALED; 0 until calibrated */
-    u64 maybe_guard_mask;   /* VM_MAYBE_GUARD; 0 where the kernel has none */
+    u32 announced; /* bit per process, then bit per cgroup; read together with canary_pid */
+    struct announced_process announced_processes[ANNOUNCED_PROCESSES];
+    u32 pid_namespace; /* the monitor's own: inode number of /proc/self/ns/pid */
+    u32 reserved;
+    u64 sealed_mask;      /* VM_SEALED; 0 until calibrated */
+    u64 maybe_guard_mask; /* VM_MAYBE_GUARD; 0 where the kernel has none */
     u64 mmap_min_addr;
     u64 event_interval_ns; /* per bucket: 1 s / rate */
     u64 event_burst_ns;    /* per bucket: burst * interval */

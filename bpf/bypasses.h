@@ -29,21 +29,25 @@ static __always_inline int report_bypass(struct scratch *scratch, struct task_st
     struct search *search = &scratch->search;
     struct counters *count;
     struct record *record;
-    bool canary;
+    enum bank bank;
 
     if (!is_watched(config))
         return 0;
-    canary = is_canary(config, task);
-    count = counters_of(canary ? BANK_CANARY : BANK_HOST);
+    bank = bank_of(config, task);
+    count = counters_of(bank);
     if (!count || method >= METHODS)
         return 0;
     COUNT(count->bypasses[method]);
+    if (bank == BANK_ANNOUNCED) {
+        COUNT(count->events[KIND_BYPASS][OUTCOME_FILTERED]);
+        return 0;
+    }
     if (search->start < search->vma.start)
         search->start = search->vma.start;
     if (search->end > search->vma.end)
         search->end = search->vma.end;
     record = call_record(scratch, task, saved_registers(task), config, count, KIND_BYPASS, method,
-                         canary);
+                         bank == BANK_CANARY);
     if (!record)
         return 0;
     record->bypass.method = method;

@@ -90,10 +90,56 @@ static __always_inline u32 process_pid(struct config *config, struct task_struct
     return pid_at((u64)TASK_FIELD(void *, task, group_leader), monitor_level(config, (u64)task));
 }
 
-static __always_inline bool is_canary(struct config *config, struct task_struct *task)
+BPF_CGROUP_ARRAY(announced_cgroups, ANNOUNCED_CGROUPS);
+
+/* Whether the process of this thread group leader was announced. */
+static __always_inline bool is_announced_process(struct config *config, u64 leader, u32 level)
 {
-    return config->canary_pid && config->canary_start_ticks == process_start(task) / NS_PER_TICK &&
-           config->canary_pid == process_pid(config, task);
+    u64 start = KERNEL_WORD(leader, task_struct__start_boottime) / NS_PER_TICK, found = 0;
+    u64 pid = pid_at(leader, level), difference;
+
+    /* Sums, where the verifier would follow branches. */
+#pragma unroll
+    for (u32 i = 0; i < ANNOUNCED_PROCESSES; i++) {
+        difference = (config->announced_processes[i].start_ticks ^ start) |
+                     (config->announced_processes[i].pid ^ pid);
+        found += (difference - 1 & ~difference) >> 63;
+        OPAQUE(found);
+    }
+    return pid && found;
+}
+
+/* Whether the current process, its parent or a cgroup that it is in was announced. */
+static __always_inline bool is_announced(struct config *config, struct task_struct *task)
+{
+    u64 leader = (u64)TASK_FIELD(void *, task, group_leader);
+    u64 parent = (u64)TASK_FIELD(void *, task, real_parent);
+    u32 level = monitor_level(config, (u64)task);
+
+    READ_KERNEL(parent, parent, task_struct__group_leader);
+    if (is_announced_process(config, leader, level) || is_announced_process(config, parent, level))
+        return true;
+#pragma unroll
+    for (u32 i = 0; i < ANNOUNCED_CGROUPS; i++) {
+        if (config->announced >> ANNOUNCED_PROCESSES >> i & 1 &&
+            announced_cgroups.check_current_task(i) == 1)
+            return true;
+    }
+    return false;
+}
+
+/* Where a violation of the current process is counted. */
+static __always_inline enum bank bank_of(struct config *config, struct task_struct *task)
+{
+    /* Both words at once: this is all that it costs while nothing of our own is tried. */
+    if (!*(u64 *)&config->canary_pid)
+        return BANK_HOST;
+    if (config->canary_pid && config->canary_start_ticks == process_start(task) / NS_PER_TICK &&
+        config->canary_pid == process_pid(config, task))
+        return BANK_CANARY;
+    if (config->announced && is_announced(config, task))
+        return BANK_ANNOUNCED;
+    return BANK_HOST;
 }
 
 /* The base name of a struct file. */

@@ -168,6 +168,7 @@ int signal_generate(struct bpf_raw_tracepoint_args *ctx)
     struct fault *fault;
     struct record *record;
     u64 thread, caller;
+    enum bank bank;
     bool canary;
 
     if ((int)ctx->args[0] != SIGSEGV || (int)ctx->args[4] == TRACE_SIGNAL_IGNORED || !config ||
@@ -193,14 +194,15 @@ int signal_generate(struct bpf_raw_tracepoint_args *ctx)
     fault->disposition = handler_of(task) ? DISPOSITION_HANDLER : DISPOSITION_DEFAULT;
     classify(fault, task, config, scratch, thread);
 
-    canary = is_canary(config, task);
-    count = counters_of(canary ? BANK_CANARY : BANK_HOST);
+    bank = bank_of(config, task);
+    canary = bank == BANK_CANARY;
+    count = counters_of(bank);
     cause = fault->cause;
     disposition = fault->disposition;
     if (!count || cause >= CAUSES || disposition >= DISPOSITIONS)
         return 0;
     COUNT(count->faults[cause][disposition]);
-    if (!canary && !(config->emit_causes >> cause & 1)) {
+    if (bank == BANK_ANNOUNCED || (!canary && !(config->emit_causes >> cause & 1))) {
         COUNT(count->events[KIND_FAULT][OUTCOME_FILTERED]);
         return 0;
     }

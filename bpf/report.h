@@ -43,21 +43,21 @@ static __always_inline int report(struct scratch *scratch, struct task_struct *t
     u64 operation = call->operation, verdict = judgement->verdict;
     struct counters *count;
     struct record *record;
-    bool canary;
+    enum bank bank = bank_of(config, task);
+    bool canary = bank == BANK_CANARY;
 
-    canary = is_canary(config, task);
-    count = counters_of(canary ? BANK_CANARY : BANK_HOST);
+    count = counters_of(bank);
     if (!count || operation >= OPERATIONS || verdict >= VERDICTS)
         return 0;
     /* The workload first: a reader that sees the total then sees its parts, too. */
-    if (!canary)
+    if (bank == BANK_HOST)
         count_workload(count, verdict);
     COUNT(count->denials[operation][verdict]);
     if (judgement->partial_end > judgement->partial_start)
         COUNT(count->partial_updates[operation]);
     if (verdict == VERDICT_UNVERIFIED && judgement->reason < REASONS)
         COUNT(count->unverified[judgement->reason]);
-    if (!canary && !(config->emit_verdicts >> verdict & 1)) {
+    if (bank == BANK_ANNOUNCED || (!canary && !(config->emit_verdicts >> verdict & 1))) {
         COUNT(count->events[KIND_DENIAL][OUTCOME_FILTERED]);
         return 0;
     }

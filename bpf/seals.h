@@ -53,23 +53,26 @@ static __always_inline int sealed(u32 scratch_owner, struct task_struct *task, s
     struct counters *count;
     struct record *record;
     struct scratch *scratch;
+    enum bank bank;
     bool canary;
 
     if (!config || !mm || !is_watched(config))
         return 0;
-    canary = is_canary(config, task);
+    bank = bank_of(config, task);
+    canary = bank == BANK_CANARY;
     /* Calibration compares a mapping's flags before a seal, at an mseal that fails, and after. */
     if (result != 0 && !canary)
         return 0;
-    count = counters_of(canary ? BANK_CANARY : BANK_HOST);
+    count = counters_of(bank);
     if (!count)
         return 0;
     note_sealer(task);
     COUNT(count->seals);
     COUNT_MORE(count->sealed_bytes, PAGE_ALIGN(length));
-    if (!canary && !config->emit_seals) {
+    if (bank == BANK_ANNOUNCED || (!canary && !config->emit_seals)) {
         COUNT(count->events[KIND_SEAL][OUTCOME_FILTERED]);
-        report_sealer(config, task);
+        if (bank == BANK_HOST)
+            report_sealer(config, task);
         return 0;
     }
     key.caller = caller_of(instruction_pointer(regs), stack_pointer(regs), compat);

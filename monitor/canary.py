@@ -76,8 +76,17 @@ def _last_words(child: Popen[str]) -> str:
 class Canary:
     """Makes one run at a time, driven by the daemon's loop. Nothing here waits."""
 
-    def __init__(self, config: abi.Config, clock: Callable[[], float], guard_regions: bool) -> None:
-        """`guard_regions`: whether the kernel has them; else an inaccessible page is used."""
+    def __init__(
+        self,
+        config: abi.Config,
+        clock: Callable[[], float],
+        guard_regions: bool,
+        announce: Callable[[int], None] = provoke.nobody,
+    ) -> None:
+        """`guard_regions`: whether the kernel has them; else an inaccessible page is used.
+        `announce` is called with the pid of each child before it acts.
+        """
+        self._announce = announce
         self._config = config
         self._clock = clock
         fault = "guard_region_handled" if guard_regions else "prot_none_handled"
@@ -99,6 +108,7 @@ class Canary:
         self._child = provoke.run(*self._names, wait=True)
         assert self._child.stdin is not None
         mark_canary(self._config, self._child.pid)
+        self._announce(self._child.pid)
         self._child.stdin.close()
 
     def collect(self, record: abi.Record) -> None:

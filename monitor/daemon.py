@@ -13,10 +13,12 @@ import functools
 import os
 import select
 import signal
+import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monitor.attach.attached import Beginning
@@ -27,6 +29,13 @@ from monitor.host import facts as host
 from monitor.host.blind_spots import Sight
 from monitor.incidents.opened import open_incidents
 from monitor.kernel import abi, privileges
+from monitor.kernel.announced import Marks
+from monitor.life.announcements import (
+    Announcements,
+    RuntimeDirectoryError,
+    listen,
+    own_directory,
+)
 from monitor.life.last_run import LastRun, as_details, blind_seconds, state_directory
 from monitor.life.last_run import ended as how_it_ended
 from monitor.life.reload import InForce, merge
@@ -37,6 +46,7 @@ from monitor.metrics.reading import KernelFacts
 from monitor.metrics.source import NOTHING_REMOVED, KernelSource
 from monitor.metrics.tally import Tally
 from monitor.posture.rounds import PostureRounds
+from monitor.provoke.child import nobody
 from monitor.sinks.delivery import Delivery
 from monitor.sinks.opened import open_sinks
 from monitor.sinks.outputs import FileSink, Sink
@@ -86,6 +96,7 @@ def run(config: Config, reload: Callable[[], Config], beginning: Beginning) -> i
         last_run,
         beginning,
         incidents=incidents,
+        runtime=own_directory(),
         restricted=True,
     ) as daemon:
         daemon.watch_signals()
@@ -130,9 +141,13 @@ class Daemon:
         beginning: Beginning | None = None,
         *,
         incidents: IncidentStore | None = None,
+        runtime: Path | None = None,
+        announce: Callable[[int], None] = nobody,
         restricted: bool = False,
     ) -> None:
-        """`incidents` is their store, if one of the outputs is.
+        """`incidents` is their store, if one of the outputs is. `runtime`: where announcements are
+        taken; None: nowhere. `announce` is called with the pid of each process that is about to
+        try something.
 
         `restricted`: once everything is open, give up all capabilities but those that read the
         identity of processes.
@@ -148,6 +163,7 @@ class Daemon:
         self._stopped_by = ""
         self._reload_asked = False
         self._has_started = False
+        self._notes: list[str] = []
         self._missed_at = 0.0
         self._files = [output for output in outputs if isinstance(output, FileSink)]
         self._file_reported_at = float("-inf")
@@ -163,6 +179,8 @@ class Daemon:
             host.require()
             self.facts = host.host_facts()
             self._web = WebConfiguration(config.web.config_file)
+            # Before anything is attached: whoever announces waits until it is.
+            listening = cleanup.enter_context(self._listen(runtime))
             self.watcher = cleanup.enter_context(
                 Watcher(
                     config,
@@ -172,6 +190,7 @@ class Daemon:
                     beginning=beginning,
                     take=self._take,
                     ask_snapshot=self._ask_snapshot,
+                    announce=announce,
                     is_prompt=True,
                 )
             )
@@ -180,7 +199,10 @@ class Daemon:
             self._in_force.has_read("configuration", True)
             self._snapshots = self._make_snapshots() if incidents else None
             findings, kernel = self.watcher.findings, self.watcher.state.config
-            self._canary = Canary(kernel, time.monotonic, findings.guard_regions)
+            self._announcements = self._take_announcements(*listening) if listening else None
+            if self._announcements:
+                cleanup.callback(self._announcements.close)
+            self._canary = Canary(kernel, time.monotonic, findings.guard_regions, announce)
             cleanup.callback(self._canary.stop)
             self._rounds = Rounds(self._canary, self._started)
             self.server = web.listen(
@@ -211,6 +233,31 @@ class Daemon:
         for probe in self.watcher.loaded.probes:
             if probe.lost:
                 self._report("probe_lost", f"{probe.probe}: {probe.error}")
+
+    @contextlib.contextmanager
+    def _listen(self, runtime: Path | None) -> Iterator[tuple[socket.socket, Path] | None]:
+        """The socket for announcements, which is closed and removed unless it is taken over."""
+        listening = None
+        if runtime is not None:
+            try:
+                listening = listen(runtime)
+            except RuntimeDirectoryError as error:
+                self._notes.append(str(error))
+        try:
+            yield listening
+        finally:
+            if listening:
+                listening[0].close()
+                listening[1].unlink(missing_ok=True)
+
+    def _take_announcements(self, listener: socket.socket, path: Path) -> Announcements:
+        state = self.watcher.state
+
+        def counted() -> int:
+            return sum(accounts.violations(state.counters(abi.Bank.ANNOUNCED)).values())
+
+        marks = Marks(state.config, self.watcher.loaded.maps["announced_cgroups"])
+        return Announcements(listener, path, marks, counted, self._report)
 
     def _make_snapshots(self) -> Snapshots:
         from monitor.incidents import snapshot  # noqa: PLC0415 - where there is no store, nor is SQLite
@@ -289,6 +336,8 @@ class Daemon:
         with select.epoll() as poll:
             poll.register(self.watcher.ring.descriptor, select.EPOLLIN)
             poll.register(self.delivery.descriptor, select.EPOLLIN)
+            if self._announcements:
+                poll.register(self._announcements.descriptor, select.EPOLLIN)
             if self._wakeup is not None:
                 poll.register(self._wakeup, select.EPOLLIN)
             while not self._stopping and not until():
@@ -306,6 +355,8 @@ class Daemon:
             self._snapshots.collect()
         self.delivery.collect()
         self._report_pending()
+        if self._announcements:
+            self._announcements.turn()
         self._run_canary(now)
         self._look_at_posture(now)
         self.watcher.pump.sweep_when_due(now)
@@ -374,7 +425,7 @@ class Daemon:
         if past is not None:
             blind = blind_seconds(past, boot_id, *self._watching_since)
             message += f", blind for {blind:.1f} s: the last run was {how_it_ended(past, boot_id)}"
-        notes = list(self.watcher.loaded.notes)
+        notes = [*self.watcher.loaded.notes, *self._notes]
         if not self._last_run.is_kept:
             notes.append("no state directory is used: the next start will not know of this run")
         self._report(
@@ -464,6 +515,8 @@ class Daemon:
         self._canary.stop()
         self._posture.stop()
         self.watcher.loaded.detach()
+        if self._announcements:
+            self._announcements.close()
         if self._has_started:  # else the file of the run before still holds
             self._last_run.alive(accounts.totals(self.watcher.state.counters()))
         self.watcher.pump.finish(DRAIN_SECONDS)

@@ -59,6 +59,9 @@ def pytest_configure() -> None:
     os.environ["LANG"] = "C.UTF-8"
     os.environ["PATH"] += os.pathsep + "/usr/sbin:/sbin"  # not everybody's has these
     os.umask(0o022)
+    # Daemons of this session hear nothing of the trials of others, which run beside it.
+    directory = f"{tempfile.gettempdir()}/seal-monitor-run-{os.getpid()}"
+    os.environ["SEAL_MONITOR_RUNTIME_DIRECTORY"] = directory
     if find_spec("hypothesis"):  # not in an emulated machine
         from hypothesis import settings  # noqa: PLC0415
 
@@ -67,6 +70,11 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
+
+
+def pytest_unconfigure() -> None:
+    """A daemon that was killed leaves its socket."""
+    shutil.rmtree(os.environ["SEAL_MONITOR_RUNTIME_DIRECTORY"], ignore_errors=True)
 
 
 # ---- Skips ---------------------------------------------------------------------------------------

@@ -181,6 +181,7 @@ GAINED: dict[str, Minute] = {
     "bypasses_total": lambda host, minute: {
         ("ptrace_poke",): int(host.index == 1 and minute % 50 == 40)
     },
+    "announced_violations_total": lambda _host, _minute: {("denial",): 0},
     "seals_total": lambda host, _: {(): host.now_and_then(2.0)},
     "sealed_bytes_total": lambda host, _: {(): 8192 * host.now_and_then(2.0)},
     "workload_denials_total": _workload_denials,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from monitor.kernel.arch import compat_function
 from monitor.kernel.counters import KernelState
 from monitor.kernel.probes import AT_SEAL, reporters
 from monitor.kernel.ring import Ring
+from monitor.provoke.child import nobody
 
 __all__ = ["Attached", "Beginning", "configure", "limit_workloads", "request"]
 
@@ -85,9 +87,17 @@ class Attached:
     The programs report nothing before calibrate() has found the seal bit.
     """
 
-    def __init__(self, wanted: loader.LoadRequest, beginning: Beginning | None = None) -> None:
-        """`beginning`: the load of what is `wanted`, when it has begun already."""
+    def __init__(
+        self,
+        wanted: loader.LoadRequest,
+        beginning: Beginning | None = None,
+        announce: Callable[[int], None] = nobody,
+    ) -> None:
+        """`beginning`: the load of what is `wanted`, when it has begun already. `announce` is
+        called with the pid of each process that is about to try something.
+        """
         self._wanted = wanted
+        self._announce = announce
         self._finish(beginning or Beginning(wanted))
 
     def _finish(self, beginning: Beginning) -> None:
@@ -141,11 +151,11 @@ class Attached:
     def _blind_targets(self) -> set[str]:
         """Functions that were not called when their operation was refused."""
         targets = {p.probe: p.target for p in self.loaded.probes if p.target in AT_SEAL}
-        unseen = trial.unseen(self.state) if targets else ()
+        unseen = trial.unseen(self.state, self._announce) if targets else ()
         return {targets[operation] for operation in unseen if operation in targets}
 
     def _calibrate(self) -> Findings:
         for probe in self.loaded.probes:
             if probe.probe == "mseal" and not probe.attached:
                 raise loader.LoadError(f"probe mseal is not attached: {probe.error}")
-        return calibrate.calibrate(self._trying, self.state.config, self.ring)
+        return calibrate.calibrate(self._trying, self.state.config, self.ring, self._announce)

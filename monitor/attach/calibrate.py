@@ -27,6 +27,7 @@ from monitor.provoke.provocation import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from subprocess import Popen
 
     from monitor.kernel.abi import Config
@@ -184,10 +185,12 @@ class Findings(NamedTuple):
     partial_updates: dict[str, bool]
 
 
-def calibrate(process: Popen[str], config: Config, ring: Ring) -> Findings:
+def calibrate(
+    process: Popen[str], config: Config, ring: Ring, announce: Callable[[int], None]
+) -> Findings:
     """Let the process of start() try, and write what was found into the kernel's configuration.
 
-    Raises CalibrationError.
+    `announce` is called with its pid before. Raises CalibrationError.
     """
     from subprocess import TimeoutExpired  # noqa: PLC0415 - the child needs none of it
 
@@ -195,6 +198,7 @@ def calibrate(process: Popen[str], config: Config, ring: Ring) -> Findings:
 
     try:
         mark_canary(config, process.pid)
+        announce(process.pid)
         output, _ = process.communicate("x", timeout=_TIMEOUT)
         found = json.loads(output or "{}")
         if found.get("mseal") != 0:

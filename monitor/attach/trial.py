@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from monitor.attach import calibrate
 from monitor.kernel.abi import Bank
@@ -27,16 +27,17 @@ def _denials(state: KernelState) -> dict[str, int]:
     return {operation.name: sum(counted[index]) for index, operation in enumerate(OPERATIONS)}
 
 
-def unseen(state: KernelState) -> Collection[str]:
+def unseen(state: KernelState, announce: Callable[[int], None]) -> Collection[str]:
     """Operations whose refusal was made and not counted.
 
-    The process that makes them is marked as the canary, so the host's counts do not change. Raises
-    CalibrationError.
+    The process that makes them is marked as the canary, so the host's counts do not change, and
+    `announce` is called with its pid before. Raises CalibrationError.
     """
     before = _denials(state)
     with provoke.run(*_REFUSALS, wait=True) as process:
         try:
             mark_canary(state.config, process.pid)
+            announce(process.pid)
             output, errors = process.communicate("x", timeout=_TIMEOUT)
             made = [json.loads(line) for line in output.splitlines()]
         except subprocess.TimeoutExpired as error:

@@ -7,7 +7,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from monitor.daemon import Daemon
 from monitor.kernel.abi import Cause, Counters, Method, Verdict
 from monitor.kernel.probes import AT_SEAL
 from monitor.provoke import table as provoke
+from monitor.provoke.announce import Announcer
 from monitor.provoke.provocation import Provocation
 from monitor.provoke.refusal import as_seen
 from monitor.sinks import outputs as sinks
@@ -120,10 +121,17 @@ def _due(daemon: Daemon, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _provoke(
-    daemon: Daemon, collected: _Collected, provocation: Provocation
+    daemon: Daemon,
+    collected: _Collected,
+    provocation: Provocation,
+    announce: Callable[[int], None],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    child = provoke.run(provocation.name)
+    child = provoke.run(provocation.name, wait=True)
     with child:
+        announce(child.pid)
+        assert child.stdin is not None
+        child.stdin.close()
+        child.stdin = None  # communicate() would flush it
         while child.poll() is None:  # its few lines fit into the pipes
             daemon.turn()
             time.sleep(0.001)
@@ -160,12 +168,16 @@ def run(config: Config) -> int:
         rate_limit=defaults.rate_limit,
         mutes=(),
         watch=Watch(compat=True, io_uring=True),
+        canary=replace(config.canary, interval=0),  # at start alone: one process at a time
         web=replace(defaults.web, listen_address=("127.0.0.1", 0)),  # nobody asks for metrics
     )
     narrowest, widest = WIDTHS
     width = max(narrowest, min(shutil.get_terminal_size((100, 24)).columns, widest))
     collected = _Collected()
-    with Daemon(config, [collected]) as daemon:
+    with (
+        Announcer("demo") as announcer,
+        Daemon(config, [collected], announce=announcer.process) as daemon,
+    ):
         deadline = time.monotonic() + READY_SECONDS
         daemon.loop(until=lambda: not daemon.not_ready() or time.monotonic() > deadline)
         problems = daemon.not_ready()
@@ -177,7 +189,7 @@ def run(config: Config) -> int:
         _show(textwrap.fill(text, width))
         collected.events.clear()
         view = sinks.pretty(colours=sys.stdout.isatty(), width=width)
-        wrong, skipped, made = _show_all(daemon, collected, view, width)
+        wrong, skipped, made = _show_all(daemon, collected, view, width, announcer.process)
         verdict = "all reported correctly" if not wrong else f"reported wrongly: {', '.join(wrong)}"
         _show(f"\n{made} violations in {time.monotonic() - began:.1f} s, {verdict}.")
         counters = daemon.watcher.state.counters()
@@ -188,7 +200,11 @@ def run(config: Config) -> int:
 
 
 def _show_all(
-    daemon: Daemon, collected: _Collected, view: sinks.Sink, width: int
+    daemon: Daemon,
+    collected: _Collected,
+    view: sinks.Sink,
+    width: int,
+    announce: Callable[[int], None],
 ) -> tuple[list[str], list[tuple[Provocation, str]], int]:
     wrong: list[str] = []
     skipped: list[tuple[Provocation, str]] = []
@@ -196,7 +212,7 @@ def _show_all(
     kind = ""
     kinds = list(_TITLES)
     for provocation in sorted(provoke.PROVOCATIONS, key=lambda row: kinds.index(row.kind)):
-        facts, events = _provoke(daemon, collected, provocation)
+        facts, events = _provoke(daemon, collected, provocation, announce)
         if "unsupported" in facts:
             skipped.append((provocation, facts["unsupported"]))
             continue

@@ -71,6 +71,9 @@ HEALTH_SEVERITY: ReadOnlyMapping[str, Severity] = {
     "sealing_stopped": "warning",
     "sealing_resumed": "info",
     "incidents_removed": "warning",
+    "trials_announced": "info",
+    "trials_ended": "info",
+    "announcement_refused": "warning",
 }
 
 

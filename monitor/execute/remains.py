@@ -10,15 +10,15 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["new_prefix", "remove_cgroups", "remove_directories"]
+from monitor.provoke.announce import COMMAND_CGROUP
 
-NAME = "seal-monitor-exec"
+__all__ = ["new_prefix", "remove_cgroups", "remove_directories"]
 
 
 def _prefix(proc: Path) -> str:
     """The beginning of a name: it holds for one boot and pid namespace, as pids do."""
     boot = (proc / "sys/kernel/random/boot_id").read_text("ascii")[:8]
-    return f"{NAME}-{boot}-{(proc / 'self/ns/pid').stat().st_ino}-"
+    return f"{COMMAND_CGROUP}-{boot}-{(proc / 'self/ns/pid').stat().st_ino}-"
 
 
 def new_prefix(proc: Path = Path("/proc")) -> str:

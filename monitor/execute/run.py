@@ -43,6 +43,7 @@ from monitor.incidents.search import Filter, Incident, Incidents
 from monitor.incidents.store import FILE, IncidentStore, Retention
 from monitor.kernel.probes import OPTIONAL
 from monitor.metrics.tally import Tally
+from monitor.provoke.announce import Announcer
 from monitor.report.private_file import PrivateFile
 from monitor.sinks.delivery import Delivery
 from monitor.symbols.resolver import Resolver
@@ -154,6 +155,9 @@ class _Terminal:
     def show(self, event: Event) -> None:
         self.write(live(event, colours=self.colours, width=self._width))
 
+    def problem(self, text: str) -> None:
+        self.write(f"seal-monitor: {text}\n")
+
     def write(self, text: str) -> None:
         if self._stream is None:  # the caller has closed it
             return
@@ -165,8 +169,11 @@ class _Terminal:
 class _Watch:
     """Everything from loading to the last event. Use as a context manager."""
 
-    def __init__(self, config: Config, directory: Path, terminal: _Terminal) -> None:
+    def __init__(
+        self, config: Config, directory: Path, terminal: _Terminal, announcer: Announcer
+    ) -> None:
         """`directory` is where the incidents are kept."""
+        self._announcer = announcer
         self.notes: list[str] = []
         self.left: list[Member] = []
         with contextlib.ExitStack() as cleanup:
@@ -187,6 +194,7 @@ class _Watch:
                     idle_ns=IDLE_NS,
                     has_room=self._is_taken,
                     report=self._note_health,
+                    announce=announcer.process,
                 )
             )
             for probe in self.watcher.loaded.probes:
@@ -197,6 +205,7 @@ class _Watch:
             self._cgroup = CommandCgroup()
             cleanup.callback(self._cgroup.close)
             self.watcher.state.watch_cgroup(self._cgroup.descriptor)
+            announcer.cgroup(self._cgroup.descriptor)
             while self.watcher.ring.drain().records:
                 pass  # records of other processes, from before
             self._cleanup = cleanup.pop_all()
@@ -242,6 +251,7 @@ class _Watch:
         self.watcher.pump.drain()
         self._delivery.collect()
         self.watcher.pump.sweep_when_due(time.monotonic())
+        self._announcer.again(self._cgroup.descriptor)
 
     def _is_taken(self) -> bool:
         """Whether the sink has nothing left to do: until then events wait in the larger ring."""
@@ -345,9 +355,10 @@ def _watched(
     directory: Path,
     terminal: _Terminal,
     *,
+    announcer: Announcer,
     end_if_asked: Callable[[], None],
 ) -> Result:
-    with _Watch(_settings(config), directory, terminal) as watch:
+    with _Watch(_settings(config), directory, terminal, announcer) as watch:
         end_if_asked()  # from here on signals are the command's
         began = time.monotonic()
         status = watch.run(options.words, user)
@@ -384,7 +395,14 @@ def run(config: Config, options: Options) -> int:
         host.require()
         terminal = _Terminal(sys.stderr)
         directory = cleanup.enter_context(_directory())
-        result = _watched(config, options, user, directory, terminal, end_if_asked=end_if_asked)
+        with Announcer(
+            f"exec {os.path.basename(options.words[0])}", problem=terminal.problem
+        ) as announcer:
+            result = _watched(
+                *(config, options, user, directory, terminal),
+                announcer=announcer,
+                end_if_asked=end_if_asked,
+            )
         terminal.write(summary(result, colours=terminal.colours))
         if as_json:
             as_json.write(_json(result))

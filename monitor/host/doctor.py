@@ -30,6 +30,8 @@ from monitor.kernel import abi, arch, loader, privileges
 from monitor.kernel.privileges import Capability
 from monitor.life.last_run import DEFAULT_DIRECTORY, state_directory
 from monitor.metrics.source import store_bytes
+from monitor.provoke.announce import Announcer
+from monitor.provoke.child import nobody
 from monitor.sizes import mebibytes
 from monitor.streams import show
 
@@ -184,10 +186,12 @@ def calibration_rows(kernel: abi.Config, findings: calibrate.Findings) -> list[R
     return [Row("Kernel behaviour", *row) for row in behaviour]
 
 
-def _try_probes(config: Config) -> tuple[list[Row], list[loader.AttachedProbe]]:
+def _try_probes(
+    config: Config, announce: Callable[[int], None]
+) -> tuple[list[Row], list[loader.AttachedProbe]]:
     """Load, attach and calibrate as the daemon does, then let go of everything."""
     try:
-        attached = Attached(request(config))
+        attached = Attached(request(config), announce=announce)
     except loader.LoadError as error:
         return [Row("Probes", "attach", "failed", str(error))], []
     with attached:
@@ -333,10 +337,11 @@ def kept_rows(config: Config, directory: Path | None) -> list[Row]:
 # ---- All of it -----------------------------------------------------------------------------------
 
 
-def rows(config: Config) -> list[Row]:
+def rows(config: Config, announce: Callable[[int], None] = nobody) -> list[Row]:
     """Every check; where one of the host itself fails, only those of the host.
 
-    Loads and attaches the BPF programs for a moment.
+    Loads and attaches the BPF programs for a moment; `announce` is called with the pid of each
+    process that then tries something.
     """
     facts = host.host_facts()
     found = [Row("Host", "kernel", "ok", facts.kernel_release), *_requirements()]
@@ -344,7 +349,7 @@ def rows(config: Config) -> list[Row]:
     rights = privilege_rows(privileges.held())
     if verdict(found) == "failed":
         return found + rights
-    tried, probes = _try_probes(config)
+    tried, probes = _try_probes(config, announce)
     found += tried
     found += rights
     found += identity_rows()
@@ -358,7 +363,8 @@ def rows(config: Config) -> list[Row]:
 
 def run(config: Config, as_json: bool) -> int:
     """Print every check; 0 when the host can be monitored, else 3."""
-    found = rows(config)
+    with Announcer("doctor") as announcer:
+        found = rows(config, announcer.process)
     if as_json:
         document = {
             "status": verdict(found),

@@ -11,9 +11,12 @@ from monitor.kernel.operations import OPERATIONS
 
 __all__ = [
     "ABI_VERSION",
+    "ANNOUNCED_CGROUPS",
+    "ANNOUNCED_PROCESSES",
     "SHARES_OF_KIND",
     "WORKLOAD_QUOTAS",
     "Access",
+    "AnnouncedProcess",
     "Bank",
     "Bucket",
     "BucketKey",
@@ -53,6 +56,8 @@ OWNER_SHARES = 1024
 SHARES_OF_KIND = PROCESS_SHARES + OWNER_SHARES
 WORKLOAD_QUOTAS = 4 * 1024
 MODULE_FILE_SIZE = 30
+ANNOUNCED_PROCESSES = 8
+ANNOUNCED_CGROUPS = 8
 
 
 class Label(IntEnum):
@@ -134,6 +139,7 @@ class Outcome(Label):
 class Bank(Label):
     HOST = 0
     CANARY = 1
+    ANNOUNCED = 2
 
 
 class SharedBucket(Label):
@@ -298,11 +304,22 @@ class Bucket(ctypes.Structure):
     ]
 
 
+class AnnouncedProcess(ctypes.Structure):
+    _fields_ = [
+        ("start_ticks", c_uint64),
+        ("pid", c_uint32),
+        ("reserved", c_uint32),
+    ]
+
+
 class Config(ctypes.Structure):
     _fields_ = [
         ("canary_start_ticks", c_uint64),
         ("canary_pid", c_uint32),
+        ("announced", c_uint32),
+        ("announced_processes", AnnouncedProcess * ANNOUNCED_PROCESSES),
         ("pid_namespace", c_uint32),
+        ("reserved", c_uint32),
         ("sealed_mask", c_uint64),
         ("maybe_guard_mask", c_uint64),
         ("mmap_min_addr", c_uint64),

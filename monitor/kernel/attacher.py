@@ -29,6 +29,7 @@ _MAPS = (
     "shared_buckets",
     "shares",
     "watched_cgroup",
+    "announced_cgroups",
 )
 _FEXIT_TRIAL = native_function("mseal")
 _RETURN_ZERO = bytes.fromhex("b700000000000000 9500000000000000")  # r0 = 0; exit

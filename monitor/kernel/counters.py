@@ -131,10 +131,14 @@ class KernelState:
 
     def counters(self, bank: Bank = Bank.HOST) -> Counters:
         """The sums over all CPUs, exact for every run of a probe that has ended."""
-        words = ctypes.sizeof(Counters) // 8
+        size = ctypes.sizeof(Counters)
+        words, nothing = size // 8, bytes(size)
         total = (ctypes.c_uint64 * words)()
         for cpu in range(self._cpus):
             start = (cpu * len(Bank) + bank) * words
+            # At once: most CPUs have counted nothing in most banks, and each scrape reads all.
+            if self._counters[start * 8 : start * 8 + size] == nothing:
+                continue
             for index, value in enumerate(self._words[start : start + words]):
                 if value:
                     total[index] += value

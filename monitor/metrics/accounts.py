@@ -9,7 +9,7 @@ from __future__ import annotations
 from monitor.kernel.abi import Counters, Disposition, Kind, Outcome, Verdict
 from monitor.metrics.tally import EVENT_KINDS, Tally
 
-__all__ = ["RESULTS", "final", "in_words", "results", "totals"]
+__all__ = ["RESULTS", "final", "in_words", "results", "totals", "violations"]
 
 # What they mean is said at events_total in table.py.
 RESULTS = ("delivered", "suppressed", "filtered", "dropped", "failed")
@@ -24,6 +24,11 @@ def totals(counters: Counters) -> dict[str, int]:
         Kind.SEAL.label: counters.seals,
         Kind.BYPASS.label: sum(counters.bypasses),
     }
+
+
+def violations(counters: Counters) -> dict[str, int]:
+    """As totals(), without the seals."""
+    return {kind: number for kind, number in totals(counters).items() if kind != Kind.SEAL.label}
 
 
 def results(counters: Counters, tally: Tally) -> dict[tuple[str, str], int]:

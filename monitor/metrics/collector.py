@@ -44,6 +44,7 @@ class _Collector:
             self._handled[cause] = max(self._handled[cause], once)
         return Reading(
             counters=counters,
+            announced=self._source.announced(),
             handled=tuple(self._handled),
             workload_denials=self._source.workload_denials(),
             violations=self._source.violations(),

@@ -13,8 +13,8 @@ _PAGE_HEAD = """\
 
 `/metrics` exports these. Counts of denials, partial updates, faults, bypasses and seals are read
 from the kernel's counters at every scrape: they are exact whatever becomes of the events. The
-canary's own violations are in none of them. Every combination of the label values listed here is
-there from the start, as 0.
+canary's own violations are in none of them, nor are those that `doctor`, `exec` and `demo`
+announce. Every combination of the label values listed here is there from the start, as 0.
 
 | Metric | Type | Labels | Meaning |
 |---|---|---|---|"""

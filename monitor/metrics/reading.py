@@ -42,6 +42,9 @@ class Source(Protocol):
     def counters(self) -> Counters:
         """The host's bank, all CPUs added up."""
 
+    def announced(self) -> Counters:
+        """The bank of our own trials that were announced."""
+
     def workload_denials(self) -> Mapping[str, tuple[int, int, int]]:
         """Denials by Verdict for each workload's name; `other` is for those beyond the limit."""
 
@@ -70,6 +73,7 @@ class Reading:
     """All that one scrape exports, read once."""
 
     counters: Counters
+    announced: Counters
     handled: Sequence[int]  # by Cause, faults whose handler was invoked
     workload_denials: Mapping[str, tuple[int, int, int]]
     violations: Mapping[tuple[str, str, str], int]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from monitor.evidence.severities import Severities
 from monitor.evidence.workloads import Workloads
-from monitor.kernel.abi import Counters
+from monitor.kernel.abi import Bank, Counters
 from monitor.kernel.counters import KernelState, missed_runs
 from monitor.kernel.loader import Loaded
 from monitor.kernel.ring import Ring
@@ -48,6 +48,9 @@ class KernelSource:
 
     def counters(self) -> Counters:
         return self._state.counters()
+
+    def announced(self) -> Counters:
+        return self._state.counters(Bank.ANNOUNCED)
 
     def workload_denials(self) -> Mapping[str, tuple[int, int, int]]:
         return self._workloads.denials(self._state.counters())

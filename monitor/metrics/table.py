@@ -198,6 +198,13 @@ METRICS: tuple[Metric, ...] = (
         {"method": METHOD_NAMES},
     ),
     Metric(
+        "announced_violations_total",
+        "counter",
+        "Violations of announced trials by doctor, exec and demo; in no other count.",
+        _by(lambda reading: accounts.violations(reading.announced)),
+        {"kind": KINDS},
+    ),
+    Metric(
         "seals_total",
         "counter",
         "Successful mseal calls.",

@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import subprocess
 
-__all__ = ["command", "environment", "run"]
+__all__ = ["command", "environment", "nobody", "run"]
 
 _ROOT = os.path.abspath(f"{__file__}/../../..")
 
@@ -32,6 +32,10 @@ def environment() -> dict[str, str]:
     """This process's environment without Python's own settings, which change signals and paths."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     return kept | {"PYTHONPATH": _ROOT}
+
+
+def nobody(_pid: int) -> None:
+    """In place of Announcer.process: what this process tries is announced to nobody."""
 
 
 def run(*names: str, wait: bool = False) -> subprocess.Popen[str]:

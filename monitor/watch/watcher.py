@@ -19,6 +19,7 @@ from monitor.evidence.workloads import Workloads
 from monitor.host.facts import host_name, kernel_seals
 from monitor.kernel import abi
 from monitor.metrics.tally import Tally
+from monitor.provoke.child import nobody
 from monitor.sinks.delivery import Delivery
 from monitor.watch.backlog import Backlog
 from monitor.watch.losses import Losses, Report
@@ -48,9 +49,10 @@ class Watcher:
         has_room: Callable[[], bool] = lambda: True,
         ask_snapshot: Callable[[Mapping[str, Any], abi.Record], None] | None = None,
         report: Report | None = None,
+        announce: Callable[[int], None] = nobody,
         is_prompt: bool = False,
     ) -> None:
-        """`beginning`: the load that this configuration asks for, when it has begun already.
+        """`beginning` and `announce` are for Attached.
         `idle_ns` is for Suppressions, `take` and `has_room` for Pump, `ask_snapshot` for Pipeline.
         `report` gets what was lost or cannot be read; None: it becomes a health event.
         `is_prompt`: where records are read too late, fewer of a flood may wait before others'.
@@ -58,7 +60,7 @@ class Watcher:
         Raises LoadError, CalibrationError.
         """
         with contextlib.ExitStack() as cleanup:
-            attached = cleanup.enter_context(Attached(request(config), beginning))
+            attached = cleanup.enter_context(Attached(request(config), beginning, announce))
             self.findings = attached.calibrate()
             self.loaded, self.state, self.ring = attached.loaded, attached.state, attached.ring
             # Only now: a record made before would be taken for one of the calibration's.

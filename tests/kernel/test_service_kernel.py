@@ -285,6 +285,17 @@ def test_the_unit_is_right(machine: Machine) -> None:
     assert machine.run("cat", "/verified") == ""
 
 
+def assert_doctor_is_announced(machine: Machine) -> None:
+    """It is no violation; and nobody but root and the service comes near the socket."""
+    machine.run("/usr/local/bin/seal-monitor", "doctor")
+    machine.wait("trials", lambda: machine.health("trials_ended") == 1)
+    assert machine.health("trials_announced") == 1
+    assert machine.health("announcement_refused") == 0
+    assert "monitor.attach.calibrate" not in machine.journal()
+    (socket_path,) = machine.run("sh", "-c", "ls -d /run/seal-monitor/*").split()
+    assert machine.run("stat", "-c", "%U %a %F", socket_path) == "seal-monitor 600 socket"
+
+
 @pytest.mark.host_wide
 def test_the_service_boots_watches_reloads_recovers_and_stops(machine: Machine) -> None:
     before = own_programs()
@@ -309,6 +320,8 @@ def test_the_service_boots_watches_reloads_recovers_and_stops(machine: Machine) 
     assert {value for name, value in fields if name == "NoNewPrivs"} == {"1"}
     owners = machine.run("stat", "-c", "%U %a", "/var/log/seal-monitor", "/var/lib/seal-monitor")
     assert owners.splitlines() == ["seal-monitor 750"] * 2
+
+    assert_doctor_is_announced(machine)
 
     # A violation by a process of another user, in another unit.
     command = ["systemd-run", "--quiet", "--wait", "--unit=victim", "--property=User=nobody"]

@@ -68,6 +68,9 @@ def mounts(state: Path) -> str:
         target = mount["mountPath"].lstrip("/")
         volume = volumes[mount["name"]]
         source = volume.get("hostPath", {}).get("path")
+        if mount["name"] == "run":  # the node has no other monitor
+            lines.append(f"mkdir -p {target}\nmount -t tmpfs -o mode=755 none {target}")
+            continue
         if mount["name"] == "state":
             source = str(state)
         if source is None:

@@ -19,6 +19,7 @@ from monitor.kernel.abi import Config, Kind, Mapping, Record, RecordFlag
 from monitor.kernel.counters import mark_canary
 from monitor.kernel.ring import Drained, Ring
 from monitor.kernel.syscalls import call
+from monitor.provoke.child import nobody
 
 needs_mseal = pytest.mark.skipif(
     call("mseal", 0, 0, 0) == -errno.ENOSYS, reason="this kernel has no mseal"
@@ -100,7 +101,7 @@ def test_kernel_without_mseal(empty_ring: Ring) -> None:
         fake({"mseal": -errno.ENOSYS}) as process,
         pytest.raises(CalibrationError, match=r"^mseal failed in the calibrating process: .*-38"),
     ):
-        calibrate.calibrate(process, config, empty_ring)
+        calibrate.calibrate(process, config, empty_ring, nobody)
     assert (config.canary_pid, config.sealed_mask) == (0, 0)
     assert process.returncode is not None
 
@@ -124,7 +125,7 @@ def test_process_that_goes_wrong(
         ) as process,
         pytest.raises(CalibrationError, match=message),
     ):
-        calibrate.calibrate(process, config, empty_ring)
+        calibrate.calibrate(process, config, empty_ring, nobody)
     assert (config.canary_pid, config.sealed_mask) == (0, 0)
     assert process.returncode is not None
 
@@ -160,7 +161,7 @@ def test_seals_of_others_are_not_taken_for_the_calibrations() -> None:
     )
     config = Config()
     with fake(found) as process:
-        findings = calibrate.calibrate(process, config, ring)  # type: ignore[arg-type]
+        findings = calibrate.calibrate(process, config, ring, nobody)  # type: ignore[arg-type]
     assert (config.sealed_mask, config.maybe_guard_mask) == (1 << 42, 0x800)
     assert findings.partial_updates == {"mprotect": True, "madvise": True, "mremap": True}
 
@@ -172,5 +173,5 @@ def test_probe_that_sees_nothing(empty_ring: Ring, monkeypatch: pytest.MonkeyPat
         fake({"mseal": 0}) as process,
         pytest.raises(CalibrationError, match=r"^the probe on mseal saw 0 of 4 calls$"),
     ):
-        calibrate.calibrate(process, config, empty_ring)
+        calibrate.calibrate(process, config, empty_ring, nobody)
     assert (config.canary_pid, config.sealed_mask) == (0, 0)

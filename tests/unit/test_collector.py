@@ -37,9 +37,13 @@ class Values:
     removed: Mapping[str, int] = field(
         default_factory=lambda: dict.fromkeys(("info", "warning", "critical"), 0)
     )
+    own: Counters = field(default_factory=Counters)
 
     def counters(self) -> Counters:
         return self.kernel
+
+    def announced(self) -> Counters:
+        return self.own
 
     def workload_denials(self) -> Mapping[str, tuple[int, int, int]]:
         return self.by_workload
@@ -199,6 +203,22 @@ def test_the_kernels_counters() -> None:
     ]
     (line,) = lines(shown, "sealed_bytes_total")
     assert int(float(line.split()[1])) == (1 << 53) - 1
+
+
+def test_announced_violations_are_in_no_other_count() -> None:
+    source = Values()
+    source.own.denials[OPERATION["mprotect"]][Verdict.SEALED] = 3
+    source.own.faults[Cause.SEALED][0] = 2
+    source.own.bypasses[1] = 1
+    source.own.seals = 9
+    shown = registry(source)
+    assert lines(shown, "announced") == [
+        'announced_violations_total{kind="denial"} 3.0',
+        'announced_violations_total{kind="fault"} 2.0',
+        'announced_violations_total{kind="bypass"} 1.0',
+    ]
+    counted = lines(shown, "denials", "faults", "bypasses", "seals", "events", "workload_denials")
+    assert {line.rpartition(" ")[2] for line in counted} == {"0.0"}
 
 
 def test_a_blind_spot_is_1_and_every_name_is_there() -> None:
