@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
 from typing import Generic, Literal, TypeVar
 
 from monitor.evidence.events import Assessment, Likely, Mapping, Sealed, Severity
@@ -27,6 +29,8 @@ __all__ = [
     "caller_of",
     "first_denial",
     "first_fit",
+    "worst",
+    "worst_denial",
 ]
 
 Caller = Literal["loader", "allocator", "no_file", "program", "unknown"]
@@ -147,6 +151,36 @@ def first_denial(facts: DenialFacts) -> Row[DenialFacts] | None:
     if row is None or own is None:
         return row
     return replace(row, severity=max(row.severity, own.severity, key=_SEVERITIES.index))
+
+
+def worst(*severities: Severity) -> Severity:
+    return max(severities, key=_SEVERITIES.index)
+
+
+@cache
+def worst_denial(operation: str) -> Severity:
+    """The most that a denial of this operation can be, where nobody knows what it asked for.
+
+    Not of code in no file: it has a rate limit of its own, which is by where the call was made.
+    """
+    permissions = ("---", "r--", "rw-", "r-x", "rwx")
+    callers: tuple[Caller, ...] = ("loader", "allocator", "program")
+    flags: tuple[list[str], ...] = ([], ["MREMAP_FIXED"])
+    found = (
+        first_denial(
+            DenialFacts(
+                operation,
+                {"prot": wanted, "flags": given},
+                Sealed("0x0", "0x0", had, None, None),
+                is_destination,
+                caller,
+            )
+        )
+        for wanted, had, given, is_destination, caller in product(
+            permissions, permissions, flags, (False, True), callers
+        )
+    )
+    return worst(*(row.severity if row else "critical" for row in found))
 
 
 def caller_of(

@@ -11,6 +11,7 @@ from typing import Any
 from monitor.configuration.config import Config
 from monitor.configuration.mutes import Mute, User, Violation
 from monitor.evidence import classify, events
+from monitor.evidence.assessment import worst, worst_denial
 from monitor.evidence.attribution import Attribution
 from monitor.evidence.cgroups import unit_of
 from monitor.evidence.identity import Identity
@@ -147,9 +148,14 @@ class Pipeline:
     def _judged_suppressed(
         self, event: events.Suppression, bucket: abi.Bucket, is_of_one: bool
     ) -> None:
-        """What several processes share may be anybody's, and anything: it weighs most."""
+        """What several processes share may be anybody's, and anything: it weighs most. Of one
+        process's it is not known what they asked for: a hundred harmless calls may come first.
+        """
         if is_of_one:
-            self._judged(bucket.cgroup_id, event.of, event.severity, event.count)
+            severity = event.severity
+            if event.operation:
+                severity = worst(severity, worst_denial(event.operation))
+            self._judged(bucket.cgroup_id, event.of, severity, event.count)
         else:
             self._judged(None, event.of, "critical", event.count)
 

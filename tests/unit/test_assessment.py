@@ -17,10 +17,12 @@ from monitor.evidence.assessment import (
     caller_of,
     first_denial,
     first_fit,
+    worst_denial,
 )
 from monitor.evidence.events import File, Mapping, Sealed
 from monitor.evidence.libraries import Role, role_of_name
 from monitor.kernel import abi
+from monitor.kernel.operations import OPERATIONS
 from monitor.untrusted.printable import printable
 
 CODE, DATA, GUARD = "r-xp", "r--p", "---p"
@@ -262,3 +264,15 @@ def test_who_called_lowers_no_severity(
     assert row is not None
     assert by_program is not None
     assert row.severity in (by_program.severity, "critical")
+
+
+def test_the_most_that_a_denial_can_be() -> None:
+    """As severe as the worst case of its operation; memory that stays is never an attack."""
+    harmless = {"munmap", "brk", "shmdt"}
+    for operation in OPERATIONS:
+        expected = "warning" if operation.name in harmless else "critical"
+        assert worst_denial(operation.name) == expected, operation.name
+    for facts, *_ in DENIAL_CASES:
+        row = first_denial(facts)
+        if row is not None and row.severity == "critical" and row.name != "code_in_no_file":
+            assert worst_denial(facts.operation) == "critical"

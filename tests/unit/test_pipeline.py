@@ -191,12 +191,14 @@ def test_every_violation_is_counted_by_severity(make: Make, tmp_path: Path) -> N
         ]
     )
     setting.pipeline.suppression(gap())
+    setting.pipeline.suppression(gap(what=madvise))
     setting.pipeline.suppression(Gap(BucketKey(kind=Kind.FAULT), gap().bucket))
     assert severities.counts() == {
         ("cgroup:7", "denial", "warning"): 1,
         ("cgroup:7", "denial", "critical"): 2,
         ("cgroup:8", "bypass", "critical"): 1,
         ("cgroup:0", "denial", "warning"): 3,
+        ("cgroup:0", "denial", "critical"): 3,
         ("other", "fault", "critical"): 3,
     }
 
