@@ -5,11 +5,16 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from clocks import at_most
+from fleet import MINUTE, exposition
+from prometheus import Prometheus, backfilled
 
 from monitor.metrics.table import METRICS
 
@@ -121,3 +126,31 @@ def test_they_name_metrics_and_label_values_that_there_are() -> None:
                 there = metric.labels[label]
                 if not isinstance(there, str):
                     assert set(values.split("|")) <= set(there), (name, label)
+
+
+def test_a_thousand_hosts_take_a_second_of_a_cpu(tmp_path: Path) -> None:
+    """Prometheus's own, for one evaluation of all rules; a part of them, and for fewer hosts."""
+    hosts, minutes, times = 200, 12, 5
+    end = int(time.time()) // MINUTE * MINUTE
+    recording = tmp_path / "recording.yml"
+    recording.write_text("groups: []\n")
+
+    def evaluate(server: Prometheus, at: float) -> None:
+        for _ in range(times):
+            for rule in (*RECORDED, *ALERTS):
+                server.instant(f"count({rule['expr']})", at)
+
+    lines = exposition(hosts, minutes, end)
+    with backfilled(tmp_path, lines, recording, end - minutes * MINUTE, end) as server:
+
+        def cpu() -> float:
+            with urllib.request.urlopen(f"{server.url}/metrics", timeout=60) as answer:
+                text = answer.read().decode()
+            return float(text.split("\nprocess_cpu_seconds_total ")[1].split()[0])
+
+        began = cpu()
+        evaluate(server, end - 86400)  # when there was nothing: what it takes to ask
+        asking = cpu() - began
+        allowed = asking + times * hosts / 1000
+        with at_most(allowed, "a rule reads the series of hosts where nothing happened", cpu):
+            evaluate(server, end - MINUTE)
