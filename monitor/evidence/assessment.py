@@ -33,12 +33,14 @@ __all__ = [
     "worst_denial",
 ]
 
-Caller = Literal["loader", "allocator", "no_file", "program", "unknown"]
+Caller = Literal["loader", "allocator", "libc", "no_file", "program", "unknown"]
 F = TypeVar("F")
 
 _SEVERITIES: tuple[Severity, ...] = ("info", "warning", "critical")
 _PROTECT = ("mprotect", "pkey_mprotect")
 _ADVISE = ("madvise", "process_madvise", "io_uring_madvise")
+# musl is both in one file, "libc". It never unmaps a library.
+_LOADERS, _ALLOCATORS = ("loader", "libc"), ("allocator", "libc")
 _REPLACE = ("mmap", "mremap", "shmat", "remap_file_pages")
 
 
@@ -271,7 +273,7 @@ DENIALS: tuple[Row[DenialFacts], ...] = (
         "the dynamic loader came back to sealed memory",
         "The loader makes data writable to relocate it. Here the seal came first: the library has "
         "text relocations, or was sealed too early.",
-        lambda f: f.gains("w") and f.caller == "loader",
+        lambda f: f.gains("w") and f.caller in _LOADERS,
     ),
     _denial(
         "read_only_data",
@@ -310,7 +312,7 @@ DENIALS: tuple[Row[DenialFacts], ...] = (
         "sealed memory was to be freed",
         "The C library or an allocator gives back memory that its user has sealed. It stays "
         "mapped until the process ends, and nothing uses it any more.",
-        lambda f: f.operation == "munmap" and f.caller == "allocator",
+        lambda f: f.operation == "munmap" and f.caller in _ALLOCATORS,
     ),
     _denial(
         "unmapped",
@@ -325,7 +327,7 @@ DENIALS: tuple[Row[DenialFacts], ...] = (
         "bug",
         "the dynamic loader wants a sealed address",
         "A library or a program with a fixed address was to be mapped over memory that is sealed.",
-        lambda f: f.operation == "mmap" and f.caller == "loader",
+        lambda f: f.operation == "mmap" and f.caller in _LOADERS,
     ),
     _denial(
         "moved",
@@ -353,7 +355,7 @@ DENIALS: tuple[Row[DenialFacts], ...] = (
         "bug",
         "sealed memory was to be given back",
         "An allocator returns pages to the kernel because it takes them for free.",
-        lambda f: f.operation in _ADVISE and f.caller in ("allocator", "loader"),
+        lambda f: f.operation in _ADVISE and f.caller in (*_ALLOCATORS, "loader"),
     ),
     _denial(
         "discarded",

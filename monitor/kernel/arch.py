@@ -13,6 +13,7 @@ __all__ = [
     "LIBRARY_DIRECTORIES",
     "MACHINE",
     "MM_MEMBERS",
+    "MUSL_DIRECTORY",
     "NAME",
     "NUMBERS",
     "PAGE_SIZE",
@@ -29,6 +30,7 @@ MACHINE = "x86_64"  # as uname(2) has it
 PAGE_SIZE = 4096
 C_FLAGS = ("-D__x86_64__",)  # what bpf/arch.h asks for
 LIBRARY_DIRECTORIES = ("x86_64-linux-gnu", "i386-linux-gnu")  # Debian's, below lib/
+MUSL_DIRECTORY = "x86_64-linux-musl"
 
 # System calls: arch/x86/entry/syscalls/syscall_64.tbl
 NUMBERS = {
