@@ -92,7 +92,7 @@ docs: setup ## regenerate the pages that are made from the code
 	mv docs/metrics.md.new docs/metrics.md
 	$(PYTHON) dashboards/generate.py
 
-pictures: setup $(PROMETHEUS) ## draw the dashboards with Grafana's front end; needs npm, 560 MB; ARGS=--keep
+pictures: setup $(PROMETHEUS) ## draw the dashboards with Grafana's front end; needs npm, 560 MB; ARGS='--keep --all'
 	@command -v npm >/dev/null || { echo "npm is missing; it comes with Node.js, 20.19 or later" >&2; exit 1; }
 	@$(call install,$(PICTURE_PACKAGES))
 	$(PYTHON) tests/pictures.py $(ARGS)

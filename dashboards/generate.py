@@ -15,7 +15,19 @@ import colors
 import queries
 from health import HEALTH
 from host import HOST
-from model import ALERT, DATASOURCE, WIDTH, Column, Dashboard, Link, Panel, Query, Row, Variable
+from model import (
+    ALERT,
+    DATASOURCE,
+    NAME,
+    WIDTH,
+    Column,
+    Dashboard,
+    Link,
+    Panel,
+    Query,
+    Row,
+    Variable,
+)
 from overview import OVERVIEW
 
 __all__ = ["DASHBOARDS", "document", "expanded", "file_name", "text"]
@@ -25,7 +37,6 @@ Json = dict[str, Any]
 DASHBOARDS = (OVERVIEW, HOST, HEALTH)
 BARS = {"interval": "5m", "maxDataPoints": 100}  # a bar is so long at least, and there are so many
 # Pixels: numbers have what they need, names the rest.
-NAME = 100  # at least; a table on a phone can be moved sideways
 LETTER, ARROW = 8, 45  # of a title; the arrow shows by what the rows are sorted
 WIDTHS = {"dateTimeAsIso": 165, "dateTimeFromNow": 165, "bytes": 105}
 TYPES = {
@@ -215,6 +226,8 @@ def _column(label: str, column: Column) -> Json:
         title = LETTER * len(column.title) + ARROW
         properties.append(("unit", column.unit))
         properties.append(("custom.width", max(title, WIDTHS.get(column.unit, 0))))
+    elif column.least != NAME:
+        properties.append(("custom.minWidth", column.least))
     if column.unit == "percentunit":
         properties.append(("decimals", 2))
     if column.sparse:

@@ -157,7 +157,7 @@ HEALTH = Dashboard(
                     7,
                     columns={
                         "host": HOST_COLUMN,
-                        "trouble": Column("What is wrong"),
+                        "trouble": Column("What is wrong", least=240),
                         "probe": Column("Probe", sparse=True),
                         "Value": Column(
                             "Last canary", "dateTimeFromNow", words={"0": "not in the time shown"}

@@ -23,6 +23,7 @@ from violations import (
     SEALS,
     THIS_WORKLOAD,
     UNVERIFIED_BY_REASON,
+    VERDICT_COLUMN,
     by_severity,
 )
 
@@ -32,11 +33,12 @@ WORKLOADS = Variable("workload", "Workload", "~workload_denials_total{SELECT}", 
 _CHOSEN = 'workload=~"$workload"'
 
 INCIDENTS = """\
-**The incidents behind these numbers**, on the host, for the time shown:
+**On the host**, the incidents of the time shown, the worst first:
 
     seal-monitor incidents list --since ${__from:date:iso} --until ${__to:date:iso}
 
-Add `--workload NAME` for one workload; `seal-monitor incidents show ID` has one with its memory.
+Fewer: `--severity critical`, `--workload NAME`; \
+of one of several hosts in a database: `--host NAME`.
 """
 
 FAILED_CANARIES = Panel(
@@ -133,7 +135,7 @@ HOST = Dashboard(
                     columns={
                         "host": HOST_COLUMN,
                         "workload": Column("Workload", links=(THIS_WORKLOAD,)),
-                        "verdict": Column("Verdict"),
+                        "verdict": VERDICT_COLUMN,
                         "Value": Column("Denials", COUNT),
                     },
                     hidden=("instance",),
@@ -198,7 +200,7 @@ HOST = Dashboard(
                     hidden=("instance",),
                 ),
                 Panel(
-                    "Partial updates that are possible",
+                    "May change in part",
                     "table",
                     "Operations that on this kernel may change the part before the seal and are"
                     " then refused; on how many hosts.",

@@ -13,6 +13,7 @@ __all__ = [
     "ALERT",
     "COUNT",
     "DATASOURCE",
+    "NAME",
     "TILE",
     "WIDTH",
     "Column",
@@ -30,6 +31,7 @@ Kind = Literal["bars", "lines", "number", "table", "text"]
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 WIDTH = 24  # of Grafana's grid
 COUNT = "locale"  # 5,321 and not 5.32 K
+NAME = 110  # pixels
 TILE = 3  # the height of a number
 ALERT = 1  # a number that is coloured is so from this value on
 
@@ -54,7 +56,8 @@ class Link:
 class Column:
     """Of a table. `unit` is for numbers; a value of `words` is shown as its word.
 
-    A column of words that has none in some rows is `sparse`.
+    A column of words that has none in some rows is `sparse`. It is `least` pixels wide, or as wide
+    as its number needs: a table on a phone can be moved sideways.
     """
 
     title: str
@@ -62,6 +65,7 @@ class Column:
     links: Sequence[Link] = ()
     words: Mapping[str, str] = field(default_factory=dict)
     sparse: bool = False
+    least: int = NAME
 
 
 @dataclass(frozen=True)

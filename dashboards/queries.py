@@ -55,12 +55,12 @@ def _age(comparison: str, within: Window) -> str:
 
 
 def _since_start(series: str, within: Window) -> str:
-    """All that a young monitor has counted. With a restart within the window, an estimate."""
-    span = within.span
-    return (
-        f"{series} and {_age('<=', within)} unless resets({series}[{span}]) > 0"
-        f" or round(increase({series}[{span}])) and {_age('<=', within)}"
-    )
+    """All that a young monitor has counted, where it is the window's first.
+
+    Whether it is, its own time says: resets() would read all samples of every counter.
+    """
+    restarted = f"changes({selected('process_start_time_seconds')}[{within.span}]) > 0"
+    return f"{series} and {_age('<=', within)} unless on (job, instance) {restarted}"
 
 
 def gained(metric: str, where: str = "", by: str = "", within: Window = RANGE) -> str:
@@ -97,6 +97,7 @@ def born_gained(metric: str, where: str = "", by: str = "", within: Window = RAN
     )
     return (
         f"{_grouped(by)}({_since_start(series, within)}"
+        f" or round(increase({series}[{within.span}])) and {_age('<=', within)}"
         f" or {peak} - {_before(series, within)} >= 0"
         f" or {peak} and on (job, instance) {before}"
         f" or {peak} and {without}"

@@ -30,6 +30,7 @@ __all__ = [
     "THIS_HOST",
     "THIS_WORKLOAD",
     "UNVERIFIED_BY_REASON",
+    "VERDICT_COLUMN",
     "by_severity",
 ]
 
@@ -59,16 +60,19 @@ THIS_WORKLOAD = Link(
     "This workload",
     _HOST + "&${instance:queryparam}&var-workload=${__data.fields.Workload:percentencode}",
 )
-HOST_COLUMN = Column("Host", links=(THIS_HOST,))
+HOST_COLUMN = Column("Host", links=(THIS_HOST,), least=150)
+VERDICT_COLUMN = Column("Verdict", least=95)
 
 
-def _events(kind: str) -> str:
+def _events(kind: str, severity: str = "") -> str:
     """How to come from a number to its events."""
+    wanted = f" --severity {severity}" if severity else ""
     found = f'| kind="{kind}"' if kind != "violation" else '| kind=~"denial|fault|bypass"'
     journal = f" SEAL_MONITOR_KIND={kind}" if kind != "violation" else ""
     return (
-        f"\n\nThe incidents, on the host: `seal-monitor incidents list --since 1h --kind {kind}`;"
-        f" its events: `journalctl -t seal-monitor{journal} --since '1 hour ago'`."
+        "\n\nThe incidents, on the host: `seal-monitor incidents list --since 1h"
+        f" --kind {kind}{wanted}`; its events: `journalctl -t seal-monitor{journal}"
+        " --since '1 hour ago'`."
         '\n\nIn Loki, from a file of events: `{filename="/var/log/seal-monitor/events.jsonl"}'
         f' | json {found}`; of one unit: add `| workload_unit="UNIT"`.'
     )
@@ -126,7 +130,7 @@ def _critical(title: str, description: str, kind: str, width: int) -> Panel:
         "number",
         description
         + " In the time shown; critical by the facts of each one. It should be 0."
-        + _events(kind),
+        + _events(kind, "critical"),
         COUNT,
         [query(f"{violations(kind, 'critical')} or vector(0)")],
         width,
@@ -302,7 +306,7 @@ DENIALS_BY_OPERATION = Panel(
     6,
     columns={
         "operation": Column("Operation"),
-        "verdict": Column("Verdict"),
+        "verdict": VERDICT_COLUMN,
         "Value": Column("Denials", COUNT),
     },
 )
