@@ -45,6 +45,7 @@ enum disposition {
     DISPOSITION_DEFAULT,
     DISPOSITION_HANDLER,
     DISPOSITION_HANDLER_FAILED, /* second delivery of a fault whose handler's frame did not fit */
+    DISPOSITION_HANDLER_ENDED,  /* its handler was called, and the process ended there */
     DISPOSITIONS,
 };
 
@@ -275,7 +276,8 @@ struct config {
     u32 subtree_workloads;  /* at most, of a cgroup subtree */
     u32 ordinary_workloads; /* from there on, places are for system.slice alone */
     u32 emit_verdicts;      /* bit per verdict */
-    u32 emit_causes;        /* bit per cause */
+    u16 emit_causes;        /* bit per cause */
+    u16 emit_handled;       /* the same of faults that went to a handler */
     u8 emit_seals;
     u8 partial_mprotect;
     u8 partial_madvise;

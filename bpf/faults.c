@@ -13,22 +13,18 @@
 #include "definitions.h"
 #include "describe.h"
 #include "emit.h"
+#include "handled.h"
 #include "kernel.h"
 #include "memory.h"
 #include "overflow.h"
 #include "proof.h"
 #include "stack.h"
 
-#define SIGSEGV 11
 #define SI_KERNEL 0x80
 #define SEGV_MAPERR 1
 #define SEGV_ACCERR 2
 #define SEGV_PKUERR 4
 #define TRACE_SIGNAL_IGNORED 1 /* include/trace/events/signal.h */
-
-/* The last fault of each thread that went to a handler: to know it again when the handler's frame
- * fails. */
-BPF_TABLE("lru_hash", u64, struct fault, handled_faults, HANDLED_FAULTS_MAX);
 
 /* include/uapi/asm-generic/siginfo.h and arch/x86/mm/fault.c: which check of the fault failed. */
 static __always_inline u64 cause_of(struct config *config, struct fault *fault, struct vma *vma)
@@ -81,9 +77,10 @@ static __always_inline bool may_end_stack(struct fault *fault, struct vma *at)
  */
 static __always_inline bool is_failed_handler(struct fault *fault, u64 thread)
 {
-    struct fault *first = handled_faults.lookup(&thread);
+    struct handled *handled = handled_faults.lookup(&thread);
+    struct fault *first = &handled->fault;
 
-    if (!first || fault->code != SI_KERNEL || fault->disposition != DISPOSITION_DEFAULT ||
+    if (!handled || fault->code != SI_KERNEL || fault->disposition != DISPOSITION_DEFAULT ||
         first->instruction_pointer != fault->instruction_pointer ||
         first->stack_pointer != fault->stack_pointer)
         return false;
@@ -98,8 +95,38 @@ static __always_inline bool is_failed_handler(struct fault *fault, u64 thread)
     return true;
 }
 
+/* Whether the configuration asks for an event of the fault. */
+static __always_inline bool makes_event(struct config *config, u64 cause, u64 disposition)
+{
+    u64 is_handled = is_same(disposition, DISPOSITION_HANDLER);
+
+    return (config->emit_causes * !is_handled | config->emit_handled * is_handled) >> cause & 1;
+}
+
+/* Keeps a fault that goes to a handler. One that does not is by itself how its thread ends. */
+static __always_inline void note_handled(struct scratch *scratch, struct task_struct *task,
+                                         struct pt_regs *regs, struct config *config, u64 thread)
+{
+    struct fault *fault = &scratch->overflow.fault;
+    struct handled *handled = &scratch->handled;
+
+    if (fault->disposition != DISPOSITION_HANDLER) {
+        handled_faults.delete(&thread);
+        return;
+    }
+    if (fault->code == SI_KERNEL) /* it looks the same as its second signal */
+        return;
+    handled->fault = *fault;
+    handled->frame_pointer = frame_pointer(regs);
+    handled->blocked = TASK_FIELD(u64, task, blocked);
+    handled->execs = (u32)TASK_FIELD(u64, task, self_exec_id);
+    handled->reported = makes_event(config, fault->cause, fault->disposition);
+    handled_faults.update(&thread, handled);
+}
+
 static __always_inline void classify(struct fault *fault, struct task_struct *task,
-                                     struct config *config, struct scratch *scratch, u64 thread)
+                                     struct pt_regs *regs, struct config *config,
+                                     struct scratch *scratch, u64 thread)
 {
     struct search *search = &scratch->search;
     struct vma *at = &scratch->overflow.at;
@@ -122,9 +149,7 @@ static __always_inline void classify(struct fault *fault, struct task_struct *ta
         fault->cause = CAUSE_STACK_GUARD;
         fault->inferred = true;
     }
-    /* What came as SI_KERNEL looks the same as its second signal. */
-    if (fault->disposition == DISPOSITION_HANDLER && fault->code != SI_KERNEL)
-        handled_faults.update(&thread, fault);
+    note_handled(scratch, task, regs, config, thread);
 }
 
 /*
@@ -192,7 +217,7 @@ int signal_generate(struct bpf_raw_tracepoint_args *ctx)
     fault->instruction_pointer = instruction_pointer(regs);
     fault->stack_pointer = stack_pointer(regs);
     fault->disposition = handler_of(task) ? DISPOSITION_HANDLER : DISPOSITION_DEFAULT;
-    classify(fault, task, config, scratch, thread);
+    classify(fault, task, regs, config, scratch, thread);
 
     bank = bank_of(config, task);
     canary = bank == BANK_CANARY;
@@ -202,7 +227,7 @@ int signal_generate(struct bpf_raw_tracepoint_args *ctx)
     if (!count || cause >= CAUSES || disposition >= DISPOSITIONS)
         return 0;
     COUNT(count->faults[cause][disposition]);
-    if (bank == BANK_ANNOUNCED || (!canary && !(config->emit_causes >> cause & 1))) {
+    if (bank == BANK_ANNOUNCED || (!canary && !makes_event(config, cause, disposition))) {
         COUNT(count->events[KIND_FAULT][OUTCOME_FILTERED]);
         return 0;
     }

@@ -11,6 +11,7 @@
 #include "arch.h"
 #include "call.h"
 #include "definitions.h"
+#include "handled.h"
 #include "kernel.h"
 #include "memory.h"
 #include "overflow.h"
@@ -63,6 +64,7 @@ struct scratch {
     struct judgement judgement;
     struct search search;
     struct overflow overflow; /* of a fault */
+    struct handled handled;
     struct unwinder unwinder; /* cleared where it is used, as is the walk of the search */
 };
 enum scratch_owner {
@@ -73,6 +75,7 @@ enum scratch_owner {
     SCRATCH_SEALED_32,
     SCRATCH_RAW_SEALED,
     SCRATCH_FAULT,
+    SCRATCH_ENDED,
     SCRATCH_UNMAPPING,
     SCRATCH_PROTECTION,
     SCRATCH_MREMAP_SOURCE,

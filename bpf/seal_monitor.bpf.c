@@ -24,6 +24,7 @@
  */
 #include "bypasses.c"
 #include "calls.c"
+#include "endings.c"
 #include "exits.c"
 #include "faults.c"
 #include "functions.c"

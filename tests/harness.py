@@ -409,7 +409,7 @@ class Harness:
 
     def emit_all(self) -> None:
         self.config.emit_verdicts = (1 << len(Verdict)) - 1
-        self.config.emit_causes = (1 << len(Cause)) - 1
+        self.config.emit_causes = self.config.emit_handled = (1 << len(Cause)) - 1
         self.config.emit_seals = 1
         self.config.event_interval_ns = self.config.event_burst_ns = 0
         self.config.host_interval_ns = self.config.host_burst_ns = 0

@@ -53,6 +53,16 @@ static __always_inline u64 thread_base(struct task_struct *task)
     return TASK_FIELD(u64, task, thread_fsbase);
 }
 
+/* Registers of 64-bit user code, as far as its stack is walked by them. */
+static __always_inline void set_registers(struct pt_regs *regs, u64 ip, u64 sp, u64 frame)
+{
+    __builtin_memset(regs, 0, sizeof(*regs));
+    regs->ip = ip;
+    regs->sp = sp;
+    regs->bp = frame;
+    regs->cs = USER_CS;
+}
+
 /* Whether the code that was left can be walked: 64-bit user code. */
 static __always_inline bool is_native_code(struct pt_regs *regs)
 {
@@ -136,6 +146,32 @@ static __always_inline bool queues_signals(struct task_struct *task, struct pt_r
         return number == NR_RT_SIGQUEUEINFO_32 || number == NR_RT_TGSIGQUEUEINFO_32;
     return number == NR_RT_SIGQUEUEINFO || number == NR_RT_TGSIGQUEUEINFO ||
            number == NR_RT_SIGQUEUEINFO_X32 || number == NR_RT_TGSIGQUEUEINFO_X32;
+}
+
+#define NR_RT_SIGPROCMASK 14
+#define NR_KILL 62
+#define NR_TKILL 200
+#define NR_EXIT_GROUP 231
+#define NR_TGKILL 234
+#define NR_KILL_32 37
+#define NR_RT_SIGPROCMASK_32 175
+#define NR_TKILL_32 238
+#define NR_EXIT_GROUP_32 252
+#define NR_TGKILL_32 270
+
+/*
+ * Whether the task is in a call by which a process ends itself. raise() of musl, and of glibc up to
+ * 2.33, blocks all signals while it sends one, which comes when it takes that back.
+ */
+static __always_inline bool is_exit_or_signal(struct task_struct *task, struct pt_regs *regs)
+{
+    u32 number = native_number(number_of(regs));
+
+    if (is_compat(task))
+        return number == NR_EXIT_GROUP_32 || number == NR_TGKILL_32 || number == NR_TKILL_32 ||
+               number == NR_KILL_32 || number == NR_RT_SIGPROCMASK_32;
+    return number == NR_EXIT_GROUP || number == NR_TGKILL || number == NR_TKILL ||
+           number == NR_KILL || number == NR_RT_SIGPROCMASK;
 }
 
 /* Filters of seccomp distinguish x32 callers; their cache has no place for them. */

@@ -47,6 +47,7 @@ def configure(kernel: abi.Config, config: Config) -> None:
     kernel.host_burst_ns = (limit.host - 1) * kernel.host_interval_ns
     kernel.emit_verdicts = sum(1 << v for v in abi.Verdict if v.label in config.events.denials)
     kernel.emit_causes = sum(1 << c for c in abi.Cause if c.label in config.events.faults)
+    kernel.emit_handled = sum(1 << c for c in abi.Cause if c.label in config.events.handled_faults)
     kernel.emit_seals = config.events.seals
 
 

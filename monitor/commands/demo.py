@@ -164,7 +164,7 @@ def run(config: Config) -> int:
     defaults = parse("", "")
     config = replace(
         config,
-        events=defaults.events,
+        events=replace(defaults.events, handled_faults=tuple(cause.label for cause in Cause)),
         rate_limit=defaults.rate_limit,
         mutes=(),
         watch=Watch(compat=True, io_uring=True),

@@ -75,6 +75,7 @@ class Output:
 class Events:
     denials: tuple[str, ...]
     faults: tuple[str, ...]
+    handled_faults: tuple[str, ...]
     seals: bool
     command_line: CommandLine
 
@@ -255,6 +256,14 @@ KEYS: tuple[Key, ...] = (
         [cause for cause in _CAUSES if cause != "other"],
         some_of(*_CAUSES),
         f"Causes of faults that make events: {', '.join(_CAUSES)}.",
+        reloads=True,
+    ),
+    Key(
+        "events.handled_faults",
+        ["sealed"],
+        some_of(*_CAUSES),
+        "Causes of faults that make events although the process has a handler for them, as JVMs, "
+        "V8 and Go have. Where the handler ends the process, events.faults holds.",
         reloads=True,
     ),
     Key("events.seals", False, switch, "Whether a successful mseal makes an event.", reloads=True),

@@ -30,7 +30,6 @@ from monitor.evidence.events import (
     Frame,
     Mapping,
     Origin,
-    Process,
     Seal,
     Sealed,
     Severity,
@@ -71,12 +70,6 @@ _DENIAL_SEVERITY: dict[Verdict, Severity] = {
     Verdict.SEALED: "critical",
     Verdict.NOT_SEALED: "info",
     Verdict.UNVERIFIED: "warning",
-}
-_SUPPRESSION_SEVERITY: dict[Kind, Severity] = {
-    Kind.DENIAL: "warning",
-    Kind.FAULT: "warning",
-    Kind.SEAL: "info",
-    Kind.BYPASS: "warning",
 }
 
 
@@ -369,22 +362,23 @@ def classify(
 
 
 def suppression(
-    key: abi.BucketKey, bucket: abi.Bucket, origin: Origin, *, offset_ns: int
+    key: abi.BucketKey,
+    bucket: abi.Bucket,
+    origin: Origin,
+    *,
+    severity: Severity,
+    offset_ns: int,
 ) -> Suppression:
     """The event that reports the `bucket.suppressed` events that the rate limit suppressed.
 
-    The process comes from the bucket, not from `origin`. Pid 0 means many processes of a kind,
-    caller 0 several callers of a process. `offset_ns` is the real-time clock minus the boot clock.
+    `severity` is theirs. Pid 0 means many processes of a kind, and `origin` has none; caller 0
+    several callers of a process. `offset_ns` is the real-time clock minus the boot clock.
     Raises ClassifyError for a corrupt key.
     """
     kind = _member(Kind, key.kind)
-    process = operation = cause = method = None
+    operation = cause = method = None
     what = ""
     if key.pid:
-        name = printable(bucket.task_name)
-        process = Process(
-            key.pid, None, None, None, name, None, None, None, None, None, None, None
-        )  # the bucket knows no more
         if kind is Kind.DENIAL:
             operation = what = _operation(key.what).name
         elif kind is Kind.FAULT:
@@ -395,10 +389,10 @@ def suppression(
         id=origin.id,
         time=origin.time,
         time_boot_ns=origin.time_boot_ns,
-        severity=_SUPPRESSION_SEVERITY[kind],
-        summary=summaries.suppression(key, bucket, kind, what),
+        severity=severity,
+        summary=summaries.suppression(origin.process, bucket, kind, what),
         host=origin.host,
-        process=process,
+        process=origin.process,
         workload=origin.workload,
         of=kind.label,
         operation=operation,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from monitor.evidence.events import Mapping, Sealed
+from monitor.evidence.events import Mapping, Process, Sealed
 from monitor.kernel import abi
 from monitor.kernel.abi import Access, Cause, Disposition, Kind, Method, Reason, Role, Verdict
 from monitor.kernel.operations import Decoded, Operation
@@ -46,6 +46,7 @@ _DISPOSITION_TEXT = {
     Disposition.DEFAULT: "died of SIGSEGV",
     Disposition.HANDLER: "got SIGSEGV, a handler was called",
     Disposition.HANDLER_FAILED: "died of SIGSEGV, its handler could not run",
+    Disposition.HANDLER_ENDED: "ended in its handler of SIGSEGV",
 }
 
 
@@ -171,11 +172,13 @@ def bypass(record: abi.Record, sealed: Sealed, method: Method, probably: str) ->
     )
 
 
-def suppression(key: abi.BucketKey, bucket: abi.Bucket, kind: Kind, what: str) -> str:
-    """`what` is the operation, cause or method; empty for the bucket that many callers share."""
-    who = (
-        f" of {printable(bucket.task_name, SUMMARY_NAME_LIMIT)} (pid {key.pid})" if key.pid else ""
-    )
+def suppression(process: Process | None, bucket: abi.Bucket, kind: Kind, what: str) -> str:
+    """`what` is the operation, cause or method; it is empty, and there is no process, for the
+    bucket that many callers share.
+    """
+    who = ""
+    if process is not None:
+        who = f" of {printable(process.name, SUMMARY_NAME_LIMIT)} (pid {process.pid})"
     kinds = kind.label if bucket.suppressed == 1 else plural(kind.label)
     seconds = (bucket.last_suppressed_ns - bucket.first_suppressed_ns) / 1e9
     return (

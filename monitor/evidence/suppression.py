@@ -11,6 +11,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from itertools import chain, islice, zip_longest
 from typing import NamedTuple
 
+from monitor.evidence.assessment import worst
+from monitor.evidence.events import Severity
 from monitor.kernel.abi import Bucket, BucketKey, Kind, Outcome
 from monitor.kernel.counters import KernelState
 
@@ -25,11 +27,12 @@ GAPS_AT_ONCE = 64  # of a sweep, beside one of each kind for all others: they ar
 
 class Gap(NamedTuple):
     """`bucket` holds what this gap adds; `key.pid` is 0 where many of a kind share it, and
-    `key.caller` where several callers of a process do.
+    `key.caller` where several callers of a process do. `severity` is the worst that any has.
     """
 
     key: BucketKey
     bucket: Bucket
+    severity: Severity
 
 
 class _Reported(NamedTuple):
@@ -47,10 +50,14 @@ class Suppressions:
         state: KernelState,
         idle_ns: int = IDLE_NS,
         subtree: Callable[[int], Hashable] = lambda cgroup_id: None,
+        *,
+        severity: Callable[[BucketKey], Severity],
     ) -> None:
         """A bucket unused for `idle_ns` is given back. `subtree` says which cgroups have one owner:
-        of more gaps than GAPS_AT_ONCE each subtree has as many as any other.
+        of more gaps than GAPS_AT_ONCE each subtree has as many as any other. `severity`: of the
+        events that the bucket of a key holds back.
         """
+        self._severity = severity
         self._state = state
         self._subtree = subtree
         self._idle_ns = idle_ns
@@ -149,7 +156,7 @@ class Suppressions:
         part = Bucket.from_buffer_copy(bucket)
         part.suppressed = more
         part.first_suppressed_ns = first_ns
-        return Gap(key, part)
+        return Gap(key, part, self._severity(key))
 
 
 def _of_process(key: BucketKey) -> BucketKey:
@@ -173,5 +180,5 @@ def _merged(gaps: Iterable[Gap], group: Callable[[BucketKey], BucketKey]) -> lis
         whole.suppressed += part.suppressed
         whole.first_suppressed_ns = min(whole.first_suppressed_ns, part.first_suppressed_ns)
         whole.last_suppressed_ns = max(whole.last_suppressed_ns, part.last_suppressed_ns)
-        by_group[bytes(key)] = Gap(key, whole)
+        by_group[bytes(key)] = Gap(key, whole, worst(found.severity, gap.severity))
     return list(by_group.values())

@@ -312,6 +312,7 @@ def filter_rows(config: Config, now: datetime) -> list[Row]:
         for kind, reported, usual in (
             ("denials", config.events.denials, ("sealed", "unverified")),
             ("faults", config.events.faults, [c.label for c in abi.Cause if c != abi.Cause.OTHER]),
+            ("handled faults", config.events.handled_faults, ("sealed",)),
         )
         for name in usual
         if name not in reported

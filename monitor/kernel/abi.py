@@ -13,6 +13,7 @@ __all__ = [
     "ABI_VERSION",
     "ANNOUNCED_CGROUPS",
     "ANNOUNCED_PROCESSES",
+    "COUNTED_AGAIN",
     "SHARES_OF_KIND",
     "WORKLOAD_QUOTAS",
     "Access",
@@ -112,6 +113,11 @@ class Disposition(Label):
     DEFAULT = 0
     HANDLER = 1
     HANDLER_FAILED = 2
+    HANDLER_ENDED = 3
+
+
+# A fault with one of these was counted with HANDLER before.
+COUNTED_AGAIN = (Disposition.HANDLER_FAILED, Disposition.HANDLER_ENDED)
 
 
 class Access(Label):
@@ -333,7 +339,8 @@ class Config(ctypes.Structure):
         ("subtree_workloads", c_uint32),
         ("ordinary_workloads", c_uint32),
         ("emit_verdicts", c_uint32),
-        ("emit_causes", c_uint32),
+        ("emit_causes", c_uint16),
+        ("emit_handled", c_uint16),
         ("emit_seals", c_uint8),
         ("partial_mprotect", c_uint8),
         ("partial_madvise", c_uint8),

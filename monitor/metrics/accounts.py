@@ -6,7 +6,7 @@ sum over its RESULTS.
 
 from __future__ import annotations
 
-from monitor.kernel.abi import Counters, Disposition, Kind, Outcome, Verdict
+from monitor.kernel.abi import COUNTED_AGAIN, Counters, Kind, Outcome, Verdict
 from monitor.metrics.tally import EVENT_KINDS, Tally
 
 __all__ = ["RESULTS", "final", "in_words", "results", "totals", "violations"]
@@ -59,8 +59,8 @@ def final(counters: Counters, tally: Tally) -> dict[str, object]:
 def in_words(counters: Counters) -> str:
     """Counts of seal denials, faults and, if there were any, bypasses, for a person."""
     denials = sum(verdicts[Verdict.SEALED] for verdicts in counters.denials)
-    failed_handlers = sum(row[Disposition.HANDLER_FAILED] for row in counters.faults)
-    faults = sum(sum(row) for row in counters.faults) - failed_handlers
+    again = sum(row[each] for row in counters.faults for each in COUNTED_AGAIN)
+    faults = sum(sum(row) for row in counters.faults) - again
     bypasses = sum(counters.bypasses)
     around = f", and {bypasses} changes around a seal" if bypasses else ""
     return f"{denials} seal denials and {faults} faults{around}"

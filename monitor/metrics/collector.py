@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from monitor.kernel.abi import Cause, Disposition
+from monitor.kernel.abi import COUNTED_AGAIN, Cause, Disposition
 from monitor.metrics.exposition import CollectorRegistry, Family, ProcessCollector
 from monitor.metrics.reading import KernelFacts, Reading, Source
 from monitor.metrics.table import METRICS
@@ -37,10 +37,11 @@ class _Collector:
         counters = self._source.counters()
         for cause in Cause:
             faults = counters.faults[cause]
-            # A fault whose handler's frame did not fit is delivered twice and counted under both.
-            # Between the two a scrape may have exported it as handled: a counter must not take
-            # that back, so it waits for the next handled fault.
-            once = faults[Disposition.HANDLER] - faults[Disposition.HANDLER_FAILED]
+            # A fault that went to a handler is counted as such, and a second time when the
+            # handler's frame did not fit, or ended the process. Between the two a scrape may have
+            # exported it as handled: a counter must not take that back, so it waits for the next
+            # handled fault.
+            once = faults[Disposition.HANDLER] - sum(faults[each] for each in COUNTED_AGAIN)
             self._handled[cause] = max(self._handled[cause], once)
         return Reading(
             counters=counters,

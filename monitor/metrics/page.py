@@ -22,11 +22,11 @@ announce. Every combination of the label values listed here is there from the st
 _PAGE_TAIL = """
 For the kinds `denial`, `fault`, `seal` and `bypass`, once the probes are detached and the ring
 buffer is empty, what was counted equals the sum of `seal_monitor_events_total` over its results
-(for faults, those with disposition `handler_failed` counted twice).
+(for faults, those with disposition `handler_failed` or `handler_ended` counted twice).
 
-A fault whose handler could not be started, because its frame did not fit on the stack, is delivered
-twice: it makes two events, but counts once above, as `handler_failed`. A scrape between the two
-deliveries may have shown it as `handler`.
+A fault whose handler could not be started, because its frame did not fit on the stack, counts once
+above, as `handler_failed`; one in whose handler the process has ended, as `handler_ended`. A scrape
+in between may have shown it as `handler`.
 
 The standard `process_*` metrics (CPU time, memory, start time, open file descriptors) describe the
 monitor itself.

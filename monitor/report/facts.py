@@ -90,6 +90,7 @@ _ACCESSED = {"read": "Read from", "write": "Wrote to", "execute": "Jumped to"}
 _FATE = {
     "default": "and was killed by SIGSEGV",
     "handler": "and got SIGSEGV: a handler was called",
+    "handler_ended": "and ended in its handler of SIGSEGV",
     "handler_failed": "and was killed by SIGSEGV: its handler could not run",
 }
 

@@ -302,6 +302,7 @@ _DISPOSITIONS = {
     "default": "Killed by SIGSEGV: it had no handler.",
     "handler": "Not killed by this: a SIGSEGV handler of its own was called. What the handler did "
     "is not known.",
+    "handler_ended": "Ended by its own handler of SIGSEGV, as crash handlers do.",
     "handler_failed": "Killed by SIGSEGV: it has a handler, but that could not run, most often "
     "because there was no room on the stack.",
 }

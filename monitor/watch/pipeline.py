@@ -11,17 +11,18 @@ from typing import Any
 from monitor.configuration.config import Config
 from monitor.configuration.mutes import Mute, User, Violation
 from monitor.evidence import classify, events
-from monitor.evidence.assessment import worst, worst_denial
 from monitor.evidence.attribution import Attribution
 from monitor.evidence.cgroups import unit_of
 from monitor.evidence.identity import Identity
 from monitor.evidence.libraries import Libraries, Role
 from monitor.evidence.memory_map import DELETED
+from monitor.evidence.reported import Reported
 from monitor.evidence.severities import Severities
 from monitor.evidence.suppression import Gap
 from monitor.kernel import abi
 from monitor.metrics.tally import Tally
 from monitor.sinks.delivery import Delivery
+from monitor.untrusted.printable import printable
 
 __all__ = ["Pipeline"]
 
@@ -39,13 +40,15 @@ class Pipeline:
         tally: Tally,
         severities: Severities | None = None,
         mutes: Sequence[Mute] = (),
+        reported: Reported | None = None,
         ask_snapshot: Callable[[Mapping[str, Any], abi.Record], None] | None = None,
         role_of: Callable[[abi.Module], Role | None] | None = None,
         kernel_seals: bool = False,
         offset: Callable[[], int] = events.clock_offset,
         host_name: Callable[[], str] | None = None,
     ) -> None:
-        """`ask_snapshot` gets each event of a process, just before it is sent. `role_of` says
+        """`reported` learns what the events are, for those that are suppressed later.
+        `ask_snapshot` gets each event of a process, just before it is sent. `role_of` says
         which of the host's own libraries a module is. `severities` counts what is judged.
         `kernel_seals`: the kernel seals its own mappings. `offset` and `host_name`, which an
         administrator may change, are read once for all records that are taken together, and once
@@ -58,6 +61,7 @@ class Pipeline:
         self._tally = tally
         self._severities = severities
         self._mutes = mutes
+        self._reported = reported or Reported()
         self._ask_snapshot = ask_snapshot
         self._role_of = role_of or Libraries().role
         self._kernel_seals = kernel_seals
@@ -110,6 +114,7 @@ class Pipeline:
             return
         if not isinstance(event, events.Denial) or event.verdict != abi.Verdict.NOT_SEALED.label:
             self._judged(record.cgroup_id, kind.label, event.severity)
+        self._reported.add(record, event.severity, owner.process)
         if self._mutes and self._is_muted(event, owner.identity, record.uid):
             self._tally.event(kind.label, "filtered")
             return
@@ -120,13 +125,16 @@ class Pipeline:
 
     def suppression(self, gap: Gap) -> None:
         """Report events that the rate limit suppressed, unless a mute applies to them."""
-        key, bucket = gap
+        key, bucket, severity = gap
         self._sample()
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         workload = self._attribution.workload(bucket.cgroup_id) if key.pid else None
-        origin = self._origin(now, None, workload)
+        process = self._suppressed(key, bucket) if key.pid else None
+        origin = self._origin(now, process, workload)
         try:
-            event = classify.suppression(key, bucket, origin, offset_ns=self._offset)
+            event = classify.suppression(
+                key, bucket, origin, severity=severity, offset_ns=self._offset
+            )
         except classify.ClassifyError:
             self._tally.decode_error()
             self._tally.event("suppression", "failed")
@@ -148,16 +156,25 @@ class Pipeline:
     def _judged_suppressed(
         self, event: events.Suppression, bucket: abi.Bucket, is_of_one: bool
     ) -> None:
-        """What several processes share may be anybody's, and anything: it weighs most. Of one
-        process's it is not known what they asked for: a hundred harmless calls may come first.
-        """
+        """What several processes share may be anybody's, and anything: it weighs most."""
         if is_of_one:
-            severity = event.severity
-            if event.operation:
-                severity = worst(severity, worst_denial(event.operation))
-            self._judged(bucket.cgroup_id, event.of, severity, event.count)
+            self._judged(bucket.cgroup_id, event.of, event.severity, event.count)
         else:
             self._judged(None, event.of, "critical", event.count)
+
+    def _suppressed(self, key: abi.BucketKey, bucket: abi.Bucket) -> events.Process:
+        """Of the process whose events were held back: what all of them have in common. `name` is
+        the program's, where that is known, and not that of one of its threads.
+        """
+        known = self._reported.process(key.pid, key.start_boot_ns)
+        if known is None:
+            return events.Process(
+                key.pid,
+                *(None, None, None, printable(bucket.task_name)),
+                *(None, None, None, None, None, None, None),
+            )
+        program = (known.executable or "").removesuffix(DELETED).rpartition("/")[2]
+        return replace(known, tid=None, name=program or known.name)
 
     def health(
         self,

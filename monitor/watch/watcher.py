@@ -13,6 +13,7 @@ from monitor.evidence.attribution import Attribution
 from monitor.evidence.cgroups import Cgroups
 from monitor.evidence.events import Host
 from monitor.evidence.identity import Identities
+from monitor.evidence.reported import Reported
 from monitor.evidence.severities import Severities
 from monitor.evidence.suppression import IDLE_NS, Suppressions
 from monitor.evidence.workloads import Workloads
@@ -69,6 +70,7 @@ class Watcher:
             self.workloads = Workloads(self.state, cgroups, maximum=config.workloads.maximum)
             self.severities = Severities(cgroups, config.workloads.maximum)
             attribution = Attribution(Identities(command_line=config.events.command_line), cgroups)
+            reported = Reported()
             self.pipeline = Pipeline(
                 host,
                 self.state.config.sealed_mask,
@@ -77,6 +79,7 @@ class Watcher:
                 tally=tally,
                 severities=self.severities,
                 mutes=config.mutes,
+                reported=reported,
                 ask_snapshot=ask_snapshot,
                 host_name=host_name,
                 kernel_seals=kernel_seals(),
@@ -86,7 +89,7 @@ class Watcher:
             self.pump = Pump(
                 self.ring,
                 self.pipeline,
-                Suppressions(self.state, idle_ns, cgroups.subtree),
+                Suppressions(self.state, idle_ns, cgroups.subtree, severity=reported.severity),
                 Losses(self.loaded, self.state, self._report),
                 take=take,
                 corrupt=self._count_corrupt,

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from kernels import KEYRING, cache_directory, mirror
@@ -64,10 +65,13 @@ def _make(suite: str, included: str, directory: Path) -> None:
     (directory / "included").write_text(included)
 
 
-def tree(suite: str) -> Path:
-    """Its root directory: kept between runs, made again after two weeks. Raises RuntimeError."""
-    directory = cache_directory().parent / "trees" / suite
-    included = ",".join((*INCLUDED, *_depends(), *TESTED_WITH))
+def tree(suite: str, name: str = "", also: Iterable[str] = ()) -> Path:
+    """Its root directory: kept between runs, made again after two weeks. Raises RuntimeError.
+
+    A tree that has packages `also`, beside those of all trees, has a `name` of its own.
+    """
+    directory = cache_directory().parent / "trees" / (f"{suite}-{name}" if name else suite)
+    included = ",".join((*INCLUDED, *_depends(), *TESTED_WITH, *also))
     stamp = directory / "included"
     if not (
         stamp.exists()
@@ -75,7 +79,7 @@ def tree(suite: str) -> Path:
         and time.time() - stamp.stat().st_mtime < FRESH_DAYS * 86_400
     ):
         shutil.rmtree(directory, ignore_errors=True)
-        new = directory.with_name(f"{suite}.{os.getpid()}")
+        new = directory.with_name(f"{directory.name}.{os.getpid()}")
         try:
             _make(suite, included, new)
             new.rename(directory)

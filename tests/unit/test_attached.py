@@ -19,6 +19,7 @@ def test_configure() -> None:
     assert (kernel.host_interval_ns, kernel.host_burst_ns) == (1_000_000, 999_000_000)
     assert kernel.emit_verdicts == 1 << abi.Verdict.SEALED | 1 << abi.Verdict.UNVERIFIED
     assert kernel.emit_causes == (1 << len(abi.Cause)) - 1 - (1 << abi.Cause.OTHER)
+    assert kernel.emit_handled == 1 << abi.Cause.SEALED
     assert kernel.emit_seals == 0
 
 

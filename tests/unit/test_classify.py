@@ -638,7 +638,7 @@ def test_a_corrupt_stack_is_a_corrupt_record() -> None:
             "a stack of 17 frames and 0 modules",
         ),
         (abi.Record(kind=Kind.FAULT, cause=6), "6 is no cause"),
-        (abi.Record(kind=Kind.FAULT, disposition=3), "3 is no disposition"),
+        (abi.Record(kind=Kind.FAULT, disposition=4), "4 is no disposition"),
         (abi.Record(kind=Kind.FAULT, access=255), "255 is no access"),
         (abi.Record(kind=Kind.BYPASS, bypass=abi.Bypass(method=6)), "6 is no method"),
         (abi.Record(kind=Kind.BYPASS), "a bypass without a mapping"),
@@ -719,32 +719,32 @@ def test_an_ordinary_denial_fits_in_270_characters() -> None:
             {"kind": Kind.DENIAL, "what": NAMES.index("munmap"), "pid": 4242, "caller": 0x401000},
             3,
             "3 more munmap denials of worker (pid 4242) in 2.5 s, counted but not reported singly",
-            ("denial", "munmap", None, "0x401000", "warning"),
+            ("denial", "munmap", None, "0x401000"),
         ),
         (
             {"kind": Kind.FAULT, "what": Cause.SEALED, "pid": 4242, "caller": 0x401000},
             1,
             "1 more sealed fault of worker (pid 4242) in 2.5 s, counted but not reported singly",
-            ("fault", None, "sealed", "0x401000", "warning"),
+            ("fault", None, "sealed", "0x401000"),
         ),
         (
             {"kind": Kind.SEAL, "pid": 4242, "caller": 0x401000},
             2,
             "2 more seals of worker (pid 4242) in 2.5 s, counted but not reported singly",
-            ("seal", None, None, "0x401000", "info"),
+            ("seal", None, None, "0x401000"),
         ),
         (
             {"kind": Kind.BYPASS, "what": Method.PTRACE_POKE, "pid": 4242, "caller": 0x401000},
             2,
             "2 more ptrace_poke bypasses of worker (pid 4242) in 2.5 s, counted but not reported "
             "singly",
-            ("bypass", None, None, "0x401000", "warning"),
+            ("bypass", None, None, "0x401000"),
         ),
         (
             {"kind": Kind.DENIAL},
             7,
             "7 more denials in 2.5 s, counted but not reported singly",
-            ("denial", None, None, None, "warning"),
+            ("denial", None, None, None),
         ),
     ],
 )
@@ -757,20 +757,27 @@ def test_suppression(
         last_suppressed_ns=3_500_000_001,
         task_name=b"worker",
     )
-    origin = replace(ORIGIN, process=None)
-    event = suppression(abi.BucketKey(**key), bucket, origin, offset_ns=1_735_689_600_000_000_000)
+    held_back = None
+    if "pid" in key:
+        held_back = Process(
+            4242, None, None, None, "worker", None, None, None, None, None, None, None
+        )
+    event = suppression(
+        abi.BucketKey(**key),
+        bucket,
+        replace(ORIGIN, process=held_back),
+        severity="critical",
+        offset_ns=1_735_689_600_000_000_000,
+    )
     VALIDATOR.validate(events.to_dict(event))
     assert event.summary == summary
-    assert (event.of, event.operation, event.cause, event.caller, event.severity) == facts
+    assert (event.of, event.operation, event.cause, event.caller) == facts
+    assert event.severity == "critical"
     assert event.method == ("ptrace_poke" if event.of == "bypass" else None)
     assert event.count == count
     assert event.first == "2025-01-01T00:00:01.000000000Z"
     assert event.last == "2025-01-01T00:00:03.500000001Z"
-    assert (event.process is None) is ("pid" not in key)
-    if event.process is not None:
-        assert event.process == Process(
-            4242, None, None, None, "worker", None, None, None, None, None, None, None
-        )
+    assert event.process == held_back
 
 
 @pytest.mark.parametrize(
@@ -784,4 +791,10 @@ def test_suppression(
 )
 def test_corrupt_buckets(key: dict[str, int]) -> None:
     with pytest.raises(ClassifyError):
-        suppression(abi.BucketKey(**key), abi.Bucket(suppressed=1), ORIGIN, offset_ns=0)
+        suppression(
+            abi.BucketKey(**key),
+            abi.Bucket(suppressed=1),
+            ORIGIN,
+            severity="warning",
+            offset_ns=0,
+        )

@@ -36,6 +36,7 @@ def test_defaults() -> None:
     assert DEFAULTS.events == config.Events(
         denials=("sealed", "unverified"),
         faults=("guard_region", "prot_none", "stack_guard", "sealed", "pkey"),
+        handled_faults=("sealed",),
         seals=False,
         command_line="redacted",
     )
@@ -63,7 +64,7 @@ def test_example_is_every_key_with_its_default_and_description() -> None:
 
 
 def test_example_of_mutes_is_valid() -> None:
-    entries = EXAMPLE.read_text().partition("# [[mute]]")
+    entries = EXAMPLE.read_text().partition("\n# [[mute]]\n")
     text = re.sub(r"(?m)^# ?", "", "".join(entries[1:]))
     assert parse(text, "example").mutes == (
         Mute(

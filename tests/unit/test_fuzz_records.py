@@ -225,6 +225,7 @@ GAPS = st.builds(
     Gap,
     structures(BucketKey, pid=NOBODY),
     structures(Bucket, suppressed=3).filter(lambda bucket: bucket.suppressed),
+    st.sampled_from(["info", "warning", "critical"]),
 )
 
 

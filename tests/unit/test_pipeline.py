@@ -137,7 +137,7 @@ def gap(**values: Any) -> Gap:
         task_name=b"worker",
     )
     key = {"pid": DEAD, "start_boot_ns": 5_000_000_000, "kind": Kind.DENIAL, "what": MUNMAP}
-    return Gap(BucketKey(**{**key, **values}), bucket)
+    return Gap(BucketKey(**{**key, **values}), bucket, "warning")
 
 
 def mute(**asked: Any) -> Mute:
@@ -161,7 +161,7 @@ def test_every_kind_of_record(make: Make, kind: Kind) -> None:
 def test_suppression(make: Make) -> None:
     setting = make()
     setting.pipeline.suppression(gap())
-    setting.pipeline.suppression(Gap(BucketKey(), gap().bucket))
+    setting.pipeline.suppression(Gap(BucketKey(), gap().bucket, "critical"))
     one, many = setting.events
     assert (one["kind"], one["of"], one["operation"], one["count"]) == (
         "suppression",
@@ -169,7 +169,8 @@ def test_suppression(make: Make) -> None:
         "munmap",
         3,
     )
-    assert one["process"]["pid"] == DEAD
+    assert (one["process"]["pid"], one["process"]["name"]) == (DEAD, "worker")
+    assert (one["severity"], many["severity"]) == ("warning", "critical")
     assert many["process"] is None
     assert setting.results() == {("suppression", "delivered"): 2}
 
@@ -191,8 +192,8 @@ def test_every_violation_is_counted_by_severity(make: Make, tmp_path: Path) -> N
         ]
     )
     setting.pipeline.suppression(gap())
-    setting.pipeline.suppression(gap(what=madvise))
-    setting.pipeline.suppression(Gap(BucketKey(kind=Kind.FAULT), gap().bucket))
+    setting.pipeline.suppression(gap(what=madvise)._replace(severity="critical"))
+    setting.pipeline.suppression(Gap(BucketKey(kind=Kind.FAULT), gap().bucket, "critical"))
     assert severities.counts() == {
         ("cgroup:7", "denial", "warning"): 1,
         ("cgroup:7", "denial", "critical"): 2,
@@ -201,6 +202,23 @@ def test_every_violation_is_counted_by_severity(make: Make, tmp_path: Path) -> N
         ("cgroup:0", "denial", "critical"): 3,
         ("other", "fault", "critical"): 3,
     }
+
+
+@pytest.mark.parametrize(
+    ("executable", "name"),
+    [(b"engine", "engine"), (b"", "worker-3"), (b"engine (deleted)", "engine")],
+)
+def test_a_suppression_names_the_program(make: Make, executable: bytes, name: str) -> None:
+    """And not the thread that was first, nor the one that was last."""
+    setting = make()
+    setting.pipeline.take([record(task_name=b"worker-3", executable=executable, tid=DEAD + 1)])
+    setting.pipeline.suppression(gap())
+    _, event = setting.events
+    process = event["process"]
+    assert (process["name"], process["tid"], process["pid"]) == (name, None, DEAD)
+    assert process["executable"] == (executable.decode() or None)
+    assert process["start"] == "1970-01-01T00:00:05.000000000Z"
+    assert f" of {name} (pid {DEAD}) in 2.0 s" in event["summary"]
 
 
 @pytest.mark.parametrize("name", events.HEALTH_SEVERITY)
@@ -289,7 +307,7 @@ def test_hostile_names(make: Make, raw: bytes, shown: str) -> None:
     assert event["summary"].isprintable()
     bucket = gap().bucket
     bucket.task_name = raw
-    setting.pipeline.suppression(Gap(gap().key, bucket))
+    setting.pipeline.suppression(Gap(gap().key, bucket, "warning"))
     assert setting.events[1]["process"]["name"] == shown
 
 
@@ -417,7 +435,7 @@ def test_the_user_is_known_of_a_process_that_is_gone(make: Make, user: int | str
 
 def test_no_mute_hides_what_many_share(make: Make) -> None:
     setting = make(mutes=[mute(executable="*")])
-    setting.pipeline.suppression(Gap(BucketKey(), gap().bucket))
+    setting.pipeline.suppression(Gap(BucketKey(), gap().bucket, "critical"))
     assert setting.results() == {("suppression", "delivered"): 1}
 
 

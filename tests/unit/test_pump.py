@@ -63,7 +63,7 @@ class Setting:
         self.pump = Pump(
             self.ring,
             self.pipeline,  # type: ignore[arg-type]
-            Suppressions(self.kernel),  # type: ignore[arg-type]
+            Suppressions(self.kernel, severity=lambda _: "warning"),  # type: ignore[arg-type]
             self.losses,  # type: ignore[arg-type]
             corrupt=self.corrupt.append,
             trouble=self.trouble.append,

@@ -27,6 +27,7 @@ OTHERS: Mapping[str, str] = {
     "output.journal": "true",
     "events.denials": "[]",
     "events.faults": "[]",
+    "events.handled_faults": "[]",
     "events.seals": "true",
     "events.command_line": '"off"',
     "rate_limit.per_caller": "11",

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from monitor.evidence.events import Severity
 from monitor.evidence.suppression import GAPS_AT_ONCE, IDLE_NS, Gap, Suppressions
 from monitor.kernel.abi import Bucket, BucketKey, Counters, Kind, Outcome
 
@@ -67,6 +68,11 @@ class Kernel:
         return self.buckets.content.setdefault(bytes(key), Bucket(task_name=b"worker"))
 
 
+def severity(key: BucketKey) -> Severity:
+    """Critical at one caller."""
+    return "critical" if key.caller == OTHER.caller else "warning"
+
+
 @pytest.fixture
 def kernel() -> Kernel:
     return Kernel()
@@ -74,7 +80,7 @@ def kernel() -> Kernel:
 
 @pytest.fixture
 def suppressions(kernel: Kernel) -> Suppressions:
-    return Suppressions(kernel)  # type: ignore[arg-type]
+    return Suppressions(kernel, severity=severity)  # type: ignore[arg-type]
 
 
 def in_seconds(gaps: list[Gap]) -> list[tuple[int, int, int, int]]:
@@ -188,7 +194,7 @@ def test_idle_buckets_are_removed_and_forgotten(kernel: Kernel, suppressions: Su
 
 
 def test_how_long_is_idle_is_the_owners_choice(kernel: Kernel) -> None:
-    suppressions = Suppressions(kernel, 2 * SECOND)  # type: ignore[arg-type]
+    suppressions = Suppressions(kernel, 2 * SECOND, severity=severity)  # type: ignore[arg-type]
     kernel.submit(KEY, START)
     suppressions.sweep(START + 2 * SECOND)
     assert len(kernel.buckets.content) == 1
@@ -269,7 +275,11 @@ def test_the_callers_of_a_process_are_one_gap(kernel: Kernel, suppressions: Supp
 
 def test_many_processes_are_few_gaps_and_each_subtree_has_its_own(kernel: Kernel) -> None:
     flood, victim = 100, 7
-    suppressions = Suppressions(kernel, subtree=lambda cgroup: cgroup // 100)  # type: ignore[arg-type]
+    suppressions = Suppressions(
+        kernel,  # type: ignore[arg-type]
+        subtree=lambda cgroup: cgroup // 100,
+        severity=severity,
+    )
     for pid in range(1, 2001):
         for kind in (Kind.DENIAL, Kind.FAULT):
             key = BucketKey(pid=pid, caller=9, kind=kind)
@@ -286,3 +296,14 @@ def test_many_processes_are_few_gaps_and_each_subtree_has_its_own(kernel: Kernel
     rest = {Kind(gap.key.kind): gap.bucket.suppressed for gap in gaps if not gap.key.pid}
     assert set(rest) == {Kind.DENIAL, Kind.FAULT}
     assert rest[Kind.FAULT] > 1000
+
+
+def test_a_gap_of_several_callers_has_the_worst_severity(
+    kernel: Kernel, suppressions: Suppressions
+) -> None:
+    kernel.suppress(KEY, 3, START, START)
+    (leak,) = suppressions.sweep(START + 2 * SECOND)
+    for key in (KEY, OTHER, KEY):
+        kernel.suppress(key, 3, START + 3 * SECOND, START + 3 * SECOND)
+    (both,) = suppressions.sweep(START + 5 * SECOND)
+    assert (leak.severity, both.severity, both.key.caller) == ("warning", "critical", 0)
