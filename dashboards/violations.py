@@ -376,7 +376,8 @@ FAULTS = Panel(
     "Faults by cause and disposition",
     "table",
     "In the time shown. default: the process died; handler: a handler of its own was called, as"
-    " JVMs, V8 and Go do all day; handler_failed: its handler could not run.",
+    " JVMs, V8 and Go do all day; handler_failed: its handler could not run; handler_ended: the"
+    " process ended in it.",
     COUNT,
     [query(gained("~faults_total", by="cause, disposition") + " > 0")],
     12,
