@@ -83,6 +83,7 @@ directory = "{folder}/state"
 [events]
 denials = ["sealed", "not_sealed", "unverified"]
 faults = ["guard_region", "prot_none", "stack_guard", "sealed", "pkey", "other"]
+handled_faults = ["guard_region", "prot_none", "stack_guard", "sealed", "pkey", "other"]
 seals = {seals}
 [canary]
 interval = {canary}
@@ -375,10 +376,10 @@ class Soak:
         """A line for each final count that is not that of the last scrape."""
         found = counted(series)
         are_others = bool(strangers(life))
-        failed_handlers = sum(n for c, n in found.items() if c[-1] == "handler_failed")
+        twice = sum(n for c, n in found.items() if c[-1] in ("handler_failed", "handler_ended"))
         for kind, numbers in stopped["details"].items():
             total = sum(number for cell, number in found.items() if cell[0] == kind)
-            total += failed_handlers if kind == Kind.FAULT.label else 0
+            total += twice if kind == Kind.FAULT.label else 0
             if are_others and kind == Kind.SEAL.label and numbers["counted"] > total:
                 continue  # others have sealed since
             if numbers["counted"] != total:

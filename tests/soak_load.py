@@ -66,7 +66,9 @@ def cells(facts: dict[str, Any]) -> Counter[Cell]:
     if "disposition" in facts:
         if facts["cause"] is None:
             return Counter()
-        return Counter({("fault", facts["cause"], facts["disposition"]): 1})
+        # Its handler is _exit().
+        became = {"handler": "handler_ended"}.get(facts["disposition"], facts["disposition"])
+        return Counter({("fault", facts["cause"], became): 1})
     if "method" in facts:
         return Counter({("bypass", facts["method"]): 1})
     if "verdict" in facts:
