@@ -57,8 +57,8 @@ def by_probe(loaded: Loaded) -> dict[str, tuple[str, str]]:
 
 def prog_ids(loaded: Loaded) -> set[int]:
     found = set()
-    for probe in filter(lambda probe: probe.attached, loaded.probes):
-        for line in Path(f"/proc/self/fdinfo/{probe.program}").read_text().splitlines():
+    for program in (each for probe in loaded.probes if probe.attached for each in probe.programs):
+        for line in Path(f"/proc/self/fdinfo/{program}").read_text().splitlines():
             if line.startswith("prog_id:"):
                 found.add(int(line.split()[1]))
     return found
@@ -260,7 +260,7 @@ def test_descriptors_are_not_inherited(load: LoadFunction) -> None:
     descriptors = {
         *loaded.maps.values(),
         *loaded.links,
-        *(p.program for p in loaded.probes if p.attached),
+        *(each for p in loaded.probes if p.attached for each in p.programs),
     }
     assert min(descriptors) > 2
     assert all(fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC for fd in descriptors)
