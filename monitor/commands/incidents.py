@@ -211,7 +211,7 @@ def timeline_lines(
     for number, (event, incident) in enumerate(timeline, 1):
         with _as_written(f"event {number} of process {pid}"):
             after = (nanoseconds(event["time"]) - process.start_ns) / _SECOND_NS
-            when = f"{_milliseconds(event['time'])}  {f'+{after:.3f} s':>14}"
+            when = f"{_milliseconds(event['time'])}  {f'{after:+.3f} s':>14}"
             what = f"{event['kind']:<11}  {incident}  {visible(event['summary'])}"
             steps += paragraph(f"{when}  {what}", width, " " * 8, "")
     whole = [event for event, _ in timeline if event["kind"] != "suppression"]

@@ -14,6 +14,7 @@ from monitor.incidents.search import (
     Incidents,
 )
 from monitor.incidents.store import nanoseconds
+from monitor.report.occurrences import worst
 from monitor.report.story import value
 from monitor.symbols.resolver import Resolver
 
@@ -26,7 +27,7 @@ _KINDS = ("denial", "fault", "seal", "bypass")
 
 @dataclass(frozen=True)
 class Case:
-    """`timeline` is that of the last event's process, each event with the id of its incident.
+    """`timeline` is that of the worst event's process, each event with the id of its incident.
 
     `similar`: other incidents, each with what it has in common with this one.
     """
@@ -39,13 +40,8 @@ class Case:
 
     @property
     def event(self) -> Event:
-        """The last event that is not a suppression; else the last suppression; else empty."""
-        return last_whole(self.events)
-
-
-def last_whole(events: Sequence[Event]) -> Event:
-    whole = [event for event in events if event.get("kind") != "suppression"]
-    return (whole or [*events] or [{}])[-1]
+        """The worst of the events that are kept, the last of several; empty if there is none."""
+        return worst(self.events) or {}
 
 
 def gather(
@@ -60,7 +56,7 @@ def gather(
     cases = []
     for incident in chosen:
         events = [event for event in incidents.events(incident) if isinstance(event, dict)]
-        timeline = _timeline(incidents, last_whole(events))
+        timeline = _timeline(incidents, worst(events) or {})
         if resolver is not None:
             events = [_named(event, resolver, paths) for event in events]
             timeline = [(_named(event, resolver, paths), number) for event, number in timeline]
@@ -117,9 +113,9 @@ def _similar(incident: Incident, among: Sequence[Incident]) -> list[tuple[Incide
         if other.id == incident.id:
             continue
         if programs & set(other.facets["executable"]):
-            by_program.append((other, "same program"))
+            by_program.append((other, "program"))
         elif (other.kind, other.what, other.mapping) == (
             *(incident.kind, incident.what, incident.mapping),
         ):
-            by_deed.append((other, "same violation, same kind of memory"))
+            by_deed.append((other, "violation, kind of memory"))
     return [*by_program[:SIMILAR], *by_deed[: max(SIMILAR - len(by_program), 0)]]

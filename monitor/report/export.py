@@ -44,7 +44,7 @@ Incident {id} of seal-monitor
 report.html      the story, for a browser; it needs no network and runs no script
 incident.json    the counts, in all and by program, workload, verdict and so on
 events.jsonl     the events that are kept, one JSON object a line, their stacks with names
-timeline.jsonl   what the process of the last event did, in order
+timeline.jsonl   what the process of the worst event did, in order
 snapshots.json   what that process looked like: memory map, limits, parents
 modules.json     the files whose code was on the stacks, by build id, with the functions
 incidents.db     the same as the monitor stores it; with seal-monitor installed:

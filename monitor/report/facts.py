@@ -219,11 +219,12 @@ def _sealed_when(case: Case) -> str:
     )
 
 
-def what_facts(case: Case, later: Sequence[Event]) -> Iterator[Fact]:
+def what_facts(case: Case) -> Iterator[Fact]:
+    """What `lead` does not say."""
     event = case.event
     kind = event.get("kind")
     if kind == "denial":
-        yield Fact("Asked for", "", story.call(event), story.would(event) or "")
+        yield Fact("Asked for", "", story.call(event))
         yield Fact("Result", story.result(event))
         yield _by_whom("Called by", event, text(event, "caller"))
         if event.get("sealed"):
@@ -231,15 +232,12 @@ def what_facts(case: Case, later: Sequence[Event]) -> Iterator[Fact]:
             yield Fact("The seal", what, where, _sealed_when(case))
         yield Fact("How it is known", story.proof(event) or "", "", _verdict(event))
         part = story.changed(event)
-        yield Fact(
-            "Changed before the refusal",
-            f"{rounded(part.end - part.start)}: this part stays changed although the call failed."
-            if part
-            else "Nothing."
-            if _is_untouched(event)
-            else "Not known.",
-            range_of(part) if part else "",
-        )
+        if part or not _is_untouched(event):
+            yield Fact(
+                "Changed before the refusal",
+                "This part stays changed although the call failed." if part else "Not known.",
+                range_of(part) if part else "",
+            )
         if event.get("compat"):
             yield Fact("Caller", "A 32-bit program, or a 32-bit call of a 64-bit one.")
     elif kind == "fault":
@@ -256,14 +254,9 @@ def what_facts(case: Case, later: Sequence[Event]) -> Iterator[Fact]:
         yield Fact("How it is known", story.proof(event) or "")
     elif kind == "bypass":
         part = story.changed(event)
-        yield Fact(
-            "Changed",
-            f"{rounded(part.end - part.start)}, {story.method(event)}" if part else "",
-            range_of(part) if part else "",
-        )
-        whose = "Its own" if _is_own(event) else _target(event)
-        path = named(event["target"]) if text(event, "target", "executable") else ""
-        yield Fact("Whose memory", whose, "", path)
+        yield Fact("Changed", "", range_of(part) if part else "")
+        if not _is_own(event) and text(event, "target", "executable"):
+            yield Fact("Whose memory", "", named(event["target"]))
         yield _by_whom("Called by", event, text(event, "caller"))
         seal_is, where = _mapping_text(event.get("sealed"))
         yield Fact("The seal", seal_is, where, _sealed_when(case) if _is_own(event) else "")
@@ -277,7 +270,8 @@ def what_facts(case: Case, later: Sequence[Event]) -> Iterator[Fact]:
             "Blind for",
             f"{text(event, 'blind_seconds')} s" if text(event, "blind_seconds") else "",
         )
-    yield Fact("What became of the process", story.ending(event, later) or "")
+    if kind == "fault" and event.get("disposition") != "default":
+        yield Fact("What became of the process", story.ending(event) or "")
 
 
 def _by_whom(label: str, event: Event, address: str) -> Fact:

@@ -15,6 +15,7 @@ from monitor.incidents.search import Event, Incident
 from monitor.report import story
 from monitor.report.cases import Case
 from monitor.report.facts import lead, other_facts, what_facts, who_facts
+from monitor.report.occurrences import Others, others
 from monitor.report.picture import Picture, picture
 from monitor.report.snapshot_view import SnapshotView, of_memory, of_process, snapshot_view
 from monitor.report.story import value
@@ -38,14 +39,17 @@ RAW_LIMIT = 1 << 16  # characters of an event, ten times as many as seal-monitor
 
 
 class Step(NamedTuple):
-    """A row of a timeline. `is_here`: the event belongs to this incident."""
+    """A row of a timeline: an event, or several that say the same. `is_here`: the event belongs to
+    this incident.
+    """
 
     time: str
     after: str
-    kind: str
     summary: str
     incident: str
     is_here: bool
+    times: int = 1
+    until: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ class View:
     severity: str
     lead: Sequence[str]
     figures: Sequence[Fact]
-    is_repeated: bool
+    others: Others | None
+    time: str
     facts: Sequence[Fact]
     who: Sequence[Fact]
     picture: Picture | None
@@ -94,23 +99,30 @@ def later_events(case: Case) -> list[Event]:
 
 def _steps(case: Case) -> list[Step]:
     start = moment({"time": text(case.event, "process", "start")})
-    steps = []
+    steps: list[Step] = []
     for event, number in case.timeline:
         then = moment(event)
         after = ""
         if start is not None and then is not None:
-            after = f"+{(then - start) / SECOND_NS:.3f} s"
-        steps.append(
-            Step(
-                text(event, "time")[:23].replace("T", " "),
-                after,
-                text(event, "kind"),
-                text(event, "summary"),
-                number,
-                number == case.incident.id,
-            )
-        )
+            after = f"{(then - start) / SECOND_NS:+.3f} s"
+        time, summary = _clock(event), _deed(event)
+        last = steps[-1] if steps else None
+        if last and (last.summary, last.incident) == (summary, number):
+            steps[-1] = last._replace(times=last.times + 1, until=time[11:])
+        else:
+            steps.append(Step(time, after, summary, number, number == case.incident.id))
     return steps
+
+
+def _deed(event: Event) -> str:
+    """Its summary without what it probably is, which its own page explains."""
+    words = (story.assessment(event) or ("", ""))[0].removesuffix(".")
+    return text(event, "summary").removesuffix(f"; {words[:1].lower()}{words[1:]}")
+
+
+def _clock(event: Event) -> str:
+    """Its time in UTC, to the millisecond."""
+    return text(event, "time")[:23].replace("T", " ")
 
 
 # ---- All of it -----------------------------------------------------------------------------------
@@ -128,12 +140,12 @@ def _programs(incident: Incident) -> dict[str, int]:
 
 
 def _facets(incident: Incident) -> list[tuple[str, list[tuple[str, str]]]]:
-    """The delivered events, counted by the values that they have in common."""
+    """The delivered events, counted by the values in which they differ."""
     found = []
     facets = {**incident.facets, "executable": _programs(incident)}
     for name, title in _FACETS:
         values = list(facets.get(name, {}).items())
-        if values:
+        if len(values) > 1:
             shown = [(text, f"{number:,}") for text, number in values[:FACET_LIMIT]]
             rest = sum(number for _, number in values[FACET_LIMIT:])
             if rest:
@@ -159,18 +171,18 @@ def _figures(incident: Incident) -> list[Fact]:
     held = ""
     if incident.suppressed:
         held = f"exact; {incident.suppressed:,} of them held back by the rate limit"
-    return [
-        Fact("Count", f"{incident.count:,}", "", held),
-        Fact("First seen", clock(incident.first_ns)),
-        Fact("Last seen", clock(incident.last_ns)),
-    ]
+    count, first = Fact("Count", f"{incident.count:,}", "", held), clock(incident.first_ns)
+    if incident.count == 1:
+        return [count, Fact("Seen", first)]
+    return [count, Fact("First seen", first), Fact("Last seen", clock(incident.last_ns))]
 
 
-def _probably(event: Event) -> tuple[str, str, str]:
-    """Text, code and note of the fact about the assessment."""
-    given = event.get("assessment")
-    words, why = story.assessment(event) or (flat(given) if given else "", "")
-    return words, "", why
+def _probably(event: Event) -> Fact:
+    """What the assessment means; the story has its words, if this version knows them."""
+    known, given = story.assessment(event), event.get("assessment")
+    if known is None:
+        return Fact("What it probably is", flat(given) if given else "")
+    return Fact("What that means", known[1])
 
 
 def view(case: Case, *, raw_limit: int, map_limit: int) -> View:
@@ -180,11 +192,17 @@ def view(case: Case, *, raw_limit: int, map_limit: int) -> View:
     later = later_events(case)
     memory_map = value(snapshot, "memory_map")
     steps = _steps(case)
+    if [(step.is_here, step.times) for step in steps] == [(True, 1)]:
+        steps = []  # nothing but what the story says
+    drawn = picture(
+        event,
+        memory_map if isinstance(memory_map, list) else (),
+        value(snapshot, "memory_map_complete") is True,
+    )
     what = [
-        Fact("What it probably is", *_probably(event)),
-        *what_facts(case, later),
+        _probably(event),
+        *what_facts(case),
         *other_facts(event),
-        Fact("In one line", incident.summary),
     ]
     return View(
         id=incident.id,
@@ -193,14 +211,11 @@ def view(case: Case, *, raw_limit: int, map_limit: int) -> View:
         severity=incident.severity,
         lead=[*lead(case, later)],
         figures=_figures(incident),
-        is_repeated=incident.count > 1,
+        others=others(case.events),
+        time=_clock(event),
         facts=[fact for fact in what if fact.text or fact.code],
         who=[fact for fact in who_facts(case, of_process(case)) if fact.text or fact.code],
-        picture=picture(
-            event,
-            memory_map if isinstance(memory_map, list) else (),
-            value(snapshot, "memory_map_complete") is True,
-        ),
+        picture=drawn if drawn and len(drawn.bands) > 1 else None,  # one band shows nothing
         stack=stack_rows(event),
         stack_complete=event.get("stack_complete") is True,
         steps=steps[-TIMELINE_LIMIT:],

@@ -114,8 +114,8 @@ def test_the_story_of_a_denial(store: Store) -> None:
         assert sentence in text
     listed = facts(data)
     assert listed["Count"] == "3,997exact; 3,996 of them held back by the rate limit"
-    assert listed["What it probably is"].startswith("Looks like an attack: read-only data")
-    assert listed["Asked for"].startswith(
+    assert listed["What that means"].startswith("Tables of function addresses and constants are")
+    assert listed["Asked for"] == (
         "mprotect(addr = 0x55eb77215000, size = 8192, prot = PROT_READ | PROT_WRITE)"
     )
     assert listed["Result"] == "-1, errno EPERM (operation not permitted)"
@@ -126,12 +126,14 @@ def test_the_story_of_a_denial(store: Store) -> None:
         "image-worker+0x12fe."
     )
     assert listed["How it is known"].startswith("Proved in the kernel: this seal alone")
-    assert listed["Changed before the refusal"] == "Nothing."
     assert listed["Started by"] == "/usr/bin/supervisor (pid 20720) ← systemd (pid 1)"
     assert listed["User"] == "www-data (uid 33)"
     assert listed["Seccomp"] == "A filter, 2 in all. No new privileges."
     assert listed["Not read"] == "something: Permission denied"
-    assert listed["In one line"] == EVENTS["denial"]["summary"]
+    # What the story says, nothing else repeats.
+    for said in ("Nothing was changed", "It would have made", "Looks like an attack", "later, at"):
+        assert text.count(said) == 1
+    assert "looks like an attack" not in text.partition("The event")[0]
 
 
 @pytest.mark.parametrize(
@@ -176,7 +178,7 @@ def test_a_part_that_was_changed_and_a_caller_in_no_file(store: Store) -> None:
     text = Text(data).text
     assert "The 16 KiB before the seal were changed all the same" in text
     listed = facts(data)
-    assert listed["Changed before the refusal"].startswith("0x55eb77211000-0x55eb7721500016 KiB: ")
+    assert listed["Changed before the refusal"].startswith("0x55eb77211000-0x55eb77215000This part")
     assert "Code in no file" in listed["Called by"]
     assert "code in no file" in text
     assert "the caller" in text
@@ -189,7 +191,7 @@ def test_the_story_of_a_fault(store: Store) -> None:
         "guard region and was killed by SIGSEGV." in Text(data).text
     )
     listed = facts(data)
-    assert listed["What became of the process"] == "Killed by SIGSEGV: it had no handler."
+    assert "What became of the process" not in listed  # the story says it
     assert listed["Wrote to"].startswith("0x7f4d2e419000A guard region: ")
 
 
@@ -217,9 +219,9 @@ def test_the_story_of_a_bypass(store: Store) -> None:
         "it: a seal protects the mapping, not its bytes." in Text(data).text
     )
     listed = facts(data)
-    assert listed["What it probably is"].startswith("Looks like an attack: what was written before")
-    assert listed["Whose memory"] == "Its own/srv/images/bin/image-worker"
-    assert listed["Changed"].startswith("0x55eb77215000-0x55eb772170008 KiB, by madvise")
+    assert listed["What that means"].startswith("The bytes of the file come back")
+    assert "Whose memory" not in listed
+    assert listed["Changed"] == "0x55eb77215000-0x55eb77217000"
     assert listed["The seal"].startswith("0x55eb77215000-0x55eb77217000 r--p (8 KiB)")
     assert "changed in spite of the seal" in Text(data).text
     target = {"pid": 7, "start": None, "name": "victim", "executable": "/bin/victim"}
@@ -229,7 +231,7 @@ def test_the_story_of_a_bypass(store: Store) -> None:
         "changed sealed memory (image-worker) of victim (pid 7) as a debugger does it, by ptrace."
         in Text(data).text
     )
-    assert facts(data)["Whose memory"] == "victim (pid 7)/bin/victim"
+    assert facts(data)["Whose memory"].startswith("/bin/victim")
     # The snapshot is of the process that did it, and no map of the other's memory.
     assert "The surroundings are as they were" not in Text(data).text
 
