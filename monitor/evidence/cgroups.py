@@ -21,6 +21,7 @@ from monitor.untrusted.recent import Recent
 
 __all__ = [
     "Cgroups",
+    "alerted_workload",
     "cgroup_mount",
     "has_all",
     "is_initial_namespace",
@@ -128,6 +129,17 @@ def workload_name(cgroup: str | int) -> str:
     if manager:
         name = f"{manager}/{name}"
     return name if len(name) <= NAME_LIMIT else "\N{HORIZONTAL ELLIPSIS}" + name[1 - NAME_LIMIT :]
+
+
+def alerted_workload(cgroup: str | int) -> str:
+    """The workload that an alert names: as in workload_name(), but the slice of a user for all that
+    he runs. A login makes a new scope there, and the user more at will: each would be new, and a
+    page of its own. Only root makes what is below `user.slice` itself.
+    """
+    names = cgroup.split("/", 3) if isinstance(cgroup, str) else []
+    if len(names) > 2 and names[:2] == ["", "user.slice"] and _USER_SLICE.fullmatch(names[2]):
+        return names[2]
+    return workload_name(cgroup)
 
 
 def unit_of(path: str) -> str | None:

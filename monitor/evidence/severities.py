@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, get_args
 
-from monitor.evidence.cgroups import Cgroups, workload_name
+from monitor.evidence.cgroups import Cgroups, alerted_workload
 from monitor.evidence.events import Severity
 from monitor.evidence.workloads import OTHER, REMOVED_SECONDS
 
@@ -68,7 +68,7 @@ class Severities:
 
     def _name(self, cgroup_id: int) -> str:
         path = self._path(cgroup_id)
-        name, owner = workload_name(path or cgroup_id), _owner(path)
+        name, owner = alerted_workload(path or cgroup_id), _owner(path)
         now = self._clock()
         known = self._places.get(name)
         if known is None:

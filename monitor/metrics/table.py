@@ -232,7 +232,11 @@ METRICS: tuple[Metric, ...] = (
         "counter",
         "Violations, by workload and by the severity of their events.",
         _violations,
-        {"workload": "as above", "kind": KINDS, "severity": SEVERITIES},
+        {
+            "workload": "as above, but `user-<uid>.slice` for all that a user runs",
+            "kind": KINDS,
+            "severity": SEVERITIES,
+        },
         more="Counted as their events are made, muted and undelivered ones included; those that the"
         " rate limit held back as their summary is made. What is dropped, or held back of several"
         " processes together, is critical. Denials that no seal explains are left out. What a"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from alertmanager import EXAMPLE, alertmanager, receiver
 from prometheus import serving
 from test_daemon import READY_SECONDS, Start, start
 
+from monitor.evidence.cgroups import alerted_workload
 from monitor.kernel.arch import NUMBERS
 from monitor.provoke import table as provoke
 
@@ -81,7 +83,7 @@ def test_a_denial_is_one_page(
     event = daemon.wait_for(
         lambda event: event["kind"] == "denial" and event["process"]["pid"] == denied["pid"]
     )
-    workload = event["workload"]["unit"] or event["workload"]["cgroup"]
+    workload = alerted_workload(event["workload"]["cgroup"])
     assert (page.to, page.status) == ("/phone", "firing")
     assert page.group == {"alertname": "SealDenialNewWorkload", "workload": workload}
     (alert,) = page.alerts
@@ -135,4 +137,33 @@ def test_a_leak_calls_nobody(start: Start, tmp_path: Path) -> None:
         time.sleep(5)
         assert pager.to("/phone") == []
         assert {each["labels"]["severity"] for each in pager.alerts} == {"warning"}
+    daemon.stop()
+
+
+def test_harmless_calls_do_not_hide_what_comes_after_them(start: Start) -> None:
+    """200 harmless ones use up the limit of their place; the last, from there, is an attack."""
+    daemon = start()
+    daemon.health("started", READY_SECONDS)
+    program = (
+        "import ctypes\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "libc.mmap.restype = ctypes.c_void_p\n"
+        "page = libc.mmap(None, 4096, 3, 34, -1, 0)\n"
+        f"assert libc.syscall({NUMBERS['mseal']}, ctypes.c_void_p(page), 4096, 0) == 0\n"
+        "for wanted in [1] * 200 + [7]:\n"
+        "    assert libc.mprotect(ctypes.c_void_p(page), 4096, wanted) == -1\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+    daemon.wait_for(lambda event: event["kind"] == "suppression")
+    severities = {
+        event["severity"] for event in daemon.events("denial") if event["operation"] == "mprotect"
+    }
+    assert severities == {"warning"}
+    text = daemon.get("/metrics")[1]
+    found = {"warning": 0.0, "critical": 0.0}
+    pattern = r'^seal_monitor_violations_total\{kind="denial",severity="(\w+)",.*\} (\S+)$'
+    for severity, count in re.findall(pattern, text, re.MULTILINE):
+        found[severity] = found.get(severity, 0.0) + float(count)
+    assert found["critical"] >= 1
+    assert found["critical"] + found["warning"] == 201
     daemon.stop()

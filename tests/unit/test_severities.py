@@ -45,11 +45,27 @@ def test_by_workload_kind_and_severity() -> None:
     }
 
 
-def test_a_user_has_a_quarter_of_the_names_and_leaves_the_last() -> None:
+def test_a_user_is_one_workload_whatever_he_makes() -> None:
+    """Nor is anybody else taken for him by the name of a cgroup."""
+    host = Host()
+    slice_ = "/user.slice/user-1000.slice"
+    for number in range(500):
+        host.paths[number] = f"{slice_}/user@1000.service/app.slice/made-{number}.scope"
+    host.paths[500] = f"{slice_}/session-7.scope"
+    host.paths[501] = "/system.slice/web.service/user.slice/user-1000.slice"
+    severities = made(host)
+    for number in host.paths:
+        severities.add(number, "denial", "critical")
+    assert severities.counts() == {
+        ("user-1000.slice", "denial", "critical"): 501,
+        ("web.service", "denial", "critical"): 1,
+    }
+
+
+def test_an_owner_has_a_quarter_of_the_names_and_leaves_the_last() -> None:
     host = Host()
     for number in range(40):
-        user = 1000 + number % 3
-        host.paths[number] = f"/user.slice/user-{user}.slice/user@{user}.service/{number}.scope"
+        host.paths[number] = f"/lxc/{'abc'[number % 3]}/made-{number}"
     host.paths[50] = "/system.slice/nginx.service"
     host.paths[51] = None
     severities = made(host, maximum=16)
@@ -58,9 +74,12 @@ def test_a_user_has_a_quarter_of_the_names_and_leaves_the_last() -> None:
     severities.add(50, "denial", "critical")
     severities.add(51, "denial", "critical")
     counts = severities.counts()
-    of_users = [name for name, *_ in counts if name.startswith("user@")]
-    assert len(of_users) == 12
-    assert {sum(f"user@{user}." in name for name in of_users) for user in (1000, 1001, 1002)} == {4}
+    made_by = [name[:6] for name, *_ in counts if name.startswith("/lxc/")]
+    assert {owner: made_by.count(owner) for owner in made_by} == {
+        "/lxc/a": 4,
+        "/lxc/b": 4,
+        "/lxc/c": 4,
+    }
     assert counts["other", "denial", "critical"] == 28
     assert counts["nginx.service", "denial", "critical"] == 1
     assert counts["cgroup:51", "denial", "critical"] == 1
@@ -68,7 +87,7 @@ def test_a_user_has_a_quarter_of_the_names_and_leaves_the_last() -> None:
 
 def test_a_removed_cgroup_gives_its_place_back_after_an_hour() -> None:
     host = Host()
-    host.paths = {number: f"/user.slice/user-1000.slice/{number}.scope" for number in range(9)}
+    host.paths = {number: f"/lxc/a/{number}" for number in range(9)}
     severities = made(host, maximum=8)
     severities.add(0, "denial", "critical", 3)
     severities.add(1, "denial", "warning")
@@ -80,8 +99,8 @@ def test_a_removed_cgroup_gives_its_place_back_after_an_hour() -> None:
     host.now = 3661.0
     severities.add(4, "denial", "warning")
     assert severities.counts() == {
-        ("1.scope", "denial", "warning"): 2,
-        ("4.scope", "denial", "warning"): 1,
+        ("/lxc/a/1", "denial", "warning"): 2,
+        ("/lxc/a/4", "denial", "warning"): 1,
         ("other", "denial", "warning"): 2,
         ("other", "denial", "info"): 3,  # what is past calls nobody, and the sum stays
     }
@@ -89,7 +108,7 @@ def test_a_removed_cgroup_gives_its_place_back_after_an_hour() -> None:
 
 def test_a_flood_of_names_searches_once_a_minute() -> None:
     host = Host()
-    host.paths = {number: f"/user.slice/user-1000.slice/{number}.scope" for number in range(500)}
+    host.paths = {number: f"/lxc/a/{number}" for number in range(500)}
     severities = made(host, maximum=8)
     severities.add(0, "denial", "critical")
     severities.add(1, "denial", "critical")
