@@ -39,10 +39,6 @@ def selected(metric: str, where: str = "") -> str:
     return f"{metric}{{{f'SELECT,{where}' if where else 'SELECT'}}}"
 
 
-def _grouped(by: str) -> str:
-    return f"sum by ({by}) " if by else "sum"
-
-
 def _before(series: str, within: Window) -> str:
     """The last value before the window; of the last hour, for a host that was not scraped."""
     return f"last_over_time({series}[1h] offset {within.span})"
@@ -63,17 +59,26 @@ def _since_start(series: str, within: Window) -> str:
     return f"{series} and {_age('<=', within)} unless on (job, instance) {restarted}"
 
 
+def _summed(by: str, gains: str) -> str:
+    """A number is 0 where hosts are scraped and nothing happened; a group is left out."""
+    return f"sum by ({by}) ({gains})" if by else f"(sum({gains}) or 0 * sum({selected('up')}))"
+
+
 def gained(metric: str, where: str = "", by: str = "", within: Window = RANGE) -> str:
     """What counters gained within a window, exact: increase() would extrapolate.
 
     Bars stand side by side: what is in one is in no other. Only where the monitor was restarted
-    within the window, or Prometheus did not know the host before, increase() estimates.
+    within the window, or Prometheus did not know the host before, increase() estimates. What is
+    still 0, as most of a fleet's counters, is left out at once: to match series takes most of the
+    time.
     """
     series = selected(metric, where)
-    return (
-        f"{_grouped(by)}({series} - {_before(series, within)} >= 0 and {_age('>', within)}"
-        f" or {_since_start(series, within)}"
-        f" or round(increase({series}[{within.span}])))"
+    counted = f"({series} > 0)"
+    return _summed(
+        by,
+        f"{counted} - {_before(series, within)} >= 0 and {_age('>', within)}"
+        f" or {_since_start(counted, within)}"
+        f" or round(increase({series}[{within.span}]) > 0)",
     )
 
 
@@ -88,20 +93,22 @@ def born_gained(metric: str, where: str = "", by: str = "", within: Window = RAN
       4. where Prometheus did not know the host before: what came to the first that it saw.
     """
     series = selected(metric, where)
-    peak = f"max_over_time({series}[{within.span}])"
+    counted = f"({series} > 0)"
+    peak = f"(max_over_time({series}[{within.span}]) > 0)"
     up = selected("up")
     before = f"max_over_time({up}[1h] offset {within.span}) == 1"
     without = (
         f"count_over_time({series}[{within.span}])"
         f" < on (job, instance) group_left () sum_over_time({up}[{within.span}])"
     )
-    return (
-        f"{_grouped(by)}({_since_start(series, within)}"
-        f" or round(increase({series}[{within.span}])) and {_age('<=', within)}"
+    return _summed(
+        by,
+        f"{_since_start(counted, within)}"
+        f" or round(increase({series}[{within.span}]) > 0) and {_age('<=', within)}"
         f" or {peak} - {_before(series, within)} >= 0"
         f" or {peak} and on (job, instance) {before}"
         f" or {peak} and {without}"
-        f" or {peak} - min_over_time({series}[{within.span}]))"
+        f" or {peak} - min_over_time({series}[{within.span}])",
     )
 
 

@@ -132,7 +132,7 @@ def _critical(title: str, description: str, kind: str, width: int) -> Panel:
         + " In the time shown; critical by the facts of each one. It should be 0."
         + _events(kind, "critical"),
         COUNT,
-        [query(f"{violations(kind, 'critical')} or vector(0)")],
+        [query(violations(kind, "critical"))],
         width,
         TILE,
         alarm=CRITICAL,
@@ -207,7 +207,7 @@ NEEDED_BY_DAY = (
         "Denials, faults and bypasses in the time shown whose facts are those of a bug or a leak"
         " rather than an attack." + _events("violation"),
         COUNT,
-        [query(f"{violations('.+', 'warning')} or vector(0)")],
+        [query(violations(".+", "warning"))],
         4,
         TILE,
         alarm=WARNING,
