@@ -13,9 +13,10 @@ import re
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import chain
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,17 @@ def _stack(event: Event) -> list[str]:
 def _short(event: Event) -> str:
     process = event["process"] or {}
     who = f"pid {process['pid']}  " if process else ""
-    return f"{_milliseconds(event['time'])}  {who}{visible(event['summary'])}"
+    return f"{who}{visible(event['summary'])}"
+
+
+def _runs(steps: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Times and words, those that follow each other with the same words as one."""
+    found = []
+    for words, run in groupby(steps, key=itemgetter(1)):
+        first, *more = [time for time, _ in run]
+        until = f"  ({len(more) + 1} times, the last at {more[-1][11:23]})" if more else ""
+        found.append((first, f"{words}{until}"))
+    return found
 
 
 def _reasoning(event: Event) -> str | None:
@@ -174,10 +185,12 @@ def shown(
         if value:
             lines += paragraph(value, width, " " * 16, f"  {name:<12}  ")
     lines += ["", "the last event", *paragraph(visible(incident.summary), width, "  ")]
-    kept = []
+    steps = []
     for number, event in enumerate(events, 1):
         with _as_written(f"event {number} of incident {incident.id}"):
-            kept.append(paragraph(_short(event), width, " " * 6, "  "))
+            words = _short(event)
+            steps.append((_milliseconds(event["time"]), words))
+    kept = [paragraph(f"{time}  {words}", width, " " * 6, "  ") for time, words in _runs(steps)]
     if whole := [event for event in events if event.get("kind") != "suppression"]:
         with _as_written(f"the last event of incident {incident.id}"):
             lines += _explained(whole[-1], width)
@@ -211,15 +224,15 @@ def timeline_lines(
     for number, (event, incident) in enumerate(timeline, 1):
         with _as_written(f"event {number} of process {pid}"):
             after = (nanoseconds(event["time"]) - process.start_ns) / _SECOND_NS
-            when = f"{_milliseconds(event['time'])}  {f'{after:+.3f} s':>14}"
-            what = f"{event['kind']:<11}  {incident}  {visible(event['summary'])}"
-            steps += paragraph(f"{when}  {what}", width, " " * 8, "")
+            when = f"{_milliseconds(event['time'])}  {f'{after:+.3f} s':>10}"
+            steps.append((when, f"{event['kind']:<11}  {incident}  {visible(event['summary'])}"))
     whole = [event for event, _ in timeline if event["kind"] != "suppression"]
     last = whole[-1] if whole else timeline[-1][0]
     with _as_written(f"the last event of process {pid}"):
         head = _heading(pid, process, last)
     after_all = "of each incident the last events are kept; 'incidents show ID' has its counts"
-    return [*head, "", *steps, "", after_all]
+    lines = [paragraph(f"{when}  {what}", width, " " * 4, "") for when, what in _runs(steps)]
+    return [*head, "", *chain(*lines), "", after_all]
 
 
 def _heading(pid: int, process: Process, last: Event) -> list[str]:

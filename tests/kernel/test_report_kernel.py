@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-from test_daemon import Compile, Start, start
+from test_daemon import Compile, Running, Start, start, storm
 from test_incidents_kernel import incidents, state
 
 __all__ = ["start", "state"]
@@ -43,3 +45,31 @@ def test_a_real_refusal(start: Start, compiled: Compile, state: Path, tmp_path: 
     assert (folder / "report.html").stat().st_mode & 0o777 == 0o600
     checked = ["sha256sum", "--strict", "--quiet", "-c", "SHA256SUMS"]
     subprocess.run(checked, cwd=folder, check=True)
+
+
+def report(daemon: Running, identifier: str, page: Path) -> str:
+    """The text of the page, without marks."""
+    command = [sys.executable, "-m", "monitor", "incidents", "report", identifier, "-o", str(page)]
+    subprocess.run([*command, "--config", daemon.configuration], check=True, timeout=60)
+    found = page.read_text().partition("<main>")[2]
+    return " ".join(re.sub("<[^>]*>", " ", found).split())
+
+
+def test_eight_real_refusals(start: Start, compiled: Compile, state: Path, tmp_path: Path) -> None:
+    """One page, of the last one, as all are alike: the story once, and no picture of a mapping."""
+    daemon = start(f'[state]\ndirectory = "{state}"\n[incidents]\nsnapshots = false\n')
+    storm(compiled("storm"), 1, 8, 0, "mprotect")
+    deadline = time.monotonic() + 20
+    while (found := incidents(daemon, "list", "--executable", "storm")) == [] or (
+        found[0]["count"] < 8
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    (refused,) = found
+    text = report(daemon, refused["id"], tmp_path / "page.html")
+    assert "It has happened 8 times" in text
+    assert "All 8 events that are kept are alike." in text
+    assert text.count("Nothing was changed.") == 1
+    assert text.partition("The events themselves")[0].count("read-only data was to become") == 1
+    assert "8 times , until" in text
+    assert "Where in its memory" not in text

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import termios
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,3 +126,18 @@ def test_show_on_a_terminal(store: Store) -> None:
     for incident in store.read(Filter())[:8]:
         lines = on_terminal(80, "show", incident.id, "--database", store.path)
         assert max(map(places, lines)) <= 80
+
+
+def test_equal_events_are_one_line(tmp_path: Path) -> None:
+    made = Store(tmp_path, KEPT, WEEK_START)
+    made.take(*(denial(WEEK_START + 0.25 * number, pid=7) for number in range(8)))
+    made.take(denial(WEEK_START + 60, pid=8), denial(WEEK_START + 61, pid=7))
+    made.sink.close()
+    (incident,) = made.read(Filter())
+    shown = on_terminal(300, "show", incident.id, "--database", made.path)
+    kept = shown[shown.index("events that are kept: 10") + 1 :]
+    assert [line[2:25] for line in kept] == [
+        *("2026-11-18 11:07:41.000", "2026-11-18 11:07:40.000", "2026-11-18 11:06:40.000"),
+    ]
+    assert kept[2].endswith("  (8 times, the last at 11:06:41.750)")
+    assert not kept[0].endswith(")")
