@@ -7,17 +7,19 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from harness import Cell, Child, Harness, counts, new_cgroup, remove_cgroup, started
-from test_daemon import Running, Start, assert_conserved, start
+from test_daemon import READY_SECONDS, Running, Start, assert_conserved, start
 
 from monitor.kernel.abi import ANNOUNCED_CGROUPS, ANNOUNCED_PROCESSES, Bank
 from monitor.kernel.announced import Marks, NoRoomError
 from monitor.provoke import child as provoke
+from monitor.provoke.announce import runtime_directory, sockets
 
 __all__ = ["start"]
 
@@ -231,6 +233,56 @@ def test_a_reload_keeps_what_is_announced(start: Start) -> None:
     assert "munmap" in done.stderr
     daemon.health("reloaded")
     assert {name.partition("{")[0] for name in violations(daemon)} == {"announced_violations_total"}
+
+
+def test_a_daemon_that_starts_is_waited_for(tmp_path: Path, require_bpf: None) -> None:
+    """Its socket is there before its programs are: doctor goes on once it takes announcements."""
+    daemon = Running(tmp_path, "")
+    try:
+        deadline = time.monotonic() + READY_SECONDS
+        while not sockets(runtime_directory()):
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        done = command("doctor")
+        assert (done.returncode, done.stderr) == (0, "")
+        daemon.health("trials_ended")
+        assert violations(daemon).keys() == {'announced_violations_total{kind="denial"}'}
+        daemon.stop()
+    finally:
+        if daemon.process.poll() is None:
+            daemon.process.kill()
+            daemon.process.wait()
+
+
+def test_an_exec_that_is_killed_hides_nothing_more(start: Start) -> None:
+    """Its command goes on, and is anybody's again."""
+    daemon = start()
+    script = (
+        "import os, time\n"
+        "exec_pid = os.getppid()\n"
+        "while os.getppid() == exec_pid: time.sleep(0.01)\n"
+        "time.sleep(0.5)\n"
+        "from monitor.provoke import table\n"
+        "table.main(['munmap'])\n"
+    )
+    words = [sys.executable, "-m", "monitor", "exec", "--", sys.executable, "-c", script]
+    with subprocess.Popen(
+        words, cwd=ROOT, env=provoke.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        announced_command = daemon.wait_for(
+            lambda event: (
+                event.get("event") == "trials_announced" and "its command" in event["message"]
+            )
+        )
+        assert f"(pid {process.pid})" in announced_command["message"]
+        time.sleep(1)
+        process.kill()
+        assert process.stdout
+        assert json.loads(process.stdout.read())["verdict"] == "sealed"
+    denial = daemon.wait_for(lambda event: event["kind"] == "denial")
+    assert denial["operation"] == "munmap"
+    assert daemon.metric('seal_monitor_denials_total{operation="munmap",verdict="sealed"}') == 1
+    command("exec", "--", "true")  # removes what the other left behind
 
 
 def test_a_daemon_that_hangs_is_named_and_reports(start: Start) -> None:
