@@ -178,6 +178,25 @@ def test_a_fault(run: Run, compiled: Compile) -> None:
 
 
 @pytest.mark.parametrize(
+    ("commands", "times"),
+    [(("run",), 1), (("run", "signal 0", "signal 0", "kill"), 3), (("run", "continue"), 1)],
+)
+def test_what_a_debugger_swallows(
+    run: Run, compiled: Compile, commands: Sequence[str], times: int
+) -> None:
+    """The consequences, and no violation."""
+    words = [word for command in commands for word in ("-ex", command)]
+    program = compiled("command")
+    gdb = ("gdb", "-q", "-nx", "-batch", *words, "--args", program, "guard")
+    ran = run(*gdb, stdin=subprocess.DEVNULL, cwd=program.parent)
+    assert (ran.code, ran.found["exit_code"], ran.found["signal"]) == (0, 0, None)
+    assert ran.found["faults"]["prot_none"] == {"default": times}  # gdb handles some of its own
+    found = [functions(incident["events"][0]) for incident in ran.found["incidents"]]
+    assert [names[0] for names in found if names[:1] == ["overrun"]] == ["overrun"]
+    assert run(*gdb, flags=["--fail-on", "fault"], stdin=subprocess.DEVNULL).code == 4
+
+
+@pytest.mark.parametrize(
     ("command", "code", "message"),
     [
         (("sh", "-c", "exit 7"), 7, "no violations"),
