@@ -12,10 +12,11 @@ __all__ = ["abandon", "flush", "has_reader", "prepare", "say", "show", "terminal
 
 
 def prepare() -> None:
-    """A character that the terminal's encoding lacks is shown as "?", and is no error."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    """On standard output, a character that the terminal's encoding lacks is shown as "?", and is no
+    error. On standard error it is shown as an escape, by Python's default.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def terminal_encoding() -> str:
