@@ -18,6 +18,7 @@ import pytest
 from test_daemon import Compile, Running, Start, start
 
 from monitor.kernel.syscalls import call
+from monitor.posture.scan import Reader
 
 __all__ = ["start"]  # a fixture
 
@@ -116,6 +117,9 @@ def test_a_path_too_long_to_be_shown_loses_only_itself(
         shutil.copy(compiled("leaderless"), f"/proc/self/fd/{opened}/app")
         with running("./app", "--token=x", cwd=f"/proc/{os.getpid()}/fd/{opened}") as process:
             event = denial_of(daemon, process)
+            shown = Reader().process(process.pid)
+            assert shown is not None
+            assert (shown.executable, shown.state) == (None, "sealing")
     finally:
         os.close(opened)
         subprocess.run(["rm", "-rf", here / name], check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from monitor.evidence.identity import TICK_NS, Identities
+from monitor.incidents.snapshot import Request, patience, take
 from monitor.posture.scan import Reader
 from monitor.untrusted.process_directory import find, number_of, stat_of
 from monitor.untrusted.process_stat import parse_stat
@@ -62,6 +64,17 @@ def test_what_it_has_sealed_is_shown(leaderless: tuple[int, int]) -> None:
     assert (process.state, process.name) == ("sealing", "leaderless")
     assert process.memory is not None
     assert (process.memory.sealed_ranges, process.memory.sealed_bytes) == (1, 4096)
+
+
+def test_its_snapshot_has_its_memory(leaderless: tuple[int, int]) -> None:
+    pid, thread = leaderless
+    start = parse_stat((PROC / str(pid) / "stat").read_bytes()).start_ticks * TICK_NS
+    asked = Request("e", pid, thread, start, "s", b"leaderless", 0)
+    found = take(asked, patience(), start_offset_ns=0, reports_guards=True)
+    snapshot = json.loads(found.text)
+    assert (found.result, snapshot["missing"]) == ("taken", {})
+    assert sum(mapping["sealed"] for mapping in snapshot["memory_map"]) >= 1
+    assert snapshot["parents"][0]["pid"] == os.getpid()
 
 
 def test_a_process_that_has_ended_is_none() -> None:
