@@ -61,13 +61,14 @@ def _requirement(check: str, require: Callable[[], None], finding: str) -> Row:
 
 
 def _requirements() -> list[Row]:
-    locked = host.lockdown() or "none seen (securityfs is not mounted)"
+    locked = host.lockdown() or "not known: securityfs is not mounted on /sys/kernel/security"
     table: tuple[tuple[str, Callable[[], None], str], ...] = (
         ("architecture", host.require_architecture, arch.NAME),
         ("mseal", host.require_mseal, "the kernel has mseal(2)"),
         ("BTF", host.require_btf, "the kernel describes its structures"),
         ("lockdown", host.require_no_lockdown, locked),
         ("libbpf", host.require_libbpf, "installed"),
+        ("bpf(2)", host.require_bpf, "no filter forbids it"),
         ("privileges", host.require_privileges, "enough to load and attach BPF programs"),
     )
     return [_requirement(*row) for row in table]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from monitor.evidence.events import Host
 from monitor.evidence.memory_map import bounded_lines, parse_smaps
-from monitor.kernel import bpf
+from monitor.kernel import bpf, filters
 from monitor.kernel.arch import MACHINE, NAME, NUMBERS, X32_BIT, native_function
 from monitor.kernel.syscalls import LIBC, call
 
@@ -29,6 +29,7 @@ __all__ = [
     "preemption",
     "require",
     "require_architecture",
+    "require_bpf",
     "require_btf",
     "require_libbpf",
     "require_mseal",
@@ -147,15 +148,39 @@ def require_libbpf(load: Callable[[], object] = bpf.libbpf) -> None:
         raise HostError(why, remedy) from error
 
 
-def lockdown(sys: Path = SYS) -> str | None:
-    """none, integrity or confidentiality (kernel_lockdown(7)); None where securityfs is absent."""
-    found = re.search(r"\[(\w+)\]", _read(sys / "kernel/security/lockdown") or "")
-    return found[1] if found else None
+def lockdown(sys: Path = SYS, proc: Path = PROC) -> str | None:
+    """none, integrity or confidentiality (kernel_lockdown(7)); None where it is not known.
+
+    Where securityfs is not mounted, it is what the kernel was booted with.
+    """
+    text = _read(sys / "kernel/security/lockdown")
+    if text is not None:
+        found = re.search(r"\[(\w+)\]", text)
+        return found[1] if found else None
+    asked: list[str] = re.findall(r"(?:^|\s)lockdown=(\w+)", _read(proc / "cmdline") or "")
+    return asked[-1] if asked else None
 
 
-def require_no_lockdown(sys: Path = SYS) -> None:
+def require_bpf(attempt: Callable[[], str] = lambda: filters.refusal("bpf")) -> None:
+    """Raises HostError where bpf(2) is refused to everybody here, whatever privileges he has."""
+    error = attempt()
+    if not error:
+        return
+    if filters.has_filter():
+        raise HostError(f"bpf(2) fails with {error}: a seccomp filter forbids it", filters.REMEDY)
+    if error == "ENOSYS":
+        raise HostError(
+            "this kernel has no bpf(2)", "boot a kernel built with CONFIG_BPF_SYSCALL=y"
+        )
+    raise HostError(
+        f"bpf(2) fails with {error}: a security module forbids it",
+        "allow it in the policy of that module",
+    )
+
+
+def require_no_lockdown(sys: Path = SYS, proc: Path = PROC) -> None:
     """Raises HostError in lockdown mode confidentiality: there BPF may not read kernel memory."""
-    if lockdown(sys) == "confidentiality":
+    if lockdown(sys, proc) == "confidentiality":
         raise HostError(
             "the kernel is locked down (confidentiality), so BPF programs may not read its memory",
             "boot with lockdown=integrity, or without lockdown",
@@ -167,9 +192,10 @@ def require(proc: Path = PROC, sys: Path = SYS) -> None:
     require_architecture()
     require_mseal(proc=proc)
     require_btf(sys)
-    require_no_lockdown(sys)
+    require_no_lockdown(sys, proc)
     require_libbpf()
     require_privileges(proc)
+    require_bpf()
 
 
 # ---- What the host is ----------------------------------------------------------------------------

@@ -59,6 +59,7 @@ NUMBERS = {
     "signalfd4": 289,
     "perf_event_open": 298,
     "seccomp": 317,
+    "bpf": 321,
     "userfaultfd": 323,
     "membarrier": 324,
     "pkey_mprotect": 329,

@@ -13,11 +13,13 @@ from collections.abc import Collection, Iterable
 from enum import IntEnum
 from pathlib import Path
 
+from monitor.kernel import filters
 from monitor.kernel.syscalls import call
 
 __all__ = [
     "IDENTITY",
     "LOADING",
+    "LOCKED_DOWN",
     "LOST",
     "VITAL",
     "Capability",
@@ -169,10 +171,26 @@ def _can_be_read() -> bool:
         _set(effective, permitted)
 
 
+# The verifier's words where bpf_base_func_proto() has no such helper (kernel/bpf/helpers.c).
+_NO_READING = "cannot use helper bpf_probe_read_kernel"
+LOCKED_DOWN = (
+    "the kernel is locked down (confidentiality): boot with lockdown=integrity, or without lockdown"
+)
 _REMEDY = "; run as root, or with CAP_BPF, CAP_PERFMON and CAP_DAC_READ_SEARCH"
 
 
 def with_remedy(problem: str) -> str:
-    """The problem, with the remedy added where a missing privilege is the reason."""
+    """The problem, with the remedy added where a missing privilege, a seccomp filter or the
+    kernel's lockdown is the reason.
+    """
+    if any(remedy in problem for remedy in (_REMEDY, filters.REMEDY, LOCKED_DOWN)):
+        return problem
+    if _NO_READING in problem:
+        return f"{problem}; {LOCKED_DOWN}"
     is_denied = "not permitted" in problem or "ermission denied" in problem
-    return problem + _REMEDY if is_denied and not problem.endswith(_REMEDY) else problem
+    if not is_denied and "not implemented" not in problem:
+        return problem
+    refused = filters.refused_by_filter()
+    if refused:
+        return f"{problem}; a seccomp filter forbids {refused}: {filters.REMEDY}"
+    return problem + _REMEDY if is_denied else problem

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from pathlib import Path
 from typing import NamedTuple
 
-from monitor.kernel.privileges import with_remedy
+from monitor.kernel.privileges import LOCKED_DOWN, with_remedy
 
-__all__ = ["Tracefs", "ensure"]
+__all__ = ["Tracefs", "ensure", "why_unreadable"]
 
 _TRACING = Path("/sys/kernel/tracing")
 _CLONE_NEWNS = 0x00020000
@@ -28,13 +29,36 @@ def ensure() -> Tracefs:
 
     Mounting needs CAP_SYS_ADMIN.
     """
-    try:
-        (_TRACING / "events").stat()
-    except FileNotFoundError:
+    problem = why_unreadable()
+    if problem is None:
         return _mount()
+    return Tracefs(problem=problem)
+
+
+def why_unreadable(
+    tracing: Path = _TRACING, mountinfo: Path = Path("/proc/self/mountinfo")
+) -> str | None:
+    """Why tracefs cannot be read, empty where it can; None where it is not mounted.
+
+    In lockdown mode confidentiality it has no files (tracer_init_tracefs() in
+    kernel/trace/trace.c), or, where that came later, none that can be opened
+    (tracing_check_open_get_tr()): not even root gets past EPERM, where a missing privilege is
+    EACCES.
+    """
+    try:
+        os.close(os.open(tracing / "events/enable", os.O_RDONLY | os.O_CLOEXEC))
+    except FileNotFoundError:
+        return f"tracefs is empty; {LOCKED_DOWN}" if _is_mounted(tracing, mountinfo) else None
     except PermissionError as error:
-        return Tracefs(problem=with_remedy(f"cannot read tracefs ({error.strerror})"))
-    return Tracefs()
+        if error.errno == errno.EPERM:
+            return f"tracefs cannot be read; {LOCKED_DOWN}"
+        return with_remedy(f"cannot read tracefs ({error.strerror})")
+    return ""
+
+
+def _is_mounted(tracing: Path, mountinfo: Path) -> bool:
+    lines = mountinfo.read_bytes().splitlines()
+    return any(line.split()[4] == bytes(tracing) and b" - tracefs " in line for line in lines)
 
 
 def _mount() -> Tracefs:
@@ -51,4 +75,6 @@ def _mount() -> Tracefs:
                 problem=f"tracefs is not mounted and mounting it failed ({reason}); "
                 f"run: mount -t tracefs tracefs {_TRACING}"
             )
+    if problem := why_unreadable():
+        return Tracefs(problem=problem)
     return Tracefs(note="tracefs was not mounted: used a private mount while loading")

@@ -11,6 +11,8 @@ import pytest
 from monitor.evidence.events import Host
 from monitor.host import facts as host
 from monitor.kernel import bpf
+from monitor.kernel.privileges import LOCKED_DOWN, with_remedy
+from monitor.kernel.tracefs import why_unreadable
 
 ALL = "000001ffffffffff"
 BPF_ALONE = f"{1 << 39:016x}"
@@ -137,8 +139,66 @@ def test_missing_libbpf_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_lockdown_that_lets_us_work(tmp_path: Path, text: str | None, mode: str | None) -> None:
     if text is not None:
         write(tmp_path, {"kernel/security/lockdown": text})
-    assert host.lockdown(tmp_path) == mode
-    host.require_no_lockdown(tmp_path)
+    assert host.lockdown(tmp_path, tmp_path) == mode
+    host.require_no_lockdown(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "mode"),
+    [
+        ("quiet lockdown=confidentiality\n", "confidentiality"),
+        ("lockdown=confidentiality lockdown=integrity\n", "integrity"),
+        ("notlockdown=confidentiality\n", None),
+    ],
+)
+def test_without_securityfs_lockdown_is_what_was_asked_for(
+    tmp_path: Path, words: str, mode: str | None
+) -> None:
+    write(tmp_path, {"cmdline": words})
+    assert host.lockdown(tmp_path, tmp_path) == mode
+    write(tmp_path, {"kernel/security/lockdown": "[none] integrity confidentiality\n"})
+    assert host.lockdown(tmp_path, tmp_path) == "none"
+
+
+MOUNTED = "30 20 0:11 / {} rw,nosuid - tracefs tracefs rw\n"
+
+
+@pytest.mark.parametrize(
+    ("mounted", "files", "problem"),
+    [
+        (True, ["events/enable"], ""),
+        (True, [], f"tracefs is empty; {LOCKED_DOWN}"),
+        (False, [], None),
+    ],
+)
+def test_a_lockdown_is_no_missing_tracefs(
+    tmp_path: Path, mounted: bool, files: list[str], problem: str | None
+) -> None:
+    tracing, mountinfo = tmp_path / "tracing", tmp_path / "mountinfo"
+    tracing.mkdir()
+    write(tracing, dict.fromkeys(files, "0\n"))
+    mountinfo.write_text(MOUNTED.format(tracing) if mounted else MOUNTED.format("/other"))
+    assert why_unreadable(tracing, mountinfo) == problem
+
+
+def test_a_helper_that_lockdown_takes_away() -> None:
+    refused = "refused: program of this type cannot use helper bpf_probe_read_kernel#113"
+    assert with_remedy(refused) == f"{refused}; {LOCKED_DOWN}"
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        ("", None),
+        ("ENOSYS", "this kernel has no bpf(2)"),
+        ("EACCES", "bpf(2) fails with EACCES: a security module forbids it"),
+    ],
+)
+def test_bpf_without_a_filter(error: str, why: str | None) -> None:
+    if why is None:
+        host.require_bpf(lambda: error)
+    else:
+        assert refused(lambda: host.require_bpf(lambda: error))[0] == why
 
 
 def test_lockdown_confidentiality_is_refused(tmp_path: Path) -> None:
