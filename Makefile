@@ -4,13 +4,14 @@ RUN_PACKAGES := libbpf1 python3-venv
 BUILD_PACKAGES := python3-bpfcc
 PACKAGES := $(RUN_PACKAGES) $(BUILD_PACKAGES) gcc libc6-dev clang-format openssl util-linux logrotate systemd systemd-container
 KERNEL_PACKAGES := qemu-system-x86 iproute2 debian-archive-keyring
+RUNTIME_PACKAGES := nodejs default-jdk-headless
 TEST_PACKAGES := chromium-headless-shell gdb musl-tools
 MONITORING_PACKAGES := prometheus prometheus-alertmanager
 REPORT_PACKAGES := $(TEST_PACKAGES) pngquant
 PICTURE_PACKAGES := $(REPORT_PACKAGES) fonts-inter-variable
 BENCH_PACKAGES := bpftrace linux-perf strace
 DEB_PACKAGES := debhelper dh-python dpkg-dev
-DEB_TEST_PACKAGES := $(DEB_PACKAGES) mmdebstrap lintian systemd-container debian-archive-keyring
+DEB_TEST_PACKAGES := $(DEB_PACKAGES) default-jdk-headless mmdebstrap lintian systemd-container debian-archive-keyring
 PYTHON := .venv/bin/python
 MINUTES := 60
 C_SOURCES := $(sort $(shell find bpf tests/assets -name '*.[ch]'))
@@ -60,7 +61,7 @@ doctor: setup ## show what this host can and can't do
 	@.venv/bin/seal-monitor doctor $(ARGS)
 
 test: setup $(PROMETHEUS) ## run the tests; those that need root and BPF are skipped without
-	@$(call install,$(TEST_PACKAGES))
+	@$(call install,$(TEST_PACKAGES) $(RUNTIME_PACKAGES))
 	$(PYTHON) tests/suite.py $(ARGS)
 
 test-kernels: setup ## run the kernel tests on other kernels, in emulated machines

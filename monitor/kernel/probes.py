@@ -133,6 +133,7 @@ _FILLING = _around("mfill_atomic_copy", _around("mfill_atomic_zeropage"))
 # move_pages() in mm/userfaultfd.c; where the compiler put it into its caller in fs/userfaultfd.c,
 # that one.
 _MOVING = (_around("move_pages"), _around("userfaultfd_ioctl"))
+_FAULTS = Hook("raw_tracepoint", "signal_generate", "signal_generate", only=True)
 # Processes that end in a handler of a fault.
 _ENDINGS = Hook("raw_tracepoint", "sched_process_exit", "sched_process_exit", only=True)
 _MSEAL, _MSEAL_32 = (
@@ -157,13 +158,7 @@ PROBES: tuple[Probe, ...] = (
     # Named after where faults were seen before: dashboards know it by that.
     Probe(
         "signal_deliver",
-        (
-            Hook(
-                *("raw_tracepoint", "signal_generate", "signal_generate"),
-                also=(_ENDINGS,),
-                only=True,
-            ),
-        ),
+        (_FAULTS._replace(also=(_ENDINGS,)), _FAULTS),
     ),
     Probe(
         "io_uring_madvise",

@@ -100,6 +100,9 @@ def test_debians_prometheus_gets_the_rules_and_the_job(host: Host) -> None:
     assert after.pop("rule_files") == [f"{host.root}/usr/share/seal-monitor/rules/*.yml"]
     ours, *others = after.pop("scrape_configs")
     assert (ours["job_name"], others) == ("seal-monitor", before.pop("scrape_configs"))
+    assert ours["static_configs"] == [
+        {"targets": ["127.0.0.1:10462"], "labels": {"instance": os.uname().nodename}}
+    ]
     assert before.pop("rule_files") is None
     assert after == before
     assert host.read("asked").splitlines() == [

@@ -83,7 +83,7 @@ def test_programs_of_a_call_are_loaded_for_its_operation() -> None:
         ("munmap", "tracepoint", ["syscalls:sys_exit_munmap"]),
         ("munmap", "raw_tracepoint", ["sys_exit"]),
         # The only kind of hook there is serves in every mode.
-        *(("signal_deliver", attach, ["signal_generate"]) for attach in ("auto", *MODES)),
+        *(("signal_deliver", attach, ["signal_generate"] * 2) for attach in ("auto", *MODES)),
         ("other", "auto", []),
     ],
 )

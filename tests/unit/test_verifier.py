@@ -28,7 +28,8 @@ def test_a_log_in_one_line(log: str, refused: OSError | None, expected: str) -> 
 
 def test_every_hook_is_found_by_its_program() -> None:
     found = verifier.hooks()
-    assert found["signal_generate"] == find("signal_deliver", "signal_generate")
+    assert found["signal_generate"].target == "signal_generate"
+    assert found["sched_process_exit"] in find("signal_deliver", "signal_generate").also
     assert found["exit_munmap"].template == "exit_call"
     # They are attached with another one only.
     assert {"fexit_mfill_atomic_zeropage", "fexit_vms_gather_munmap_vmas"} <= found.keys()
