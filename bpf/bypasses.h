@@ -38,7 +38,7 @@ static __always_inline int report_bypass(struct scratch *scratch, struct task_st
     if (!count || method >= METHODS)
         return 0;
     COUNT(count->bypasses[method]);
-    if (bank == BANK_ANNOUNCED) {
+    if (!wants_event(bank, 1)) {
         COUNT(count->events[KIND_BYPASS][OUTCOME_FILTERED]);
         return 0;
     }
@@ -46,8 +46,8 @@ static __always_inline int report_bypass(struct scratch *scratch, struct task_st
         search->start = search->vma.start;
     if (search->end > search->vma.end)
         search->end = search->vma.end;
-    record = call_record(scratch, task, saved_registers(task), config, count, KIND_BYPASS, method,
-                         bank == BANK_CANARY);
+    record =
+        call_record(scratch, task, saved_registers(task), config, count, KIND_BYPASS, method, bank);
     if (!record)
         return 0;
     record->bypass.method = method;

@@ -19,7 +19,7 @@
 static __always_inline struct record *call_record(struct scratch *scratch, struct task_struct *task,
                                                   struct pt_regs *regs, struct config *config,
                                                   struct counters *count, enum kind kind, u64 what,
-                                                  bool canary)
+                                                  enum bank bank)
 {
     struct search *search = &scratch->search;
     struct call *call = &scratch->call;
@@ -28,7 +28,7 @@ static __always_inline struct record *call_record(struct scratch *scratch, struc
 
     key.what = what;
     key.caller = caller_of(instruction_pointer(regs), stack_pointer(regs), call->compat);
-    record = reserve(count, config, task, kind, &key, canary);
+    record = reserve(count, config, task, kind, &key, bank);
     if (!record)
         return NULL;
     fill_place(record, regs, key.caller, call->compat);

@@ -112,14 +112,25 @@ static __always_inline struct record *new_record(struct config *config, struct t
     return record;
 }
 
+/* Whether a violation may have an event. `asked`: whether one of the host's may, in bit 0. */
+static __always_inline bool wants_event(enum bank bank, u32 asked)
+{
+    if (bank != BANK_HOST) {
+        OPAQUE(bank); /* otherwise clang prepares both answers, also for the host's */
+        return bank == BANK_CANARY;
+    }
+    return asked & 1;
+}
+
 /*
  * A record for one violation, or NULL when the limits or the ring have no room for it; every
  * outcome is counted. The caller fills the rest and calls submit().
  */
 static __always_inline struct record *reserve(struct counters *count, struct config *config,
                                               struct task_struct *task, enum kind kind,
-                                              struct bucket_key *key, bool canary)
+                                              struct bucket_key *key, enum bank bank)
 {
+    bool canary = bank != BANK_HOST;
     u64 now = bpf_ktime_get_boot_ns();
     struct record *record = NULL;
     bool early = false;

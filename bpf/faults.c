@@ -194,7 +194,6 @@ int signal_generate(struct bpf_raw_tracepoint_args *ctx)
     struct record *record;
     u64 thread, caller;
     enum bank bank;
-    bool canary;
 
     if ((int)ctx->args[0] != SIGSEGV || (int)ctx->args[4] == TRACE_SIGNAL_IGNORED || !config ||
         !config->sealed_mask || !is_watched(config))
@@ -220,20 +219,19 @@ int signal_generate(struct bpf_raw_tracepoint_args *ctx)
     classify(fault, task, regs, config, scratch, thread);
 
     bank = bank_of(config, task);
-    canary = bank == BANK_CANARY;
     count = counters_of(bank);
     cause = fault->cause;
     disposition = fault->disposition;
     if (!count || cause >= CAUSES || disposition >= DISPOSITIONS)
         return 0;
     COUNT(count->faults[cause][disposition]);
-    if (bank == BANK_ANNOUNCED || (!canary && !makes_event(config, cause, disposition))) {
+    if (!wants_event(bank, makes_event(config, cause, disposition))) {
         COUNT(count->events[KIND_FAULT][OUTCOME_FILTERED]);
         return 0;
     }
     key.what = cause;
     key.caller = fault->instruction_pointer;
-    record = reserve(count, config, task, KIND_FAULT, &key, canary);
+    record = reserve(count, config, task, KIND_FAULT, &key, bank);
     if (!record)
         return 0;
     if (fault->inferred)

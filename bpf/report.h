@@ -44,7 +44,6 @@ static __always_inline int report(struct scratch *scratch, struct task_struct *t
     struct counters *count;
     struct record *record;
     enum bank bank = bank_of(config, task);
-    bool canary = bank == BANK_CANARY;
 
     count = counters_of(bank);
     if (!count || operation >= OPERATIONS || verdict >= VERDICTS)
@@ -57,11 +56,11 @@ static __always_inline int report(struct scratch *scratch, struct task_struct *t
         COUNT(count->partial_updates[operation]);
     if (verdict == VERDICT_UNVERIFIED && judgement->reason < REASONS)
         COUNT(count->unverified[judgement->reason]);
-    if (bank == BANK_ANNOUNCED || (!canary && !(config->emit_verdicts >> verdict & 1))) {
+    if (!wants_event(bank, config->emit_verdicts >> verdict)) {
         COUNT(count->events[KIND_DENIAL][OUTCOME_FILTERED]);
         return 0;
     }
-    record = call_record(scratch, task, regs, config, count, KIND_DENIAL, operation, canary);
+    record = call_record(scratch, task, regs, config, count, KIND_DENIAL, operation, bank);
     if (!record)
         return 0;
     if (call->result != -EPERM)

@@ -54,14 +54,12 @@ static __always_inline int sealed(u32 scratch_owner, struct task_struct *task, s
     struct record *record;
     struct scratch *scratch;
     enum bank bank;
-    bool canary;
 
     if (!config || !mm || !is_watched(config))
         return 0;
     bank = bank_of(config, task);
-    canary = bank == BANK_CANARY;
     /* Calibration compares a mapping's flags before a seal, at an mseal that fails, and after. */
-    if (result != 0 && !canary)
+    if (result != 0 && bank != BANK_CANARY)
         return 0;
     count = counters_of(bank);
     if (!count)
@@ -69,14 +67,14 @@ static __always_inline int sealed(u32 scratch_owner, struct task_struct *task, s
     note_sealer(task);
     COUNT(count->seals);
     COUNT_MORE(count->sealed_bytes, PAGE_ALIGN(length));
-    if (bank == BANK_ANNOUNCED || (!canary && !config->emit_seals)) {
+    if (!wants_event(bank, config->emit_seals)) {
         COUNT(count->events[KIND_SEAL][OUTCOME_FILTERED]);
         if (bank == BANK_HOST)
             report_sealer(config, task);
         return 0;
     }
     key.caller = caller_of(instruction_pointer(regs), stack_pointer(regs), compat);
-    record = reserve(count, config, task, KIND_SEAL, &key, canary);
+    record = reserve(count, config, task, KIND_SEAL, &key, bank);
     if (!record)
         return 0;
     fill_place(record, regs, key.caller, compat);
