@@ -270,7 +270,8 @@ def _add_incidents(parser: Parser) -> None:
     printed = Parser(add_help=False, allow_abbrev=False)
     printed.add_argument("--json", action="store_true", help="print JSON")
     filters = _incident_filters()
-    add("list", "list incidents, the worst first", filters, printed)
+    found = add("list", "list incidents, the worst first", filters, printed)
+    found.usage = "seal-monitor incidents list [FLAGS]"
     show = add("show", "print the story of one incident", printed)
     show.add_argument("id", metavar="ID", help="its id, or the beginning of it")
     timeline = add("timeline", "show what one process did, in order", printed)
@@ -279,6 +280,7 @@ def _add_incidents(parser: Parser) -> None:
         "start", metavar="START", nargs="?", help="when it started, if several had this pid"
     )
     report = add("report", "make a page of one incident, or of those that match", filters)
+    report.usage = "seal-monitor incidents report [FLAGS] [ID] -o FILE.html"
     report.add_argument(
         "id",
         metavar="ID",

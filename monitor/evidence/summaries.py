@@ -181,7 +181,8 @@ def suppression(process: Process | None, bucket: abi.Bucket, kind: Kind, what: s
         who = f" of {printable(process.name, SUMMARY_NAME_LIMIT)} (pid {process.pid})"
     kinds = kind.label if bucket.suppressed == 1 else plural(kind.label)
     seconds = (bucket.last_suppressed_ns - bucket.first_suppressed_ns) / 1e9
+    when = f"in {seconds:.1f} s" if seconds >= 0.05 else "at once"
     return (
-        f"{bucket.suppressed} more {what}{' ' if what else ''}{kinds}{who} "
-        f"in {seconds:.1f} s, counted but not reported singly"
+        f"{bucket.suppressed:,} more {what}{' ' if what else ''}{kinds}{who} "
+        f"{when}, counted but not reported singly"
     )

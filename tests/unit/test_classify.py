@@ -780,6 +780,16 @@ def test_suppression(
     assert event.process == held_back
 
 
+def test_a_suppression_of_a_moment_has_no_duration_of_0() -> None:
+    bucket = abi.Bucket(
+        suppressed=3996, first_suppressed_ns=10**9, last_suppressed_ns=1_008_197_479
+    )
+    event = suppression(
+        abi.BucketKey(kind=Kind.DENIAL), bucket, ORIGIN, severity="warning", offset_ns=0
+    )
+    assert event.summary.startswith("3,996 more denials of python3 (pid 4242) at once, counted")
+
+
 @pytest.mark.parametrize(
     "key",
     [

@@ -184,6 +184,8 @@ def test_wrong_usage(arguments: tuple[str, ...], message: str) -> None:
         (("demo", "extra"), "seal-monitor demo [-h] [--config FILE] [--attach MODE]"),
         (("schema", "--json"), "seal-monitor schema [-h]"),
         (("incidents", "show", "--since", "7d", "x"), "seal-monitor incidents show [-h] [--json] "),
+        (("incidents", "list", "--limit", "0"), "seal-monitor incidents list [FLAGS]\n"),
+        (("incidents", "report"), "seal-monitor incidents report [FLAGS] [ID] -o FILE.html\n"),
         *(
             (("exec", *words), "seal-monitor exec [FLAGS] -- COMMAND [ARGUMENT...]")
             for words in (
