@@ -95,6 +95,14 @@ _ONLY_THE_LAST = """
 DELETE FROM events WHERE incident = :incident AND seq <= (
     SELECT seq FROM events WHERE incident = :incident ORDER BY seq DESC LIMIT 1 OFFSET :kept)
 """
+# The event that the incident's summary is of, the worst one, stays beside the last ones.
+_ONLY_THE_LAST_AND_THE_WORST = (
+    _ONLY_THE_LAST
+    + """AND seq IS NOT (SELECT max(seq) FROM events WHERE incident = :incident
+    AND json_extract(event, '$.summary') =
+        (SELECT summary FROM incidents WHERE number = :incident))
+"""
+)
 _SNAPSHOT = """
 INSERT INTO snapshots (incident, time_ns, snapshot)
 SELECT number, :time_ns, :snapshot FROM incidents WHERE id = :incident RETURNING incident
@@ -279,10 +287,11 @@ class IncidentStore:
                     self._take(database, json.loads(text), text)
 
     def _take(self, database: sqlite3.Connection, event: Event, text: str) -> None:
+        is_worst = False
         if event["kind"] == "suppression":
             number, start_ns = self._add_suppressed(database, event)
         else:
-            number, start_ns = self._add(database, event)
+            number, start_ns, is_worst = self._add(database, event)
         stored = {
             "incident": number,
             "time_ns": nanoseconds(event["time"]),
@@ -292,14 +301,16 @@ class IncidentStore:
             "event": text,
         }
         database.execute(_EVENT, stored)
-        database.execute(_ONLY_THE_LAST, {"incident": number, "kept": self._retention.events})
+        # A storm of equal ones, which is the usual one, needs no look at the others.
+        others = _ONLY_THE_LAST if is_worst else _ONLY_THE_LAST_AND_THE_WORST
+        database.execute(others, {"incident": number, "kept": self._retention.events})
 
-    def _add(self, database: sqlite3.Connection, event: Event) -> tuple[int, int | None]:
-        """The incident's number, and when the process started."""
+    def _add(self, database: sqlite3.Connection, event: Event) -> tuple[int, int | None, bool]:
+        """The incident's number, when the process started, and whether no event was worse."""
         owner = owner_of(event)
         incident = self._place(database, event, owner)
         ((number,),) = database.execute(_COUNT, incident).fetchall()
-        self._rank(database, number, incident, owner, event.get("verdict"))
+        is_worst = self._rank(database, number, incident, owner, event.get("verdict"))
         common = {"incident": number, "kept": VALUES_KEPT, "others": OTHERS}
         database.executemany(
             _FACET, [common | {"name": name, "value": value} for name, value in facets_of(event)]
@@ -308,7 +319,7 @@ class IncidentStore:
         start_ns = nanoseconds(start) if start else None
         if event["kind"] != "health" and (caller := _caller(event)):
             self._callers.put(caller, _Seen(str(incident["id"]), start_ns))
-        return number, start_ns
+        return number, start_ns, is_worst
 
     def _place(self, database: sqlite3.Connection, event: Event, owner: Owner) -> dict[str, object]:
         """The values of the event's own incident, or of the one for many places."""
@@ -328,27 +339,32 @@ class IncidentStore:
         incident: Mapping[str, object],
         owner: Owner,
         verdict: str | None,
-    ) -> None:
-        """Let what is said of the incident rise to this event, and see whose it is."""
+    ) -> bool:
+        """Let what is said of the incident rise to this event, and see whose it is.
+
+        Whether none of its events was worse.
+        """
         rank = rank_of(str(incident["severity"]), verdict)
         values = {**incident, **owner._asdict(), "incident": number, "rank": rank}
         found = database.execute(_STANDING, (number,)).fetchone()
         if found is None:
             database.execute(_NEW_STANDING, values)
-            return
+            return True
         if rank > found[2]:
             database.execute(_RISE, values)
             database.execute(_RISEN, values)
         if rank >= found[2]:
             database.execute(_SUMMARY, values)
         seen = (str(incident["id"]), owner)
+        is_worst = bool(rank >= found[2])
         if owner == found[:2] or owner == NOBODY or self._helpers.get(seen):
-            return
+            return is_worst
         # Of several owners it is that one's who has the fewest, and so loses it last.
         self._helpers.put(seen, True)
         (theirs,), (own,) = (database.execute(_OWN, each).fetchone() for each in (found[:2], owner))
         if own < theirs:
             database.execute(_GIVE, values)
+        return is_worst
 
     def _add_suppressed(self, database: sqlite3.Connection, event: Event) -> tuple[int, int | None]:
         """Count it for the last incident of the process at that caller, else as unattributed."""

@@ -43,7 +43,7 @@ def places(compiled: Compile) -> Iterator[Places]:
     if not Path(GDB).exists():
         pytest.skip(f"{GDB} is not installed")
     folder = Path("/var/tmp") / f"seal-monitor-test-{os.getpid()}"
-    folder.mkdir(mode=0o755)
+    folder.mkdir(mode=0o755, parents=True)
     folder.chmod(0o755)
     found = Places(folder / "sealed_code", folder / "gdb")
     for source, place, uid in ((compiled("sealed_code"), found[0], 0), (GDB, found[1], NOBODY)):

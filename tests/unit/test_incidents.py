@@ -253,6 +253,26 @@ def test_the_last_events_are_kept_and_all_are_counted(make: Make) -> None:
     assert store.events(found) == events[-3:]
 
 
+def test_lesser_events_do_not_push_the_worst_one_out(make: Make) -> None:
+    store = make(Retention(30, MIB, events=3))
+    worst, again = denial(WEEK_START, pid=1), denial(WEEK_START + 50, pid=2)
+    lesser = [
+        denial(WEEK_START + n, pid=3) | {"severity": "warning", "verdict": "unverified"}
+        for n in range(1, 41)
+    ]
+    for n, event in enumerate(lesser):
+        event["summary"] += f" for the {n}th time"
+    store.take(worst, *lesser[:20])
+    (found,) = store.read()
+    assert (found.events, found.severity) == (21, "critical")
+    assert store.events(found) == [worst, *lesser[17:20]]
+    store.take(*(suppression(1, lesser[0]) for _ in range(9)))
+    assert store.events(found)[0] == worst
+    # One that is as bad takes its place.
+    store.take(again, *lesser[20:])
+    assert store.events(found) == [again, *lesser[-3:]]
+
+
 # ---- What was suppressed -------------------------------------------------------------------------
 
 
