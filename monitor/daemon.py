@@ -21,13 +21,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monitor.attach.attached import Beginning
 from monitor.canary import Canary, Rounds
 from monitor.configuration.config import Config, ConfigError
 from monitor.evidence.events import clock_offset
 from monitor.host import facts as host
 from monitor.host.blind_spots import Sight
 from monitor.incidents.opened import open_incidents
+from monitor.keep.ledger import Ledger
+from monitor.keep.record import CANARY_FAILED
 from monitor.kernel import abi, privileges
 from monitor.kernel.announced import Marks
 from monitor.life.announcements import (
@@ -36,6 +37,7 @@ from monitor.life.announcements import (
     listen,
     own_directory,
 )
+from monitor.life.keeping import Keeping
 from monitor.life.last_run import LastRun, as_details, blind_seconds, state_directory
 from monitor.life.last_run import ended as how_it_ended
 from monitor.life.reload import InForce, merge
@@ -50,6 +52,7 @@ from monitor.provoke.child import nobody
 from monitor.sinks.delivery import Delivery
 from monitor.sinks.opened import open_sinks
 from monitor.sinks.outputs import FileSink, Sink
+from monitor.start import Start
 from monitor.version import revision, version
 from monitor.watch.pump import SWEEP_SECONDS
 from monitor.watch.watcher import Watcher
@@ -74,10 +77,10 @@ CANARY_POLL_SECONDS = 0.01
 M_ARENA_MAX = -8  # its number in glibc, for mallopt(3)
 
 
-def run(config: Config, reload: Callable[[], Config], beginning: Beginning) -> int:
+def run(config: Config, reload: Callable[[], Config], start: Start) -> int:
     """Run in the foreground until SIGTERM or SIGINT; returns 0.
 
-    `reload` reads the configuration again; `beginning` comes from start.begin().
+    `reload` reads the configuration again; `start` comes from start.begin().
 
     Raises HostError, LoadError, CalibrationError, ConfigError, WebError.
     """
@@ -94,7 +97,7 @@ def run(config: Config, reload: Callable[[], Config], beginning: Beginning) -> i
         outputs,
         reload,
         last_run,
-        beginning,
+        start,
         incidents=incidents,
         runtime=own_directory(),
         restricted=True,
@@ -138,7 +141,7 @@ class Daemon:
         outputs: list[Sink],
         reload: Callable[[], Config] | None = None,
         last_run: LastRun | None = None,
-        beginning: Beginning | None = None,
+        start: Start | None = None,
         *,
         incidents: IncidentStore | None = None,
         runtime: Path | None = None,
@@ -169,7 +172,10 @@ class Daemon:
         self._file_reported_at = float("-inf")
         self._incidents = incidents
         self._pending_health: deque[tuple[str, str]] = deque()
-        self.tally = Tally(output.name for output in outputs)
+        ledger = self._ledger = start.ledger if start else Ledger()
+        self._has_drained = False
+        self.tally = Tally((output.name for output in outputs), ledger)
+        self._keeping = Keeping(start, ledger, self.tally)
         self._show_intervals()
         self.delivery = Delivery(outputs, self.tally, self._on_sink)
         self._in_force = InForce(self.tally)
@@ -181,19 +187,24 @@ class Daemon:
             self._web = WebConfiguration(config.web.config_file)
             # Before anything is attached: whoever announces waits until it is.
             listening = cleanup.enter_context(self._listen(runtime))
-            self.watcher = cleanup.enter_context(
-                Watcher(
-                    config,
-                    self.facts,
-                    self.delivery,
-                    self.tally,
-                    beginning=beginning,
-                    take=self._take,
-                    ask_snapshot=self._ask_snapshot,
-                    announce=announce,
-                    is_prompt=True,
+            with ledger.risk():
+                self.watcher = cleanup.enter_context(
+                    Watcher(
+                        config,
+                        self.facts,
+                        self.delivery,
+                        self.tally,
+                        beginning=start.programs if start else None,
+                        take=self._take,
+                        ask_snapshot=self._ask_snapshot,
+                        announce=announce,
+                        is_prompt=True,
+                        ledger=ledger,
+                    )
                 )
-            )
+            self._dropped_before = ledger.number("dropped")
+            watched = self.watcher
+            self._keeping.begin(watched.loaded, watched.ring, watched.findings, watched.severities)
             self._watching_since = _clocks()
             self._report = self.watcher.pipeline.health
             self._in_force.has_read("configuration", True)
@@ -350,7 +361,8 @@ class Daemon:
     def turn(self) -> None:
         """One turn of the loop: drain the ring, and do everything that is due."""
         now = time.monotonic()
-        is_drained = self.watcher.pump.drain() > 0 or not self.watcher.ring.used_bytes
+        self._keeping.turned()
+        is_drained = self._drain() > 0 or not self.watcher.ring.used_bytes
         if self._snapshots:
             self._snapshots.collect()
         self.delivery.collect()
@@ -373,6 +385,15 @@ class Daemon:
         self._web.turn(now)
         self._service.turned(is_drained and not self._rounds.is_late, self._status)
 
+    def _drain(self) -> int:
+        if self._has_drained:
+            return self.watcher.pump.drain()
+        with self._ledger.risk():
+            drained = self.watcher.pump.drain()
+        self._has_drained = True
+        self._ledger.survived()
+        return drained
+
     def _take(self, records: Sequence[abi.Record]) -> None:
         others = []
         for record in records:
@@ -391,6 +412,7 @@ class Daemon:
         if outcome is None:
             return
         self.tally.canary("failure" if outcome.problem else "success", time.time())
+        self._ledger.doubt(CANARY_FAILED, bool(outcome.problem))
         if outcome.problem:
             self._report("canary_failed", outcome.problem)
         elif not self._has_started:
@@ -422,10 +444,14 @@ class Daemon:
             f"ready after {ready_after:.2f} s, attached by {', '.join(modes)}, "
             f"metrics on {self.metrics_url}"
         )
-        if past is not None:
+        dropped = accounts.dropped(self.watcher.state.counters()) - self._dropped_before
+        if self._keeping.is_resumed:
+            blind = 0.0
+            message += f", {self._keeping.words(dropped)}"
+        elif past is not None:
             blind = blind_seconds(past, boot_id, *self._watching_since)
             message += f", blind for {blind:.1f} s: the last run was {how_it_ended(past, boot_id)}"
-        notes = [*self.watcher.loaded.notes, *self._notes]
+        notes = [*self.watcher.loaded.notes, *self._notes, *self._keeping.notes]
         if not self._last_run.is_kept:
             notes.append("no state directory is used: the next start will not know of this run")
         self._report(
@@ -438,6 +464,7 @@ class Daemon:
                 "probes": {p.probe: p.mode for p in self.watcher.loaded.probes if p.attached},
                 "partial_updates": dict(self.watcher.findings.partial_updates),
                 "notes": notes,
+                "resumed": self._keeping.details(dropped),
                 "last_run": as_details(past, boot_id) if past else None,
             },
         )
@@ -452,16 +479,15 @@ class Daemon:
 
     def _look_at_files(self, now: float) -> None:
         removed = sum(file.removed_bytes for file in self._files)
-        if removed > self.tally.events_file_removed_bytes:
-            self.tally.events_file_removed_bytes = removed
-            if now - self._file_reported_at >= FILE_REPORT_SECONDS:
-                self._file_reported_at = now
-                bound = self._config.output.events_file_max_size
-                self._report(
-                    "events_file_full",
-                    f"{removed} bytes of events between the oldest and the newest were removed so "
-                    f"far, to keep within {bound}; see output.events_file_max_size",
-                )
+        is_more = self.tally.removed_from_file(removed)
+        if is_more and now - self._file_reported_at >= FILE_REPORT_SECONDS:
+            self._file_reported_at = now
+            bound = self._config.output.events_file_max_size
+            self._report(
+                "events_file_full",
+                f"{removed} bytes of events between the oldest and the newest were removed so "
+                f"far, to keep within {bound}; see output.events_file_max_size",
+            )
 
     def _on_sink(self, name: str, error: OSError | None) -> None:
         if error is None:
@@ -514,12 +540,12 @@ class Daemon:
         self._service.stopping()
         self._canary.stop()
         self._posture.stop()
-        self.watcher.loaded.detach()
+        self.watcher.loaded.detach()  # what systemd keeps goes on until the unit has stopped
         if self._announcements:
             self._announcements.close()
         if self._has_started:  # else the file of the run before still holds
             self._last_run.alive(accounts.totals(self.watcher.state.counters()))
-        self.watcher.pump.finish(DRAIN_SECONDS)
+        self.watcher.pump.finish(DRAIN_SECONDS, detached=not self._keeping.is_kept)
         if self._snapshots:
             self._snapshots.finish(SNAPSHOT_SECONDS)
         self.delivery.finish(FLUSH_SECONDS, FLUSH_AT_MOST_SECONDS)
@@ -528,15 +554,17 @@ class Daemon:
         if self._has_started:
             self._last_run.end(reason, accounts.totals(counters))
         self._report_pending()
-        self._report(
-            "stopped", self._final_words(counters), details=accounts.final(counters, self.tally)
-        )
+        figures = accounts.final(counters, self.tally, self._keeping.is_kept)
+        self._report("stopped", self._final_words(counters), details=figures)
         self.delivery.finish(LAST_SECONDS)
 
     def _final_words(self, counters: abi.Counters) -> str:
         life = time.monotonic() - self._started
         by = f", stopped by {self._stopped_by}" if self._stopped_by else ""
-        return f"{accounts.in_words(counters)} in {life:.0f} s{by}; nothing is seen from now on"
+        after = "nothing is seen from now on"
+        if self._keeping.is_kept:
+            after = "the programs count until systemd lets them go"
+        return f"{accounts.in_words(counters)} in {life:.0f} s{by}; {after}"
 
     def _status(self) -> str:
         """The line for `systemctl status`."""

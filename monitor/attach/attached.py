@@ -12,14 +12,18 @@ from monitor.attach import calibrate, trial
 from monitor.attach.calibrate import Findings
 from monitor.configuration.config import Config
 from monitor.evidence.cgroups import cgroup_mount
+from monitor.keep.ledger import Ledger
+from monitor.keep.record import Found
 from monitor.kernel import abi, loader
+from monitor.kernel.abi import ANNOUNCED_CGROUPS, ANNOUNCED_PROCESSES
+from monitor.kernel.announced import Marks
 from monitor.kernel.arch import compat_function
 from monitor.kernel.counters import KernelState
 from monitor.kernel.probes import AT_SEAL, reporters
 from monitor.kernel.ring import Ring
 from monitor.provoke.child import nobody
 
-__all__ = ["Attached", "Beginning", "configure", "limit_workloads", "request"]
+__all__ = ["Attached", "Beginning", "Resumed", "configure", "limit_workloads", "request"]
 
 SECOND_NS = 1_000_000_000
 _FEW_WORKLOADS = 64  # of a subtree, which may have all of a small table
@@ -65,6 +69,24 @@ def limit_workloads(kernel: abi.Config, maximum: int, root: Path | None = None) 
         kernel.system_slice = 0
 
 
+class Resumed:
+    """Programs that an earlier life attached and calibrated."""
+
+    def __init__(self, found: Found) -> None:
+        self.found = found
+        self._is_taken = False
+
+    def take(self) -> Found:
+        """They belong to the caller from now on."""
+        self._is_taken = True
+        return self.found
+
+    def close(self) -> None:
+        if not self._is_taken:
+            self._is_taken = True
+            self.found.loaded.close()
+
+
 class Beginning:
     """Two children at work: one loads the programs, one gets ready to try them.
 
@@ -91,26 +113,47 @@ class Attached:
     def __init__(
         self,
         wanted: loader.LoadRequest,
-        beginning: Beginning | None = None,
+        beginning: Beginning | Resumed | None = None,
         announce: Callable[[int], None] = nobody,
+        ledger: Ledger | None = None,
     ) -> None:
         """`beginning`: the load of what is `wanted`, when it has begun already. `announce` is
-        called with the pid of each process that is about to try something.
+        called with the pid of each process that is about to try something. `ledger`: where it is
+        counted what was taken from the ring.
         """
         self._wanted = wanted
         self._announce = announce
-        self._finish(beginning or Beginning(wanted))
+        self._taken = ledger.words("taken") if ledger else None
+        self._resumed: Found | None = None
+        if isinstance(beginning, Resumed):
+            self._resume(beginning.take())
+        else:
+            self._finish(beginning or Beginning(wanted))
+
+    def _resume(self, found: Found) -> None:
+        self._resumed = found
+        with contextlib.ExitStack() as cleanup:
+            self._map(cleanup, found.loaded)
+            # Trials that ended, or lost their connection, with the monitor that they asked.
+            self.state.config.canary_pid = 0
+            marks = Marks(self.state.config, found.loaded.maps["announced_cgroups"])
+            for place in range(ANNOUNCED_PROCESSES + ANNOUNCED_CGROUPS):
+                marks.free(place)
+            self._cleanup = cleanup.pop_all()
+
+    def _map(self, cleanup: contextlib.ExitStack, loaded: loader.Loaded) -> None:
+        self.loaded = loaded
+        cleanup.callback(self.loaded.close)
+        self.state = KernelState(self.loaded)
+        cleanup.callback(self.state.close)
+        self.ring = Ring(self.loaded.maps["ring"], self._wanted.ring_size, self._taken)
+        cleanup.callback(self.ring.close)
 
     def _finish(self, beginning: Beginning) -> None:
         with contextlib.ExitStack() as cleanup:
             cleanup.callback(beginning.close)
             self._trying = beginning.trying
-            self.loaded = beginning.loading.finish()
-            cleanup.callback(self.loaded.close)
-            self.state = KernelState(self.loaded)
-            cleanup.callback(self.state.close)
-            self.ring = Ring(self.loaded.maps["ring"], self._wanted.ring_size)
-            cleanup.callback(self.ring.close)
+            self._map(cleanup, beginning.loading.finish())
             kernel = self.state.config
             kernel.hash_seed = int.from_bytes(os.urandom(8), "little")
             kernel.ordinary_ring = self.ring.size - self.ring.size // 4
@@ -140,6 +183,8 @@ class Attached:
         loaded again, and `loaded`, `state` and `ring` are new objects. Raises CalibrationError, and
         LoadError when the probe of mseal is not attached.
         """
+        if self._resumed:
+            return Findings(self._resumed.guard_regions, self._resumed.partial_updates)
         findings = self._calibrate()
         blind = self._blind_targets()
         if not blind:

@@ -15,6 +15,7 @@ from typing import NamedTuple, get_args
 from monitor.evidence.cgroups import Cgroups, alerted_workload
 from monitor.evidence.events import Severity
 from monitor.evidence.workloads import OTHER, REMOVED_SECONDS
+from monitor.keep.ledger import Joined, Ledger
 
 __all__ = ["KINDS", "SEVERITIES", "Severities"]
 
@@ -39,21 +40,26 @@ class Severities:
         cgroups: Cgroups,
         maximum: int,
         clock: Callable[[], float] = time.monotonic,
+        ledger: Ledger | None = None,
     ) -> None:
-        """`maximum`: names, besides `other`."""
+        """`maximum`: names, besides `other`. `ledger` has the counts of an earlier life."""
         self._cgroups = cgroups
         self._maximum = maximum
         self._clock = clock
-        self._counts: dict[Key, int] = {}
+        self._counts = Joined((ledger or Ledger()).table("violations"))
         self._places: dict[str, _Place] = {}
         self._taken: Counter[str | None] = Counter()  # places, by owner
         self._search_at = float("-inf")
+        for name in {name for name, *_ in self._counts} - {OTHER}:  # of an earlier life
+            self._places[name] = _Place(0, None, clock())
+            self._taken[None] += 1
 
     def counts(self) -> Mapping[Key, int]:
         """By workload, kind and severity. Those of a name never go down while its cgroup exists,
         and those of a kind together never.
         """
-        return dict(self._counts)  # one step of the interpreter: no count is half made
+        counts = self._counts.copy()
+        return {(name, kind, severity): count for (name, kind, severity), count in counts.items()}
 
     def add(self, cgroup_id: int | None, kind: str, severity: str, count: int = 1) -> None:
         """Count violations of one severity; of kinds that are no violations, nothing.

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from monitor.evidence.assessment import worst
 from monitor.evidence.events import Severity
+from monitor.keep.ledger import Ledger
 from monitor.kernel.abi import Bucket, BucketKey, Kind, Outcome
 from monitor.kernel.counters import KernelState
 
@@ -50,18 +51,21 @@ class Suppressions:
         state: KernelState,
         idle_ns: int = IDLE_NS,
         subtree: Callable[[int], Hashable] = lambda cgroup_id: None,
+        ledger: Ledger | None = None,
         *,
         severity: Callable[[BucketKey], Severity],
     ) -> None:
         """A bucket unused for `idle_ns` is given back. `subtree` says which cgroups have one owner:
         of more gaps than GAPS_AT_ONCE each subtree has as many as any other. `severity`: of the
-        events that the bucket of a key holds back.
+        events that the bucket of a key holds back. `ledger` has what an earlier life reported.
         """
         self._severity = severity
         self._state = state
         self._subtree = subtree
         self._idle_ns = idle_ns
-        self._reported: dict[bytes, _Reported] = {}
+        ledger = ledger or Ledger()
+        self._table, self._gaps = ledger.table("suppressed"), ledger.words("gaps")
+        self._reported = {key: _Reported(*each) for key, each in self._table.items()}
         self._activity = -1
         self._quiet_ns = 0  # until then nothing was suppressed that is not reported
         self._buckets = 0
@@ -98,6 +102,7 @@ class Suppressions:
         for key, bucket in buckets:
             if key.pid and self._is_idle(key, bucket, now_ns):
                 self._reported.pop(bytes(key), None)
+                self._table.pop(bytes(key), None)
                 self._buckets -= 1
                 self._state.buckets.remove(key)
         return self._bounded(_merged(gaps, _of_process))
@@ -141,7 +146,7 @@ class Suppressions:
         more = bucket.suppressed - reported.suppressed
         if not more:
             if reported.suppressed:
-                self._reported[bytes(key)] = reported._replace(at_ns=now_ns)
+                self._report(key, reported._replace(at_ns=now_ns))
             return None
         # The kernel keeps the time of the bucket's first suppression. For a later gap only the
         # earliest possible time is known: at most the time between two sweeps before the true one.
@@ -152,11 +157,16 @@ class Suppressions:
         if not (final or has_ended or now_ns - first_ns >= INTERVAL_NS):
             self._open = True
             return None
-        self._reported[bytes(key)] = _Reported(bucket.suppressed, now_ns)
+        self._gaps[key.kind] += more
+        self._report(key, _Reported(bucket.suppressed, now_ns))
         part = Bucket.from_buffer_copy(bucket)
         part.suppressed = more
         part.first_suppressed_ns = first_ns
         return Gap(key, part, self._severity(key))
+
+    def _report(self, key: BucketKey, reported: _Reported) -> None:
+        self._reported[bytes(key)] = reported
+        self._table[bytes(key)] = reported
 
 
 def _of_process(key: BucketKey) -> BucketKey:

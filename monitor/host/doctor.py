@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,10 +44,13 @@ __all__ = [
     "privilege_rows",
     "probe_rows",
     "program_rows",
+    "restart_row",
     "rows",
     "run",
 ]
 
+UNIT = "seal-monitor.service"
+SYSTEMCTL_SECONDS = 5.0
 _WIDTHS = (80, 100)  # columns of the table, least and most
 
 # ---- The host ------------------------------------------------------------------------------------
@@ -335,6 +339,37 @@ def kept_rows(config: Config, directory: Path | None) -> list[Row]:
     return found
 
 
+def _unit_properties() -> dict[str, str]:
+    """Of the service; empty where systemd is not there, or does not answer."""
+    names = ("LoadState", "FileDescriptorStoreMax", "NFileDescriptorStore")
+    command = ["systemctl", "show", f"--property={','.join(names)}", UNIT]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=SYSTEMCTL_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    pairs = (line.partition("=") for line in done.stdout.splitlines())
+    return {name: value for name, _, value in pairs if name in names}
+
+
+def restart_row(properties: Mapping[str, str]) -> Row:
+    """Whether what is attached goes on while the service is started again. `properties`: of its
+    unit.
+    """
+    blind = "a monitor that is started again begins anew, and is blind until then"
+    if properties.get("LoadState") != "loaded":
+        finding = f"there is no {UNIT} that systemd knows: {blind}"
+        return Row("Kept", "restarts", "degraded", finding, "run it as this unit of systemd's")
+    maximum = properties.get("FileDescriptorStoreMax", "0")
+    if maximum == "0":
+        remedy = "set FileDescriptorStoreMax=512 in the unit; systemd 246 or later keeps maps"
+        return Row("Kept", "restarts", "degraded", f"systemd keeps no descriptors: {blind}", remedy)
+    count = properties.get("NFileDescriptorStore", "0")
+    finding = f"systemd keeps what is attached: {count} of at most {maximum} descriptors now"
+    return Row("Kept", "restarts", "ok", finding)
+
+
 # ---- All of it -----------------------------------------------------------------------------------
 
 
@@ -355,6 +390,7 @@ def rows(config: Config, announce: Callable[[int], None] = nobody) -> list[Row]:
     found += rights
     found += identity_rows()
     found += kept_rows(config, state_directory(config.state.directory))
+    found.append(restart_row(_unit_properties()))
     options, _ = host.kernel_configuration()
     found.append(review_row(host.system_calls()))
     found += blind_rows(probes, options, host.takes_x32_calls(options))

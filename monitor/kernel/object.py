@@ -28,6 +28,7 @@ __all__ = [
     "ObjectError",
     "Patch",
     "Program",
+    "digest_in",
     "find_patches",
     "parse",
     "read",
@@ -222,6 +223,12 @@ def parse(data: bytes) -> Object:
         at = end
     maps = tuple(Map(*each) for each in head["maps"])
     return Object(head["compiler"], head["digests"], maps, programs, digest)
+
+
+def digest_in(head: bytes) -> str:
+    """The digest of the rest, as the first bytes of a file give it; empty when it is no object."""
+    start = len(_MAGIC) + _DIGEST_SIZE
+    return head[len(_MAGIC) : start].hex() if head.startswith(_MAGIC) else ""
 
 
 def read(path: Path, digests: Mapping[str, str]) -> Object:

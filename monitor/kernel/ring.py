@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from monitor.kernel.abi import Record
+from monitor.kernel.abi import Kind, Record, RecordFlag
 
-__all__ = ["Drained", "Ring"]
+__all__ = ["Drained", "Ring", "is_at"]
 
 _HEADER = 8
 _BUSY, _DISCARDED = 1 << 31, 1 << 30
@@ -30,6 +31,8 @@ class _Framed(ctypes.Structure):
 
 _FRAME = ctypes.sizeof(_Framed)
 _RECORD = ctypes.sizeof(Record)
+_ROW = 1 + len(Kind)  # words of one row of `taken`: a position, and what was taken up to there
+_NOT_COUNTED = RecordFlag.CANARY | RecordFlag.SEALER
 
 
 class Drained(NamedTuple):
@@ -38,9 +41,15 @@ class Drained(NamedTuple):
 
 
 class Ring:
-    """The consumer. Not thread-safe: one reader."""
+    """The consumer. Not thread-safe: one reader.
 
-    def __init__(self, descriptor: int, size: int) -> None:
+    `taken` are words that outlive the process: two rows of a position, and how many events of each
+    kind were taken up to there. The one whose position is the consumer's is right, so both change
+    by the same store.
+    """
+
+    def __init__(self, descriptor: int, size: int, taken: memoryview | None = None) -> None:
+        """With `taken` that is of another ring, its counts begin at 0."""
         self.descriptor = descriptor
         self.size = size
         page = mmap.PAGESIZE
@@ -48,11 +57,41 @@ class Ring:
         self._producer = mmap.mmap(descriptor, page, prot=mmap.PROT_READ, offset=page)
         self._consumed = memoryview(self._consumer)[:8].cast("Q")
         self._produced = memoryview(self._producer)[:8].cast("Q")
+        self._taken = taken
+        if taken is not None and _row(taken, self._consumed[0]) is None:
+            taken[:] = memoryview(bytes(len(taken) * 8)).cast("Q")
+            taken[0] = self._consumed[0]
 
     @property
     def used_bytes(self) -> int:
         """Bytes written and not yet read."""
         return self._produced[0] - self._consumed[0]
+
+    @property
+    def waiting(self) -> int:
+        """Records that are not yet read, about: entries that are none have another size."""
+        return int(self.used_bytes // _FRAME)
+
+    def taken(self) -> dict[Kind, int]:
+        """Events that were taken so far, by kind; those of earlier processes included."""
+        row = None if self._taken is None else _row(self._taken, self._consumed[0])
+        if row is None or self._taken is None:
+            return dict.fromkeys(Kind, 0)
+        return {kind: self._taken[row + 1 + kind] for kind in Kind}
+
+    def _move(self, position: int, records: Sequence[Record]) -> None:
+        """Everything before this position is taken."""
+        if self._taken is not None:
+            before = self.taken()
+            for record in records:
+                if not record.flags & _NOT_COUNTED and record.kind in before:
+                    before[Kind(record.kind)] += 1
+            # The other row: this one is right until the position changes.
+            row = _ROW if _row(self._taken, self._consumed[0]) == 0 else 0
+            for kind, count in before.items():
+                self._taken[row + 1 + kind] = count
+            self._taken[row] = position
+        self._consumed[0] = position
 
     def drain(self, most: int = _CHUNK) -> Drained:
         """Copies of the next records, at most `most`, in the order of their reservation.
@@ -62,7 +101,7 @@ class Ring:
         """
         position, end = self._consumed[0], self._produced[0]
         if not 0 <= end - position <= self.size or (position | end) % 8:
-            self._consumed[0] = end  # no kernel does this; what was there is unknown
+            self._move(end, ())  # no kernel does this; what was there is unknown
             return Drained([], 1)
         if position == end:
             return Drained([], 0)
@@ -76,7 +115,8 @@ class Ring:
             data.cast("I") as words,
         ):
             drained, taken = _copy(data, words, offset, most)
-        self._consumed[0] = position + min(taken, end - position)
+        if taken:
+            self._move(position + min(taken, end - position), drained.records)
         return drained
 
     def close(self) -> None:
@@ -84,6 +124,21 @@ class Ring:
             view.release()
         self._consumer.close()
         self._producer.close()
+
+
+def _row(taken: memoryview, position: int) -> int | None:
+    """Where the row of this position begins."""
+    return next((row for row in (0, _ROW) if taken[row] == position), None)
+
+
+def is_at(descriptor: int, taken: memoryview) -> bool:
+    """Whether the ring was read up to where `taken` says. Raises OSError."""
+    with (
+        mmap.mmap(descriptor, mmap.PAGESIZE, prot=mmap.PROT_READ) as page,
+        memoryview(page) as data,
+        data[:8].cast("Q") as consumed,
+    ):
+        return _row(taken, consumed[0]) is not None
 
 
 def _copy(data: memoryview, words: memoryview, start: int, most: int) -> tuple[Drained, int]:

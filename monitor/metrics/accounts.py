@@ -9,7 +9,7 @@ from __future__ import annotations
 from monitor.kernel.abi import COUNTED_AGAIN, Counters, Kind, Outcome, Verdict
 from monitor.metrics.tally import EVENT_KINDS, Tally
 
-__all__ = ["RESULTS", "final", "in_words", "results", "totals", "violations"]
+__all__ = ["RESULTS", "dropped", "final", "in_words", "results", "totals", "violations"]
 
 # What they mean is said at events_total in table.py.
 RESULTS = ("delivered", "suppressed", "filtered", "dropped", "failed")
@@ -44,9 +44,20 @@ def results(counters: Counters, tally: Tally) -> dict[tuple[str, str], int]:
     return found
 
 
-def final(counters: Counters, tally: Tally) -> dict[str, object]:
-    """By kind: the number counted, and what became of the events, which adds up to that number."""
+def dropped(counters: Counters) -> int:
+    """Events of all kinds that found no room in the ring."""
+    return sum(outcomes[Outcome.DROPPED] for outcomes in counters.events)
+
+
+def final(counters: Counters, tally: Tally, goes_on: bool = False) -> dict[str, object]:
+    """By kind: the number counted, and what became of the events, which adds up to that number.
+
+    Where the programs go on, what waits in the ring is for the next life, and is left out.
+    """
     counted, became = totals(counters), results(counters, tally)
+    if goes_on:
+        for kind in Kind:
+            counted[kind.label] = sum(became[kind.label, result] for result in RESULTS)
     return {
         kind.label: {
             "counted": counted[kind.label],

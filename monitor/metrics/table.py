@@ -29,6 +29,7 @@ from monitor.metrics.tally import (
     EVENT_KINDS,
     LOOKUP_RESULTS,
     SNAPSHOT_RESULTS,
+    STARTS,
 )
 from monitor.posture.scan import STATES
 
@@ -451,6 +452,31 @@ METRICS: tuple[Metric, ...] = (
         "gauge",
         "Unix time at which the last configuration was read that is completely in force.",
         _one(lambda reading: reading.tally.reload_last_success),
+    ),
+    Metric(
+        "starts_total",
+        "counter",
+        "Starts since the counters began: anew, or resumed, which is blind for no moment.",
+        _by(lambda reading: reading.tally.starts),
+        {"kind": STARTS},
+    ),
+    Metric(
+        "counters_since_timestamp_seconds",
+        "gauge",
+        "Unix time at which the counters began.",
+        _one(lambda reading: reading.tally.since),
+    ),
+    Metric(
+        "unread_seconds_total",
+        "counter",
+        "Seconds before resumed starts.",
+        _one(lambda reading: reading.tally.unread_seconds),
+    ),
+    Metric(
+        "records_found_total",
+        "counter",
+        "Records that waited then.",
+        _one(lambda reading: reading.tally.records_found),
     ),
     Metric(
         "build_info",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from monitor.keep.ledger import Counts, Ledger
 from monitor.kernel.abi import Outcome
 from monitor.kernel.counters import KernelState, missed_runs
 from monitor.kernel.loader import Loaded
@@ -23,14 +24,22 @@ class Losses:
     """Used by one thread."""
 
     def __init__(
-        self, loaded: Loaded, state: KernelState, report: Report, proc: Path = Path("/proc/self")
+        self,
+        loaded: Loaded,
+        state: KernelState,
+        report: Report,
+        proc: Path = Path("/proc/self"),
+        ledger: Ledger | None = None,
     ) -> None:
+        """`ledger` has what an earlier life reported."""
+        ledger = ledger or Ledger()
+        probes = dict.fromkeys(probe.probe for probe in loaded.probes)
+        self._missed = Counts(ledger.words("missed"), probes)
+        self._dropped = ledger.words("dropped")
         self._loaded = loaded
         self._state = state
         self._report = report
         self._proc = proc
-        self._missed: dict[str, int] = {}
-        self._dropped = 0
 
     def look(self) -> None:
         """Report what was lost since the last call. Raises OSError when a count cannot be read."""
@@ -45,7 +54,7 @@ class Losses:
             except OSError as error:
                 unknown = error
                 continue
-            more = missed - self._missed.get(probe.probe, 0)
+            more = missed - self._missed[probe.probe]
             self._missed[probe.probe] = missed
             if more:
                 self._report(
@@ -60,10 +69,11 @@ class Losses:
     def _look_at_dropped_events(self) -> None:
         counters = self._state.counters()
         dropped = sum(outcomes[Outcome.DROPPED] for outcomes in counters.events)
-        if dropped > self._dropped:
+        before = self._dropped[0]
+        if dropped > before:
             self._report(
                 "events_dropped",
-                f"{dropped - self._dropped} events found no room in the ring; all are counted",
+                f"{dropped - before} events found no room in the ring; all are counted",
                 details={"dropped": dropped},
             )
-            self._dropped = dropped
+            self._dropped[0] = dropped

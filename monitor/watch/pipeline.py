@@ -65,7 +65,7 @@ class Pipeline:
         self._ask_snapshot = ask_snapshot
         self._role_of = role_of or Libraries().role
         self._kernel_seals = kernel_seals
-        self._sequence = 0
+        self._sequence = tally.sequence
         self._sample_offset = offset
         self._host_name = host_name or (lambda: host.name)
         self._offset = offset()
@@ -111,9 +111,11 @@ class Pipeline:
             self._tally.decode_error()
             self._tally.event(kind.label, "failed")
             self._judged(record.cgroup_id, kind.label, "critical")
+            self._tally.judged(kind.label)
             return
         if not isinstance(event, events.Denial) or event.verdict != abi.Verdict.NOT_SEALED.label:
             self._judged(record.cgroup_id, kind.label, event.severity)
+        self._tally.judged(kind.label)
         self._reported.add(record, event.severity, owner.process)
         if self._mutes and self._is_muted(event, owner.identity, record.uid):
             self._tally.event(kind.label, "filtered")
@@ -126,6 +128,7 @@ class Pipeline:
     def suppression(self, gap: Gap) -> None:
         """Report events that the rate limit suppressed, unless a mute applies to them."""
         key, bucket, severity = gap
+        self._tally.made("suppression")
         self._sample()
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         workload = self._attribution.workload(bucket.cgroup_id) if key.pid else None
@@ -140,6 +143,7 @@ class Pipeline:
             self._tally.event("suppression", "failed")
             return
         self._judged_suppressed(event, bucket, bool(key.pid))
+        self._tally.judged(event.of, event.count)
         if (
             self._mutes
             and key.pid
@@ -184,6 +188,7 @@ class Pipeline:
         details: dict[str, object] | None = None,
     ) -> None:
         """Report something of the monitor itself."""
+        self._tally.made("health")
         self._sample()
         origin = self._origin(time.clock_gettime_ns(time.CLOCK_BOOTTIME), None, None)
         event = events.Health(
@@ -205,9 +210,9 @@ class Pipeline:
     def _origin(
         self, boot_ns: int, process: events.Process | None, workload: events.Workload | None
     ) -> events.Origin:
-        self._sequence += 1
+        self._sequence[0] += 1  # first: an id is used once, whatever happens next
         return events.Origin(
-            events.event_id(self._host.boot_id, boot_ns, self._sequence),
+            events.event_id(self._host.boot_id, boot_ns, self._sequence[0]),
             events.timestamp(boot_ns, self._offset),
             boot_ns,
             self._host,

@@ -90,13 +90,18 @@ class Pump:
         with self._survived("cannot read the runs that probes missed"):
             self._losses.look()
 
-    def finish(self, seconds: float) -> None:
-        """Call it once the programs are detached: takes all records, waits up to `seconds` for one
-        that is not complete yet, reports what was lost, and reports every gap.
+    def finish(self, seconds: float, detached: bool = True) -> None:
+        """Call it once the programs are `detached`: takes all records, waits up to `seconds` for
+        one that is not complete yet, reports what was lost, and reports every gap.
+
+        Programs that go on may never let it come to an end: it takes what is there for `seconds`,
+        and leaves the rest to the next life.
         """
         deadline = time.monotonic() + seconds
         # A program that was running when it was detached may still have a record to submit.
-        while self.drain() or (self._ring.used_bytes and time.monotonic() < deadline):
+        while (self.drain() and (detached or time.monotonic() < deadline)) or (
+            self._ring.used_bytes and time.monotonic() < deadline
+        ):
             time.sleep(0.001)
         self.look_at_losses()
         self._sweep(final=True)

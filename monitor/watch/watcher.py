@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from monitor.attach.attached import Attached, Beginning, configure, request
+from monitor.attach.attached import Attached, Beginning, Resumed, configure, request
 from monitor.configuration.config import Config
 from monitor.evidence.attribution import Attribution
 from monitor.evidence.cgroups import Cgroups
@@ -18,6 +18,8 @@ from monitor.evidence.severities import Severities
 from monitor.evidence.suppression import IDLE_NS, Suppressions
 from monitor.evidence.workloads import Workloads
 from monitor.host.facts import host_name, kernel_seals
+from monitor.keep.ledger import Ledger
+from monitor.keep.record import RECORDS_CORRUPT
 from monitor.kernel import abi
 from monitor.metrics.tally import Tally
 from monitor.provoke.child import nobody
@@ -44,7 +46,7 @@ class Watcher:
         delivery: Delivery,
         tally: Tally,
         *,
-        beginning: Beginning | None = None,
+        beginning: Beginning | Resumed | None = None,
         idle_ns: int = IDLE_NS,
         take: Callable[[Sequence[abi.Record]], None] | None = None,
         has_room: Callable[[], bool] = lambda: True,
@@ -52,23 +54,28 @@ class Watcher:
         report: Report | None = None,
         announce: Callable[[int], None] = nobody,
         is_prompt: bool = False,
+        ledger: Ledger | None = None,
     ) -> None:
         """`beginning` and `announce` are for Attached.
         `idle_ns` is for Suppressions, `take` and `has_room` for Pump, `ask_snapshot` for Pipeline.
         `report` gets what was lost or cannot be read; None: it becomes a health event.
+        `ledger`: where it counts; one of an earlier life goes on, with the programs of `beginning`.
         `is_prompt`: where records are read too late, fewer of a flood may wait before others'.
 
         Raises LoadError, CalibrationError.
         """
         with contextlib.ExitStack() as cleanup:
-            attached = cleanup.enter_context(Attached(request(config), beginning, announce))
+            attached = cleanup.enter_context(Attached(request(config), beginning, announce, ledger))
             self.findings = attached.calibrate()
+            self.attached = attached
             self.loaded, self.state, self.ring = attached.loaded, attached.state, attached.ring
             # Only now: a record made before would be taken for one of the calibration's.
             configure(self.state.config, config)
             cgroups = Cgroups()
-            self.workloads = Workloads(self.state, cgroups, maximum=config.workloads.maximum)
-            self.severities = Severities(cgroups, config.workloads.maximum)
+            self.workloads = Workloads(
+                self.state, cgroups, maximum=config.workloads.maximum, ledger=ledger
+            )
+            self.severities = Severities(cgroups, config.workloads.maximum, ledger=ledger)
             attribution = Attribution(Identities(command_line=config.events.command_line), cgroups)
             reported = Reported()
             self.pipeline = Pipeline(
@@ -85,12 +92,15 @@ class Watcher:
                 kernel_seals=kernel_seals(),
             )
             self._tally = tally
+            self._ledger = ledger
             self._report = report or self.pipeline.health
             self.pump = Pump(
                 self.ring,
                 self.pipeline,
-                Suppressions(self.state, idle_ns, cgroups.subtree, severity=reported.severity),
-                Losses(self.loaded, self.state, self._report),
+                Suppressions(
+                    self.state, idle_ns, cgroups.subtree, ledger, severity=reported.severity
+                ),
+                Losses(self.loaded, self.state, self._report, ledger=ledger),
                 take=take,
                 corrupt=self._count_corrupt,
                 trouble=functools.partial(self._report, "probe_degraded"),
@@ -112,4 +122,6 @@ class Watcher:
 
     def _count_corrupt(self, entries: int) -> None:
         self._tally.decode_error(entries)
+        if self._ledger:
+            self._ledger.doubt(RECORDS_CORRUPT, True)
         self._report("records_corrupt", f"{entries} entries of the ring were no records")

@@ -484,3 +484,16 @@ def test_a_database_that_was_set_aside(tmp_path: Path) -> None:
     _, incidents = doctor.kept_rows(config.parse("", "test"), tmp_path)
     assert incidents.status == "degraded"
     assert incidents.finding.endswith("incidents.db.bad-20261121T170752Z")
+
+
+def test_whether_a_restart_is_blind() -> None:
+    nothing = doctor.restart_row({})
+    assert (nothing.status, "is blind until then" in nothing.finding) == ("degraded", True)
+    unit = {"LoadState": "loaded", "FileDescriptorStoreMax": "0", "NFileDescriptorStore": "0"}
+    none = doctor.restart_row(unit)
+    assert (none.status, none.remedy[:27]) == ("degraded", "set FileDescriptorStoreMax=")
+    kept = doctor.restart_row(
+        {**unit, "FileDescriptorStoreMax": "512", "NFileDescriptorStore": "57"}
+    )
+    assert kept.finding == "systemd keeps what is attached: 57 of at most 512 descriptors now"
+    assert kept.status == "ok"

@@ -33,7 +33,7 @@ def test_an_unknown_series_is_refused(count: Callable[[Tally], None]) -> None:
 def test_delays_are_counted_up_to_their_bound(seconds: float, place: int) -> None:
     tally = Tally()
     tally.delay(seconds)
-    assert tally.delays.index(1) == place
+    assert list(tally.delays).index(1) == place
     assert tally.delay_seconds == max(seconds, 0)
 
 

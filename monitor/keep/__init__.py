@@ -1,0 +1,1 @@
+"""What outlives the process: the attached programs and the daemon's own counts, kept by systemd."""

@@ -1,0 +1,169 @@
+"""What a descriptor is, by the kernel's word: its numbers are unique among all that live."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import struct
+from collections.abc import Collection
+
+from monitor.kernel.bpf import libbpf
+
+__all__ = ["IdentityError", "describe_link", "describe_map", "describe_program", "program_id"]
+
+_IDS_MAX = 64
+_NAME_SIZE = 64
+# include/uapi/linux/perf_event.h: PERF_EVENT_IOC_ID, PERF_EVENT_IOC_QUERY_BPF.
+_IOC_ID, _IOC_QUERY_BPF = 0x80082407, 0xC008240A
+_RAW_TRACEPOINT, _TRACING = 1, 2  # enum bpf_link_type
+
+
+class IdentityError(Exception):
+    """A descriptor is not what its name says."""
+
+
+class _MapInfo(ctypes.Structure):
+    """The start of struct bpf_map_info."""
+
+    _fields_ = [
+        *((name, ctypes.c_uint32) for name in ("type", "id", "key_size", "value_size")),
+        ("max_entries", ctypes.c_uint32),
+        ("map_flags", ctypes.c_uint32),
+        ("name", ctypes.c_char * 16),
+    ]
+
+
+class _ProgramInfo(ctypes.Structure):
+    """The start of struct bpf_prog_info."""
+
+    _fields_ = [
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("tag", ctypes.c_uint8 * 8),
+        ("jited_prog_len", ctypes.c_uint32),
+        ("xlated_prog_len", ctypes.c_uint32),
+        ("jited_prog_insns", ctypes.c_uint64),
+        ("xlated_prog_insns", ctypes.c_uint64),
+        ("load_time", ctypes.c_uint64),
+        ("created_by_uid", ctypes.c_uint32),
+        ("nr_map_ids", ctypes.c_uint32),
+        ("map_ids", ctypes.c_uint64),
+        ("name", ctypes.c_char * 16),
+    ]
+
+
+class _RawTracepoint(ctypes.Structure):
+    _fields_ = [("name", ctypes.c_uint64), ("length", ctypes.c_uint32)]
+
+
+class _Tracing(ctypes.Structure):
+    _fields_ = [
+        ("attach_type", ctypes.c_uint32),
+        ("object_id", ctypes.c_uint32),
+        ("btf_id", ctypes.c_uint32),
+    ]
+
+
+class _Target(ctypes.Union):
+    _fields_ = [("raw", _RawTracepoint), ("tracing", _Tracing)]
+
+
+class _LinkInfo(ctypes.Structure):
+    """The start of struct bpf_link_info."""
+
+    _fields_ = [
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("prog_id", ctypes.c_uint32),
+        ("target", _Target),
+    ]
+
+
+def _require(descriptor: int, *kinds: str) -> str:
+    """The kind of an anonymous file; a call for another kind would be answered for that one."""
+    try:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+    except OSError as error:
+        raise IdentityError(f"a descriptor cannot be looked at ({error.strerror})") from error
+    for kind in kinds:
+        if path == f"anon_inode:{kind}":
+            return kind
+    raise IdentityError(f"a {kinds[0]} is something else")
+
+
+def _fill(descriptor: int, info: ctypes.Structure) -> None:
+    length = ctypes.c_uint32(ctypes.sizeof(info))
+    if libbpf().bpf_obj_get_info_by_fd(descriptor, ctypes.byref(info), ctypes.byref(length)) < 0:
+        number = ctypes.get_errno()
+        raise IdentityError(f"the kernel does not say what it is ({os.strerror(number)})")
+
+
+def describe_map(descriptor: int) -> str:
+    """Raises IdentityError, as the others here do."""
+    _require(descriptor, "bpf-map")
+    info = _MapInfo()
+    _fill(descriptor, info)
+    name = info.name.decode("ascii", "replace")
+    return (
+        f"map {info.id} {name}: type {info.type}, {info.max_entries} of {info.key_size} and "
+        f"{info.value_size} bytes, flags {info.map_flags:#x}"
+    )
+
+
+def _program(descriptor: int) -> tuple[_ProgramInfo, list[int]]:
+    _require(descriptor, "bpf-prog")
+    ids = (ctypes.c_uint32 * _IDS_MAX)()
+    info = _ProgramInfo(nr_map_ids=_IDS_MAX, map_ids=ctypes.addressof(ids))
+    _fill(descriptor, info)
+    return info, sorted(ids[: min(info.nr_map_ids, _IDS_MAX)])
+
+
+def describe_program(descriptor: int) -> str:
+    info, maps = _program(descriptor)
+    name = info.name.decode("ascii", "replace")
+    return (
+        f"program {info.id} {name}: type {info.type}, tag {bytes(info.tag).hex()}, "
+        f"by {info.created_by_uid}, maps {maps}"
+    )
+
+
+def program_id(descriptor: int) -> int:
+    return int(_program(descriptor)[0].id)
+
+
+def describe_link(descriptor: int, programs: Collection[int]) -> str:
+    """`programs`: ids of ours. The event of a tracepoint runs others' programs as well."""
+    if _require(descriptor, "bpf_link", "bpf-link", "[perf_event]") == "[perf_event]":
+        return _describe_event(descriptor, programs)
+    name = ctypes.create_string_buffer(_NAME_SIZE)
+    info = _LinkInfo()
+    _fill(descriptor, info)
+    target = ""
+    if info.type == _RAW_TRACEPOINT:
+        info = _LinkInfo()
+        info.target.raw.name = ctypes.addressof(name)
+        info.target.raw.length = _NAME_SIZE
+        _fill(descriptor, info)
+        target = name.value.decode("ascii", "replace")
+    elif info.type == _TRACING:
+        found = info.target.tracing
+        target = f"{found.attach_type}, {found.object_id}, {found.btf_id}"
+    if info.prog_id not in programs:
+        raise IdentityError("a link is of a program that is not ours")
+    return f"link {info.id}: type {info.type}, program {info.prog_id} at {target}"
+
+
+def _describe_event(descriptor: int, programs: Collection[int]) -> str:
+    number = bytearray(8)
+    query = bytearray(struct.pack("II", _IDS_MAX, 0) + bytes(4 * _IDS_MAX))
+    try:
+        fcntl.ioctl(descriptor, _IOC_ID, number)
+        fcntl.ioctl(descriptor, _IOC_QUERY_BPF, query)
+    except OSError as error:
+        raise IdentityError(f"an event does not say what it runs ({error.strerror})") from error
+    _, count, *ids = struct.unpack(f"II{_IDS_MAX}I", query)
+    ours = sorted(set(ids[: min(count, _IDS_MAX)]) & set(programs))
+    if not ours:
+        raise IdentityError("an event runs no program of ours")
+    return f"event {int.from_bytes(number, 'little')}: runs {ours}"

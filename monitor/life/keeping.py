@@ -1,0 +1,108 @@
+"""How a life of the daemon begins: with what an earlier one left, or anew; and what it leaves."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from monitor.attach.attached import Resumed
+from monitor.attach.calibrate import Findings
+from monitor.evidence.severities import Severities
+from monitor.keep import record
+from monitor.keep.identify import IdentityError
+from monitor.keep.ledger import Ledger
+from monitor.kernel.loaded import Loaded
+from monitor.kernel.ring import Ring
+from monitor.metrics.tally import Tally
+from monitor.start import Start
+
+__all__ = ["Keeping"]
+
+
+class Keeping:
+    """Gives the attached programs to the service manager, and reports what became of the last ones.
+
+    `is_resumed`: whether the programs are those of an earlier life. `is_kept`: whether they go on
+    when the daemon ends. `notes` are for the event `started`.
+    """
+
+    def __init__(self, start: Start | None, ledger: Ledger, tally: Tally) -> None:
+        self._start = start
+        self._ledger = ledger
+        self._tally = tally
+        self._read_ns = ledger.words("read_boot_ns")
+        self.is_resumed = start is not None and isinstance(start.programs, Resumed)
+        self.is_kept = self.is_resumed
+        self.unread_seconds = 0.0
+        self._found: dict[str, object] = {}
+        self.notes: list[str] = []
+        if start and start.let_go:
+            self.notes.append(f"what systemd had kept is let go: {start.let_go}")
+
+    def begin(self, loaded: Loaded, ring: Ring, findings: Findings, severities: Severities) -> None:
+        """The programs are attached and calibrated. Needs CAP_PERFMON."""
+        if self._start and isinstance(self._start.programs, Resumed):
+            self._resume(self._start.programs.found, ring, severities)
+        else:
+            since = time.time()
+            self._tally.started("anew", since)
+            if self._start and self._start.store.is_there:
+                self._keep(self._start, loaded, findings, since)
+        self.turned()
+
+    def _resume(self, found: record.Found, ring: Ring, severities: Severities) -> None:
+        boot_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        self.unread_seconds = max(boot_ns - self._read_ns[0], 0) / 1e9
+        waiting = ring.waiting
+        self._tally.started("resumed", found.since, self.unread_seconds, waiting)
+        taken = ring.taken()
+        failed = self._tally.lost(taken)
+        for kind, count in self._tally.unjudged(taken).items():
+            # Nobody knows whose they were, and how bad: they weigh most.
+            severities.add(None, kind, "critical", count)
+        self._found = {
+            "unread_seconds": round(self.unread_seconds, 3),
+            "records_found": waiting,
+            "events_failed": failed,
+            "counters_since": found.since,
+        }
+
+    def _keep(self, start: Start, loaded: Loaded, findings: Findings, since: float) -> None:
+        try:
+            groups = record.write(
+                loaded,
+                self._ledger,
+                start.wanted,
+                guard_regions=findings.guard_regions,
+                partial_updates=findings.partial_updates,
+                since=since,
+            )
+            try:
+                start.store.keep(groups)
+            finally:
+                os.close(groups[-1][1][0])
+        except (OSError, IdentityError) as error:
+            self.notes.append(f"systemd cannot keep the programs: {error}; a restart is blind")
+            return
+        self.is_kept = True
+
+    def turned(self) -> None:
+        """The ring was read just now."""
+        self._read_ns[0] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+    def details(self, dropped: int) -> dict[str, object] | None:
+        """For the event `started`; None for a life that began anew. `dropped`: events without room
+        in the ring while nobody read it.
+        """
+        return {**self._found, "events_dropped": dropped} if self.is_resumed else None
+
+    def words(self, dropped: int) -> str:
+        """The same for a person."""
+        found, failed = self._found.get("records_found"), self._found.get("events_failed")
+        said = f"resumed: nobody read for {self.unread_seconds:.1f} s, in which all was counted"
+        said += f"; {found} events waited"
+        if dropped:
+            said += f", {dropped} found no room"
+        if failed:
+            said += f"; {failed} that were on their way to the sinks count as failed"
+        return said

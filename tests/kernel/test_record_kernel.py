@@ -1,0 +1,219 @@
+"""A set of descriptors is taken over only if it is whole and what its record says."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from monitor.attach.attached import Attached, Resumed
+from monitor.keep import record
+from monitor.keep.ledger import Ledger
+from monitor.kernel import bpf
+from monitor.kernel.compiler import OBJECT
+from monitor.kernel.loaded import LoadRequest
+
+Handed = dict[str, list[int]]
+REQUEST = LoadRequest()
+ARRAY = 2  # enum bpf_map_type
+
+
+@pytest.fixture(scope="module")
+def attached(require_bpf: None) -> Iterator[tuple[Attached, Ledger, list[tuple[str, list[int]]]]]:
+    ledger = Ledger.shared()
+    with Attached(REQUEST, ledger=ledger) as attached:
+        findings = attached.calibrate()
+        groups = record.write(
+            attached.loaded,
+            ledger,
+            REQUEST,
+            guard_regions=findings.guard_regions,
+            partial_updates=findings.partial_updates,
+            since=123.5,
+        )
+        yield attached, ledger, groups
+
+
+@pytest.fixture
+def handed(attached: tuple[Attached, Ledger, list[tuple[str, list[int]]]]) -> Iterator[Handed]:
+    """The set as systemd hands it over: in another order, at other numbers."""
+    _, ledger, groups = attached
+    given = {name: [os.dup(each) for each in reversed(numbers)] for name, numbers in groups}
+    yield given
+    ledger.survived()
+    for each in {each for numbers in given.values() for each in numbers}:
+        with contextlib.suppress(OSError):  # a case has closed it
+            os.close(each)
+
+
+def test_a_whole_set_is_taken_over(
+    attached: tuple[Attached, Ledger, list[tuple[str, list[int]]]], handed: Handed
+) -> None:
+    first, ledger, _ = attached
+    found = record.check(handed, REQUEST, OBJECT)
+    assert found.since == 123.5
+    assert [row[:4] for row in found.loaded.probes] == [row[:4] for row in first.loaded.probes]
+    assert found.loaded.maps.keys() == first.loaded.maps.keys()
+    assert found.loaded.made == first.loaded.made
+    assert ledger.number("attempts") == 0
+    first.state.config.canary_pid = 77
+    with Attached(REQUEST, Resumed(found), found.ledger) as second:
+        assert second.calibrate().guard_regions == found.guard_regions
+        assert second.state.config.sealed_mask == first.state.config.sealed_mask != 0
+        assert first.state.config.canary_pid == 0
+
+
+def _closed(handed: Handed, name: str) -> None:
+    os.close(handed[name].pop())
+
+
+def _other(handed: Handed, name: str) -> None:
+    os.close(handed[name].pop())
+    shape = {"key": 4, "value": 8, "entries": 1, "flags": 0}
+    handed[name].append(bpf.create_map(ARRAY, "counters", **shape))
+
+
+def _pipe(handed: Handed, name: str) -> None:
+    read, write = os.pipe()
+    os.close(write)
+    os.close(handed[name].pop())
+    handed[name].append(read)
+
+
+def _twice(handed: Handed, name: str) -> None:
+    handed[name].append(os.dup(handed[name][0]))
+
+
+def _without(handed: Handed, name: str) -> None:
+    for each in handed.pop(name):
+        os.close(each)
+
+
+def _unknown(handed: Handed, name: str) -> None:
+    handed["stranger\n"] = [handed[name].pop()]
+
+
+def _ledger_of_another(handed: Handed, name: str) -> None:
+    _without(handed, name)
+    handed[name] = [Ledger.shared().descriptor]
+
+
+def _forged(data: bytes, seals: int = 15) -> Callable[[Handed, str], None]:
+    def forge(handed: Handed, name: str) -> None:
+        _without(handed, name)
+        made = os.memfd_create("record", os.MFD_ALLOW_SEALING)
+        os.write(made, data)
+        fcntl.fcntl(made, 1033, seals)
+        handed[name] = [made]
+
+    return forge
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "why"),
+    [
+        (_closed, "map", "it misses map "),
+        (_closed, "program", "it misses program |a link is of a program that is not ours"),
+        (_closed, "link", "it misses (link|event) "),
+        (_other, "map", "it misses map "),
+        (_other, "program", "a bpf-prog is something else"),
+        (_other, "link", "a bpf_link is something else"),
+        (_pipe, "map", "a bpf-map is something else"),
+        (_pipe, "ledger", "of its counts, it is no memory"),
+        (_pipe, "record", "it cannot be read"),
+        (_twice, "map", "it has a map of somebody else"),
+        (_twice, "program", "it has a program of somebody else"),
+        (_twice, "link", "it has a link of somebody else"),
+        (_twice, "record", "it has more than one record"),
+        (_without, "link", "it has no link"),
+        (_without, "ledger", "it has no ledger"),
+        (_without, "record", "it has no record"),
+        (_unknown, "map", r"it has a descriptor named 'stranger\\n'"),
+        (_ledger_of_another, "ledger", "it is of another set"),
+        (_forged(b"{}", seals=7), "record", "its record could have been changed"),
+        (_forged(b"{}"), "record", "its record cannot be understood"),
+        (_forged(b"[]"), "record", "its record is no object"),
+        (_forged(b"\0" * 64), "record", "its record cannot be understood"),
+        (_forged(b"[" * 100_000), "record", "its record cannot be understood"),
+    ],
+)
+def test_what_is_odd_is_not_taken_over(
+    handed: Handed, change: Callable[[Handed, str], None], name: str, why: str
+) -> None:
+    change(handed, name)
+    with pytest.raises(record.SetError, match=why):
+        record.check(handed, REQUEST, OBJECT)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        replace(REQUEST, ring_size=1 << 20),
+        replace(REQUEST, attach="tracepoint"),
+        replace(REQUEST, switches=frozenset({"watch.compat"})),
+        replace(REQUEST, workloads_max=77),
+    ],
+)
+def test_another_configuration_is_let_go(handed: Handed, request_: LoadRequest) -> None:
+    with pytest.raises(record.SetError, match="it is of another request"):
+        record.check(handed, request_, OBJECT)
+
+
+def test_another_object_is_let_go(handed: Handed, tmp_path: Path) -> None:
+    other = tmp_path / "object"
+    data = bytearray(OBJECT.read_bytes())
+    data[40] ^= 1  # of the digest
+    other.write_bytes(data)
+    for path in (other, tmp_path / "none"):
+        with pytest.raises(record.SetError, match="it is of another object"):
+            record.check(handed, REQUEST, path)
+
+
+def test_the_third_start_that_would_end_begins_anew(
+    attached: tuple[Attached, Ledger, list[tuple[str, list[int]]]], handed: Handed
+) -> None:
+    _, ledger, _ = attached
+    for _ in range(record.ATTEMPTS):
+        record.check(handed, REQUEST, OBJECT)
+        ledger.risk().__enter__()  # and there it ends
+    with pytest.raises(record.SetError, match="2 starts ended while they looked at it"):
+        record.check(handed, REQUEST, OBJECT)
+
+
+@pytest.mark.parametrize(
+    ("bit", "why"),
+    [
+        (record.CANARY_FAILED, "the canary had failed"),
+        (record.RECORDS_CORRUPT, "in its ring was what is no record"),
+    ],
+)
+def test_a_doubted_set_is_let_go(
+    attached: tuple[Attached, Ledger, list[tuple[str, list[int]]]],
+    handed: Handed,
+    bit: int,
+    why: str,
+) -> None:
+    _, ledger, _ = attached
+    ledger.doubt(bit, True)
+    with pytest.raises(record.SetError, match=why):
+        record.check(handed, REQUEST, OBJECT)
+    ledger.doubt(bit, False)
+    record.check(handed, REQUEST, OBJECT)
+
+
+def test_a_ring_that_somebody_else_has_read_is_let_go(
+    attached: tuple[Attached, Ledger, list[tuple[str, list[int]]]], handed: Handed
+) -> None:
+    first, _, _ = attached
+    before = first.ring._consumed[0]
+    first.ring._consumed[0] = before + 8
+    try:
+        with pytest.raises(record.SetError, match="its ring was read by somebody else"):
+            record.check(handed, REQUEST, OBJECT)
+    finally:
+        first.ring._consumed[0] = before
