@@ -187,24 +187,8 @@ class Daemon:
             self._web = WebConfiguration(config.web.config_file)
             # Before anything is attached: whoever announces waits until it is.
             listening = cleanup.enter_context(self._listen(runtime))
-            with ledger.risk():
-                self.watcher = cleanup.enter_context(
-                    Watcher(
-                        config,
-                        self.facts,
-                        self.delivery,
-                        self.tally,
-                        beginning=start.programs if start else None,
-                        take=self._take,
-                        ask_snapshot=self._ask_snapshot,
-                        announce=announce,
-                        is_prompt=True,
-                        ledger=ledger,
-                    )
-                )
+            self.watcher = cleanup.enter_context(self._watch(start, announce))
             self._dropped_before = ledger.number("dropped")
-            watched = self.watcher
-            self._keeping.begin(watched.loaded, watched.ring, watched.findings, watched.severities)
             self._watching_since = _clocks()
             self._report = self.watcher.pipeline.health
             self._in_force.has_read("configuration", True)
@@ -228,6 +212,24 @@ class Daemon:
             cleanup.callback(self._posture.stop)
             self._start(restricted)
             self._cleanup = cleanup.pop_all()
+
+    def _watch(self, start: Start | None, announce: Callable[[int], None]) -> Watcher:
+        """The programs, attached, and those of an earlier life as well as new ones kept."""
+        with self._ledger.risk():
+            watcher = Watcher(
+                self._config,
+                self.facts,
+                self.delivery,
+                self.tally,
+                beginning=start.programs if start else None,
+                take=self._take,
+                ask_snapshot=self._ask_snapshot,
+                announce=announce,
+                is_prompt=True,
+                ledger=self._ledger,
+            )
+        self._keeping.begin(watcher.loaded, watcher.ring, watcher.findings, watcher.severities)
+        return watcher
 
     def __enter__(self) -> Daemon:
         return self

@@ -170,6 +170,9 @@ def _missed(host: Host, minute: int) -> Values:
 
 # Of a counter, what it gains in a minute; of a gauge, its value.
 GAINED: dict[str, Minute] = {
+    "starts_total": lambda _host, minute: {("anew",): int(minute == 0)},
+    "unread_seconds_total": lambda _host, _minute: {},
+    "records_found_total": lambda _host, _minute: {},
     "denials_total": _denials,
     "unverified_denials_total": lambda host, minute: {
         ("seccomp",): int(host.index == 2 and minute % 60 == 20)
@@ -260,10 +263,7 @@ HAD: dict[str, Minute] = {
     "config_last_reload_success_timestamp_seconds": lambda host, minute: {
         (): host.started(minute) + 1
     },
-    "starts_total": lambda _host, _minute: {("anew",): 1, ("resumed",): 0},
     "counters_since_timestamp_seconds": lambda host, minute: {(): host.started(minute) + 1},
-    "unread_seconds_total": lambda _host, _minute: {(): 0},
-    "records_found_total": lambda _host, _minute: {(): 0},
     "build_info": lambda host, _: {("0.1.0" if host.index % 5 else "0.1.1", "c19c26ef7800"): 1},
     "kernel_info": lambda host, _: {("6.12.107-amd64" if host.index % 4 else "6.18.44",): 1},
     "seal_supported": lambda _host, _minute: {(): 1},

@@ -323,16 +323,17 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "sink_errors_total",
         "counter",
-        "Events that a sink did not take: it failed, or its queue was full, or the monitor ended.",
+        "Events that a sink did not take.",
         _by(lambda reading: reading.tally.sink_errors),
         {"sink": "the sinks that the configuration names"},
+        more="It failed, or its queue was full, or the monitor ended.",
     ),
     Metric(
         "events_file_removed_bytes_total",
         "counter",
-        "Bytes of events that were removed between the oldest and the newest, to keep the events "
-        "file within output.events_file_max_size.",
+        "Bytes of events removed to keep the events file within its bound.",
         _one(lambda reading: reading.tally.events_file_removed_bytes),
+        more="Between the oldest and the newest; the bound is output.events_file_max_size.",
     ),
     Metric(
         "sink_queue_events",
@@ -376,10 +377,10 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "incidents_removed_total",
         "counter",
-        "Incidents removed, by severity: too old, or beyond their owner's share of a full "
-        "database.",
+        "Incidents removed, by severity.",
         _by(lambda reading: reading.incidents_removed),
         {"severity": get_args(Severity)},
+        more="Too old, or beyond their owner's share of a full database.",
     ),
     Metric(
         "posture_processes",
@@ -456,9 +457,10 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "starts_total",
         "counter",
-        "Starts since the counters began: anew, or resumed, which is blind for no moment.",
+        "Starts since the counters began.",
         _by(lambda reading: reading.tally.starts),
         {"kind": STARTS},
+        more="The first is anew; a resumed one goes on with what was attached, and misses nothing.",
     ),
     Metric(
         "counters_since_timestamp_seconds",
@@ -469,14 +471,16 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "unread_seconds_total",
         "counter",
-        "Seconds before resumed starts.",
+        "Seconds in which no monitor ran.",
         _one(lambda reading: reading.tally.unread_seconds),
+        more="Before resumed starts: what happened then was counted, and waited in the ring.",
     ),
     Metric(
         "records_found_total",
         "counter",
-        "Records that waited then.",
+        "Records that had waited.",
         _one(lambda reading: reading.tally.records_found),
+        more="In the ring, at resumed starts.",
     ),
     Metric(
         "build_info",
