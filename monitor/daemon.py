@@ -188,7 +188,6 @@ class Daemon:
             # Before anything is attached: whoever announces waits until it is.
             listening = cleanup.enter_context(self._listen(runtime))
             self.watcher = cleanup.enter_context(self._watch(start, announce))
-            self._dropped_before = ledger.number("dropped")
             self._watching_since = _clocks()
             self._report = self.watcher.pipeline.health
             self._in_force.has_read("configuration", True)
@@ -446,10 +445,9 @@ class Daemon:
             f"ready after {ready_after:.2f} s, attached by {', '.join(modes)}, "
             f"metrics on {self.metrics_url}"
         )
-        dropped = accounts.dropped(self.watcher.state.counters()) - self._dropped_before
         if self._keeping.is_resumed:
             blind = 0.0
-            message += f", {self._keeping.words(dropped)}"
+            message += f", {self._keeping.words(self.watcher.state.counters())}"
         elif past is not None:
             blind = blind_seconds(past, boot_id, *self._watching_since)
             message += f", blind for {blind:.1f} s: the last run was {how_it_ended(past, boot_id)}"
@@ -466,7 +464,7 @@ class Daemon:
                 "probes": {p.probe: p.mode for p in self.watcher.loaded.probes if p.attached},
                 "partial_updates": dict(self.watcher.findings.partial_updates),
                 "notes": notes,
-                "resumed": self._keeping.details(dropped),
+                "resumed": self._keeping.details(self.watcher.state.counters()),
                 "last_run": as_details(past, boot_id) if past else None,
             },
         )

@@ -11,8 +11,10 @@ from monitor.evidence.severities import Severities
 from monitor.keep import record
 from monitor.keep.identify import IdentityError
 from monitor.keep.ledger import Ledger
+from monitor.kernel.abi import Counters
 from monitor.kernel.loaded import Loaded
 from monitor.kernel.ring import Ring
+from monitor.metrics import accounts
 from monitor.metrics.tally import Tally
 from monitor.start import Start
 
@@ -34,6 +36,7 @@ class Keeping:
         self.is_resumed = start is not None and isinstance(start.programs, Resumed)
         self.is_kept = self.is_resumed
         self.unread_seconds = 0.0
+        self._dropped_before = ledger.number("dropped")
         self._found: dict[str, object] = {}
         self.notes: list[str] = []
         if start and start.let_go:
@@ -90,14 +93,14 @@ class Keeping:
         """The ring was read just now."""
         self._read_ns[0] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
-    def details(self, dropped: int) -> dict[str, object] | None:
-        """For the event `started`; None for a life that began anew. `dropped`: events without room
-        in the ring while nobody read it.
-        """
+    def details(self, counters: Counters) -> dict[str, object] | None:
+        """For the event `started`; None for a life that began anew."""
+        dropped = accounts.dropped(counters) - self._dropped_before
         return {**self._found, "events_dropped": dropped} if self.is_resumed else None
 
-    def words(self, dropped: int) -> str:
+    def words(self, counters: Counters) -> str:
         """The same for a person."""
+        dropped = accounts.dropped(counters) - self._dropped_before
         found, failed = self._found.get("records_found"), self._found.get("events_failed")
         said = f"resumed: nobody read for {self.unread_seconds:.1f} s, in which all was counted"
         said += f"; {found} events waited"
