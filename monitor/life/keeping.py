@@ -66,7 +66,7 @@ class Keeping:
         self._found = {
             "unread_seconds": round(self.unread_seconds, 3),
             "records_found": waiting,
-            "events_failed": failed,
+            "events_interrupted": failed,
             "counters_since": found.since,
         }
 
@@ -101,7 +101,7 @@ class Keeping:
     def words(self, counters: Counters) -> str:
         """The same for a person."""
         dropped = accounts.dropped(counters) - self._dropped_before
-        found, failed = self._found.get("records_found"), self._found.get("events_failed")
+        found, failed = self._found.get("records_found"), self._found.get("events_interrupted")
         said = f"resumed: nobody read for {self.unread_seconds:.1f} s, in which all was counted"
         said += f"; {found} events waited"
         if dropped:

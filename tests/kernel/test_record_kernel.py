@@ -62,7 +62,7 @@ def test_a_whole_set_is_taken_over(
     assert found.loaded.made == first.loaded.made
     assert ledger.number("attempts") == 0
     first.state.config.canary_pid = 77
-    with Attached(REQUEST, Resumed(found), found.ledger) as second:
+    with Attached(REQUEST, Resumed(found), ledger=found.ledger) as second:
         assert second.calibrate().guard_regions == found.guard_regions
         assert second.state.config.sealed_mask == first.state.config.sealed_mask != 0
         assert first.state.config.canary_pid == 0
