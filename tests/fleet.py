@@ -170,7 +170,7 @@ def _missed(host: Host, minute: int) -> Values:
 
 # Of a counter, what it gains in a minute; of a gauge, its value.
 GAINED: dict[str, Minute] = {
-    "starts_total": lambda _host, minute: {("anew",): int(minute == 0)},
+    "starts_total": lambda _host, minute: {("fresh",): int(minute == 0)},
     "unread_seconds_total": lambda _host, _minute: {},
     "records_found_total": lambda _host, _minute: {},
     "denials_total": _denials,

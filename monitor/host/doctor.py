@@ -357,7 +357,7 @@ def restart_row(properties: Mapping[str, str]) -> Row:
     """Whether what is attached goes on while the service is started again. `properties`: of its
     unit.
     """
-    blind = "a monitor that is started again begins anew, and is blind until then"
+    blind = "a monitor that is started again makes a fresh start, and is blind until then"
     if properties.get("LoadState") != "loaded":
         finding = f"there is no {UNIT} that systemd knows: {blind}"
         return Row("Kept", "restarts", "degraded", finding, "run it as this unit of systemd's")

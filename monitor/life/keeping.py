@@ -1,4 +1,4 @@
-"""How a life of the daemon begins: with what an earlier one left, or anew; and what it leaves."""
+"""How a life of the daemon begins: with what an earlier one left, or fresh; and what it leaves."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Keeping:
             self._resume(self._start.programs.found, ring, severities)
         else:
             since = time.time()
-            self._tally.started("anew", since)
+            self._tally.started("fresh", since)
             if self._start and self._start.store.is_there:
                 self._keep(self._start, loaded, findings, since)
         self.turned()
@@ -94,7 +94,7 @@ class Keeping:
         self._read_ns[0] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
     def details(self, counters: Counters) -> dict[str, object] | None:
-        """For the event `started`; None for a life that began anew."""
+        """For the event `started`; None for a fresh one."""
         dropped = accounts.dropped(counters) - self._dropped_before
         return {**self._found, "events_dropped": dropped} if self.is_resumed else None
 

@@ -460,7 +460,7 @@ METRICS: tuple[Metric, ...] = (
         "Starts since the counters began.",
         _by(lambda reading: reading.tally.starts),
         {"kind": STARTS},
-        more="The first is anew; a resumed one goes on with what was attached, and misses nothing.",
+        more="The first is fresh; a resumed one goes on with what is attached.",
     ),
     Metric(
         "counters_since_timestamp_seconds",

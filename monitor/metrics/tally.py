@@ -28,7 +28,7 @@ SnapshotResult = Literal["taken", "partial", "gone", "dropped", "failed"]
 EVENT_KINDS = (*(kind.label for kind in Kind), "suppression", "health")
 LOOKUP_RESULTS = ("complete", "partial", "gone", "reused")
 CANARY_RESULTS = ("success", "failure")
-STARTS = ("anew", "resumed")
+STARTS = ("fresh", "resumed")
 SNAPSHOT_RESULTS: tuple[SnapshotResult, ...] = get_args(SnapshotResult)
 DELAY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -93,7 +93,7 @@ class Tally:
         return bool(self._removed_bytes[0] > before)
 
     def started(
-        self, kind: Literal["anew", "resumed"], since: float, unread: float = 0.0, found: int = 0
+        self, kind: Literal["fresh", "resumed"], since: float, unread: float = 0.0, found: int = 0
     ) -> None:
         """A life has begun. `since`: Unix time at which the counters began; `unread`: seconds for
         which nobody read the ring; `found`: records that waited there.

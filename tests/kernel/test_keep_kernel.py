@@ -226,7 +226,7 @@ def test_kills_in_a_storm_lose_no_count_and_repeat_no_event(running: Machine) ->
     own = 'seal_monitor_workload_denials_total{verdict="sealed",workload="storm.service"}'
     fault = 'seal_monitor_faults_total{cause="guard_region",disposition="handler"}'
     starts = {
-        kind: last[f'seal_monitor_starts_total{{kind="{kind}"}}'] for kind in ("anew", "resumed")
+        kind: last[f'seal_monitor_starts_total{{kind="{kind}"}}'] for kind in ("fresh", "resumed")
     }
     totals = {
         "denial": sum(v for n, v in last.items() if n.startswith("seal_monitor_denials_total")),
@@ -245,7 +245,7 @@ def test_kills_in_a_storm_lose_no_count_and_repeat_no_event(running: Machine) ->
         last["seal_monitor_records_found_total"],
         down,
     )
-    assert starts["anew"] == 1
+    assert starts["fresh"] == 1
     assert gained(own) == denials
     assert gained(fault) == faults
     assert {kind: sum(each.values()) for kind, each in results.items()} == totals

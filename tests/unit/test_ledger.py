@@ -31,14 +31,14 @@ def test_counts_go_on_in_the_next_life() -> None:
     tally.delay(0.02)
     tally.sink_error("file")
     tally.decode_error(2)
-    tally.started("anew", 100.0)
+    tally.started("fresh", 100.0)
     second = Tally(["stdout", "journal"], again(first))
     second.started("resumed", 100.0, 1.5, 7)
     assert second.events["denial", "delivered"] == 3
     assert (sum(second.delays), second.delay_seconds) == (1, 0.02)
     assert second.sink_errors == {"stdout": 0, "journal": 0}
     assert second.decode_errors == 2
-    assert second.starts == {"anew": 1, "resumed": 1}
+    assert second.starts == {"fresh": 1, "resumed": 1}
     assert (second.unread_seconds, second.records_found) == (1.5, 7)
 
 
