@@ -118,7 +118,7 @@ def _forged(data: bytes, seals: int = 15) -> Callable[[Handed, str], None]:
     ("change", "name", "why"),
     [
         (_closed, "map", "it misses map "),
-        (_closed, "program", "it misses program |a link is of a program that is not ours"),
+        (_closed, "program", "it misses program |a link is of a program|an event runs no program"),
         (_closed, "link", "it misses (link|event) "),
         (_other, "map", "it misses map "),
         (_other, "program", "a bpf-prog is something else"),
@@ -174,7 +174,7 @@ def test_another_object_is_let_go(handed: Handed, tmp_path: Path) -> None:
             record.check(handed, REQUEST, path)
 
 
-def test_the_third_start_that_would_end_begins_anew(
+def test_a_set_that_ends_starts_is_let_go_by_the_third(
     attached: tuple[Attached, Ledger, list[tuple[str, list[int]]]], handed: Handed
 ) -> None:
     _, ledger, _ = attached
