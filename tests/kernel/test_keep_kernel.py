@@ -19,7 +19,7 @@ from test_service_kernel import stage
 ASSETS = Path(__file__).parents[1] / "assets"
 PREPARE = """
 mkdir -p $place/root/etc/systemd/system/seal-monitor.service.d
-printf '[Service]\\nRestartSec=100ms\\nWatchdogSec=6\\n' \\
+printf '[Service]\\nRestartSec=100ms\\nWatchdogSec=12\\n' \\
     >$place/root/etc/systemd/system/seal-monitor.service.d/test.conf
 systemd-sysusers --root=$place/root >&2
 """
