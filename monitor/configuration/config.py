@@ -377,6 +377,7 @@ KEYS: tuple[Key, ...] = (
 
 _MUTE_KEYS: tuple[Key, ...] = (
     Key("mute.executable", None, non_empty, "Glob: with a slash for the path, else the base name."),
+    Key("mute.program", None, non_empty, "Glob: the same of the program that a loader runs."),
     Key("mute.operation", None, one_of(*_OPERATIONS), "The operation of the denials to mute."),
     Key("mute.cause", None, one_of(*_CAUSES), "The cause of the faults to mute."),
     Key("mute.method", None, one_of(*_METHODS), "The method of the bypasses to mute."),
@@ -458,8 +459,8 @@ class _Reader:
         if not entry.keys() & _MUTED:
             self.mistake(
                 place,
-                "it names nothing to mute; add executable, operation, cause, method, owner, user, "
-                "unit or build_id",
+                "it names nothing to mute; add executable, program, operation, cause, method, "
+                "owner, user, unit or build_id",
             )
         if len(named) > 1:
             self.mistake(

@@ -26,7 +26,8 @@ class Violation(NamedTuple):
 
     `what`: the operation of a denial, the cause of a fault, the method of a bypass. `executable`
     and `files` are as in an event's process, `build_id` is that of the executable, and `owner` owns
-    its file. `unit` is a systemd unit, after the name of a user's service manager if it is in one.
+    its file. `program` is what a dynamic loader runs, and `program_files` whose path that is.
+    `unit` is a systemd unit, after the name of a user's service manager if it is in one.
     """
 
     what: str | None
@@ -36,11 +37,14 @@ class Violation(NamedTuple):
     owner: User = User()
     user: User = User()
     unit: str | None = None
+    program: str | None = None
+    program_files: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mute:
     executable: str | None = None
+    program: str | None = None
     operation: str | None = None
     cause: str | None = None
     method: str | None = None
@@ -61,6 +65,7 @@ class Mute:
         """Of whom, in words; empty for everybody."""
         parts = (
             ("", self.executable),
+            ("program ", self.program),
             ("build id ", self.build_id),
             ("owner ", self.owner),
             ("user ", self.user),
@@ -85,26 +90,28 @@ class Mute:
         return (
             not self.expired(now)
             and self.what in (None, violation.what)
-            and self._is_program(violation)
+            and _is_file(self.executable, violation.executable, violation.files)
+            and _is_file(self.program, violation.program, violation.program_files)
             and self.build_id in (None, violation.build_id)
             and (self.owner is None or self.owner in violation.owner)
             and (self.user is None or self.user in violation.user)
             and (self.unit is None or _is_unit(self.unit, violation.unit))
         )
 
-    def _is_program(self, violation: Violation) -> bool:
-        """A pattern without a slash is matched with the base name, so it also mutes a process that
-        died before its full path could be read. One with a slash is a path of the host: it mutes
-        nothing whose `files` are not known to be the host's.
-        """
-        if self.executable is None:
-            return True
-        name = violation.executable or ""
-        if "/" not in self.executable:
-            name = name.rpartition("/")[2]
-        elif violation.files != "host":
-            return False
-        return fnmatch.fnmatchcase(name, self.executable)
+
+def _is_file(pattern: str | None, path: str | None, files: str | None) -> bool:
+    """A pattern without a slash is matched with the base name, so it also mutes a process that
+    died before its full path could be read. One with a slash is a path of the host: it mutes
+    nothing whose `files` are not known to be the host's.
+    """
+    if pattern is None:
+        return True
+    name = path or ""
+    if "/" not in pattern:
+        name = name.rpartition("/")[2]
+    elif files != "host":
+        return False
+    return fnmatch.fnmatchcase(name, pattern)
 
 
 def _is_unit(pattern: str, unit: str | None) -> bool:

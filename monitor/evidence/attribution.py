@@ -126,6 +126,7 @@ class Attribution:
             files=identity.files,
             executable_owner=identity.owner,
             executable_build_id=identity.build_id,
+            program=identity.program,
         )
 
     def _target(self, target: abi.Bypass, user: int) -> events.Target | None:

@@ -186,6 +186,7 @@ def _denial(
 
     summary = summaries.denial(
         record,
+        origin.process,
         operation,
         arguments,
         sealed,
@@ -242,6 +243,7 @@ def _fault(record: abi.Record, origin: Origin, sealed_mask: int, path: str | Non
         severity=row.severity if row else "info",
         summary=summaries.fault(
             record,
+            origin.process,
             mapping,
             cause=cause,
             access=access,
@@ -275,7 +277,7 @@ def _seal(record: abi.Record, origin: Origin, sealed_mask: int, path: str | None
         time=origin.time,
         time_boot_ns=origin.time_boot_ns,
         severity="info",
-        summary=summaries.seal(record, mapping),
+        summary=summaries.seal(record, origin.process, mapping),
         host=origin.host,
         process=origin.process,
         workload=origin.workload,
@@ -306,7 +308,7 @@ def _bypass(
         time=origin.time,
         time_boot_ns=origin.time_boot_ns,
         severity=row.severity if row else "critical",
-        summary=summaries.bypass(record, sealed, method, row.words if row else ""),
+        summary=summaries.bypass(record, origin.process, sealed, method, row.words if row else ""),
         host=origin.host,
         process=origin.process,
         workload=origin.workload,

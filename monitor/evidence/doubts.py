@@ -44,7 +44,9 @@ def named(process: object) -> str:
     if not isinstance(process, Mapping):
         return ""
     name = process.get("executable") or process.get("name")
-    mark = doubt(process)
+    mark, loaded = doubt(process), process.get("program")
+    if name and isinstance(loaded, Mapping):
+        name = f"{name} running {loaded.get('path')}"
     return f"{name} ({mark})" if name and mark else str(name or "")
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "Mapping",
     "Origin",
     "Process",
+    "Program",
     "Seal",
     "Sealed",
     "Severity",
@@ -93,6 +94,14 @@ class Identified:
 
 
 @dataclass(frozen=True, slots=True)
+class Program:
+    """What a process runs whose executable is a dynamic loader; `files` is as in Process."""
+
+    path: str
+    files: Literal["host", "namespace"] | None
+
+
+@dataclass(frozen=True, slots=True)
 class Process:
     """`executable` is the full path if /proc still had it, else the base name.
 
@@ -115,6 +124,7 @@ class Process:
     files: Literal["host", "namespace"] | None = None
     executable_owner: int | None = None
     executable_build_id: str | None = None
+    program: Program | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +316,18 @@ def _reader(cls: type[Any]) -> tuple[tuple[str, ...], attrgetter[tuple[object, .
 _READERS: dict[type, tuple[tuple[str, ...], attrgetter[tuple[object, ...]]]] = {
     cls: _reader(cls)
     for cls in (
-        *(Host, Process, Identified, Workload, File, Mapping, Sealed, AddressRange, Assessment),
+        *(
+            Host,
+            Process,
+            Program,
+            Identified,
+            Workload,
+            File,
+            Mapping,
+            Sealed,
+            AddressRange,
+            Assessment,
+        ),
         *(Frame, Denial, Fault, Seal, Bypass, Suppression, Health, Target),
     )
 }

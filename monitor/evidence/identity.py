@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from monitor.evidence.events import Program
 from monitor.evidence.image import (
     UNKNOWN,
     Files,
@@ -30,6 +31,7 @@ from monitor.evidence.image import (
     place_of,
     program_file,
 )
+from monitor.evidence.loaded import Loaded, loaded
 from monitor.evidence.memory_map import DELETED
 from monitor.evidence.waiting import TooLong, Waiting
 from monitor.untrusted.printable import printable
@@ -70,7 +72,8 @@ class Identity:
     `result` is `complete`; `partial`: something could not be read, or the process has since
     executed another program; `gone`: it has exited; `reused`: the pid now belongs to another one.
     `owner` is the uid of the owner of its file. `is_deleted`: the kernel has put DELETED after the
-    path, as of a program that was upgraded while it runs; else it is a part of its name.
+    path, as of a program that was upgraded while it runs; else it is a part of its name. `program`:
+    what a dynamic loader runs.
     """
 
     executable: str | None
@@ -84,6 +87,7 @@ class Identity:
     owner_name: str | None = None
     build_id: str | None = None
     is_deleted: bool = False
+    program: Program | None = None
 
 
 _NOTHING_KNOWN = Identity(None, None, None, "gone")
@@ -102,6 +106,7 @@ class _Facts:
     expires: float = 0.0
     uid: int | None = None
     is_deleted: bool = False
+    program: Program | None = None
 
     def are_of(self, image: Image | None, base_name: bytes) -> bool:
         if image and self.image:
@@ -275,6 +280,7 @@ class Identities:
             self._user(facts.place.owner),
             facts.build_id,
             facts.is_deleted,
+            facts.program,
         )
 
     def _user(self, number: int | None) -> str | None:
@@ -346,17 +352,19 @@ class Identities:
         directory, number = found
         executable, reason = _executable(directory)
         raw, place, found_id, expires = b"", UNKNOWN, None, facts.expires
+        runs: Loaded | None = None
         program = None
         if reason != NOT_PERMITTED:
             with contextlib.suppress(OSError):  # whether it has ended is seen after
                 program = program_file(directory)
         try:
             # By its path, as it may go on when `directory` is closed; whose it was is seen after.
-            raw, (place, found_id) = self.waiting.run(
+            raw, (place, found_id), runs = self.waiting.run(
                 uid,
                 lambda: (
                     self._read_command_line(number),
                     self._file(number, executable, program),
+                    loaded(self._proc, number, executable, program) if program else None,
                 ),
             )
         except PermissionError:
@@ -375,6 +383,7 @@ class Identities:
             build_id=found_id,
             base_name=os.path.basename(executable),
             is_deleted=place.is_deleted,
+            program=Program(printable(runs.path, TEXT_LIMIT), runs.files) if runs else None,
             expires=expires,
         )
 

@@ -7,6 +7,8 @@ defines. It is never one by its name: anybody may call a file of his own `libc.s
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import stat
 import time
@@ -19,7 +21,7 @@ from monitor.kernel.arch import LIBRARY_DIRECTORIES, MUSL_DIRECTORY
 from monitor.untrusted.exports import Exports, read_exports
 from monitor.untrusted.recent import Recent
 
-__all__ = ["Libraries", "Role", "role_of_exports"]
+__all__ = ["EXPORTS", "Libraries", "Role", "role_of_exports"]
 
 # "libc": a C library that is its own loader. It never unloads a library.
 Role = Literal["loader", "allocator", "libc"]
@@ -27,7 +29,8 @@ Role = Literal["loader", "allocator", "libc"]
 _ALLOCATES = frozenset((b"malloc", b"free"))
 _LOADS = frozenset((b"__tls_get_addr", b"_r_debug"))
 _STARTS = b"__libc_start_main"
-_NAMES = _ALLOCATES | _LOADS | {_STARTS}
+# What of a file must be known to say what it is.
+EXPORTS = _ALLOCATES | _LOADS | {_STARTS}
 
 _ROOTS = (Path("/proc/1/root"), Path("/"))
 _DIRECTORIES = ("lib", "lib64", "lib32", "usr/lib", "usr/lib64", "usr/lib32", "usr/local/lib")
@@ -62,12 +65,9 @@ def role_of_exports(exports: Exports) -> Role | None:
 def _places(root: Path) -> Iterator[Path]:
     triplets = (f"{top}/{each}" for top in ("lib", "usr/lib") for each in _TRIPLETS)
     yield from (root / place for place in (*_DIRECTORIES, *triplets))
-    found = 0
-    for pattern in _STORES:
-        for place in root.glob(pattern):
-            found += 1
-            if found > _STORES_MAX:
-                return
+    stores = (place for pattern in _STORES for place in root.glob(pattern))
+    with contextlib.suppress(OSError):  # a directory that goes meanwhile
+        for place in itertools.islice(stores, _STORES_MAX):
             yield place
             yield from (place / each for each in _TRIPLETS)
 
@@ -141,6 +141,6 @@ class Libraries:
                 continue
             for path in _files(root, inode):
                 if path.name.startswith(name) and _is_roots(path):
-                    return _Found(role_of_exports(read_exports(path, inode, _NAMES)), True, now)
+                    return _Found(role_of_exports(read_exports(path, inode, EXPORTS)), True, now)
             break
         return _Found(None, False, now + _UNKNOWN_SECONDS)

@@ -54,8 +54,10 @@ def _range(start: int, length: int) -> str:
     return f"0x{start:x}-0x{start + length:x}" if length else f"0x{start:x}"
 
 
-def _who(record: abi.Record) -> str:
+def _who(record: abi.Record, process: Process | None) -> str:
     name = printable(record.executable or record.task_name, SUMMARY_NAME_LIMIT)
+    if process and process.program:  # by a dynamic loader
+        name += f" running {printable(os.path.basename(process.program.path), SUMMARY_NAME_LIMIT)}"
     return f"{name} (pid {record.pid})"
 
 
@@ -89,6 +91,7 @@ def _with(text: str, probably: str) -> str:
 
 def denial(
     record: abi.Record,
+    process: Process | None,
     operation: Operation,
     arguments: dict[str, Decoded],
     sealed: Sealed | None,
@@ -105,7 +108,7 @@ def denial(
     if role is Role.DESTINATION:
         wanted = _WANTED_AT_DESTINATION.get(operation.name, wanted)
     text = (
-        f"{_refused(operation, verdict, reason, hidden)}: {_who(record)} "
+        f"{_refused(operation, verdict, reason, hidden)}: {_who(record, process)} "
         f"{wanted.format_map(arguments)} {_range(record.address, record.length)}"
         f"{_what(sealed, 'sealed by the kernel, ' if by_kernel else 'sealed ')}"
     )
@@ -118,6 +121,7 @@ def denial(
 
 def fault(
     record: abi.Record,
+    process: Process | None,
     mapping: Mapping | None,
     *,
     cause: Cause,
@@ -128,16 +132,17 @@ def fault(
     probably: str,
 ) -> str:
     what = _CAUSE_TEXT[cause] if pkey is None else f"memory under protection key {pkey}"
+    who, fate = _who(record, process), _DISPOSITION_TEXT[disposition]
     text = (
         f"{_ACCESS_TEXT[access]} {what}{' (inferred)' if inferred else ''} at "
-        f"0x{record.address:x}{_what(mapping)}: {_who(record)} {_DISPOSITION_TEXT[disposition]}"
+        f"0x{record.address:x}{_what(mapping)}: {who} {fate}"
     )
     return _with(text, probably)
 
 
-def seal(record: abi.Record, mapping: Mapping | None) -> str:
+def seal(record: abi.Record, process: Process | None, mapping: Mapping | None) -> str:
     return (
-        f"{_who(record)} sealed {exact(record.length)} at "
+        f"{_who(record, process)} sealed {exact(record.length)} at "
         f"{_range(record.address, record.length)}{_what(mapping)}"
     )
 
@@ -158,7 +163,9 @@ def is_own(record: abi.Record) -> bool:
     return (target.pid, target.start_boot_ns) == (record.pid, record.start_boot_ns)
 
 
-def bypass(record: abi.Record, sealed: Sealed, method: Method, probably: str) -> str:
+def bypass(
+    record: abi.Record, process: Process | None, sealed: Sealed, method: Method, probably: str
+) -> str:
     """`probably`: the words of its assessment."""
     what, did = _CHANGED[method]
     target = record.bypass
@@ -167,7 +174,7 @@ def bypass(record: abi.Record, sealed: Sealed, method: Method, probably: str) ->
         name = printable(target.executable or target.task_name, SUMMARY_NAME_LIMIT)
         whose = f" of {name} (pid {target.pid})"
     return (
-        f"{what}: {_who(record)} {did} {_range(record.address, record.length)}{whose}"
+        f"{what}: {_who(record, process)} {did} {_range(record.address, record.length)}{whose}"
         f"{_what(sealed, 'sealed ')}{f'; {probably}' if probably else ''}"
     )
 

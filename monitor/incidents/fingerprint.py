@@ -115,7 +115,11 @@ def _executable(event: Event) -> str:
     if not path:
         return UNKNOWN
     name = _base_name(path)
-    runs = program_of(event) if _INTERPRETER.fullmatch(name) else ""
+    loaded = (event["process"] or {}).get("program")
+    if loaded:  # an executable that is a dynamic loader
+        runs = f" program {_base_name(loaded['path'])[:_SCRIPT_LIMIT]}"
+    else:
+        runs = program_of(event) if _INTERPRETER.fullmatch(name) else ""
     for frame in event["stack"]:
         if frame["module"] and frame["build_id"] and _base_name(frame["module"]) == name:
             return f"build-id {frame['build_id']}{runs}"

@@ -75,6 +75,7 @@ def who_facts(case: Case, snapshot: Mapping[str, Any] | None) -> Iterator[Fact]:
     )
     path, mark = text(event, "process", "executable"), doubt(event["process"])
     yield Fact("Program", "", path, mark if path else "")
+    yield Fact("Runs", "", text(event, "process", "program", "path"))
     yield Fact("Command line", "", text(event, "process", "command_line"))
     yield Fact("User", _user(event))
     yield Fact("Belongs to", _workload(event))

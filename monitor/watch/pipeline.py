@@ -241,6 +241,8 @@ class Pipeline:
             User(identity.owner, identity.owner_name),
             User(uid, identity.user_name),
             unit_of(workload.cgroup) if workload and workload.cgroup else None,
+            identity.program.path if identity.program else None,
+            identity.program.files if identity.program else None,
         )
         now = datetime.now(UTC)
         return any(mute.applies(violation, now) for mute in self._mutes)

@@ -129,6 +129,23 @@ def test_who_is_muted(start: Start, places: Places, entry: str, muted: set[str])
     assert found == muted
 
 
+LOADER = Path("/lib64/ld-linux-x86-64.so.2")
+
+
+def test_who_is_muted_as_what_the_loader_runs(start: Start, places: Places) -> None:
+    engine, own = places
+    daemon = start(f'[[mute]]\nprogram = "{engine}"\nreason = "known"\n')
+    assert is_muted(daemon, [LOADER, engine], 0)
+    tmpfs = f"mount -t tmpfs none {engine.parent} && cp {own} {engine} && exec {LOADER} {engine}"
+    others: dict[str, Sequence[object]] = {
+        "copy": [LOADER, own],
+        "name": [LOADER, "--argv0", engine, own],
+        "tmpfs": [*AS_ROOT, tmpfs],
+        "itself": [engine],
+    }
+    assert {name for name, words in others.items() if is_muted(daemon, words, NOBODY)} == set()
+
+
 @pytest.mark.host_wide
 def test_a_user_names_no_unit_of_the_system(start: Start, places: Places) -> None:
     root = cgroup_root()

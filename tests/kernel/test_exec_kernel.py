@@ -108,6 +108,23 @@ def test_short_lived_children_are_all_counted(run: Run, compiled: Compile, mode:
     assert ran.errors.count("unload_table") == 2
 
 
+def test_a_program_that_the_loader_runs(run: Run, compiled: Compile) -> None:
+    """It is named beside the loader, and its incident is not that of the program by itself."""
+    program, loader = compiled("leaderless"), Path("/lib64/ld-linux-x86-64.so.2").resolve()
+    script = "(echo; sleep 1) | {} --with-leader"
+    ran = run("sh", "-c", script.format(f"{loader} {program}"))
+    (incident,) = ran.found["incidents"]
+    event = incident["events"][0]
+    assert event["process"]["executable"] == str(loader)
+    assert event["process"]["program"] == {"path": str(program), "files": "host"}
+    assert f": {loader.name} running leaderless (pid " in event["summary"]
+
+    alone = run("sh", "-c", script.format(program))
+    (other,) = alone.found["incidents"]
+    assert other["events"][0]["process"]["program"] is None
+    assert other["id"] != incident["id"]
+
+
 def test_threads_orphans_and_daemons(run: Run, compiled: Compile) -> None:
     program = compiled("command")
     script = f"{program} threads 5; {program} orphans 7; {program} daemons 11"

@@ -64,6 +64,7 @@ def test_a_dead_process_is_as_the_record_says(tmp_path: Path) -> None:
         "files": None,
         "executable_owner": None,
         "executable_build_id": None,
+        "program": None,
     }
     assert (owner.identity.result, owner.file_path, owner.target) == ("gone", None, None)
     assert owner.workload == NO_WORKLOAD

@@ -89,6 +89,11 @@ def test_example_of_mutes_is_valid() -> None:
             user="developer",
             reason="developers set breakpoints here",
         ),
+        Mute(
+            program="/opt/engine/run",
+            unit="engine.service",
+            reason="brings a C library of its own, and unmaps what it sealed",
+        ),
     )
 
 
@@ -240,7 +245,7 @@ def test_listen_address_refused(text: str) -> None:
                 "4: key 'mute': it has no reason; add one, "
                 'as in reason = "unmaps what it sealed"',
                 "4: key 'mute': it names nothing to mute; "
-                "add executable, operation, cause, method, owner, user, unit or build_id",
+                "add executable, program, operation, cause, method, owner, user, unit or build_id",
                 "5: key 'mute.executabel': there is no such key; "
                 "the nearest valid one is 'mute.executable'",
             ],

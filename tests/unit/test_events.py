@@ -345,6 +345,7 @@ def test_to_dict_is_the_contract_object() -> None:
             "files": "host",
             "executable_owner": 0,
             "executable_build_id": "00ff",
+            "program": None,
         },
         "workload": {
             "unit": "app.service",

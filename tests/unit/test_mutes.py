@@ -58,6 +58,36 @@ def test_what_is_asked_for(asked: dict[str, Any], muted: bool) -> None:
     assert mutes(ENGINE, **asked) is muted
 
 
+LOADED = ENGINE._replace(
+    executable="/usr/lib/ld-linux-x86-64.so.2",
+    program="/opt/engine/engine",
+    program_files="host",
+)
+
+
+@pytest.mark.parametrize(
+    ("asked", "muted"),
+    [
+        ({"program": "/opt/engine/engine"}, True),
+        ({"program": "/opt/*"}, True),
+        ({"program": "engine"}, True),
+        ({"program": "/opt/other"}, False),
+        ({"program": "other"}, False),
+        ({"executable": "/opt/engine/engine"}, False),
+        ({"program": "engine", "executable": "ld-linux-*"}, True),
+        ({"program": "engine", "executable": "engine"}, False),
+    ],
+)
+def test_the_program_that_a_loader_runs(asked: dict[str, Any], muted: bool) -> None:
+    assert mutes(LOADED, **asked) is muted
+    assert not mutes(ENGINE, **(asked | {"program": "engine"}))
+
+
+@pytest.mark.parametrize("files", ["namespace", None])
+def test_a_loaded_program_at_a_path_that_is_not_the_hosts(files: str | None) -> None:
+    assert not mutes(LOADED._replace(program_files=files), program="/opt/engine/engine")
+
+
 @pytest.mark.parametrize(
     "different",
     [
