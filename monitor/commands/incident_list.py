@@ -146,7 +146,7 @@ def _by_severity(totals: Mapping[str, int]) -> str:
 def _none(listing: Listing) -> str:
     if not listing.kept:
         return "no incident is kept"
-    return f"no incident matches {listing.filters}; without filters there are {listing.kept:,}"
+    return f"no incident matches {listing.filters}; {listing.kept:,} of all kinds are kept"
 
 
 def _footer(listing: Listing) -> str:

@@ -443,6 +443,18 @@ def _backup(arguments: Namespace, database: Path) -> int:
     return 0
 
 
+def _check_output(file: str, database: Path) -> None:
+    """A daemon would go on writing to the database that was replaced.
+
+    Raises ConfigError.
+    """
+    own = {os.path.realpath(f"{database}{suffix}") for suffix in ("", "-wal", "-shm")}
+    if file != "-" and os.path.realpath(file) in own:
+        raise ConfigError(
+            f"command line: -o: {file} is of the database that is read; name another file"
+        )
+
+
 def _output(file: str, data: bytes) -> None:
     if file == "-":
         sys.stdout.buffer.write(data)
@@ -464,6 +476,7 @@ def run(arguments: Namespace, database: Path) -> int:
     Raises IncidentError, ConfigError, OSError.
     """
     if write := _FILES.get(arguments.verb):
+        _check_output(arguments.output_file, database)
         return write(arguments, database)
     with _as_owner(database):
         return _COMMANDS[arguments.verb](arguments, database)

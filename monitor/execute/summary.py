@@ -140,7 +140,7 @@ def _row(incident: Incident, events: Sequence[Event]) -> list[str]:
 
 
 # Title, width at most.
-_COLUMNS = (("COUNT", 15), ("SEVERITY", 8), ("WHAT", 48), ("FUNCTION", 48), ("PLACE", 48))
+_COLUMNS = (("COUNT", 15), ("SEVERITY", 8), ("WHAT", 60), ("FUNCTION", 48), ("PLACE", 48))
 
 
 def _table(result: Result, colours: bool) -> list[str]:

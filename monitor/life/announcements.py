@@ -318,7 +318,7 @@ class Announcements:
             self._report(
                 "trials_ended",
                 f"{client.by} (pid {client.pid}) has ended; violations of what was announced "
-                f"meanwhile: {number}, announcements: {client.announced}",
+                f"meanwhile: {number:,}, announcements: {client.announced}",
             )
 
     def _read(self, client: _Client, now: float) -> None:

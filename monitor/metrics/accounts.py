@@ -73,5 +73,5 @@ def in_words(counters: Counters) -> str:
     again = sum(row[each] for row in counters.faults for each in COUNTED_AGAIN)
     faults = sum(sum(row) for row in counters.faults) - again
     bypasses = sum(counters.bypasses)
-    around = f", and {bypasses} changes around a seal" if bypasses else ""
-    return f"{denials} seal denials and {faults} faults{around}"
+    around = f", and {bypasses:,} changes around a seal" if bypasses else ""
+    return f"{denials:,} seal denials and {faults:,} faults{around}"

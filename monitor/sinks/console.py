@@ -106,7 +106,7 @@ def _health_items(event: Mapping[str, Any]) -> list[str]:
             items += [f"{key}: {', '.join(numbers)}"] if "counted" in value and numbers else []
         elif isinstance(value, Sequence) and not isinstance(value, str):
             items += map(str, value)
-        else:
+        elif value is not None:
             items.append(f"{key} {value}")
     return items
 

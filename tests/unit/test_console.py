@@ -134,7 +134,7 @@ HEALTH: dict[str, Any] = {
     "event": "probe_lost",
     "message": "the probe of munmap is gone",
     "blind_seconds": 2.5,
-    "details": {"probe": "munmap", "runs": 3},
+    "details": {"probe": "munmap", "runs": 3, "last_run": None},
 }
 
 

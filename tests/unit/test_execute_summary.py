@@ -164,6 +164,12 @@ def test_the_summary() -> None:
     )
 
 
+def test_the_longest_title_of_a_fault_is_whole() -> None:
+    title = "write to memory past the end of a stack (inferred)"
+    odd = incident("fault", "stack_guard", title, "warning")
+    assert f"  {title}  " in summary(result(incidents=[(odd, [])]), colours=False)
+
+
 def test_no_violations() -> None:
     quiet = counters(0, 0, others=5)
     assert summary(result(counters=quiet, incidents=[]), colours=False) == (

@@ -155,9 +155,30 @@ def test_list_reports_what_it_leaves_out(database: Path) -> None:
     shown = command(database, "list", "--workload", "none", "--severity", "warning", "--host", "*")
     assert shown == (
         "no incident matches --kind violation --workload none --host * --severity warning; "
-        "without filters there are 4\n"
+        "4 of all kinds are kept\n"
     )
     assert command(database, "list", "--kind", "bypass", "--json") == "[]\n"
+
+
+@pytest.mark.parametrize("verb", ["report", "export", "backup"])
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])
+def test_no_command_writes_over_its_own_database(
+    database: Path, tmp_path: Path, verb: str, suffix: str
+) -> None:
+    """A daemon would go on writing to the file that was replaced, and lose all that it writes."""
+    copied = tmp_path / "incidents.db"
+    shutil.copy(database, copied)
+    before = copied.read_bytes()
+    file = tmp_path / "x" / ".." / f"incidents.db{suffix}"
+    (tmp_path / "x").mkdir()
+    chosen = ["413d"] if verb == "export" else []
+    shown = seal_monitor("incidents", verb, *chosen, "--database", copied, "-o", file)
+    assert shown.returncode == 2
+    assert shown.stderr == (
+        f"seal-monitor: command line: -o: {file} is of the database that is read; "
+        "name another file\n"
+    )
+    assert copied.read_bytes() == before
 
 
 def test_show(database: Path) -> None:
