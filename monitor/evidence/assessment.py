@@ -288,7 +288,8 @@ DENIALS: tuple[Row[DenialFacts], ...] = (
         "attack",
         "the protection key of memory was to change",
         "The memory is protected by its key; another key would open it.",
-        lambda f: f.operation == "pkey_mprotect",
+        # -1 is no key: __arch_override_mprotect_pkey() in arch/x86/mm/pkeys.c, as for mprotect.
+        lambda f: f.operation == "pkey_mprotect" and f.arguments.get("pkey") != -1,
     ),
     _denial(
         "permissions_changed",

@@ -62,6 +62,7 @@ DENIAL_CASES = [
     (denial("mprotect", DATA, "allocator", prot="rw-"), "read_only_data", "attack"),
     (denial("mprotect", DATA, "unknown", prot="rw-+growsdown"), "read_only_data", "attack"),
     (denial("pkey_mprotect", WRITABLE, prot="rw-", pkey=2), "key_changed", "attack"),
+    (denial("pkey_mprotect", WRITABLE, prot="rw-", pkey=-1), "permissions_changed", "bug"),
     (denial("mprotect", WRITABLE, prot="---"), "permissions_changed", "bug"),
     (denial("mprotect", CODE, prot="r--"), "permissions_changed", "bug"),
     (denial("munmap", DATA, "loader"), "library_unloaded", "leak"),
