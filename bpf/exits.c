@@ -27,7 +27,7 @@ struct sys_exit {
 };
 
 static __always_inline struct scratch *ended_call(struct sys_exit *ctx, u32 owner,
-                                                  struct task_struct *task)
+                                                  struct pt_regs *regs)
 {
     struct scratch *scratch = scratch_of(owner);
 
@@ -36,23 +36,24 @@ static __always_inline struct scratch *ended_call(struct sys_exit *ctx, u32 owne
     scratch->call.result = ctx->result;
     scratch->call.number = ctx->number;
     scratch->call.operation = operation_of(ctx->number);
-    read_arguments(&scratch->call, saved_registers(task));
+    read_arguments(&scratch->call, regs);
     return scratch;
 }
 
 static __always_inline void run_denied(struct sys_exit *ctx)
 {
     struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
-    struct scratch *scratch = ended_call(ctx, SCRATCH_DENIED, task);
+    struct pt_regs *regs = saved_registers(task);
+    struct scratch *scratch = ended_call(ctx, SCRATCH_DENIED, regs);
 
     if (scratch)
-        judge_and_report(scratch, task, saved_registers(task));
+        judge_and_report(scratch, task, regs);
 }
 
 static __always_inline void run_changed(struct sys_exit *ctx)
 {
     struct task_struct *task = (struct task_struct *)bpf_get_current_task_btf();
-    struct scratch *scratch = ended_call(ctx, SCRATCH_CHANGED, task);
+    struct scratch *scratch = ended_call(ctx, SCRATCH_CHANGED, saved_registers(task));
 
     if (scratch)
         report_change(scratch, task);
@@ -72,8 +73,8 @@ int denied(struct sys_exit *ctx)
     begin_alone();
     run_denied(ctx);
     end_alone();
-    /* What came before the seal may have been discarded around another one. */
-    if (went_through(operation_of(ctx->number), ctx->result))
+    /* What came before the seal may have been discarded around another one; not by a refusal. */
+    if (ctx->result != -EPERM && went_through(operation_of(ctx->number), ctx->result))
         discard_exit(ctx, operation_of(ctx->number));
     return 0;
 }

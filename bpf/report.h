@@ -52,7 +52,7 @@ static __always_inline int report(struct scratch *scratch, struct task_struct *t
     if (bank == BANK_HOST)
         count_workload(count, verdict);
     COUNT(count->denials[operation][verdict]);
-    if (judgement->partial_end > judgement->partial_start)
+    if (judgement->partial_end)
         COUNT(count->partial_updates[operation]);
     if (verdict == VERDICT_UNVERIFIED && judgement->reason < REASONS)
         COUNT(count->unverified[judgement->reason]);

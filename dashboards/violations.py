@@ -34,7 +34,7 @@ __all__ = [
     "by_severity",
 ]
 
-DEADLY = 'disposition=~"default|handler_failed"'
+DEADLY = 'disposition!="handler"'
 GUARDS = 'cause=~"guard_region|stack_guard|prot_none"'
 
 JOB = Variable("job", "Job", "~build_info", "job", many=False, default="seal-monitor")

@@ -65,6 +65,6 @@ def limit(kernel: abi.Config, name: str) -> None:
     is_filtered = name == "filtered"
     interval = 10**9 if name == "held_back" else 0
     kernel.emit_verdicts = 0 if is_filtered else (1 << len(Verdict)) - 1
-    kernel.emit_causes = 0 if is_filtered else (1 << len(Cause)) - 1
+    kernel.emit_causes = kernel.emit_handled = 0 if is_filtered else (1 << len(Cause)) - 1
     kernel.event_interval_ns = kernel.host_interval_ns = interval
     kernel.event_burst_ns = kernel.host_burst_ns = 0
