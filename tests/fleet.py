@@ -214,6 +214,7 @@ GAINED: dict[str, Minute] = {
 HAD: dict[str, Minute] = {
     "probe_attached": _probes,
     "blind_spot": lambda host, _: {(name,): int(name in host.blind()) for name in BLIND_SPOTS},
+    "last_violation_timestamp_seconds": lambda _host, _minute: {},
     "canary_last_success_timestamp_seconds": lambda host, minute: {
         (): 0
         if host.index == 6

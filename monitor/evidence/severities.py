@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, get_args
 
 from monitor.evidence.cgroups import Cgroups, alerted_workload
-from monitor.evidence.events import Severity
+from monitor.evidence.events import Process, Severity
+from monitor.evidence.programs import Programs
 from monitor.evidence.workloads import OTHER, REMOVED_SECONDS
 from monitor.keep.ledger import Joined, Ledger
 
@@ -50,6 +51,7 @@ class Severities:
         self._places: dict[str, _Place] = {}
         self._taken: Counter[str | None] = Counter()  # places, by owner
         self._search_at = float("-inf")
+        self._programs = Programs()
         for name in {name for name, *_ in self._counts} - {OTHER}:  # of an earlier life
             self._places[name] = _Place(0, None, clock())
             self._taken[None] += 1
@@ -61,7 +63,18 @@ class Severities:
         counts = self._counts.copy()
         return {(name, kind, severity): count for (name, kind, severity), count in counts.items()}
 
-    def add(self, cgroup_id: int | None, kind: str, severity: str, count: int = 1) -> None:
+    def programs(self) -> Mapping[tuple[str, str, str], float]:
+        """By workload, kind and program: when its last violation was, in Unix time."""
+        return self._programs.times()
+
+    def add(
+        self,
+        cgroup_id: int | None,
+        kind: str,
+        severity: str,
+        count: int = 1,
+        process: Process | None = None,
+    ) -> None:
         """Count violations of one severity; of kinds that are no violations, nothing.
 
         `cgroup_id` is None where many workloads may have had a part.
@@ -71,6 +84,8 @@ class Severities:
         name = OTHER if cgroup_id is None else self._name(cgroup_id)
         key = name, kind, severity
         self._counts[key] = self._counts.get(key, 0) + count
+        if cgroup_id is not None:
+            self._programs.add(name, kind, process)
 
     def _name(self, cgroup_id: int) -> str:
         path = self._path(cgroup_id)

@@ -49,6 +49,7 @@ class _Collector:
             handled=tuple(self._handled),
             workload_denials=self._source.workload_denials(),
             violations=self._source.violations(),
+            violating_programs=self._source.violating_programs(),
             probes=self._source.probes(),
             blind_spots=self._source.blind_spots(),
             ring_used_bytes=self._source.ring_used_bytes(),

@@ -48,6 +48,9 @@ class Source(Protocol):
     def workload_denials(self) -> Mapping[str, tuple[int, int, int]]:
         """Denials by Verdict for each workload's name; `other` is for those beyond the limit."""
 
+    def violating_programs(self) -> Mapping[tuple[str, str, str], float]:
+        """By workload, kind and program: when its last violation was, in Unix time."""
+
     def violations(self) -> Mapping[tuple[str, str, str], int]:
         """By workload, kind and severity, as far as their events were judged."""
 
@@ -77,6 +80,7 @@ class Reading:
     handled: Sequence[int]  # by Cause, faults whose handler was invoked
     workload_denials: Mapping[str, tuple[int, int, int]]
     violations: Mapping[tuple[str, str, str], int]
+    violating_programs: Mapping[tuple[str, str, str], float]
     probes: Sequence[ProbeState]
     blind_spots: Mapping[str, bool]
     ring_used_bytes: int

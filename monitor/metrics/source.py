@@ -58,6 +58,9 @@ class KernelSource:
     def violations(self) -> Mapping[tuple[str, str, str], int]:
         return self._severities.counts()
 
+    def violating_programs(self) -> Mapping[tuple[str, str, str], float]:
+        return self._severities.programs()
+
     def probes(self) -> list[ProbeState]:
         return [
             ProbeState(probe.probe, probe.mode, probe.attached, self._missed(probe.programs))

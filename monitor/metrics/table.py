@@ -244,6 +244,18 @@ METRICS: tuple[Metric, ...] = (
         " removed cgroup had counts as `other` and `info`, once another needs its place.",
     ),
     Metric(
+        "last_violation_timestamp_seconds",
+        "gauge",
+        "When a program made its last violation.",
+        lambda reading: reading.violating_programs.items(),
+        {
+            "workload": "as above",
+            "kind": KINDS,
+            "program": "its base name, where it is the host's own file and root's, else `other`",
+        },
+        more="Of the last hour, four programs of each workload and kind at most. Alerts name them.",
+    ),
+    Metric(
         "events_total",
         "counter",
         "Events, by what became of them.",

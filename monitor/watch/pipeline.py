@@ -114,7 +114,7 @@ class Pipeline:
             self._tally.judged(kind.label)
             return
         if not isinstance(event, events.Denial) or event.verdict != abi.Verdict.NOT_SEALED.label:
-            self._judged(record.cgroup_id, kind.label, event.severity)
+            self._judged(record.cgroup_id, kind.label, event.severity, 1, owner.process)
         self._tally.judged(kind.label)
         self._reported.add(record, event.severity, owner.process)
         if self._mutes and self._is_muted(event, owner.identity, record.uid):
@@ -153,16 +153,23 @@ class Pipeline:
             return
         self._delivery.send(events.to_dict(event))
 
-    def _judged(self, cgroup_id: int | None, kind: str, severity: str, count: int = 1) -> None:
+    def _judged(
+        self,
+        cgroup_id: int | None,
+        kind: str,
+        severity: str,
+        count: int = 1,
+        process: events.Process | None = None,
+    ) -> None:
         if self._severities:
-            self._severities.add(cgroup_id, kind, severity, count)
+            self._severities.add(cgroup_id, kind, severity, count, process)
 
     def _judged_suppressed(
         self, event: events.Suppression, bucket: abi.Bucket, is_of_one: bool
     ) -> None:
         """What several processes share may be anybody's, and anything: it weighs most."""
         if is_of_one:
-            self._judged(bucket.cgroup_id, event.of, event.severity, event.count)
+            self._judged(bucket.cgroup_id, event.of, event.severity, event.count, event.process)
         else:
             self._judged(None, event.of, "critical", event.count)
 

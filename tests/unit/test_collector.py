@@ -32,6 +32,7 @@ class Values:
     states: Sequence[ProbeState] = ()
     blind: Mapping[str, bool] = field(default_factory=lambda: dict.fromkeys(BLIND_SPOTS, False))
     judged: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
+    programs: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
     ring: int = 0
     tracked: int = 0
     removed: Mapping[str, int] = field(
@@ -53,6 +54,9 @@ class Values:
 
     def probes(self) -> Sequence[ProbeState]:
         return self.states
+
+    def violating_programs(self) -> Mapping[tuple[str, str, str], float]:
+        return self.programs
 
     def blind_spots(self) -> Mapping[str, bool]:
         return self.blind
@@ -203,6 +207,14 @@ def test_the_kernels_counters() -> None:
     ]
     (line,) = lines(shown, "sealed_bytes_total")
     assert int(float(line.split()[1])) == (1 << 53) - 1
+
+
+def test_the_last_violation_of_a_program() -> None:
+    source = Values(programs={("nginx.service", "denial", "nginx"): 1764403200.5})
+    assert lines(registry(source), "last_violation") == [
+        'last_violation_timestamp_seconds{kind="denial",program="nginx",workload="nginx.service"}'
+        " 1.7644032005e+09"
+    ]
 
 
 def test_announced_violations_are_in_no_other_count() -> None:

@@ -102,7 +102,10 @@ def stored(daemon: Journald, sink: JournalSink, event: dict[str, Any]) -> dict[s
             {
                 "SEAL_MONITOR_OPERATION": "munmap",
                 "SEAL_MONITOR_PID": "20723",
-                "SEAL_MONITOR_PROGRAM": "image-worker",
+                "SEAL_MONITOR_PROGRAM": "/srv/images/bin/image-worker",
+                "SEAL_MONITOR_EXECUTABLE": "/srv/images/bin/image-worker",
+                "SEAL_MONITOR_FILES": "host",
+                "SEAL_MONITOR_IDENTITY": "complete",
                 "SEAL_MONITOR_UNIT": "image-worker.service",
                 "OBJECT_SYSTEMD_UNIT": "image-worker.service",
             },

@@ -174,7 +174,7 @@ def found_targets(host: Host, document: Any, targets: str, number: int) -> list[
         while len(found := server.get("targets")["activeTargets"]) < number:
             assert time.monotonic() < deadline
             time.sleep(0.1)
-    return [each["labels"] for each in found]
+    return sorted((each["labels"] for each in found), key=lambda labels: labels["instance"])
 
 
 def test_targets_in_a_file_are_found(host: Host) -> None:
