@@ -61,6 +61,7 @@ def test_renamed_files_remove_no_critical_incident(
     """Each fault is in a file that was just renamed: a new incident each, before."""
     settings = f'[state]\ndirectory = "{state}"\n[incidents]\nmax_size = 1048576\n'
     settings += "[rate_limit]\nper_caller = 1000\nburst = 10000\nhost = 10000\n"
+    settings += '[events]\nhandled_faults = ["prot_none"]\n'  # none by default
     daemon = start(settings)
     program = compiled("evict")
     provoke.run("munmap").communicate()
