@@ -191,7 +191,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "bypasses_total",
         "counter",
-        "Bypasses: changes of the content of sealed memory that its seal does not stop, by method.",
+        "Changes of sealed memory around its seal, by method.",
         lambda reading: [
             ((name,), count)
             for name, count in zip(METHOD_NAMES, reading.counters.bypasses, strict=True)
@@ -274,11 +274,12 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "probe_attached",
         "gauge",
-        "1: attached; 0: lost, which is no blind spot of the mode.",
+        "1: attached; 0: lost.",
         lambda reading: [
             ((state.probe, state.mode), int(state.attached)) for state in reading.probes
         ],
         {"probe": "the probe's name", "mode": MODES},
+        more="What the mode cannot see is no loss: see `blind_spot`.",
     ),
     Metric(
         "blind_spot",
@@ -290,16 +291,18 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "probe_missed_runs_total",
         "counter",
-        "Runs of a probe that the kernel skipped; above 0, the counts are a lower bound.",
+        "Runs of a probe that the kernel skipped.",
         _by(_missed_runs),
         {"probe": "the probe's name"},
+        more="Above 0, the counts are a lower bound.",
     ),
     Metric(
         "canary_runs_total",
         "counter",
-        "Runs of the canary, a violation that the monitor makes itself and has to see.",
+        "Runs of the canary, a violation of the monitor's own.",
         _by(lambda reading: reading.tally.canary_runs),
         {"result": CANARY_RESULTS},
+        more="The monitor has to see it.",
     ),
     Metric(
         "canary_last_success_timestamp_seconds",
@@ -383,8 +386,9 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "incident_store_bytes",
         "gauge",
-        "Bytes on disk of the database of incidents and the files beside it; 0 without one.",
+        "Bytes on disk of the database of incidents; 0 without one.",
         _one(lambda reading: reading.incident_store_bytes),
+        more="With the files beside it.",
     ),
     Metric(
         "incidents_removed_total",
@@ -409,15 +413,15 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "posture_sealed_bytes",
         "gauge",
-        "Bytes of address space that were sealed at the last look, by workload; one that seals "
-        "nothing has no series.",
+        "Sealed bytes of address space at the last look, by workload.",
         _by(lambda reading: {OTHER: 0, **reading.tally.posture.sealed_bytes}),
         {"workload": "as above, those with the most bytes; `other` for the rest together"},
+        more="A workload that seals nothing has no series.",
     ),
     Metric(
         "posture_sealed_ratio",
         "gauge",
-        "The part of all readable processes' memory that was sealed at the last look.",
+        "Sealed part of all readable processes' memory at the last look.",
         _sealed_ratios,
         {"memory": ("executable", "relro")},
         more="Of executable memory, and of RELRO, read-only after relocation.",
@@ -443,8 +447,9 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "posture_last_success_timestamp_seconds",
         "gauge",
-        "Unix time of the end of the last look; 0 before the first, a minute after the start.",
+        "Unix time of the end of the last look; 0 before the first.",
         _one(lambda reading: reading.tally.posture.finished),
+        more="The first is a minute after the start.",
     ),
     Metric(
         "posture_interval_seconds",
@@ -455,15 +460,15 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "config_last_reload_successful",
         "gauge",
-        "Whether all that the configuration asked for when last read is in force (1) or not (0).",
+        "Whether all of the configuration is in force (1) or not (0).",
         _one(lambda reading: int(reading.tally.reload_successful)),
-        more="Not in force are a mistake, and a change that waits for a restart; an event "
-        "names it.",
+        more="As it was when last read. Not in force are a mistake, and a change that waits for a"
+        " restart; an event names it.",
     ),
     Metric(
         "config_last_reload_success_timestamp_seconds",
         "gauge",
-        "Unix time at which the last configuration was read that is completely in force.",
+        "Unix time of reading the last configuration that is all in force.",
         _one(lambda reading: reading.tally.reload_last_success),
     ),
     Metric(
@@ -517,11 +522,12 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "partial_update_possible",
         "gauge",
-        "Whether a refusal on this kernel may leave the part before the seal changed (1) or not.",
+        "Whether a refusal may have changed what is before the seal (1).",
         lambda reading: [
             ((name,), int(reading.facts.partial_update_possible.get(name, False)))
             for name in PARTIAL_OPERATIONS
         ],
         {"operation": PARTIAL_OPERATIONS},
+        more="That is a property of the kernel.",
     ),
 )

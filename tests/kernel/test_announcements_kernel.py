@@ -52,14 +52,14 @@ def test_only_what_was_announced_is_counted_apart(
 ) -> None:
     harness.settle()
     before = announced(harness)
-    words = provoke.command(["munmap", "guard_region_write"], wait=True)
+    words = provoke.command(["munmap", "prot_none"], wait=True)
     with started([words], env=provoke.environment()) as (child,):
         start_ticks = Child.of(child.pid).start_ticks
         marks.process(child.pid + other_pid, start_ticks + later_ticks)
         child.communicate("\n", timeout=20)
     records, counted = harness.settle()
     gained = announced(harness) - before
-    fault: Cell = ("fault", "guard_region", "default")
+    fault: Cell = ("fault", "prot_none", "default")
     assert (gained[DENIAL], gained[fault]) == (is_announced, is_announced)
     assert (counted[DENIAL], counted[fault]) == (not is_announced, not is_announced)
     mine = [record for record in records if record.pid == child.pid]
