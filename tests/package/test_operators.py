@@ -168,5 +168,7 @@ def test_an_attack_pages_once(worked: Machine) -> None:
     assert alerts([message]) == [("firing", "SealDenialNewWorkload", "web.service", "critical")]
     assert alert["labels"]["instance"] == worked.run("uname", "-n")
     assert alert["annotations"]["runbook_url"].endswith("runbooks.md#sealdenialnewworkload")
+    program = Path(worked.run("readlink", "-f", "/usr/bin/python3")).name
+    assert alert["annotations"]["description"].endswith(f" Programs in the last hour: {program}.")
     listed = shell(worked, "seal-monitor incidents list --severity critical")
     assert "mprotect of sealed memory refused" in listed
