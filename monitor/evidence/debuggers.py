@@ -25,7 +25,7 @@ _NAMES = (
 
 def is_debugger(process: Process | None) -> bool:
     """Whether the process is known to run one. False where too little is known of its file."""
-    if process is None or process.files != "host" or process.executable_owner != 0:
+    if process is None or not process.is_system_program:
         return False
     name = (process.executable or "").rpartition("/")[2]
     return any(fnmatchcase(name, pattern) for pattern in _NAMES)

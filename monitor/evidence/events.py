@@ -126,6 +126,11 @@ class Process:
     executable_build_id: str | None = None
     program: Program | None = None
 
+    @property
+    def is_system_program(self) -> bool:
+        """Whether its executable is known to be the host's own file, and root's."""
+        return self.files == "host" and self.executable_owner == 0
+
 
 @dataclass(frozen=True, slots=True)
 class Workload:

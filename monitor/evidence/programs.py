@@ -12,20 +12,25 @@ from collections.abc import Callable, Mapping
 
 from monitor.evidence.events import Process
 from monitor.evidence.memory_map import DELETED
+from monitor.evidence.workloads import OTHER
 
-__all__ = ["KEPT_SECONDS", "OTHER", "Programs", "program"]
+__all__ = ["KEPT_SECONDS", "Programs", "base_name", "program"]
 
-OTHER = "other"
 PROGRAMS = 4  # of a workload and kind, the last ones
 KEPT_SECONDS = 3600.0
 _NAME = re.compile(r"[\w.+-]{1,64}", re.ASCII)
 
 
+def base_name(process: Process) -> str:
+    """Of its executable, deleted or not; empty where that is not known."""
+    return (process.executable or "").removesuffix(DELETED).rpartition("/")[2]
+
+
 def program(process: Process | None) -> str:
     """What an alert may call the program of a process."""
-    if process is None or process.files != "host" or process.executable_owner != 0:
+    if process is None or not process.is_system_program:
         return OTHER
-    name = (process.executable or "").removesuffix(DELETED).rpartition("/")[2]
+    name = base_name(process)
     return name if _NAME.fullmatch(name) else OTHER
 
 
@@ -34,20 +39,30 @@ class Programs:
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._times: dict[tuple[str, str, str], float] = {}  # the oldest first
+        # By workload and kind, then by program: the oldest first.
+        self._times: dict[tuple[str, str], dict[str, float]] = {}
 
     def add(self, workload: str, kind: str, process: Process | None) -> None:
         """A violation of that process, now. `workload`: a name from a bounded set."""
-        key = workload, kind, program(process)
-        self._times.pop(key, None)
-        self._times[key] = self._clock()
-        alike = [each for each in self._times if each[:2] == key[:2]]
-        if len(alike) > PROGRAMS:
-            del self._times[alike[0]]
+        times, name = self._times.setdefault((workload, kind), {}), program(process)
+        times.pop(name, None)
+        times[name] = self._clock()
+        if len(times) > PROGRAMS:
+            del times[next(iter(times))]
+
+    def forget(self, workload: str) -> None:
+        """Its name is given back to the set."""
+        for key in [key for key in self._times if key[0] == workload]:
+            del self._times[key]
 
     def times(self) -> Mapping[tuple[str, str, str], float]:
         """By workload, kind and program: when its last violation was, in Unix time. Those of the
         last hour.
         """
         since = self._clock() - KEPT_SECONDS
-        return {key: at for key, at in self._times.copy().items() if at > since}
+        return {
+            (*key, name): at
+            for key, times in self._times.copy().items()
+            for name, at in times.copy().items()
+            if at > since
+        }

@@ -123,6 +123,7 @@ class Severities:
             if now - place.used_at > REMOVED_SECONDS and not self._cgroups.exists(place.cgroup_id):
                 del self._places[name]
                 self._taken[place.owner] -= 1
+                self._programs.forget(name)
                 for kind in KINDS:
                     past = sum(self._counts.get((name, kind, each), 0) for each in SEVERITIES)
                     if past:  # first, for a scrape may come between

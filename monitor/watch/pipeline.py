@@ -16,6 +16,7 @@ from monitor.evidence.cgroups import unit_of
 from monitor.evidence.identity import Identity
 from monitor.evidence.libraries import Libraries, Role
 from monitor.evidence.memory_map import DELETED
+from monitor.evidence.programs import base_name
 from monitor.evidence.reported import Reported
 from monitor.evidence.severities import Severities
 from monitor.evidence.suppression import Gap
@@ -184,8 +185,7 @@ class Pipeline:
                 *(None, None, None, printable(bucket.task_name)),
                 *(None, None, None, None, None, None, None),
             )
-        program = (known.executable or "").removesuffix(DELETED).rpartition("/")[2]
-        return replace(known, tid=None, name=program or known.name)
+        return replace(known, tid=None, name=base_name(known) or known.name)
 
     def health(
         self,

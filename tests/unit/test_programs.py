@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from monitor.evidence.events import Process
-from monitor.evidence.programs import KEPT_SECONDS, OTHER, Programs, program
+from monitor.evidence.programs import KEPT_SECONDS, Programs, program
+from monitor.evidence.workloads import OTHER
 
 NGINX = Process(
     *(7, 7, 1, 7, "worker", "/usr/sbin/nginx", None, None, 33, 33, "www-data", "www-data"),
@@ -69,3 +70,12 @@ def test_an_hour_later_it_is_gone() -> None:
     assert programs.times() == {("web.service", "denial", "nginx"): 1000.0}
     now[0] += 1
     assert programs.times() == {}
+
+
+def test_a_workload_that_is_forgotten_has_none() -> None:
+    programs = Programs(lambda: 7.0)
+    for kind in ("denial", "fault"):
+        programs.add("web.service", kind, NGINX)
+    programs.add("db.service", "denial", NGINX)
+    programs.forget("web.service")
+    assert programs.times() == {("db.service", "denial", "nginx"): 7.0}

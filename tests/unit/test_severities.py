@@ -104,6 +104,7 @@ def test_a_removed_cgroup_gives_its_place_back_after_an_hour() -> None:
         ("other", "denial", "warning"): 2,
         ("other", "denial", "info"): 3,  # what is past calls nobody, and the sum stays
     }
+    assert {name for name, *_ in severities.programs()} == {"/lxc/a/1", "/lxc/a/4", "other"}
 
 
 def test_a_flood_of_names_searches_once_a_minute() -> None:
