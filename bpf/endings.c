@@ -76,7 +76,7 @@ int sched_process_exit(struct bpf_raw_tracepoint_args *ctx)
     }
     key.what = fault->cause;
     key.caller = fault->instruction_pointer;
-    record = reserve(count, config, task, KIND_FAULT, &key, false);
+    record = reserve(count, config, task, KIND_FAULT, &key, BANK_HOST);
     if (!record)
         return 0;
     if (fault->inferred)

@@ -65,6 +65,25 @@ def _oldest(title: str, description: str, series: str, what: str, width: int = 8
     )
 
 
+def _by_sink(title: str, description: str, series: str) -> Panel:
+    """The hosts and sinks with most."""
+    return Panel(
+        title,
+        "table",
+        description + " The ten hosts with most.",
+        COUNT,
+        [query(host(f"topk(10, {series} > 0)"))],
+        8,
+        6,
+        columns={
+            "host": HOST_COLUMN,
+            "sink": Column("Sink"),
+            "Value": Column("Events", COUNT),
+        },
+        hidden=("instance",),
+    )
+
+
 def _results(title: str, description: str, metric: str) -> Panel:
     return Panel(
         title,
@@ -267,52 +286,16 @@ HEALTH = Dashboard(
                     ],
                     8,
                 ),
-                Panel(
+                _by_sink(
                     "Not taken by sinks",
-                    "table",
                     "Events in the time shown that a sink did not take: it failed, or its queue was"
-                    " full. The ten hosts with most.",
-                    COUNT,
-                    [
-                        query(
-                            host(
-                                "topk(10, "
-                                + gained("~sink_errors_total", by="instance, sink")
-                                + " > 0)"
-                            )
-                        )
-                    ],
-                    8,
-                    6,
-                    columns={
-                        "host": HOST_COLUMN,
-                        "sink": Column("Sink"),
-                        "Value": Column("Events", COUNT),
-                    },
-                    hidden=("instance",),
+                    " full.",
+                    gained("~sink_errors_total", by="instance, sink"),
                 ),
-                Panel(
+                _by_sink(
                     "Longest queues",
-                    "table",
-                    "The most events that waited for a sink at once, in the time shown. The ten"
-                    " hosts with most.",
-                    COUNT,
-                    [
-                        query(
-                            host(
-                                "topk(10, max by (instance, sink)"
-                                " (max_over_time(~sink_queue_events{SELECT}[$__range])) > 0)"
-                            )
-                        )
-                    ],
-                    8,
-                    6,
-                    columns={
-                        "host": HOST_COLUMN,
-                        "sink": Column("Sink"),
-                        "Value": Column("Events", COUNT),
-                    },
-                    hidden=("instance",),
+                    "The most events that waited for a sink at once, in the time shown.",
+                    "max by (instance, sink) (max_over_time(~sink_queue_events{SELECT}[$__range]))",
                 ),
                 Panel(
                     "Removed from the events file",

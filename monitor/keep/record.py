@@ -175,7 +175,10 @@ def check(handed: dict[str, list[int]], request: LoadRequest, path: Path) -> Fou
             raise SetError(f"it has more than one {name}")
     try:
         ledger = Ledger.found(handed["ledger"][0])
-        return _check(handed, ledger, _read(handed["record"][0]), request, path)
+        document = _read(handed["record"][0])
+        _check_doubts(ledger)
+        with ledger.risk():
+            return _taken_over(handed, ledger, document, request, path)
     except LedgerError as error:
         raise SetError(f"of its counts, {error}") from error
     except IdentityError as error:
@@ -196,21 +199,13 @@ def _read(descriptor: int) -> dict[str, Any]:
     return document
 
 
-def _check(
-    handed: dict[str, list[int]],
-    ledger: Ledger,
-    document: dict[str, Any],
-    request: LoadRequest,
-    path: Path,
-) -> Found:
+def _check_doubts(ledger: Ledger) -> None:
     attempts = ledger.number("attempts")
     if attempts >= ATTEMPTS:
         raise SetError(f"{attempts} starts ended while they looked at it")
     for bit, reason in _DOUBTS.items():
         if ledger.number("doubts") & bit:
             raise SetError(reason)
-    with ledger.risk():
-        return _taken_over(handed, ledger, document, request, path)
 
 
 def _taken_over(
