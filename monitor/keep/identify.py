@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
-import struct
 from collections.abc import Collection
 
 from monitor.kernel.bpf import libbpf
@@ -14,9 +12,7 @@ __all__ = ["IdentityError", "describe_link", "describe_map", "describe_program",
 
 _IDS_MAX = 64
 _NAME_SIZE = 64
-# include/uapi/linux/perf_event.h: PERF_EVENT_IOC_ID, PERF_EVENT_IOC_QUERY_BPF.
-_IOC_ID, _IOC_QUERY_BPF = 0x80082407, 0xC008240A
-_RAW_TRACEPOINT, _TRACING = 1, 2  # enum bpf_link_type
+_RAW_TRACEPOINT, _TRACING, _PERF_EVENT = 1, 2, 7  # enum bpf_link_type
 
 
 class IdentityError(Exception):
@@ -65,8 +61,14 @@ class _Tracing(ctypes.Structure):
     ]
 
 
+class _Event(ctypes.Structure):
+    """Of a tracepoint. `kind`: enum bpf_perf_event_type."""
+
+    _fields_ = [("kind", ctypes.c_uint32), ("tracepoint", _RawTracepoint)]
+
+
 class _Target(ctypes.Union):
-    _fields_ = [("raw", _RawTracepoint), ("tracing", _Tracing)]
+    _fields_ = [("raw", _RawTracepoint), ("tracing", _Tracing), ("event", _Event)]
 
 
 class _LinkInfo(ctypes.Structure):
@@ -133,37 +135,27 @@ def program_id(descriptor: int) -> int:
 
 
 def describe_link(descriptor: int, programs: Collection[int]) -> str:
-    """`programs`: ids of ours. The event of a tracepoint runs others' programs as well."""
-    if _require(descriptor, "bpf_link", "bpf-link", "[perf_event]") == "[perf_event]":
-        return _describe_event(descriptor, programs)
-    name = ctypes.create_string_buffer(_NAME_SIZE)
+    """`programs`: ids of ours."""
+    _require(descriptor, "bpf_link", "bpf-link")
     info = _LinkInfo()
     _fill(descriptor, info)
     target = ""
-    if info.type == _RAW_TRACEPOINT:
-        info = _LinkInfo()
-        info.target.raw.name = ctypes.addressof(name)
-        info.target.raw.length = _NAME_SIZE
-        _fill(descriptor, info)
-        target = name.value.decode("ascii", "replace")
-    elif info.type == _TRACING:
+    if info.type == _TRACING:
         found = info.target.tracing
         target = f"{found.attach_type}, {found.object_id}, {found.btf_id}"
+    elif info.type in (_RAW_TRACEPOINT, _PERF_EVENT):
+        target = _tracepoint(descriptor, is_event=info.type == _PERF_EVENT)
     if info.prog_id not in programs:
         raise IdentityError("a link is of a program that is not ours")
     return f"link {info.id}: type {info.type}, program {info.prog_id} at {target}"
 
 
-def _describe_event(descriptor: int, programs: Collection[int]) -> str:
-    number = bytearray(8)
-    query = bytearray(struct.pack("II", _IDS_MAX, 0) + bytes(4 * _IDS_MAX))
-    try:
-        fcntl.ioctl(descriptor, _IOC_ID, number)
-        fcntl.ioctl(descriptor, _IOC_QUERY_BPF, query)
-    except OSError as error:
-        raise IdentityError(f"an event does not say what it runs ({error.strerror})") from error
-    _, count, *ids = struct.unpack(f"II{_IDS_MAX}I", query)
-    ours = sorted(set(ids[: min(count, _IDS_MAX)]) & set(programs))
-    if not ours:
-        raise IdentityError("an event runs no program of ours")
-    return f"event {int.from_bytes(number, 'little')}: runs {ours}"
+def _tracepoint(descriptor: int, *, is_event: bool) -> str:
+    """The name of the one that a link is at."""
+    name = ctypes.create_string_buffer(_NAME_SIZE)
+    info = _LinkInfo()
+    place = info.target.event.tracepoint if is_event else info.target.raw
+    place.name, place.length = ctypes.addressof(name), _NAME_SIZE
+    _fill(descriptor, info)
+    kind = f"{info.target.event.kind} " if is_event else ""
+    return kind + name.value.decode("ascii", "replace")

@@ -30,10 +30,10 @@ __all__ = [
 
 # include/uapi/linux/bpf.h: enum bpf_prog_type, bpf_attach_type.
 TRACEPOINT, RAW_TRACEPOINT, TRACING = 5, 17, 26
-_TRACE_FEXIT = 25
+_TRACE_FEXIT, _PERF_EVENT = 25, 41
 _EVENTS = Path("/sys/kernel/tracing/events")
 _PERF_TYPE_TRACEPOINT, _PERF_FLAG_FD_CLOEXEC = 2, 8
-_PERF_EVENT_IOC_ENABLE, _PERF_EVENT_IOC_SET_BPF = 0x2400, 0x40042408
+_PERF_EVENT_IOC_ENABLE = 0x2400
 _LOG_SIZE = 1 << 16
 _FULL_LOG_SIZE = 1 << 26  # the log of the longest programs has some MiB
 _FULL_LOG_LEVEL = 2  # every instruction with the registers after it, taken or refused
@@ -208,7 +208,9 @@ def attach_raw_tracepoint(name: str, program: int) -> int:
 
 
 def attach_tracepoint(name: str, program: int) -> int:
-    """`name` is as in tracefs: `category:name`."""
+    """`name` is as in tracefs: `category:name`. A link, as the others': the descriptor of an event
+    could not be pinned.
+    """
     number = int((_EVENTS / name.replace(":", "/") / "id").read_text("ascii"))
     event = _PerfEvent(
         type=_PERF_TYPE_TRACEPOINT,
@@ -219,7 +221,7 @@ def attach_tracepoint(name: str, program: int) -> int:
     )
     libc = ctypes.CDLL(None, use_errno=True)
     any_process, any_cpu, no_group = ctypes.c_long(-1), ctypes.c_long(0), ctypes.c_long(-1)
-    descriptor = _checked(
+    source = _checked(
         libc.syscall(
             ctypes.c_long(NUMBERS["perf_event_open"]),
             ctypes.byref(event),
@@ -228,9 +230,14 @@ def attach_tracepoint(name: str, program: int) -> int:
         )
     )
     try:
-        fcntl.ioctl(descriptor, _PERF_EVENT_IOC_SET_BPF, program)
-        fcntl.ioctl(descriptor, _PERF_EVENT_IOC_ENABLE, 0)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
+        # The link keeps the event open ("bpf: Implement minimal BPF perf link", b89fbfbb854c, which
+        # is older than mseal(2)).
+        link = _checked(libbpf().bpf_link_create(program, source, _PERF_EVENT, None))
+        try:
+            fcntl.ioctl(source, _PERF_EVENT_IOC_ENABLE, 0)
+        except OSError:
+            os.close(link)
+            raise
+    finally:
+        os.close(source)
+    return link
