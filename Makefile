@@ -120,6 +120,7 @@ install: ## install the service below PREFIX (/usr/local); DESTDIR for a staged 
 	    $(patsubst dashboards/%,share/seal-monitor/%,$(filter %.yml,$(DASHBOARDS))),'$(DESTDIR)$(PREFIX)/$(file)'); \
 	[[ -e '$(DESTDIR)/etc/logrotate.d/seal-monitor' ]] || \
 	    install -D -m 0644 systemd/seal-monitor.logrotate '$(DESTDIR)/etc/logrotate.d/seal-monitor'; \
+	install -d '$(DESTDIR)/etc/seal-monitor/config.d'; \
 	[[ -e '$(DESTDIR)/etc/seal-monitor/config.toml' ]] || \
 	    install -D -m 0644 docs/config.example.toml '$(DESTDIR)/etc/seal-monitor/config.toml'
 	@$(if $(DESTDIR),,$(call refresh_systemd,installed))

@@ -88,7 +88,7 @@ examples:
   seal-monitor incidents list --since 7d
   seal-monitor posture --by executable
   seal-monitor exec --fail-on denial,fault -- make test
-  seal-monitor check-config /etc/seal-monitor/config.toml
+  seal-monitor check-config
 
 exit codes:
   0  done
@@ -153,8 +153,14 @@ def _parser() -> Parser:
         _add_config(command, f"configuration (default: {config.DEFAULT_PATH}, if it is there)")
         _add_keys(command, keys)
     doctor.add_argument("--json", action="store_true", help="print a JSON object")
-    check = add("check-config", _check_config, "list every mistake in a configuration file")
-    check.add_argument("file", metavar="FILE", type=Path, help="the file to check")
+    check = add("check-config", _check_config, "list every mistake in a configuration")
+    check.add_argument(
+        "file",
+        metavar="FILE",
+        type=Path,
+        nargs="?",
+        help=f"the file to check, with its drop-ins (default: {config.DEFAULT_PATH})",
+    )
     add("schema", _schema, "print the JSON Schema of the events")
     symbolize = add("symbolize", _symbolize, "name the functions in the stacks of events")
     symbolize.add_argument(
@@ -407,14 +413,14 @@ def _exec(arguments: argparse.Namespace) -> int:
 
 
 def _check_config(arguments: argparse.Namespace) -> int:
-    settings = config.load(arguments.file, {})
-    if settings.web.config_file is not None:
+    placed = config.load_placed(arguments.file, {})
+    if placed.config.web.config_file is not None:
         from monitor.web.web_config import load_web_config  # noqa: PLC0415
 
-        load_web_config(settings.web.config_file)
-    name = str(arguments.file)
-    print(f"{name if name.isprintable() else ascii(name)}: ok")
-    for line in _differences(settings):
+        load_web_config(placed.config.web.config_file)
+    for name in placed.files:
+        print(f"{_shown(name)}: ok")
+    for line in _differences(placed):
         print(f"  {line}")
     return DONE
 
@@ -461,20 +467,26 @@ def _as_written(value: object) -> str:
     return json.dumps(value)
 
 
-def _differences(settings: config.Config) -> list[str]:
-    """Lines that show what the file changes."""
-    defaults = config.parse("", "")
+def _shown(path: str) -> str:
+    return path if path.isprintable() else ascii(path)
+
+
+def _differences(placed: config.Placed) -> list[str]:
+    """Lines that show what the files change, and where."""
+    settings, defaults = placed.config, config.parse("", "")
     lines = [
-        f"{key.name} = {_as_written(value)} (default: {_as_written(usual)})"
+        f"{key.name} = {_as_written(value)} (default: {_as_written(usual)}; "
+        f"{_shown(placed.places[key.name])})"
         for key in config.KEYS
         if (value := attrgetter(key.name)(settings)) != (usual := attrgetter(key.name)(defaults))
     ]
     now = datetime.now(UTC)
-    for mute in settings.mutes:
+    for mute, place in zip(settings.mutes, placed.mute_places, strict=True):
         named = (mute.what, mute.whose)
         state = "expired mute" if mute.expired(now) else "mute"
         lines.append(
-            f"{state}: {json.dumps(' '.join(filter(None, named)))}, {json.dumps(mute.reason)}"
+            f"{state}: {json.dumps(' '.join(filter(None, named)))}, {json.dumps(mute.reason)} "
+            f"({_shown(place)})"
         )
     return lines or ["nothing differs from the defaults"]
 

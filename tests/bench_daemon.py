@@ -30,9 +30,9 @@ class Running:
     """A real daemon, ready; `lines` are the events it has printed."""
 
     def __init__(self, directory: Path) -> None:
-        empty = directory / "config.toml"
-        empty.touch()
-        command: Command = [sys.executable, "-m", "monitor", "run", "--config", empty]
+        settings = directory / "config.toml"
+        settings.write_text("workloads.maximum = 4096\n")  # a thousand fit in one subtree's quarter
+        command: Command = [sys.executable, "-m", "monitor", "run", "--config", settings]
         began = time.monotonic()
         self._process = subprocess.Popen(
             [*command, "--output", "json", "--web.listen-address", "127.0.0.1:0"],

@@ -231,7 +231,7 @@ HAD: dict[str, Minute] = {
         (): 1024 * host.random.randrange(900) if minute in host.storm else 0
     },
     "workloads_tracked": lambda host, _: {(): 3 if host.index % 6 == 1 else 0},
-    "workloads_maximum": lambda _host, _minute: {(): 1024},
+    "workloads_maximum": lambda _host, _minute: {(): 64},
     "posture_processes": lambda host, _: {
         ("sealing",): 12 + host.index % 3,
         ("not_sealing",): 140 + host.index % 11,

@@ -87,6 +87,8 @@ handled_faults = ["guard_region", "prot_none", "stack_guard", "sealed", "pkey", 
 seals = {seals}
 [canary]
 interval = {canary}
+[workloads]
+maximum = 1024
 [watch]
 compat = true
 io_uring = true

@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from monitor.configuration.files import ConfigError, Source, drop_ins, main_file
 from monitor.configuration.mutes import Mute
 from monitor.configuration.toml_lines import KeyPath, key_lines, line_of
 from monitor.configuration.values import (
@@ -44,16 +45,13 @@ __all__ = [
     "Config",
     "ConfigError",
     "Key",
+    "Placed",
     "load",
+    "load_placed",
     "parse",
 ]
 
 DEFAULT_PATH = Path("/etc/seal-monitor/config.toml")
-_SIZE_LIMIT = 256 * 1024  # bytes of a configuration file
-
-
-class ConfigError(Exception):
-    """All mistakes, one a line, each with its place and the way out."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +140,19 @@ class Config:
     incidents: Incidents
     posture: Posture
     mutes: tuple[Mute, ...]
+
+
+class Placed(NamedTuple):
+    """A configuration, and where it comes from.
+
+    `places` are FILE:LINE, or "command line", by the names of the keys that are set;
+    `mute_places` are those of `config.mutes`.
+    """
+
+    config: Config
+    files: tuple[str, ...]
+    places: Mapping[str, str]
+    mute_places: tuple[str, ...]
 
 
 _SECTIONS: Mapping[str, type] = {
@@ -304,7 +315,7 @@ KEYS: tuple[Key, ...] = (
     ),
     Key(
         "workloads.maximum",
-        1024,
+        64,
         integer(1, 65536),
         'Workloads with metrics of their own; any further one counts as "other".',
     ),
@@ -416,16 +427,19 @@ def _unknown(path: KeyPath, keys: Mapping[tuple[str, ...], Key]) -> str:
 
 
 class _Reader:
-    """Checks values one by one and collects the mistakes."""
+    """Checks the values of a file one by one and collects the mistakes."""
 
     def __init__(self, name: str, lines: Mapping[KeyPath, int]) -> None:
         self._name = name
         self._lines = lines
         self.mistakes: list[tuple[int, str]] = []  # line, message
 
+    def place(self, path: KeyPath) -> str:
+        return f"{self._name}:{line_of(self._lines, path)}"
+
     def mistake(self, path: KeyPath, text: str) -> None:
-        line = line_of(self._lines, path)
-        self.mistakes.append((line, f"{self._name}:{line}: key '{_dotted(path)}': {text}"))
+        message = f"{self.place(path)}: key '{_dotted(path)}': {text}"
+        self.mistakes.append((line_of(self._lines, path), message))
 
     def value(
         self, keys: Mapping[tuple[str, ...], Key], place: KeyPath, value: object
@@ -479,59 +493,79 @@ def _leaves(document: Mapping[str, Any]) -> Iterator[tuple[KeyPath, object]]:
             yield (key,), value
 
 
-def _syntax_error(error: Exception, text: str, name: str) -> ConfigError:
-    place, what = name, str(error)
+def _syntax_error(error: Exception, source: Source) -> str:
+    place, what = source.name, str(error)
     if isinstance(error, RecursionError):
         what = "nested too deeply"
     elif "int_max_str_digits" in what:
         what = "a number of thousands of digits"
     elif found := re.fullmatch(r"(.*) \(at line (\d+), column (\d+)\)", what, re.DOTALL):
-        place, what = f"{name}:{found[2]}", f"{found[1]} at column {found[3]}"
+        place, what = f"{source.name}:{found[2]}", f"{found[1]} at column {found[3]}"
     elif what.endswith("(at end of document)"):
-        place = f"{name}:{len(text.splitlines()) or 1}"
-    return ConfigError(
+        place = f"{source.name}:{len(source.text.splitlines()) or 1}"
+    return (
         f"{place}: not valid TOML: {what}; "
         "write key = value, strings in quotes, switches as true or false"
     )
 
 
-def _read(text: str, name: str, overrides: Mapping[str, object]) -> Config:
-    try:
-        document = tomllib.loads(text)
-        lines = key_lines(text)
-    except (ValueError, RecursionError) as error:
-        raise _syntax_error(error, text, name) from None
-    reader = _Reader(name, lines)
-    values = {key.path: key.check(key.default) for key in KEYS}
-    for place, value in _leaves(document):
-        if (checked := reader.value(_BY_PATH, place, value)) is not None:
-            values[checked[0].path] = checked[1]
-    mutes = reader.mutes(document.get("mute", []))
-    messages = [message for _, message in sorted(reader.mistakes, key=itemgetter(0))]
-    for dotted, value in overrides.items():
+class _Merged:
+    """What the files say together: a later one replaces a key and adds mutes."""
+
+    def __init__(self) -> None:
+        self.values = {key.path: key.check(key.default) for key in KEYS}
+        self.places: dict[str, str] = {}
+        self.mutes: list[Mute] = []
+        self.mute_places: list[str] = []
+        self.mistakes: list[str] = []
+
+    def read(self, source: Source) -> None:
+        try:
+            document = tomllib.loads(source.text)
+            lines = key_lines(source.text)
+        except (ValueError, RecursionError) as error:
+            self.mistakes.append(_syntax_error(error, source))
+            return
+        reader = _Reader(source.name, lines)
+        for place, value in _leaves(document):
+            if (checked := reader.value(_BY_PATH, place, value)) is not None:
+                self.values[checked[0].path] = checked[1]
+                self.places[checked[0].name] = reader.place(place)
+        found = reader.mutes(document.get("mute", []))
+        self.mutes += found
+        self.mute_places += [reader.place(("mute", index)) for index in range(len(found))]
+        self.mistakes += [message for _, message in sorted(reader.mistakes, key=itemgetter(0))]
+
+    def override(self, dotted: str, value: object) -> None:
         key = _BY_NAME.get(dotted)
         if key is None:
             path = tuple(dotted.split("."))
-            messages.append(f"command line: key '{_dotted(path)}': {_unknown(path, _BY_PATH)}")
-            continue
+            unknown = _unknown(path, _BY_PATH)
+            self.mistakes.append(f"command line: key '{_dotted(path)}': {unknown}")
+            return
         try:
-            values[key.path] = key.check(value)
+            self.values[key.path] = key.check(value)
+            self.places[key.name] = "command line"
         except Invalid as error:
-            messages.append(f"command line: {key.flag or key.name}: {error}")
-    if values["output", "format"] == "none" and not (
-        values["output", "events_file"] or values["output", "journal"]
-    ):
-        messages.append(
-            "output.format is none, and events would go nowhere; "
-            "name an output.events_file or set output.journal = true"
-        )
-    if messages:
-        raise ConfigError("\n".join(messages))
-    sections: dict[str, Any] = {
-        title: section(**{path[1]: value for path, value in values.items() if path[0] == title})
-        for title, section in _SECTIONS.items()
-    }
-    return Config(attach=values["attach",], mutes=mutes, **sections)
+            self.mistakes.append(f"command line: {key.flag or key.name}: {error}")
+
+    def config(self) -> Config:
+        """Raises ConfigError with all mistakes."""
+        values = self.values
+        if values["output", "format"] == "none" and not (
+            values["output", "events_file"] or values["output", "journal"]
+        ):
+            self.mistakes.append(
+                "output.format is none, and events would go nowhere; "
+                "name an output.events_file or set output.journal = true"
+            )
+        if self.mistakes:
+            raise ConfigError("\n".join(self.mistakes))
+        sections: dict[str, Any] = {
+            title: section(**{path[1]: value for path, value in values.items() if path[0] == title})
+            for title, section in _SECTIONS.items()
+        }
+        return Config(attach=values["attach",], mutes=tuple(self.mutes), **sections)
 
 
 def parse(text: str, name: str) -> Config:
@@ -539,41 +573,40 @@ def parse(text: str, name: str) -> Config:
 
     Raises ConfigError with all mistakes.
     """
-    return _read(text, name, {})
-
-
-def _file_text(path: Path) -> str:
-    if "\0" in str(path):
-        raise ConfigError(f"cannot read {str(path)!r}: no file has such a name; name another")
-    with path.open("rb") as file:
-        data = file.read(_SIZE_LIMIT + 1)
-    if len(data) > _SIZE_LIMIT:
-        raise ConfigError(f"{path}: larger than {_SIZE_LIMIT} bytes; is it the right file?")
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError(
-            f"{path}:{line}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8"
-        ) from None
+    merged = _Merged()
+    merged.read(Source(name, text))
+    return merged.config()
 
 
 def load(
     path: Path | None, overrides: Mapping[str, object], *, default: Path = DEFAULT_PATH
 ) -> Config:
-    """The configuration of the file at `path`, with `overrides` (dotted key -> value) on top.
+    """The configuration of the file at `path` and its drop-ins, with `overrides` (dotted key ->
+    value) on top.
 
     Without a path the file at `default` is read; if it is not there, every key has its default.
-    Raises ConfigError with all mistakes, or with the reason why the file cannot be read.
+    Raises ConfigError with all mistakes, or with the reason why a file cannot be read.
     """
+    return load_placed(path, overrides, default=default).config
+
+
+def load_placed(
+    path: Path | None, overrides: Mapping[str, object], *, default: Path = DEFAULT_PATH
+) -> Placed:
+    """As load(), with the place of each value."""
     file = default if path is None else path
-    try:
-        text = _file_text(file)
-    except OSError as error:
-        if path is not None or not isinstance(error, FileNotFoundError):
-            raise ConfigError(
-                f"cannot read {str(file)!r}: {error.strerror}; "
-                "make it a readable file or name another"
-            ) from None
-        text = ""
-    return _read(text, str(file), overrides)
+    main = main_file(file, may_be_missing=path is None)
+    added, problems = drop_ins(file)
+    sources: Sequence[Source] = added if main is None else [main, *added]
+    merged = _Merged()
+    for source in sources:
+        merged.read(source)
+    merged.mistakes += problems
+    for dotted, value in overrides.items():
+        merged.override(dotted, value)
+    return Placed(
+        merged.config(),
+        tuple(source.name for source in sources),
+        merged.places,
+        tuple(merged.mute_places),
+    )

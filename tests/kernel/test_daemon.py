@@ -349,6 +349,17 @@ def test_reload(start: Start) -> None:
     daemon.process.send_signal(signal.SIGHUP)
     daemon.wait_for(lambda event: event.get("details") == {"changed": [], "refused": []})
     daemon.wait_for_metric(SUCCESSFUL, 1)
+
+    drop_in = daemon.configuration.with_suffix(".d") / "10-fleet.toml"
+    drop_in.parent.mkdir(mode=0o755)
+    drop_in.write_text("canary.interval = 30\n", "utf-8")
+    daemon.process.send_signal(signal.SIGHUP)
+    added = {"changed": ["canary.interval"], "refused": []}
+    daemon.wait_for(lambda event: event.get("details") == added)
+    daemon.wait_for_metric("seal_monitor_canary_interval_seconds", 30)
+    drop_in.unlink()
+    daemon.process.send_signal(signal.SIGHUP)
+    daemon.wait_for_metric("seal_monitor_canary_interval_seconds", 60)
     provoke.run("munmap").communicate()
     stopped = daemon.stop()
     assert stopped["details"]["denial"] == {

@@ -23,6 +23,7 @@ from monitor.version import VERSION
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "/etc/seal-monitor/config.toml"
+DROP_IN = "/etc/seal-monitor/config.d/10-fleet.toml"
 OLD_VERSION = "0.0.1"
 VIOLATE = "env PYTHONPATH=/usr/lib/seal-monitor python3 -m monitor.provoke.table mprotect"
 
@@ -149,7 +150,11 @@ def series(machine: Machine) -> str:
 def test_it_watches_from_its_installation_to_its_removal(machine: Machine) -> None:
     # Installed: it is enabled, and started, as is the custom of Debian.
     # Its modules are compiled, whatever the environment says: the service may not write there.
-    must(machine, "env", "PYTHONDONTWRITEBYTECODE=1", "dpkg", "--install", "/root/old.deb")
+    # Nothing asks, and what was configured before is in force from the first moment.
+    must(machine, "mkdir", "-p", "/etc/seal-monitor/config.d")
+    must(machine, "sh", "-c", f"echo 'canary.interval = 30' >{DROP_IN}")
+    quietly = ("env", "DEBIAN_FRONTEND=noninteractive", "PYTHONDONTWRITEBYTECODE=1")
+    must(machine, *quietly, "dpkg", "--install", "/root/old.deb")
     not_compiled = ("python3", "-c", NOT_COMPILED, "/usr/lib/seal-monitor")
     assert must(machine, *not_compiled) == ""
     assert must(machine, "systemctl", "is-enabled", "seal-monitor.service") == "enabled"
@@ -157,6 +162,12 @@ def test_it_watches_from_its_installation_to_its_removal(machine: Machine) -> No
     assert machine.health("started") == 1, machine.journal()
     assert must(machine, "seal-monitor", "--version") == f"seal-monitor {OLD_VERSION}"
     assert must(machine, "dpkg", "--verify", "seal-monitor") == ""
+    assert must(machine, "seal-monitor", "check-config").splitlines() == [
+        f"{CONFIG}: ok",
+        f"{DROP_IN}: ok",
+        f"  canary.interval = 30 (default: 60; {DROP_IN}:1)",
+    ]
+    assert "seal_monitor_canary_interval_seconds 30.0" in series(machine)
     assert f'seal_monitor_build_info{{revision="",version="{OLD_VERSION}"}} 1.0' in series(machine)
     user = must(machine, "id", "-u", "seal-monitor")
     pid = machine.show("MainPID")

@@ -127,10 +127,6 @@ def test_help_and_schema_load_nothing_heavy() -> None:
                 ("schema", "--attach", "auto", "--attach auto"),
             )
         ),
-        (
-            ("check-config",),
-            "seal-monitor check-config: error: the following arguments are required: FILE",
-        ),
         *(
             (
                 (flag, "run"),
@@ -290,16 +286,29 @@ def test_what_differs_from_the_defaults(tmp_path: Path) -> None:
     shown = seal_monitor("check-config", path)
     assert shown.stdout.splitlines() == [
         f"{path}: ok",
-        '  attach = "raw_tracepoint" (default: "auto")',
-        '  web.listen_address = "[::1]:9000" (default: "127.0.0.1:10462")',
-        '  output.events_file = "/var/log/events.jsonl" (default: "")',
-        '  events.denials = ["sealed"] (default: ["sealed", "unverified"])',
-        "  events.seals = true (default: false)",
-        "  ring.size = 65536 (default: 2097152)",
-        '  mute: "munmap /opt/*", "leaks"',
-        '  expired mute: "pkey", "old"',
+        f'  attach = "raw_tracepoint" (default: "auto"; {path}:2)',
+        f'  web.listen_address = "[::1]:9000" (default: "127.0.0.1:10462"; {path}:4)',
+        f'  output.events_file = "/var/log/events.jsonl" (default: ""; {path}:6)',
+        f'  events.denials = ["sealed"] (default: ["sealed", "unverified"]; {path}:8)',
+        f"  events.seals = true (default: false; {path}:9)",
+        f"  ring.size = 65536 (default: 2097152; {path}:11)",
+        f'  mute: "munmap /opt/*", "leaks" ({path}:12)',
+        f'  expired mute: "pkey", "old" ({path}:16)',
     ]
     assert shown.returncode == 0
+
+
+def test_what_is_in_force_and_from_which_file(tmp_path: Path) -> None:
+    path = written(tmp_path / "config.toml", "canary.interval = 5\nevents.seals = true\n")
+    (tmp_path / "config.d").mkdir()
+    fleet = written(tmp_path / "config.d/10-fleet.toml", "\ncanary.interval = 30\n")
+    shown = seal_monitor("check-config", path)
+    assert shown.stdout.splitlines() == [
+        f"{path}: ok",
+        f"{fleet}: ok",
+        f"  events.seals = true (default: false; {path}:2)",
+        f"  canary.interval = 30 (default: 60; {fleet}:2)",
+    ]
 
 
 def test_the_web_configuration_is_checked_too(tmp_path: Path) -> None:

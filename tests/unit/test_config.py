@@ -42,7 +42,7 @@ def test_defaults() -> None:
     )
     assert DEFAULTS.rate_limit == config.RateLimit(per_caller=10, burst=100, host=1000)
     assert DEFAULTS.canary.interval == 60
-    assert DEFAULTS.workloads.maximum == 1024
+    assert DEFAULTS.workloads.maximum == 64
     assert DEFAULTS.ring.size == 2097152
     assert DEFAULTS.watch == config.Watch(compat=False, io_uring=False)
     assert DEFAULTS.state.directory is None
