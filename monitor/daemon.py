@@ -183,7 +183,7 @@ class Daemon:
             cleanup.callback(self.delivery.close)
             cleanup.callback(self._last_run.close)
             host.require()
-            self.facts = host.host_facts()
+            self.facts = host.host_facts(config.host.id)
             self._web = WebConfiguration(config.web.config_file)
             # Before anything is attached: whoever announces waits until it is.
             listening = cleanup.enter_context(self._listen(runtime))

@@ -18,7 +18,7 @@ from typing import Any
 import drawn
 from browser import Browser, browser
 
-from monitor.incidents.fingerprint import fingerprint
+from monitor.evidence.fingerprint import fingerprint
 from monitor.incidents.search import Filter, Incidents
 from monitor.incidents.store import IncidentStore, Retention, nanoseconds, snapshot_data
 from monitor.report.cases import gather

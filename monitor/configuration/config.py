@@ -21,6 +21,7 @@ from monitor.configuration.values import (
     Check,
     Invalid,
     build_id,
+    host_id,
     host_names,
     integer,
     listen_address,
@@ -107,6 +108,11 @@ class Watch:
 
 
 @dataclass(frozen=True)
+class Host:
+    id: str  # "": the machine id
+
+
+@dataclass(frozen=True)
 class State:
     directory: Path | None
 
@@ -136,6 +142,7 @@ class Config:
     workloads: Workloads
     ring: Ring
     watch: Watch
+    host: Host
     state: State
     incidents: Incidents
     posture: Posture
@@ -164,6 +171,7 @@ _SECTIONS: Mapping[str, type] = {
     "workloads": Workloads,
     "ring": Ring,
     "watch": Watch,
+    "host": Host,
     "state": State,
     "incidents": Incidents,
     "posture": Posture,
@@ -336,6 +344,13 @@ KEYS: tuple[Key, ...] = (
         False,
         switch,
         "Whether to watch madvise through io_uring where fexit hooks do not see it anyway.",
+    ),
+    Key(
+        "host.id",
+        "",
+        host_id,
+        'The id of this host in events, such as the one that its cloud gives it; "" for the '
+        "machine id in /etc/machine-id.",
     ),
     Key(
         "state.directory",

@@ -13,6 +13,7 @@ __all__ = [
     "Check",
     "Invalid",
     "build_id",
+    "host_id",
     "host_names",
     "integer",
     "listen_address",
@@ -109,6 +110,15 @@ def optional_path(value: object) -> Path | None:
     if "\0" in text:
         raise Invalid(f"{_shown(value)} has a NUL character; no file has such a name")
     return Path(text) if text else None
+
+
+def host_id(value: object) -> str:
+    text = string(value)
+    if not re.fullmatch(r"[0-9A-Za-z._:-]{0,128}", text):
+        raise Invalid(
+            f"{_shown(value)} is no id of a host; write up to 128 letters, digits, and . _ : -"
+        )
+    return text
 
 
 def non_empty(value: object) -> str:

@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from operator import attrgetter
 from typing import Any, Literal
 
+from monitor.evidence.fingerprint import fingerprint
+
 __all__ = [
     "HEALTH_SEVERITY",
     "SCHEMA_VERSION",
@@ -46,7 +48,9 @@ __all__ = [
     "to_dict",
 ]
 
-SCHEMA_VERSION = 1
+# It grows by one when a field is added. A field keeps its name, type and meaning, so whoever reads
+# by name, and ignores what it does not know, reads every later version.
+SCHEMA_VERSION = 2  # 2 added `fingerprint` and `host.id`
 
 Severity = Literal["info", "warning", "critical"]
 Likely = Literal["attack", "bug", "leak", "unknown", "handled"]
@@ -80,9 +84,12 @@ HEALTH_SEVERITY: ReadOnlyMapping[str, Severity] = {
 
 @dataclass(frozen=True, slots=True)
 class Host:
+    """`id` is the machine id (machine-id(5)), or what the configuration says; None without one."""
+
     name: str
     boot_id: str
     kernel_release: str
+    id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +224,8 @@ class Origin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
+    """`fingerprint` is the id of its incident (fingerprint.py); to_dict fills it in."""
+
     schema: int = field(default=SCHEMA_VERSION, init=False)
     id: str
     time: str
@@ -224,6 +233,7 @@ class Event:
     kind: str = field(init=False)
     severity: Severity
     summary: str
+    fingerprint: str | None = field(default=None, init=False)
     host: Host
     process: Process | None
     workload: Workload | None
@@ -347,12 +357,16 @@ def _plain(value: object) -> object:
 
 
 def to_dict(event: Event) -> dict[str, object]:
-    """The event as JSON-ready dicts and lists, keys in the contract's order.
+    """The event as JSON-ready dicts and lists, keys in the contract's order, with its fingerprint.
 
     `arguments` and `details` are shared with the event, not copied.
     """
     names, read = _READERS[type(event)]
-    return dict(zip(names, map(_plain, read(event)), strict=True))
+    document = dict(zip(names, map(_plain, read(event)), strict=True))
+    # The place of those that a suppression counts is not known.
+    if not isinstance(event, Suppression):
+        document["fingerprint"] = fingerprint(document).id
+    return document
 
 
 def event_id(boot_id: str, time_boot_ns: int, sequence: int) -> str:

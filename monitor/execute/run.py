@@ -188,7 +188,7 @@ class _Watch:
             self.watcher = cleanup.enter_context(
                 Watcher(
                     config,
-                    host.host_facts(),
+                    host.host_facts(config.host.id),
                     self._delivery,
                     self._tally,
                     idle_ns=IDLE_NS,

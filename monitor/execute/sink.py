@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from monitor.incidents.fingerprint import fingerprint
 from monitor.incidents.search import VIOLATIONS
 from monitor.sinks.outputs import BatchSink, encode
 
@@ -49,7 +48,7 @@ class CommandSink:
     def _show_once(self, event: Event) -> None:
         if event["kind"] not in VIOLATIONS or len(self._shown) >= SHOWN_MOST:
             return
-        incident = fingerprint(event).id
+        incident = str(event["fingerprint"])
         if incident not in self._shown:
             self._shown.add(incident)
             self._show(event)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from monitor.evidence.assessment import REASONING
+from monitor.evidence.fingerprint import UNKNOWN
 from monitor.evidence.stacks import place
 from monitor.execute.cgroup import Member
-from monitor.incidents.fingerprint import UNKNOWN
 from monitor.incidents.search import Incident, as_object
 from monitor.kernel.abi import Cause, Counters, Disposition, Method, Verdict
 from monitor.kernel.operations import OPERATIONS

@@ -38,6 +38,7 @@ from monitor.streams import show
 
 __all__ = [
     "calibration_rows",
+    "id_row",
     "identity_rows",
     "kept_rows",
     "preemption_row",
@@ -76,6 +77,19 @@ def _requirements() -> list[Row]:
         ("privileges", host.require_privileges, "enough to load and attach BPF programs"),
     )
     return [_requirement(*row) for row in table]
+
+
+def id_row(found: str | None) -> Row:
+    """Whether events say which host they are of, among hosts whose names are equal or change."""
+    if found:
+        return Row("Host", "id", "ok", found)
+    return Row(
+        "Host",
+        "id",
+        "degraded",
+        "none: /etc/machine-id is missing or not valid; events have the host's name alone",
+        "run systemd-machine-id-setup; in a container mount the host's file; or set host.id",
+    )
 
 
 def preemption_row(found: host.Preemption, attach: str) -> Row:
@@ -379,8 +393,8 @@ def rows(config: Config, announce: Callable[[int], None] = nobody) -> list[Row]:
     Loads and attaches the BPF programs for a moment; `announce` is called with the pid of each
     process that then tries something.
     """
-    facts = host.host_facts()
-    found = [Row("Host", "kernel", "ok", facts.kernel_release), *_requirements()]
+    facts = host.host_facts(config.host.id)
+    found = [Row("Host", "kernel", "ok", facts.kernel_release), id_row(facts.id), *_requirements()]
     found.append(preemption_row(host.preemption(), config.attach))
     rights = privilege_rows(privileges.held())
     if verdict(found) == "failed":
@@ -405,7 +419,7 @@ def run(config: Config, as_json: bool) -> int:
     if as_json:
         document = {
             "status": verdict(found),
-            "host": asdict(host.host_facts()),
+            "host": asdict(host.host_facts(config.host.id)),
             "rows": [row._asdict() for row in found],
         }
         show(json.dumps(document, indent=2))

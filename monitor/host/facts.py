@@ -26,6 +26,7 @@ __all__ = [
     "kernel_configuration",
     "kernel_seals",
     "lockdown",
+    "machine_id",
     "preemption",
     "require",
     "require_architecture",
@@ -39,13 +40,14 @@ __all__ = [
     "takes_x32_calls",
 ]
 
-PROC, SYS, BOOT = Path("/proc"), Path("/sys"), Path("/boot")
+PROC, SYS, BOOT, ETC = Path("/proc"), Path("/sys"), Path("/boot"), Path("/etc")
 
 _CAP_SYS_ADMIN = 21
 # Linux 5.8 split both from CAP_SYS_ADMIN, which still stands for them (capabilities(7)).
 _CAPABILITIES = {39: "CAP_BPF", 38: "CAP_PERFMON"}
 _ALL_USERS = "0 0 4294967295"  # uid_map of the initial user namespace
 _INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO in include/linux/proc_ns.h
+_MACHINE_ID_LIMIT = 64
 _GZIP = 31  # zlib's window bits for data with the head of gzip
 _X32_GETPID = X32_BIT | NUMBERS["getpid"]
 # Only T: a weak symbol (W) is a call that the kernel was built without, a local one (t) a part.
@@ -206,13 +208,30 @@ def host_name() -> str:
     return socket.gethostname()
 
 
-def host_facts(proc: Path = PROC) -> Host:
-    """The host as every event names it. Raises OSError where /proc is not mounted."""
+def machine_id(etc: Path = ETC) -> str | None:
+    """The id in /etc/machine-id, 32 hexadecimal digits (machine-id(5)); None without a valid one:
+    in an image that has not booted yet the file is empty or says "uninitialized".
+    """
+    try:
+        with (etc / "machine-id").open("rb") as file:
+            text = file.read(_MACHINE_ID_LIMIT)
+    except OSError:
+        return None
+    found = re.fullmatch(rb"([0-9a-f]{32})\n?", text)
+    return found[1].decode() if found and found[1].strip(b"0") else None
+
+
+def host_facts(own_id: str = "", proc: Path = PROC, etc: Path = ETC) -> Host:
+    """The host as every event names it; `own_id` is the configured id, "" for the machine id.
+
+    Raises OSError where /proc is not mounted.
+    """
     kernel = proc / "sys/kernel"
     return Host(
         name=host_name(),
         boot_id=(kernel / "random/boot_id").read_text("ascii").strip(),
         kernel_release=(kernel / "osrelease").read_text("utf-8", errors="replace").strip(),
+        id=own_id or machine_id(etc),
     )
 
 

@@ -15,8 +15,8 @@ from threading import Thread
 from typing import NamedTuple
 
 from monitor.evidence.cgroups import top_workload
+from monitor.evidence.fingerprint import Event
 from monitor.evidence.waiting import Waiting
-from monitor.incidents.fingerprint import Event, fingerprint
 from monitor.incidents.snapshot import Request, Taken, patience
 from monitor.incidents.store import NAME, SNAPSHOTS_KEPT, snapshot_data
 from monitor.kernel import abi
@@ -103,7 +103,7 @@ class Snapshots:
         """Ask for a snapshot of the process of this event, unless its incident has one of it."""
         if not self._enabled or record.kind not in _KINDS:
             return
-        incident = fingerprint(event).id
+        incident = str(event["fingerprint"])
         key = (incident, record.pid, record.start_boot_ns)
         if self._seen.get(key):
             return

@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from monitor.evidence.fingerprint import Event, fingerprint, unattributed, what_of
 from monitor.evidence.owner import NOBODY, Owner, owner_of
 from monitor.incidents.clock import Clock
-from monitor.incidents.fingerprint import Event, fingerprint, unattributed, what_of
 from monitor.incidents.removal import HALF, Removal
 from monitor.incidents.retention import Newcomers, Retention
 from monitor.incidents.schema import OtherSchema, prepare, transaction

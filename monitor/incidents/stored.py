@@ -7,9 +7,9 @@ from datetime import datetime
 
 from monitor.evidence.cgroups import workload_name
 from monitor.evidence.doubts import facet_of
+from monitor.evidence.fingerprint import Event, Fingerprint, what_of
 from monitor.evidence.memory_map import DELETED
 from monitor.evidence.owner import Owner
-from monitor.incidents.fingerprint import Event, Fingerprint, what_of
 from monitor.untrusted.printable import printable
 from monitor.untrusted.terminal import plural
 

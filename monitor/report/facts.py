@@ -303,7 +303,8 @@ def _verdict(event: Event) -> str:
 
 # Fields that are shown elsewhere on the page: of every kind, and by kind.
 _SHOWN = {"schema", "id", "time", "time_boot_ns", "kind", "severity", "summary", "host", "process"}
-_SHOWN |= {"workload", "assessment", "stack", "stack_complete", "instruction_pointer", "caller"}
+_SHOWN |= {"fingerprint", "workload", "assessment"}
+_SHOWN |= {"stack", "stack_complete", "instruction_pointer", "caller"}
 _SHOWN_BY_KIND: Mapping[str, set[str]] = {
     "denial": {
         *("operation", "arguments", "verdict", "reason", "role", "sealed", "partial_update"),

@@ -30,6 +30,7 @@ POD = yaml.safe_load((FOLDER / "daemonset.yaml").read_text("utf-8"))["spec"]["te
 (CONTAINER,) = POD["containers"]
 SECURITY = CONTAINER["securityContext"]
 READY_SECONDS = 60.0
+MACHINE_ID = "0f3c5a9b2d7e4816a1c9e0d4b5f60718"
 Event = dict[str, Any]
 
 # What a container runtime does. The package is installed as the Containerfile does it, its
@@ -61,7 +62,9 @@ exec chroot . setpriv --no-new-privs --bounding-set=$capabilities --inh-caps=$ca
 
 
 def mounts(state: Path) -> str:
-    """Mounts as in the manifest; the node's state is in `state`, and the secret is absent."""
+    """Mounts as in the manifest; the node's state is in `state`, its machine id in a file beside
+    it, and the secret is absent.
+    """
     volumes = {volume["name"]: volume for volume in POD["volumes"]}
     lines = []
     for mount in CONTAINER["volumeMounts"]:
@@ -73,6 +76,9 @@ def mounts(state: Path) -> str:
             continue
         if mount["name"] == "state":
             source = str(state)
+        if mount["name"] == "machine-id":
+            source = str(state.with_name("machine-id"))
+            lines.append(f": >{target}")
         if source is None:
             mode = "rw" if "emptyDir" in volume else "ro"
             lines.append(f"mount -t tmpfs -o {mode} none {target}")
@@ -109,6 +115,7 @@ def run_pod(folder: Path, package: Path) -> Iterator[Pod]:
     place, state, output = folder / "place", folder / "state", folder / "events"
     place.mkdir()
     state.mkdir()
+    state.with_name("machine-id").write_text(f"{MACHINE_ID}\n")
     added = ",".join(f"+{name.lower()}" for name in SECURITY["capabilities"]["add"])
     command = [
         *("unshare", "--mount", "--propagation=private", "--cgroup", "--ipc", "--uts"),
@@ -181,6 +188,7 @@ def test_a_pod_reports_another_pods_violation(
     with run_pod(folder, package) as pod:
         started = pod.wait_for(event="started")
         assert started["details"]["notes"] == []
+        assert started["host"]["id"] == MACHINE_ID
         status = Path(f"/proc/{pod.process.pid}/status").read_text()
         effective = re.findall(r"^CapEff:\s+(\w+)$", status, re.MULTILINE)
         assert int(effective[0], 16) == 1 << 2 | 1 << 19  # CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE

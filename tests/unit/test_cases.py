@@ -13,7 +13,7 @@ import pytest
 from test_fingerprint import EVENTS
 from test_incidents import EVERYTHING, KEPT, WEEK_START, Store, at, denial, suppression
 
-from monitor.incidents.fingerprint import fingerprint
+from monitor.evidence.fingerprint import fingerprint
 from monitor.incidents.search import Filter, Incident, Incidents
 from monitor.incidents.store import nanoseconds, snapshot_data
 from monitor.report.cases import Case, gather

@@ -35,6 +35,14 @@ ROWS = [
 ]
 
 
+def test_the_id_of_a_host() -> None:
+    assert doctor.id_row("0f3c5a") == Row("Host", "id", "ok", "0f3c5a")
+    missing = doctor.id_row(None)
+    assert missing.status == "degraded"
+    assert missing.finding.startswith("none: /etc/machine-id is missing")
+    assert "systemd-machine-id-setup" in missing.remedy
+
+
 def test_the_table_is_aligned() -> None:
     assert table(ROWS, 80, colours=False).splitlines() == [
         "Host",

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import copy
+import json
 import types
 import typing
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -37,7 +39,12 @@ from monitor.evidence.events import (
 from monitor.kernel import abi
 from monitor.kernel.operations import OPERATIONS
 
-HOST = Host("web-1", "1b4e28ba-2fa1-4d2e-883f-0016d3cca427", "6.18.44")
+HOST = Host(
+    "web-1",
+    "1b4e28ba-2fa1-4d2e-883f-0016d3cca427",
+    "6.18.44",
+    "0f3c5a9b2d7e4816a1c9e0d4b5f60718",
+)
 PROCESS = Process(
     *(4242, 4243, 1, 7, "worker", "/usr/bin/python3", "python3 app.py"),
     *("2025-01-02T03:04:05.000000006Z", 1000, 1000, "app", "staff"),
@@ -152,6 +159,7 @@ EXAMPLES: list[Event] = [
 ]
 SCHEMA = events.schema()
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+SCHEMA_1 = json.loads((Path(__file__).parents[1] / "assets/events-1.schema.json").read_text())
 
 # dataclass -> its definition in the schema
 DEFINITIONS: dict[type, str] = {
@@ -272,7 +280,11 @@ def test_examples_are_valid(event: Event) -> None:
     ("event", "path", "value"),
     [
         (DENIAL, ["id"], "1"),
-        (DENIAL, ["schema"], 2),
+        (DENIAL, ["schema"], 1),
+        (DENIAL, ["fingerprint"], "381C08EEED93"),
+        (DENIAL, ["fingerprint"], "381c08eeed93ff"),
+        (DENIAL, ["host", "id"], "two words"),
+        (DENIAL, ["host", "id"], ""),
         (DENIAL, ["time"], "2025-01-02T03:04:05Z"),
         (DENIAL, ["kind"], "fault"),
         (DENIAL, ["severity"], "high"),
@@ -314,19 +326,63 @@ def test_no_field_may_be_missing(event: Event) -> None:
         assert not VALIDATOR.is_valid({k: v for k, v in document.items() if k != key}), key
 
 
+# ---- Versions ------------------------------------------------------------------------------------
+
+
+def objects_of(schema: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {name: node for name, node in schema["$defs"].items() if "properties" in node}
+
+
+def without_words(node: Any) -> Any:
+    """A part of a schema as a reader takes it; lists of values may grow."""
+    if isinstance(node, dict):
+        return {k: without_words(v) for k, v in node.items() if k not in ("description", "enum")}
+    return node
+
+
+@pytest.mark.parametrize("name", objects_of(SCHEMA_1))
+def test_what_schema_1_has_is_still_there(name: str) -> None:
+    old, new = objects_of(SCHEMA_1)[name]["properties"], objects_of(SCHEMA)[name]["properties"]
+    assert {field: without_words(new[field]) for field in old} == without_words(old)
+    for field in old:
+        assert set(old[field].get("enum", ())) <= set(new[field].get("enum", ()))
+
+
+def read_by_schema_1(value: Any, node: dict[str, Any]) -> Any:
+    """The value as a reader sees it that takes only what it knows."""
+    if reference := node.get("$ref"):
+        node = SCHEMA_1["$defs"][reference.rpartition("/")[2]]
+    if isinstance(value, dict) and "properties" in node:
+        known = node["properties"]
+        return {k: read_by_schema_1(v, known[k]) for k, v in value.items() if k in known}
+    if isinstance(value, list) and "items" in node:
+        return [read_by_schema_1(item, node["items"]) for item in value]
+    return value
+
+
+@pytest.mark.parametrize("event", EXAMPLES, ids=lambda event: event.kind)
+def test_a_reader_of_schema_1_reads_todays_events(event: Event) -> None:
+    document = read_by_schema_1(to_dict(event), SCHEMA_1["$defs"][event.kind])
+    assert "fingerprint" not in document
+    assert "id" not in document["host"]
+    jsonschema.Draft202012Validator(SCHEMA_1).validate(document | {"schema": 1})
+
+
 def test_to_dict_is_the_contract_object() -> None:
     assert to_dict(replace(SEAL, mapping=Mapping("0x1", "0x2", "r--p", True, FILE, None))) == {
-        "schema": 1,
+        "schema": 2,
         "id": "1b4e28ba-00000000000003e8-00000001",
         "time": "2025-01-02T03:04:05.000000006Z",
         "time_boot_ns": 1000,
         "kind": "seal",
         "severity": "warning",
         "summary": "something happened",
+        "fingerprint": "4900a2b118bd",
         "host": {
             "name": "web-1",
             "boot_id": "1b4e28ba-2fa1-4d2e-883f-0016d3cca427",
             "kernel_release": "6.18.44",
+            "id": "0f3c5a9b2d7e4816a1c9e0d4b5f60718",
         },
         "process": {
             "pid": 4242,
@@ -378,7 +434,16 @@ def test_keys_come_in_the_contract_order() -> None:
     document = to_dict(HEALTH)
     assert list(document) == [
         *("schema", "id", "time", "time_boot_ns", "kind", "severity", "summary"),
-        *("host", "process", "workload", "event", "message", "blind_seconds", "details"),
+        *(
+            "fingerprint",
+            "host",
+            "process",
+            "workload",
+            "event",
+            "message",
+            "blind_seconds",
+            "details",
+        ),
     ]
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from monitor.evidence.fingerprint import fingerprint
 from monitor.execute import sink as execute_sink
 from monitor.execute.sink import CommandSink
 
@@ -38,7 +39,7 @@ def denial(module: str | None, offset: int | None, pid: int = 1) -> Event:
         "offset": offset,
         "symbol": None,
     }
-    return {
+    event = {
         "kind": "denial",
         "operation": "munmap",
         "caller": "0x1000",
@@ -46,6 +47,7 @@ def denial(module: str | None, offset: int | None, pid: int = 1) -> Event:
         "sealed": None,
         "stack": [frame],
     }
+    return event | {"fingerprint": fingerprint(event).id}
 
 
 def named(event: Event) -> Event:

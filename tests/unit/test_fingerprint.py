@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from monitor.incidents.fingerprint import Fingerprint, fingerprint, unattributed
+from monitor.evidence.fingerprint import Fingerprint, fingerprint, unattributed
 
 Event = dict[str, Any]
 
@@ -28,7 +28,7 @@ def changed(kind: str, path: str, value: object) -> Event:
     for name in parents:
         place = place[int(name) if isinstance(place, list) else name]
     place[int(last) if isinstance(place, list) else last] = value
-    return event
+    return event | {"fingerprint": fingerprint(event).id}
 
 
 def test_parts() -> None:
@@ -96,6 +96,14 @@ def test_parts_cannot_pass_for_others() -> None:
         ("denial", "stack.2.offset", 7),  # who called the caller
         ("denial", "stack.0.offset", 7),  # another libc
         ("denial", "stack.1.symbol", "protect"),
+        ("denial", "process.user_name", "root"),
+        ("denial", "process.files", "namespace"),
+        ("denial", "process.executable_owner", 33),
+        ("denial", "process.identity", {"result": "gone", "reason": "it has exited"}),
+        ("denial", "process.executable", "image-worker"),  # of a process that has ended
+        ("denial", "sealed.file.device", "0:87"),  # an overlay
+        ("denial", "sealed.file.offset", 4096),
+        ("denial", "stack.1.address", "0x55eb77210212"),
         ("fault", "address", "0x1000"),
         ("fault", "disposition", "handler"),
         ("fault", "stack.1.offset", 7),
@@ -130,6 +138,53 @@ def test_not_the_same(kind: str, path: str, value: object) -> None:
     other = fingerprint(changed(kind, path, value))
     assert other != fingerprint(EVENTS[kind])
     assert other.id != fingerprint(EVENTS[kind]).id
+
+
+DIGEST = "3f1e" * 16
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "one", "other"),
+    [
+        ("fault", "mapping.name", "glibc: pthread stack: 4711", "glibc: pthread stack: 9"),
+        ("fault", "mapping.name", "arena 1", "arena 27"),
+        ("denial", "sealed.file.path", "/dev/shm/psm_12345", "/dev/shm/psm_67890"),
+        ("denial", "sealed.file.path", f"/memfd:{DIGEST} (deleted)", f"/memfd:{DIGEST[::-1]}"),
+        (
+            *("denial", "sealed.file.path"),
+            "/tmp/a-1b4e28ba-2fa1-4d2e-883f-0016d3cca427.so",
+            "/tmp/a-9f4e28ba-2fa1-4d2e-883f-0016d3cca400.so",
+        ),
+    ],
+)
+def test_names_that_differ_in_every_process(kind: str, path: str, one: str, other: str) -> None:
+    found = [changed(kind, path, name)["fingerprint"] for name in (one, other)]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("path", "one", "other"),
+    [
+        ("sealed.file.path", "/lib/libc.so.6", "/lib/libc.so.7"),
+        ("sealed.file.path", "/lib/libssl.so.1.1", "/lib/libssl.so.1.0.2"),
+        ("stack.1.build_id", "ab" * 20, "cd" * 20),
+        ("stack.1.offset", 0x1212_0000_0000, 0x1212_0000_1000),
+    ],
+)
+def test_versions_differ(path: str, one: str, other: str) -> None:
+    assert (
+        changed("denial", path, one)["fingerprint"] != changed("denial", path, other)["fingerprint"]
+    )
+
+
+def test_code_of_a_jit_compiler_in_files() -> None:
+    """Such files have no build id, and the process's number in their names."""
+    found = set()
+    for pid in (41234, 57):
+        event = changed("denial", "stack.1.build_id", None)
+        event["stack"][1]["module"] = f"jit-{pid:05}.so"
+        found.add(fingerprint(event).caller)
+    assert found == {"jit-*.so+0x1212"}
 
 
 def test_by_base_name_without_a_build_id() -> None:
@@ -176,6 +231,8 @@ def test_the_id_is_of_sha256(name: str) -> None:
         ("python3", " unit image-worker.service"),
         (None, " unit image-worker.service"),
         (f"python3 {'x' * 500}", f" script {'x' * 200}"),
+        (f"python3 /var/lib/app/{DIGEST}/a.py", " script /var/lib/app/*/a.py"),
+        ("python3 /tmp/build-48213/a.py", " script /tmp/build-*/a.py"),
     ],
 )
 def test_an_interpreters_incidents_are_its_programs(command_line: str | None, runs: str) -> None:
@@ -196,6 +253,11 @@ def test_an_interpreters_incidents_are_its_programs(command_line: str | None, ru
     [
         ("a@7.service", "/system.slice/system-a.slice/a@7.service", " unit a@.service"),
         ("user@7.service", "/user.slice/user-7.slice/user@7.service/a.service", ""),
+        ("run-u17.service", "/system.slice/run-u17.service", ""),
+        ("run-r0a1b.service", "/system.slice/run-r0a1b.service", ""),
+        ("run-p12-i13.service", "/system.slice/run-p12-i13.service", ""),
+        ("run-tests.service", "/system.slice/run-tests.service", " unit run-tests.service"),
+        (f"job-{DIGEST}.service", f"/system.slice/job-{DIGEST}.service", " unit job-*.service"),
         (None, None, ""),
     ],
 )

@@ -286,7 +286,31 @@ def test_facts_are_those_of_proc(tmp_path: Path) -> None:
     )
     name = os.uname().nodename
     boot_id = "1b4e28ba-2fa1-11d2-883f-0016d3cca427"
-    assert host.host_facts(proc) == Host(name, boot_id, "6.18.44-generic")
+    facts = host.host_facts(proc=proc, etc=tmp_path)
+    assert facts == Host(name, boot_id, "6.18.44-generic", None)
+    own = host.host_facts("i-0abc", proc, tmp_path)
+    assert own == Host(name, boot_id, "6.18.44-generic", "i-0abc")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("0f3c5a9b2d7e4816a1c9e0d4b5f60718\n", "0f3c5a9b2d7e4816a1c9e0d4b5f60718"),
+        ("0f3c5a9b2d7e4816a1c9e0d4b5f60718", "0f3c5a9b2d7e4816a1c9e0d4b5f60718"),
+        (None, None),
+        ("", None),
+        ("uninitialized\n", None),
+        ("00000000000000000000000000000000\n", None),
+        ("0F3C5A9B2D7E4816A1C9E0D4B5F60718\n", None),
+        ("0f3c5a9b-2d7e-4816-a1c9-e0d4b5f60718\n", None),
+        ("0f3c5a9b2d7e4816a1c9e0d4b5f60718\n" * 1000, None),
+    ],
+)
+def test_machine_id(tmp_path: Path, text: str | None, found: str | None) -> None:
+    if text is not None:
+        write(tmp_path, {"machine-id": text})
+    assert host.machine_id(tmp_path) == found
+    assert host.host_facts(etc=tmp_path).id == found
 
 
 def test_facts_of_this_host() -> None:

@@ -22,8 +22,8 @@ from test_incidents import (
     suppression,
 )
 
+from monitor.evidence.fingerprint import fingerprint
 from monitor.evidence.owner import Owner, owner_of
-from monitor.incidents.fingerprint import fingerprint
 from monitor.incidents.retention import Retention
 from monitor.incidents.search import Incident
 
@@ -38,13 +38,14 @@ HIS = "/user.slice/user-65534.slice/user@65534.service"
 
 
 def fault(number: int, uid: int = 65534, cgroup: str = HIS, severity: str = "info") -> Event:
-    """In a file that was just renamed: a new incident each."""
+    """In a file that was just renamed: a new incident each. Digits alone would be left out."""
     event = copy.deepcopy(EVENTS["fault"])
     event |= {"time": at(WEEK_START + 10 + number / 1000), "severity": severity}
     event["process"] |= {"uid": uid, "pid": 5000, "executable": "/tmp/evict"}
     event["workload"] |= {"cgroup": cgroup, "unit": cgroup.rpartition("/")[2]}
+    path = f"/tmp/f{number // 1000}-{number % 1000}"
     event["mapping"] = dict(event["mapping"] or {}) | {
-        "file": {"path": f"/tmp/f{number}", "device": "0:1", "inode": number, "offset": 0}
+        "file": {"path": path, "device": "0:1", "inode": number, "offset": 0}
     }
     return event
 

@@ -22,7 +22,7 @@ import pytest
 from clocks import at_most
 from test_fingerprint import EVENTS
 
-from monitor.incidents.fingerprint import fingerprint, unattributed
+from monitor.evidence.fingerprint import fingerprint, unattributed
 from monitor.incidents.search import Filter, Incident, IncidentError, Incidents
 from monitor.incidents.store import (
     FILE,
@@ -71,7 +71,7 @@ def denial(
     event["workload"] |= {"unit": unit, "cgroup": f"/system.slice/{unit}"}
     event["caller"] = event["stack"][1]["address"] = f"0x{0x550000000000 + caller:x}"
     event["stack"][1]["offset"] = caller
-    return event
+    return event | {"fingerprint": fingerprint(event).id}
 
 
 def suppression(count: int, of: Event | None, seconds: float = WEEK_START) -> Event:
@@ -190,6 +190,15 @@ def test_a_week_of_history(make: Make) -> None:
     assert [incident.last_ns for incident in found] == sorted(
         (incident.last_ns for incident in found), reverse=True
     )
+
+
+def test_an_event_of_schema_1_is_of_the_same_incident(make: Make) -> None:
+    store, event = make(), denial(WEEK_START)
+    old = {name: value for name, value in event.items() if name != "fingerprint"} | {"schema": 1}
+    old["host"] = {name: value for name, value in event["host"].items() if name != "id"}
+    store.take(old, event)
+    (found,) = store.read()
+    assert (found.id, found.events) == (event["fingerprint"], 2)
 
 
 def test_what_is_stored_of_an_incident(make: Make) -> None:

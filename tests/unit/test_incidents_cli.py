@@ -21,7 +21,7 @@ from test_incidents import KEPT, NOW, WEEK_START, Event, Store, at, denial, supp
 from monitor.commands.incident_list import Listing, listed
 from monitor.commands.incidents import moment
 from monitor.configuration.config import ConfigError
-from monitor.incidents.fingerprint import fingerprint
+from monitor.evidence.fingerprint import fingerprint
 from monitor.incidents.search import Incident
 from monitor.incidents.store import snapshot_data
 from monitor.sinks.outputs import encode

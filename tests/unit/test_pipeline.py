@@ -153,7 +153,12 @@ def test_every_kind_of_record(make: Make, kind: Kind) -> None:
     setting.pipeline.take([record(kind)])
     (event,) = setting.events
     assert event["kind"] == kind.label
-    assert event["host"] == {"name": "web-1", "boot_id": HOST.boot_id, "kernel_release": "6.18.44"}
+    assert event["host"] == {
+        "name": "web-1",
+        "boot_id": HOST.boot_id,
+        "kernel_release": "6.18.44",
+        "id": None,
+    }
     assert setting.results() == {(kind.label, "delivered"): 1}
     assert sum(setting.tally.delays) == 1
 

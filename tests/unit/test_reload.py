@@ -38,6 +38,7 @@ OTHERS: Mapping[str, str] = {
     "ring.size": "65536",
     "watch.compat": "true",
     "watch.io_uring": "true",
+    "host.id": '"i-0abc"',
     "state.directory": '"/tmp"',
     "incidents.enabled": "false",
     "incidents.max_age": "16",

@@ -14,8 +14,8 @@ import pytest
 from clocks import at_most
 from test_fingerprint import EVENTS
 
+from monitor.evidence.fingerprint import fingerprint
 from monitor.evidence.waiting import Waiting
-from monitor.incidents.fingerprint import fingerprint
 from monitor.incidents.snapshot import Request, Taken
 from monitor.incidents.snapshot_thread import CPU_SECONDS, WAITING, Snapshots
 from monitor.incidents.store import snapshot_data
@@ -71,6 +71,7 @@ class Setting:
         event = copy.deepcopy(EVENTS[kind.label])
         event["caller"] = event["stack"][1]["address"] = hex(0x5500_0000_0000 + caller)
         event["stack"][1]["offset"] = event["stack"][0]["offset"] = caller
+        event["fingerprint"] = fingerprint(event).id
         self.snapshots.ask(event, Record(kind=kind, pid=pid, tid=pid, start_boot_ns=start))
 
     def results(self) -> Mapping[str, int]:

@@ -2,7 +2,11 @@
 
 Two violations are the same when the same place in the same program did the same to the same kind of
 memory. Pids, addresses, times, hosts and workloads are not compared: they differ from one violation
-to the next.
+to the next. So every host gives the same violation the same fingerprint.
+
+All parts are claims of the process: names that it chose, build ids in its memory. Whoever runs the
+same program can make the same fingerprint, and no length of the id would prevent it. So it only
+groups: severity and title of an incident are those of its worst event, whoever made the others.
 """
 
 from __future__ import annotations
@@ -22,6 +26,14 @@ __all__ = ["UNKNOWN", "Fingerprint", "fingerprint", "unattributed", "what_of"]
 UNKNOWN = "unknown"
 _ID_DIGITS = 12
 _SCRIPT_LIMIT = 200
+
+# Parts of names that are new in each process, container or deployment, but for those of a build:
+# UUIDs, digests, random and process numbers. Short numbers are versions (libc.so.6).
+_CHANGING = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{12,}|\d{5,}")
+# Since 2.39 glibc can name stacks by their thread, as in "glibc: pthread stack: 4711"
+# (name_stack_maps); programs number their arenas.
+_NUMBER = re.compile(r"\d+")
+_TRANSIENT = re.compile(r"run-[pru]?[0-9a-f]+(?:-i\d+)?\.service")  # of systemd-run, without --unit
 
 # By base name: what runs programs that are no files of code of their own.
 _INTERPRETER = re.compile(
@@ -106,6 +118,11 @@ def _base_name(path: str) -> str:
     return path.removesuffix(DELETED).rpartition("/")[2]
 
 
+def _lasting(name: str) -> str:
+    """The name without those parts of it that differ between hosts and runs."""
+    return _CHANGING.sub("*", name)
+
+
 def _executable(event: Event) -> str:
     """The executable's build id, which does not depend on the path; else its base name.
 
@@ -117,13 +134,13 @@ def _executable(event: Event) -> str:
     name = _base_name(path)
     loaded = (event["process"] or {}).get("program")
     if loaded:  # an executable that is a dynamic loader
-        runs = f" program {_base_name(loaded['path'])[:_SCRIPT_LIMIT]}"
+        runs = f" program {_lasting(_base_name(loaded['path']))[:_SCRIPT_LIMIT]}"
     else:
         runs = program_of(event) if _INTERPRETER.fullmatch(name) else ""
     for frame in event["stack"]:
         if frame["module"] and frame["build_id"] and _base_name(frame["module"]) == name:
             return f"build-id {frame['build_id']}{runs}"
-    return f"name {name}{runs}"
+    return f"name {_lasting(name)}{runs}"
 
 
 def program_of(event: Event) -> str:
@@ -133,12 +150,16 @@ def program_of(event: Event) -> str:
     words = str((event["process"] or {}).get("command_line") or "").split()[1:]
     script = _script(words)
     if script:
-        return f" script {script[:_SCRIPT_LIMIT]}"
+        return f" script {_lasting(script)[:_SCRIPT_LIMIT]}"
     workload = event["workload"] or {}
     unit, path = workload.get("unit") or "", workload.get("cgroup") or ""
-    if unit.endswith(".service") and path.startswith("/system.slice/"):
+    if (
+        unit.endswith(".service")
+        and path.startswith("/system.slice/")
+        and not _TRANSIENT.fullmatch(unit)
+    ):
         # One template's instances run the same.
-        return f" unit {re.sub('@.*', '@.service', unit)[:_SCRIPT_LIMIT]}"
+        return f" unit {re.sub('@.*', '@.service', _lasting(unit))[:_SCRIPT_LIMIT]}"
     return ""
 
 
@@ -172,13 +193,14 @@ def _caller(event: Event) -> str:
         return UNKNOWN
     if not frame["module"] or frame["offset"] is None:
         return "anonymous"
-    build = f" {frame['build_id']}" if frame["build_id"] else ""
-    return f"{frame['module'].removesuffix(DELETED)}{build}+0x{frame['offset']:x}"
+    module = frame["module"].removesuffix(DELETED)
+    place = f"{module} {frame['build_id']}" if frame["build_id"] else _lasting(module)
+    return f"{place}+0x{frame['offset']:x}"
 
 
 def _mapping(mapping: Event | None) -> str:
     if mapping is None:
         return "none"
     if mapping["file"] is not None:
-        return f"file {_base_name(mapping['file']['path'])}"
-    return f"name {mapping['name']}" if mapping["name"] else "anonymous"
+        return f"file {_lasting(_base_name(mapping['file']['path']))}"
+    return f"name {_NUMBER.sub('*', mapping['name'])}" if mapping["name"] else "anonymous"
