@@ -17,6 +17,7 @@ MINUTES := 60
 C_SOURCES := $(sort $(shell find bpf tests/assets -name '*.[ch]'))
 READY := .venv/.ready
 OBJECT := bpf/seal_monitor.object
+ARCH := $(shell dpkg --print-architecture 2>/dev/null)
 PROMETHEUS := $(addprefix .venv/,$(addprefix bin/,prometheus prometheus-alertmanager promtool amtool) \
     $(addprefix share/prometheus/etc/,prometheus/prometheus.yml default/prometheus-alertmanager))
 
@@ -42,7 +43,7 @@ INSTALLED := \
     $(foreach file,$(DASHBOARDS),$(file):$(PREFIX)/share/seal-monitor/$(file:dashboards/%=%))
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup demo run doctor test test-kernels lint check bench instructions soak docs pictures report-picture install uninstall deb test-deb release-check clean
+.PHONY: help setup object demo run doctor test test-kernels lint check bench instructions soak docs pictures report-picture install uninstall deb test-deb release-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +51,10 @@ help: ## list the targets
 setup: $(READY) ## install what is missing (Debian packages as root, .venv, compiled programs); does nothing twice
 	@$(compile)
 	@$(PYTHON) -m compileall -q monitor
+
+object: setup ## compile the programs for another processor: ARCH=arm64 or amd64; writes build/ARCH/
+	@/usr/bin/python3 -m monitor.kernel.compiler object build/$(ARCH)/$(notdir $(OBJECT)) $(ARCH)
+	@ls build/$(ARCH)/$(notdir $(OBJECT))
 
 demo: setup ## show every violation that this host can make, and what the monitor says of it
 	@.venv/bin/seal-monitor demo $(ARGS)

@@ -157,7 +157,7 @@ struct record {
     u8 cause;
     u8 disposition;
     u8 access;
-    u32 error_code;  /* faults: x86 page-fault error code */
+    u32 error_code;  /* faults: the processor's code, error code or ESR */
     s32 signal_code; /* faults: si_code */
     u32 pkey;        /* faults: si_pkey */
     s64 result;      /* what the system call returned */

@@ -14,14 +14,18 @@ struct call {
     u64 compat; /* not 0: a 32-bit system call */
 };
 
-#ifdef __x86_64__
+#if defined(__x86_64__)
 #include "arch/x86_64.h"
+#elif defined(__aarch64__)
+#include "arch/arm64.h"
 #else
 #error "bpf/arch/ has no file for this processor"
 #endif
 
-#define PAGE_SIZE (1 << PAGE_SHIFT)
-#define PAGE_ALIGN_DOWN(x) ((u64)(x) & ~(u64)(PAGE_SIZE - 1))
-#define PAGE_ALIGN(x) PAGE_ALIGN_DOWN((u64)(x) + PAGE_SIZE - 1)
+#define PAGE_BYTES (1ULL << PAGE_SHIFT)
+#define PAGE_ALIGN_DOWN(x) ((u64)(x) & ~(PAGE_BYTES - 1))
+#define PAGE_ALIGN(x) PAGE_ALIGN_DOWN((u64)(x) + PAGE_BYTES - 1)
+/* bcc's, a constant: the ring buffer that it makes has whole pages on every kernel. */
+#define PAGE_SIZE (1 << PAGE_SHIFT_MAX)
 
 #endif

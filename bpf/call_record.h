@@ -27,7 +27,7 @@ static __always_inline struct record *call_record(struct scratch *scratch, struc
     struct record *record;
 
     key.what = what;
-    key.caller = caller_of(instruction_pointer(regs), stack_pointer(regs), call->compat);
+    key.caller = caller_of(task, regs, call->compat);
     record = reserve(count, config, task, kind, &key, bank);
     if (!record)
         return NULL;

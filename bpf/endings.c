@@ -96,7 +96,7 @@ int sched_process_exit(struct bpf_raw_tracepoint_args *ctx)
         fill_mapping(&record->mapping, &scratch->search.vma);
     caller = fault->instruction_pointer;
     if (fault->access == ACCESS_EXECUTE)
-        caller = caller_of(fault->instruction_pointer, fault->stack_pointer, false);
+        caller = caller_of(task, &at_fault, false);
     fill_stack(&record->stack, &scratch->unwinder, &scratch->search, task, &at_fault, caller);
     submit(record);
     return 0;

@@ -26,7 +26,9 @@
 #define SEGV_PKUERR 4
 #define TRACE_SIGNAL_IGNORED 1 /* include/trace/events/signal.h */
 
-/* include/uapi/asm-generic/siginfo.h and arch/x86/mm/fault.c: which check of the fault failed. */
+/* include/uapi/asm-generic/siginfo.h and the processor's mm/fault.c: which check of the fault
+ * failed.
+ */
 static __always_inline u64 cause_of(struct config *config, struct fault *fault, struct vma *vma)
 {
     bool mapped = covers(vma, fault->address);
@@ -210,7 +212,7 @@ int signal_generate(struct bpf_raw_tracepoint_args *ctx)
     fault = &scratch->overflow.fault;
     *fault = (struct fault){};
     fault->code = code;
-    READ_KERNEL(fault->address, info, kernel_siginfo___sifields__sigfault__addr);
+    fault->address = fault_address(KERNEL_WORD(info, kernel_siginfo___sifields__sigfault__addr));
     if (fault->code == SEGV_PKUERR)
         READ_KERNEL(fault->pkey, info, kernel_siginfo___sifields__sigfault__addr_pkey__pkey);
     fault->instruction_pointer = instruction_pointer(regs);
@@ -246,10 +248,11 @@ int signal_generate(struct bpf_raw_tracepoint_args *ctx)
     fill_place(record, regs, fault->instruction_pointer, false);
     if (covers(&scratch->overflow.at, fault->address))
         fill_mapping(&record->mapping, &scratch->overflow.at);
-    /* Code that cannot be executed was called or jumped to: the word at sp may show from where. */
+    /* Code that cannot be executed was called or jumped to: its return address may show from where.
+     */
     caller = instruction_pointer(regs);
     if (fault->access == ACCESS_EXECUTE)
-        caller = caller_of(instruction_pointer(regs), stack_pointer(regs), false);
+        caller = caller_of(task, regs, false);
     fill_stack(&record->stack, &scratch->unwinder, &scratch->search, task, regs, caller);
     submit(record);
     return 0;

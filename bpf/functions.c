@@ -392,12 +392,9 @@ static __always_inline int on_mseal(u32 scratch_owner, s64 result, bool compat)
     return sealed(scratch_owner, task, saved_registers(task), result, compat);
 }
 
-int fexit___x64_sys_mseal(u64 *ctx)
-{
-    return on_mseal(SCRATCH_SEALED, RESULT(ctx, __x64_sys_mseal), false);
-}
-
-int fexit___ia32_sys_mseal(u64 *ctx)
-{
-    return on_mseal(SCRATCH_SEALED_32, RESULT(ctx, __ia32_sys_mseal), true);
-}
+#define MSEAL_PROGRAM(function, scratch, compat)                                                   \
+    int fexit_##function(u64 *ctx)                                                                 \
+    {                                                                                              \
+        return on_mseal(scratch, RESULT(ctx, function), compat);                                   \
+    }
+MSEAL_PROGRAMS

@@ -223,7 +223,7 @@ static __always_inline bool ranges_of(struct call *call, struct task_struct *tas
          * mappings that a fixed move takes along.
          */
         start = user_address(mm, a[4]);
-        search->end = address + PAGE_SIZE;
+        search->end = address + PAGE_BYTES;
         search->role = ROLE_SOURCE;
         if (a[3] & MREMAP_FIXED) {
             search->next_start = start;
@@ -267,7 +267,7 @@ static __always_inline bool ranges_of(struct call *call, struct task_struct *tas
         search->end = search->start + PAGE_ALIGN(length);
         return true;
     case OP_SHMDT:
-        search->end = address + PAGE_SIZE;
+        search->end = address + PAGE_BYTES;
         return true;
     case OP_BRK:
         READ_KERNEL(brk, mm, mm_struct__start_brk);

@@ -73,7 +73,7 @@ static __always_inline int sealed(u32 scratch_owner, struct task_struct *task, s
             report_sealer(config, task);
         return 0;
     }
-    key.caller = caller_of(instruction_pointer(regs), stack_pointer(regs), compat);
+    key.caller = caller_of(task, regs, compat);
     record = reserve(count, config, task, KIND_SEAL, &key, bank);
     if (!record)
         return 0;

@@ -98,7 +98,7 @@ struct unwinder {
  * ABI marks by a frame pointer of 0. Functions compiled without frame pointers are not in it.
  */
 static __always_inline void walk_frames(struct stack *stack, struct unwinder *unwinder,
-                                        struct pt_regs *regs, u64 caller)
+                                        struct task_struct *task, struct pt_regs *regs, u64 caller)
 {
     u64 words[2], loop = 0;
     u32 depth;
@@ -119,7 +119,10 @@ static __always_inline void walk_frames(struct stack *stack, struct unwinder *un
         }
         depth = stack->depth;
         if (unwinder->frame < unwinder->lowest || unwinder->frame & 7 ||
-            read_user(words, sizeof(words), (void *)unwinder->frame) || !follows_call(words[1]))
+            read_user(words, sizeof(words), (void *)unwinder->frame))
+            break;
+        words[1] = return_address(task, words[1]);
+        if (!follows_call(words[1]))
             break;
         /* A wrapper that does keep a frame: its return address is there already. */
         if (unwinder->lowest != stack_pointer(regs) || words[1] != caller) {
@@ -399,7 +402,7 @@ static __always_inline void fill_stack(struct stack *stack, struct unwinder *unw
         return;
     unwinder->key.process = identity_of(task);
     unwinder->key.period = bpf_jiffies64() / BUILD_ID_JIFFIES;
-    walk_frames(stack, unwinder, regs, caller);
+    walk_frames(stack, unwinder, task, regs, caller);
     find_modules(stack, unwinder, (u64)TASK_FIELD(void *, task, mm), search);
     read_build_ids(stack, unwinder);
 }

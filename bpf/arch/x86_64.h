@@ -12,6 +12,7 @@
 #include "kernel.h"
 
 #define PAGE_SHIFT 12
+#define PAGE_SHIFT_MAX PAGE_SHIFT
 #define DEFAULT_HUGE_SHIFT 21        /* of a huge page that nobody gave a size */
 #define TASK_SIZE_LIMIT (1ULL << 56) /* above every user address, five-level paging included */
 #define VM_PKEY_MASK (0xfULL << 32)  /* VM_HIGH_ARCH_0..3, with protection keys */
@@ -256,6 +257,11 @@ static __always_inline void read_native_arguments(struct call *call, struct pt_r
     call->arguments[5] = regs->r9;
 }
 
+/* The programs of mseal's own functions: MSEAL_PROGRAM(function, scratch, whether it is 32-bit). */
+#define MSEAL_PROGRAMS                                                                             \
+    MSEAL_PROGRAM(__x64_sys_mseal, SCRATCH_SEALED, false)                                          \
+    MSEAL_PROGRAM(__ia32_sys_mseal, SCRATCH_SEALED_32, true)
+
 /* ---- Memory ---------------------------------------------------------------------------------- */
 
 /* With linear address masking the kernel drops the tag bits of a pointer. */
@@ -275,6 +281,12 @@ static __always_inline u64 user_address(u64 mm, u64 address)
 #define X86_TRAP_PF 14
 #define PF_WRITE 2
 #define PF_INSTR 16
+
+/* The address in the siginfo of a fault, as thread.cr2 has it. */
+static __always_inline u64 fault_address(u64 address)
+{
+    return address;
+}
 
 /* What the processor said of the last fault of the task: PF_*. */
 static __always_inline u64 fault_code(struct task_struct *task)
@@ -333,12 +345,18 @@ static __always_inline bool follows_call(u64 address)
  * no frame, so the word at sp is where they return to. Where ip is no wrapper that word is not a
  * return address, and ip is the caller itself.
  */
-static __always_inline u64 caller_of(u64 ip, u64 sp, bool compat)
+static __always_inline u64 caller_of(struct task_struct *task, struct pt_regs *regs, bool compat)
 {
-    u64 word = 0;
+    u64 ip = regs->ip, sp = regs->sp, word = 0;
 
     if (compat || read_user(&word, sizeof(word), (void *)sp) || !follows_call(word))
         return ip;
+    return word;
+}
+
+/* The return address in a word of the stack. */
+static __always_inline u64 return_address(struct task_struct *task, u64 word)
+{
     return word;
 }
 

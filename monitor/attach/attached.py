@@ -17,7 +17,7 @@ from monitor.keep.record import Found
 from monitor.kernel import abi, loader
 from monitor.kernel.abi import ANNOUNCED_CGROUPS, ANNOUNCED_PROCESSES
 from monitor.kernel.announced import Marks
-from monitor.kernel.arch import compat_function
+from monitor.kernel.arch import THIS
 from monitor.kernel.counters import KernelState
 from monitor.kernel.probes import AT_SEAL, reporters
 from monitor.kernel.ring import Ring
@@ -165,7 +165,7 @@ class Attached:
             kernel.function_operations = by_hook.functions
             kernel.raw_operations, kernel.compat_operations = by_hook.raw, by_hook.compat
             kernel.raw_mseal = targets.get("mseal") == "sys_exit"
-            kernel.compat_mseal = targets.get("mseal") != compat_function("mseal")
+            kernel.compat_mseal = targets.get("mseal") != THIS.compat_function("mseal")
             kernel.raw_pokes = targets.get("ptrace_poke") == "sys_exit"
             kernel.compat_pokes = targets.get("ptrace_poke") != "access_remote_vm"
             self._cleanup = cleanup.pop_all()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from monitor.kernel import abi
-from monitor.kernel.arch import LIBRARY_DIRECTORIES, MUSL_DIRECTORY
+from monitor.kernel.arch import THIS
 from monitor.untrusted.exports import Exports, read_exports
 from monitor.untrusted.recent import Recent
 
@@ -34,7 +34,7 @@ EXPORTS = _ALLOCATES | _LOADS | {_STARTS}
 
 _ROOTS = (Path("/proc/1/root"), Path("/"))
 _DIRECTORIES = ("lib", "lib64", "lib32", "usr/lib", "usr/lib64", "usr/lib32", "usr/local/lib")
-_TRIPLETS = (*LIBRARY_DIRECTORIES, MUSL_DIRECTORY)
+_TRIPLETS = (*THIS.library_directories, THIS.musl_directory)
 # Of other distributions' ways to have several C libraries side by side: Nix, Guix, snaps.
 _STORES = (
     "nix/store/*-glibc-*/lib",

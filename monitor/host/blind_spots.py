@@ -11,6 +11,7 @@ from monitor.configuration.mutes import Mute
 from monitor.host import facts as host
 from monitor.host.checklist import Row
 from monitor.kernel import abi
+from monitor.kernel.arch import THIS
 from monitor.kernel.loader import AttachedProbe
 from monitor.kernel.operations import OPERATIONS
 from monitor.kernel.reviewed_calls import Effect, calls, unreviewed
@@ -103,7 +104,7 @@ def _hidden(hooks: Hooks) -> Row:
 
 def _compat(hooks: Hooks, options: Options) -> Row:
     check = "32-bit callers"
-    if options and "CONFIG_IA32_EMULATION" not in options:
+    if options and THIS.compat_option not in options:
         return Row(_BLIND, check, "ok", "the kernel takes no 32-bit calls")
     if "compat" in hooks:
         return Row(_BLIND, check, "ok", _seen(hooks["compat"]))
@@ -111,7 +112,7 @@ def _compat(hooks: Hooks, options: Options) -> Row:
         _BLIND,
         check,
         "blind",
-        "what their system calls (int 0x80) seal is not seen, nor are all denials of them",
+        "what their system calls seal is not seen, nor are all denials of them",
         "set watch.compat = true, or use --attach raw_tracepoint, which sees them, too",
     )
 

@@ -68,7 +68,7 @@ def _requirement(check: str, require: Callable[[], None], finding: str) -> Row:
 def _requirements() -> list[Row]:
     locked = host.lockdown() or "not known: securityfs is not mounted on /sys/kernel/security"
     table: tuple[tuple[str, Callable[[], None], str], ...] = (
-        ("architecture", host.require_architecture, arch.NAME),
+        ("architecture", host.require_architecture, arch.THIS.name),
         ("mseal", host.require_mseal, "the kernel has mseal(2)"),
         ("BTF", host.require_btf, "the kernel describes its structures"),
         ("lockdown", host.require_no_lockdown, locked),

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from monitor.evidence.events import Host
 from monitor.evidence.memory_map import bounded_lines, parse_smaps
 from monitor.kernel import bpf, filters
-from monitor.kernel.arch import MACHINE, NAME, NUMBERS, X32_BIT, native_function
+from monitor.kernel.arch import NUMBERS, PROCESSORS, THIS
 from monitor.kernel.syscalls import LIBC, call
 
 __all__ = [
@@ -49,9 +49,9 @@ _ALL_USERS = "0 0 4294967295"  # uid_map of the initial user namespace
 _INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO in include/linux/proc_ns.h
 _MACHINE_ID_LIMIT = 64
 _GZIP = 31  # zlib's window bits for data with the head of gzip
-_X32_GETPID = X32_BIT | NUMBERS["getpid"]
+_X32_GETPID = THIS.x32_bit | NUMBERS["getpid"]
 # Only T: a weak symbol (W) is a call that the kernel was built without, a local one (t) a part.
-_SYSTEM_CALL = re.compile(rb" T %s(\w+)\s" % native_function("").encode())
+_SYSTEM_CALL = re.compile(rb" T %s(\w+)\s" % THIS.native_function("").encode())
 
 
 class HostError(Exception):
@@ -82,11 +82,12 @@ def _status(proc: Path) -> dict[str, str]:
 def require_architecture(
     machine: str = os.uname().machine, pointer_size: int = ctypes.sizeof(ctypes.c_void_p)
 ) -> None:
-    """Raises HostError unless this is a 64-bit Python on the supported processor."""
-    if machine != MACHINE:
+    """Raises HostError unless this is a 64-bit Python on a processor that arch.py knows."""
+    if machine not in PROCESSORS:
+        known = " and ".join(processor.name for processor in PROCESSORS.values())
         raise HostError(
-            f"this machine is {machine}; seal-monitor knows only {NAME}",
-            f"run it on an {NAME} host",
+            f"this machine is {machine}; seal-monitor knows {known}",
+            "run it on a host with one of them",
         )
     if pointer_size != 8:
         raise HostError("this Python is a 32-bit program", "use a 64-bit Python")
@@ -347,7 +348,7 @@ def takes_x32_calls(options: Mapping[str, str], proc: Path = PROC) -> bool:
     `options`: the kernel's configuration, if it is known. Tried in a child; but under a seccomp
     filter, which may refuse such calls or end their process, the answer is yes: it is not known.
     """
-    if options and "CONFIG_X86_X32_ABI" not in options:
+    if not THIS.x32_bit or (options and "CONFIG_X86_X32_ABI" not in options):
         return False
     if _status(proc).get("Seccomp", "0") != "0":
         return True

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from monitor.kernel import bpf, compiler, layouts, object, privileges, tracefs
-from monitor.kernel.arch import native_function
+from monitor.kernel.arch import THIS
 from monitor.kernel.btf import KIND_FUNC, Btf, LayoutError
 from monitor.kernel.loaded import AttachedProbe, LoadError, LoadRequest, Made
 from monitor.kernel.operations import OPERATIONS
@@ -31,7 +31,7 @@ _MAPS = (
     "watched_cgroup",
     "announced_cgroups",
 )
-_FEXIT_TRIAL = native_function("mseal")
+_FEXIT_TRIAL = THIS.native_function("mseal")
 _RETURN_ZERO = bytes.fromhex("b700000000000000 9500000000000000")  # r0 = 0; exit
 
 

@@ -1,7 +1,10 @@
 """Compiles the BPF programs with bcc, once for every kernel. Only this module imports bcc.
 
-    python -m monitor.kernel.compiler object FILE        the object, unless FILE is up to date
-    python -m monitor.kernel.compiler definitions        the generated C, for a reader and an editor
+    python -m monitor.kernel.compiler object FILE [MACHINE]   the object, unless FILE is up to date
+    python -m monitor.kernel.compiler definitions             the generated C, for a reader
+
+MACHINE is a processor of arch.py, as uname(2) or Debian names it; without one it is this machine's.
+The target is bpf everywhere: each machine compiles for all of them, to the same bytes.
 
 bcc brings LLVM, and makes the maps in the kernel while it compiles. So compiling needs root; a host
 that has the object does not need it for this. bcc writes no CO-RE relocations: hence the marks.
@@ -17,7 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from monitor.kernel import abi, arch, layouts, object, operations
+from monitor.kernel import abi, layouts, object, operations
+from monitor.kernel.arch import PROCESSORS, THIS, Processor
 
 __all__ = ["CompileError", "compile_object", "definitions", "digests", "flatten", "program_text"]
 
@@ -37,10 +41,7 @@ _SIZES = {
 }
 # bpf as target makes inline assembly compile; v3 has compare-and-exchange. Where clang protects the
 # control flow by default, as Debian 13's does, it refuses a target that cannot do that.
-_FLAGS = (
-    *("--target=bpf", "-mcpu=v3", "-fcf-protection=none"),
-    *(*arch.C_FLAGS, "-g0", "-Wno-unused"),
-)
+_FLAGS = ("--target=bpf", "-mcpu=v3", "-fcf-protection=none", "-g0", "-Wno-unused")
 # A program that returns clang's version: its instructions begin with r0 = version.
 _VERSION = "compiler_version"
 _VERSION_TEXT = (
@@ -53,7 +54,12 @@ class CompileError(Exception):
     """What bcc could not do. The compiler's messages are on standard error."""
 
 
-def definitions() -> str:
+def flags(processor: Processor = THIS) -> tuple[str, ...]:
+    """The compiler's."""
+    return (*_FLAGS, *processor.c_flags)
+
+
+def definitions(processor: Processor = THIS) -> str:
     """definitions.h: the names that the C sources use and do not define: calls, marks and sizes."""
     return "\n".join(
         (
@@ -62,47 +68,52 @@ def definitions() -> str:
             "#define SEAL_MONITOR_DEFINITIONS_H",
             "#include <linux/types.h>",
             *(f"#define {name} {value}" for name, value in _SIZES.items()),
-            operations.c_definitions(),
-            layouts.c_definitions(),
+            operations.c_definitions(operations.operations_of(processor), processor),
+            layouts.c_definitions(processor),
             "#endif\n",
         )
     )
 
 
-def flatten(name: str) -> str:
-    """A file of bpf/ and what it includes, each file once, as one text.
+def flatten(name: str, processor: Processor = THIS) -> str:
+    """A file of bpf/ and what it includes, each file once, as one text, without those of other
+    processors.
 
     bcc rewrites accesses to maps only in the text that it gets, not in files that it includes.
     """
-    included = set()
+    included = {each.c_header for each in PROCESSORS.values() if each != processor}
 
     def text_of(name: str) -> str:
         if name in included:
             return ""
         included.add(name)
-        text = definitions() if name == "definitions.h" else (SOURCES / name).read_text("utf-8")
+        if name == "definitions.h":
+            text = definitions(processor)
+        else:
+            text = (SOURCES / name).read_text("utf-8")
         return re.sub(r'^#include "(.+)"$', lambda found: text_of(found[1]), text, flags=re.M)
 
     return text_of(name)
 
 
-def program_text() -> str:
+def program_text(processor: Processor = THIS) -> str:
     """All that is compiled, as one text."""
-    return flatten("seal_monitor.bpf.c") + _VERSION_TEXT
+    return flatten("seal_monitor.bpf.c", processor) + _VERSION_TEXT
 
 
 def _sha256(*texts: str) -> str:
     return object.sha256("\0".join(texts).encode())
 
 
-def digests() -> dict[str, str]:
+def digests(processor: Processor = THIS) -> dict[str, str]:
     """Digests of all that an object depends on: it is stale when one of them differs."""
     headers = sorted((SOURCES / "include").rglob("*.h"))
     makers = (Path(__file__), Path(object.__file__))
     files = [path.read_text("utf-8") for path in (*headers, *makers)]
     return {
-        "sources": _sha256(program_text(), *_FLAGS, *files),
-        "marks": _sha256(*layouts.MARKS),
+        "processor": processor.name,
+        "sources": _sha256(program_text(processor), *flags(processor), *files),
+        "marks": _sha256(*layouts.marks(processor)),
         "records": _sha256(*abi.description()),
     }
 
@@ -133,7 +144,7 @@ def _version(instructions: bytes) -> str:
     return f"clang {number // 10000}.{number // 100 % 100}.{number % 100}"
 
 
-def compile_object() -> object.Object:
+def compile_object(processor: Processor = THIS) -> object.Object:
     """The object of all programs. Takes some 10 s and 250 MiB. Raises CompileError."""
     os.environ["BCC_KERNEL_SOURCE"] = str(SOURCES)
     try:
@@ -144,7 +155,7 @@ def compile_object() -> object.Object:
             "environment made with --system-site-packages"
         ) from error
     try:
-        bpf = BPF(text=program_text(), cflags=list(_FLAGS))
+        bpf = BPF(text=program_text(processor), cflags=list(flags(processor)))
     except Exception as error:  # bcc raises nothing more precise
         hint = "" if os.geteuid() == 0 else "; bcc makes the maps as it compiles: run as root"
         raise CompileError(f"cannot compile the BPF programs: {error}{hint}") from error
@@ -158,32 +169,37 @@ def compile_object() -> object.Object:
         programs[name] = object.take(name, bpf.dump_func(name), numbers)
     bpf.cleanup()
     version = _version(programs.pop(_VERSION).instructions)
-    made = object.Object(version, digests(), tuple(found.values()), programs)
+    made = object.Object(version, digests(processor), tuple(found.values()), programs)
     return object.parse(object.serialize(made))
 
 
-def _update(path: Path) -> None:
+def _update(path: Path, processor: Processor) -> None:
     """Compile, unless the file is up to date."""
     try:
-        object.read(path, digests())
+        object.read(path, digests(processor))
     except (FileNotFoundError, object.ObjectError):
-        print("compiling the BPF programs", file=sys.stderr)
+        print(f"compiling the BPF programs for {processor.name}", file=sys.stderr)
         try:
-            data = object.serialize(compile_object())
+            data = object.serialize(compile_object(processor))
         except CompileError as error:
             sys.exit(str(error))
+        path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_name(f"{path.name}.new")
         new.write_bytes(data)
         new.replace(path)
 
 
 def main(arguments: list[str]) -> None:
-    if arguments == ["definitions"]:
-        sys.stdout.write(definitions())
-    elif len(arguments) == 2 and arguments[0] == "object":
-        _update(Path(arguments[1]))
-    else:
-        sys.exit(__doc__)
+    by_name = PROCESSORS | {each.architecture: each for each in PROCESSORS.values()}
+    match arguments:
+        case ["definitions"]:
+            sys.stdout.write(definitions())
+        case ["object", path]:
+            _update(Path(path), THIS)
+        case ["object", path, machine] if machine in by_name:
+            _update(Path(path), by_name[machine])
+        case _:
+            sys.exit(__doc__)
 
 
 if __name__ == "__main__":

@@ -127,7 +127,8 @@ class Program:
 
 @dataclass(frozen=True)
 class Object:
-    """`compiler`: clang's version. `digests`: of its sources, see compiler.digests()."""
+    """`compiler`: clang's version. `digests`: of its sources, and the processor's name, see
+    compiler.digests()."""
 
     compiler: str
     digests: Mapping[str, str]
@@ -246,6 +247,11 @@ def read(path: Path, digests: Mapping[str, str]) -> Object:
         raise
     except OSError as error:
         raise ObjectError(f"cannot read {path} ({error.strerror})") from error
+    made_for = found.digests.get("processor", "")
+    if made_for and made_for != digests.get("processor", made_for):
+        raise ObjectError(
+            f"{path} is for {made_for}, this machine is {digests['processor']}; {remedy}"
+        )
     differ = [name for name in digests if found.digests.get(name) != digests[name]]
     if differ:
         raise ObjectError(f"{path} was made from other {' and '.join(differ)}; {remedy}")

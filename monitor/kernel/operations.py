@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from monitor.kernel.arch import COMPAT_NUMBERS, NUMBERS
+from monitor.kernel.arch import THIS, Processor
 
 __all__ = [
     "OPERATIONS",
@@ -17,6 +17,7 @@ __all__ = [
     "Operation",
     "c_definitions",
     "decode_arguments",
+    "operations_of",
 ]
 
 Decoded = str | int | list[str]
@@ -274,10 +275,15 @@ _ROWS: tuple[Operation, ...] = (
 )
 
 
-OPERATIONS: tuple[Operation, ...] = tuple(
-    replace(row, number=NUMBERS.get(row.name), number_32=COMPAT_NUMBERS.get(row.name))
-    for row in _ROWS
-)
+def operations_of(processor: Processor) -> tuple[Operation, ...]:
+    """The table, with the numbers of this processor."""
+    native, compat = processor.numbers, processor.compat_numbers
+    return tuple(
+        replace(row, number=native.get(row.name), number_32=compat.get(row.name)) for row in _ROWS
+    )
+
+
+OPERATIONS = operations_of(THIS)
 
 
 def decode_arguments(operation: Operation, values: Sequence[int]) -> dict[str, Decoded]:
@@ -298,7 +304,7 @@ def _cases(operations: Iterable[Operation]) -> str:
     return ": ".join(f"case {operation.constant}" for operation in operations)
 
 
-def c_definitions(operations: Sequence[Operation] = OPERATIONS) -> str:
+def c_definitions(operations: Sequence[Operation] = OPERATIONS, processor: Processor = THIS) -> str:
     """C source: enumerators, numbers of calls and what they mean, and properties of calls as cases.
 
     proof.h has cases for the ranges that are not plain; clang refuses it where an operation has
@@ -318,9 +324,9 @@ def c_definitions(operations: Sequence[Operation] = OPERATIONS) -> str:
     return "\n".join(
         (
             f"enum operation {{ {names}, OPERATIONS }};",
-            f"#define NR_MSEAL {NUMBERS['mseal']}",
-            f"#define NR_PTRACE {NUMBERS['ptrace']}",
-            f"#define NR_PTRACE_32 {COMPAT_NUMBERS['ptrace']}",
+            f"#define NR_MSEAL {processor.numbers['mseal']}",
+            f"#define NR_PTRACE {processor.numbers['ptrace']}",
+            f"#define NR_PTRACE_32 {processor.compat_numbers['ptrace']}",
             f"#define PLAIN_RANGES {_cases(each for each in operations if each.is_plain)}",
             f"#define HIDES_REFUSAL(operation) ({hiding})",
             *(f"#define PARTIAL_LIKE_{like.upper()} {cases}" for like, cases in partial.items()),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from monitor.kernel.arch import compat_function, native_function
+from monitor.kernel.arch import THIS
 from monitor.kernel.operations import OPERATIONS
 
 __all__ = [
@@ -80,13 +80,15 @@ def _at_seal(function: str, *also: Hook) -> Hook:
     )
 
 
-def _call(operation: str) -> tuple[Hook, ...]:
+def _call(call: str, template: str = "") -> tuple[Hook, ...]:
     """The functions of one system call: for 64-bit and 32-bit callers, or for 64-bit ones only."""
-    both, native = (
-        Hook("fexit", function, f"fexit_{function}", "fexit_call", _INDEX[operation])
-        for function in (compat_function(operation), native_function(operation))
+    native, compat = (
+        Hook("fexit", function, f"fexit_{function}", template, _INDEX.get(call, -1))
+        for function in (THIS.native_function(call), THIS.compat_function(call))
     )
-    return both._replace(also=(native,), sees_compat=True), native
+    if native == compat:  # one function for both kinds
+        return (native._replace(sees_compat=True),)
+    return compat._replace(also=(native,), sees_compat=True), native
 
 
 _UNMAPPING = _at_seal("vms_gather_munmap_vmas")
@@ -117,7 +119,7 @@ def _exit(call: str) -> Hook:
 def _hooks(operation: str) -> tuple[Hook, ...]:
     return (
         *_AT_SEAL.get(operation, (_UNMAPPING,)),
-        *_call(operation),
+        *_call(operation, "fexit_call"),
         _exit(operation),
         _RAW_EXIT,
     )
@@ -136,10 +138,6 @@ _MOVING = (_around("move_pages"), _around("userfaultfd_ioctl"))
 _FAULTS = Hook("raw_tracepoint", "signal_generate", "signal_generate", only=True)
 # Processes that end in a handler of a fault.
 _ENDINGS = Hook("raw_tracepoint", "sched_process_exit", "sched_process_exit", only=True)
-_MSEAL, _MSEAL_32 = (
-    Hook("fexit", function, f"fexit_{function}")
-    for function in (native_function("mseal"), compat_function("mseal"))
-)
 # The arguments in include/trace/events/io_uring.h are (ctx, req, cqe) since "io_uring: clean up cqe
 # trace points", before (ctx, req, user_data, res, ...): there is a program for each.
 _IO_URING = ("raw_tracepoint", "io_uring_complete")
@@ -149,8 +147,7 @@ PROBES: tuple[Probe, ...] = (
     Probe(
         "mseal",
         (
-            _MSEAL_32._replace(also=(_MSEAL,), sees_compat=True),
-            _MSEAL,
+            *_call("mseal"),
             _exit("mseal"),
             _RAW_EXIT,
         ),

@@ -7,7 +7,7 @@ import os
 import resource
 from collections.abc import Callable
 
-from monitor.kernel.arch import PUSH_FOR_EVER
+from monitor.kernel.arch import THIS
 from monitor.kernel.syscalls import LIBC, PAGE
 from monitor.provoke.provocation import (
     MAP_ANONYMOUS,
@@ -162,7 +162,7 @@ def _stack_overflow(disposition: str) -> Fault:
     _prepare_to_die(
         handled=disposition != "default", flags=SA_ONSTACK if disposition == "handler" else 0
     )
-    overflow = ctypes.CFUNCTYPE(None)(machine_code(PUSH_FOR_EVER))
+    overflow = ctypes.CFUNCTYPE(None)(machine_code(THIS.push_for_ever))
     address = _stack_end() - limit - 8
     return _fault("stack_guard", "write", address, disposition=disposition, strike=overflow)
 

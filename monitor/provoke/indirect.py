@@ -7,7 +7,7 @@ import os
 import struct
 from collections.abc import Callable
 
-from monitor.kernel.arch import COMPAT_NUMBERS, NUMBERS, compat_call
+from monitor.kernel.arch import COMPAT_NUMBERS, NUMBERS, THIS
 from monitor.kernel.syscalls import LIBC, PAGE, call
 from monitor.provoke.provocation import (
     MAP_SHARED,
@@ -150,14 +150,17 @@ def _aio_ring() -> Facts:
 
 def _int80(call: str, *arguments: int) -> int:
     """Make a 32-bit system call; its result."""
-    code = compat_call(COMPAT_NUMBERS[call], *arguments)
+    assert THIS.compat_call is not None  # _require_int80()
+    code = THIS.compat_call(COMPAT_NUMBERS[call], *arguments)
     function = ctypes.CFUNCTYPE(ctypes.c_long)(machine_code(code))
     result: int = function()
     return result
 
 
 def _require_int80() -> None:
-    """Raises Unsupported where the kernel takes no such calls."""
+    """Raises Unsupported where the processor or the kernel takes no such calls."""
+    if THIS.compat_call is None:
+        raise Unsupported(f"int 0x80: {THIS.name} has no 32-bit calls from 64-bit code")
     child = os.fork()
     if not child:
         # A kernel without 32-bit calls sends SIGSEGV, so a child tries.

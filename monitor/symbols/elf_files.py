@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from monitor.evidence.waiting import Reads, TooLong
-from monitor.kernel.arch import LIBRARY_DIRECTORIES
+from monitor.kernel.arch import THIS
 from monitor.untrusted.printable import printable
 from monitor.untrusted.process_directory import number_of
 
@@ -16,7 +16,7 @@ __all__ = ["Hints", "debug_files", "is_name", "mapped_files", "named_files", "us
 
 MAPS_LIMIT = 1 << 23
 MAPPED_LIMIT = 8
-_NATIVE, _COMPAT = LIBRARY_DIRECTORIES
+_NATIVE, _COMPAT = THIS.library_directories
 DIRECTORIES = (
     f"usr/lib/{_NATIVE}",
     f"lib/{_NATIVE}",

@@ -15,6 +15,7 @@ import pytest
 
 from monitor.kernel import compiler, layouts, loader
 from monitor.kernel import object as objects
+from monitor.kernel.arch import ARM64, THIS, X86_64
 from monitor.kernel.btf import Btf
 from monitor.kernel.loader import LoadError, LoadRequest
 
@@ -135,6 +136,26 @@ def test_same_sources_same_bytes(require_bpf: None, tmp_path: Path) -> None:
     written = path.stat().st_mtime_ns
     subprocess.run(command, check=True, cwd=tmp_path, env=environment)
     assert path.stat().st_mtime_ns == written  # it does nothing twice
+
+
+def test_the_object_of_another_processor(require_bpf: None, tmp_path: Path) -> None:
+    """It has the same programs and maps; the only ones named after a function are mseal's."""
+    other = ARM64 if THIS == X86_64 else X86_64
+    path = tmp_path / "new/object"
+    command = [sys.executable, "-m", "monitor.kernel.compiler", "object", str(path)]
+    root = Path(__file__).parents[2]
+    subprocess.run([*command, other.architecture], check=True, cwd=root)
+    made = objects.read(path, compiler.digests(other))
+    own = objects.read(compiler.OBJECT, compiler.digests())
+    assert [each.name for each in made.maps] == [each.name for each in own.maps]
+    assert {name for name in made.programs if "_sys_" not in name} == {
+        name for name in own.programs if "_sys_" not in name
+    }
+    marks = layouts.marks(other)
+    used = {marks[patch.number] for patch in made.programs["denied"].patches() if patch.form}
+    assert "PAGE_SHIFT" in used or other == X86_64
+    with pytest.raises(objects.ObjectError, match=f"is for {other.name}, this machine is"):
+        objects.read(path, compiler.digests())
 
 
 def test_a_wheel_is_built_with_an_object(

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from monitor.kernel import abi, compiler, layouts
+from monitor.kernel.arch import ARM64, THIS, X86_64
 
 
 def test_text_has_every_file_once() -> None:
@@ -16,7 +17,7 @@ def test_text_has_every_file_once() -> None:
     assert re.findall(r"^#include (.*)$", text, re.MULTILINE) == ["<linux/types.h>"]
     assert text.count(compiler.definitions()) == 1
     counts = {}
-    for path in [*compiler.SOURCES.glob("*.[ch]"), *compiler.SOURCES.glob("arch/*.h")]:
+    for path in [*compiler.SOURCES.glob("*.[ch]"), compiler.SOURCES / THIS.c_header]:
         _, _, after = path.read_text("utf-8").rpartition('\n#include "')
         counts[path.name] = text.count(after.partition("\n")[2])
     assert counts.pop("seal_monitor.bpf.c") > 1  # nothing follows its includes
@@ -54,7 +55,7 @@ def test_unknown_arguments_are_refused() -> None:
 def test_digests_follow_what_they_are_of(monkeypatch: pytest.MonkeyPatch) -> None:
     before = compiler.digests()
     assert compiler.digests() == before
-    monkeypatch.setattr(layouts, "MARKS", tuple(reversed(layouts.MARKS)))
+    monkeypatch.setattr(layouts, "marks", lambda _: tuple(reversed(layouts.MARKS)))
     changed = compiler.digests()
     assert {name for name in before if changed[name] != before[name]} == {"sources", "marks"}
     monkeypatch.undo()
@@ -75,3 +76,13 @@ def test_what_the_child_needs_its_parent_does_not_import() -> None:
     code = f"import sys, monitor.daemon; print(sorted({needed!r} & sys.modules.keys()))"
     command = [sys.executable, "-c", code]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_objects_of_other_processors_are_others() -> None:
+    """Each has its own header alone, so a change of that one makes no other object stale."""
+    x86_text, arm_text = compiler.program_text(X86_64), compiler.program_text(ARM64)
+    assert ("orig_ax" in x86_text, "orig_x0" in x86_text) == (True, False)
+    assert ("orig_ax" in arm_text, "orig_x0" in arm_text) == (False, True)
+    x86, arm = compiler.digests(X86_64), compiler.digests(ARM64)
+    assert {name for name in x86 if x86[name] != arm[name]} == {"processor", "sources", "marks"}
+    assert (x86["processor"], arm["processor"]) == ("x86-64", "arm64")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from monitor.kernel import compiler, layouts
+from monitor.kernel.arch import PROCESSORS, Processor
 from monitor.kernel.btf import KIND_FUNC, KIND_STRUCT, Btf, LayoutError
 from monitor.kernel.layouts import MARKS, Member, values
 
@@ -71,8 +72,10 @@ def test_members_of_a_structure_add_up(btf: Btf) -> None:
     assert whole[0] == outer[0] + inner[0]
 
 
-def test_every_mark_is_used_and_every_use_is_a_mark() -> None:
-    files = [*compiler.SOURCES.glob("*.[ch]"), *compiler.SOURCES.glob("arch/*.h")]
+@pytest.mark.parametrize("processor", PROCESSORS.values(), ids=PROCESSORS)
+def test_every_mark_is_used_and_every_use_is_a_mark(processor: Processor) -> None:
+    marks = layouts.marks(processor)
+    files = [*compiler.SOURCES.glob("*.[ch]"), compiler.SOURCES / processor.c_header]
     sources = "".join(path.read_text("utf-8") for path in sorted(files))
     used = {
         f"task_struct__{name}"
@@ -90,9 +93,11 @@ def test_every_mark_is_used_and_every_use_is_a_mark() -> None:
     used -= {"struct__member", "SIZE_struct", "TYPE_struct"}
     used.add(layouts.OPERATION)
     used.add("maple_range_64__pivot")  # known to the C, as FIRST_PIVOT
-    assert used - set(MARKS) == set()
-    unread = {f"RETURN_{name}" for name in layouts.FUNCTIONS}  # of some only the arguments matter
-    assert set(MARKS) - used - unread == set()
+    used |= set(re.findall(r"\bMARKED_VALUE\(MARK_(PAGE_\w+)\)", sources))
+    assert used - set(marks) == set()
+    # Of some functions only the arguments matter.
+    unread = {mark for mark in marks if mark.startswith("RETURN_")}
+    assert set(marks) - used - unread == set()
 
 
 def test_marks_are_numbered_in_the_definitions() -> None:

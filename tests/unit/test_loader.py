@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -114,8 +115,12 @@ def test_probe_without_error_is_attached() -> None:
 def test_a_refused_object_is_one_line_of_error(tmp_path: Path) -> None:
     """The path has the way out: nothing is compiled in its place."""
     path = tmp_path / "object"
-    made = Object("clang 1.0.0", dict.fromkeys(compiler.digests(), "another"), (), {})
+    processor = compiler.digests()["processor"]
+    others = dict.fromkeys(compiler.digests(), "another") | {"processor": processor}
+    made = Object("clang 1.0.0", others, (), {})
+    foreign = replace(made, digests=others | {"processor": "vax"})
     for data, problem in (
+        (serialize(foreign), f"is for vax, this machine is {processor}"),
         (serialize(made), "was made from other sources and marks and records"),
         (serialize(made)[:-1] + b"x", "is damaged: its digest does not match"),
     ):

@@ -26,7 +26,7 @@ OTHERS = {
     "capability.h": "Linux",
 }
 LINUX = re.compile(
-    r"(arch/x86|fs|include/(linux|trace|uapi)|ipc|kernel|lib|linux|mm)/[\w./-]+\.[ch]"
+    r"(arch/(x86|arm64)|fs|include/(linux|trace|uapi)|ipc|kernel|lib|linux|mm)/[\w./-]+\.[ch]"
 )
 
 # A path from the root of the tree; or a source or a page, with some of its directories or none.

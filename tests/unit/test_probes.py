@@ -9,6 +9,7 @@ import pytest
 
 from monitor.kernel import probes
 from monitor.kernel.abi import Method
+from monitor.kernel.arch import THIS
 from monitor.kernel.layouts import FUNCTIONS
 from monitor.kernel.operations import OPERATIONS
 from monitor.kernel.probes import AT_SEAL, MODES, OPTIONAL, PROBES, candidates, find, reporters
@@ -39,6 +40,8 @@ def test_every_mode_is_known() -> None:
 def test_every_program_exists() -> None:
     text = "".join(path.read_text("utf-8") for path in BPF.glob("*.c"))
     programs = set(re.findall(r"^int (\w+)\(", text, re.MULTILINE))
+    header = (BPF / THIS.c_header).read_text("utf-8")
+    programs |= {f"fexit_{name}" for name in re.findall(r"MSEAL_PROGRAM\((\w+),", header)}
     parts = {part for hook in HOOKS for part in (hook, *hook.also)}
     assert {part.template or part.program for part in parts} <= programs
 
