@@ -42,7 +42,9 @@ __all__ = [
     "Target",
     "Workload",
     "clock_offset",
+    "encode",
     "event_id",
+    "nanoseconds",
     "schema",
     "timestamp",
     "to_dict",
@@ -369,6 +371,17 @@ def to_dict(event: Event) -> dict[str, object]:
     return document
 
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
+
+
+def encode(document: ReadOnlyMapping[str, object]) -> bytes:
+    """An event's line, without its end: JSON in UTF-8.
+
+    A lone surrogate becomes the escape that stands for it in JSON.
+    """
+    return _ENCODER.encode(document).encode("utf-8", "backslashreplace")
+
+
 def event_id(boot_id: str, time_boot_ns: int, sequence: int) -> str:
     """An id that sorts by time within a boot and is unique; `sequence` wraps at 32 bits."""
     return f"{boot_id[:8]}-{time_boot_ns:016x}-{sequence & 0xFFFFFFFF:08x}"
@@ -384,6 +397,16 @@ def timestamp(boot_ns: int, offset_ns: int) -> str:
     """RFC 3339 in UTC with nanoseconds; `offset_ns` is the real-time clock minus the boot clock."""
     seconds, nanoseconds = divmod(boot_ns + offset_ns, 1_000_000_000)
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{nanoseconds:09d}Z"
+
+
+def nanoseconds(time: str) -> int:
+    """Unix time in ns of an event's time: RFC 3339, in UTC, with nine digits after the point.
+
+    Raises ValueError, OverflowError.
+    """
+    return int(datetime.fromisoformat(f"{time[:19]}+00:00").timestamp()) * 1_000_000_000 + int(
+        time[20:29]
+    )
 
 
 def schema() -> dict[str, Any]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime
 
 from monitor.evidence.cgroups import workload_name
 from monitor.evidence.doubts import facet_of
+from monitor.evidence.events import nanoseconds
 from monitor.evidence.fingerprint import Event, Fingerprint, what_of
 from monitor.evidence.memory_map import DELETED
 from monitor.evidence.owner import Owner
@@ -28,13 +28,6 @@ TEXT_LIMIT = 4096
 _SEVERITIES = ("info", "warning", "critical")
 _VERDICTS = (None, "not_sealed", "unverified", "sealed")
 CRITICAL = _SEVERITIES.index("critical") * len(_VERDICTS)  # the least rank of a critical one
-
-
-def nanoseconds(time: str) -> int:
-    """Unix time in ns of an event's time: RFC 3339, in UTC, with nine digits after the point."""
-    return int(datetime.fromisoformat(f"{time[:19]}+00:00").timestamp()) * 1_000_000_000 + int(
-        time[20:29]
-    )
 
 
 def rank_of(severity: str, verdict: str | None) -> int:

@@ -7,7 +7,6 @@ that print with structlog import it, and only the parts they need: the journal n
 from __future__ import annotations
 
 import functools
-import json
 import os
 import select
 import stat
@@ -15,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from monitor.evidence.events import encode
 from monitor.parts import parts_of
 from monitor.sinks.bounded import Parts
 from monitor.streams import terminal_encoding
@@ -70,11 +70,9 @@ class BatchSink(Sink, Protocol):
 
 # ---- Renderers: structlog processors, from event to text -----------------------------------------
 
-_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
-
 
 def _compact(document: Any, **_: object) -> str:
-    return _ENCODER.encode(document)
+    return encode(document).decode()
 
 
 @functools.cache
@@ -85,17 +83,7 @@ def _json() -> Processor:
 
 
 def _render(renderer: Processor, event: dict[str, object]) -> bytes:
-    return _encoded(str(renderer(None, "", event)))
-
-
-def _encoded(text: str) -> bytes:
-    """The text in UTF-8; a lone surrogate becomes the escape that stands for it in JSON."""
-    return text.encode("utf-8", "backslashreplace")
-
-
-def encode(event: dict[str, object]) -> bytes:
-    """The event as JSON on one line, without the end of the line."""
-    return _encoded(_compact(event))
+    return str(renderer(None, "", event)).encode("utf-8", "backslashreplace")
 
 
 # ---- Writers -------------------------------------------------------------------------------------

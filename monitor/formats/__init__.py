@@ -1,0 +1,1 @@
+"""Events in the forms of others: OpenTelemetry, the Elastic Common Schema, OCSF."""
