@@ -29,12 +29,13 @@ struct sys_exit {
 static __always_inline struct scratch *ended_call(struct sys_exit *ctx, u32 owner,
                                                   struct pt_regs *regs)
 {
-    struct scratch *scratch = scratch_of(owner);
+    struct scratch *scratch = scratch_for_call(owner);
 
     if (!scratch)
         return NULL;
     scratch->call.result = ctx->result;
     scratch->call.number = ctx->number;
+    scratch->call.compat = false;
     scratch->call.operation = operation_of(ctx->number);
     read_arguments(&scratch->call, regs);
     return scratch;
@@ -69,7 +70,6 @@ static __always_inline void discard_exit(struct sys_exit *ctx, u32 operation)
 
 int denied(struct sys_exit *ctx)
 {
-    tracepoint_tails.call(ctx, TAIL_NONE);
     begin_alone();
     run_denied(ctx);
     end_alone();

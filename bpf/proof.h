@@ -91,12 +91,24 @@ enum scratch_owner {
 };
 BPF_TABLE("percpu_array", u32, struct scratch, scratches, SCRATCHES);
 
-static __always_inline struct scratch *scratch_of(u32 owner)
+/* The caller fills all of its `call`. */
+static __always_inline struct scratch *scratch_for_call(u32 owner)
 {
     struct scratch *scratch = scratches.lookup(&owner);
 
     if (scratch)
-        __builtin_memset(scratch, 0, __builtin_offsetof(struct scratch, search.index));
+        __builtin_memset(&scratch->judgement, 0,
+                         __builtin_offsetof(struct scratch, search.index) -
+                             __builtin_offsetof(struct scratch, judgement));
+    return scratch;
+}
+
+static __always_inline struct scratch *scratch_of(u32 owner)
+{
+    struct scratch *scratch = scratch_for_call(owner);
+
+    if (scratch)
+        __builtin_memset(&scratch->call, 0, sizeof(scratch->call));
     return scratch;
 }
 

@@ -21,7 +21,7 @@ BPF_PROG_ARRAY(raw_tails, TAILS);
 static __always_inline struct scratch *raw_call(struct bpf_raw_tracepoint_args *ctx, u32 owner,
                                                 struct task_struct *task)
 {
-    struct scratch *scratch = scratch_of(owner);
+    struct scratch *scratch = scratch_for_call(owner);
     struct pt_regs *regs = saved_registers(task);
 
     if (!scratch)
@@ -65,7 +65,6 @@ static __always_inline void raw_discard_exit(struct bpf_raw_tracepoint_args *ctx
 
 int raw_denied(struct bpf_raw_tracepoint_args *ctx)
 {
-    raw_tails.call(ctx, TAIL_NONE);
     begin_alone();
     run_raw_denied(ctx);
     end_alone();

@@ -21,8 +21,8 @@ enum tail { TAIL_DENIED, TAIL_CHANGED, TAIL_NONE, TAILS };
  * A program that several others tail-call runs alone on its CPU between these two. Kernels that let
  * the programs of system calls be preempted keep the same program from running twice on a CPU, but
  * not the target that two programs share: neither its scratch, nor its stack where the kernel gives
- * it one per CPU instead of the task's. A program with a tail call in it gets none: hence the calls
- * of TAIL_NONE.
+ * it one per CPU instead of the task's. A program with a tail call in it gets none: hence the call
+ * of TAIL_NONE in programs that have no other.
  */
 static __always_inline void begin_alone(void)
 {

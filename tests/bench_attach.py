@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import tempfile
 from pathlib import Path
 
-from monitor.kernel import abi, compiler, loader, object
+from monitor.kernel import abi, bpf, compiler, loader, object
 from monitor.kernel.abi import Cause, Verdict
+from monitor.kernel.btf import KIND_FUNC, Btf
+from monitor.kernel.slots import Slot
 
 __all__ = ["CALLS", "CannotAttach", "attach_empty", "limit", "require_mode"]
 
@@ -54,10 +57,30 @@ def attach_empty(mode: str) -> loader.Loaded:
         loaded = loader.load(loader.LoadRequest(attach=mode, path=Path(file.name)))
     try:
         require_mode(loaded, mode)
+        loaded.slots[:] = list(map(_directly, loaded.slots))
     except CannotAttach:
         loaded.close()
         raise
     return loaded
+
+
+def _directly(slot: Slot) -> Slot:
+    """The same hook with nothing between it and a program: what any program costs."""
+    mode, target, name = slot.key.split()
+    os.close(slot.link)
+    if mode == "fexit":
+        with Btf() as btf:
+            function = btf.find(target, KIND_FUNC) or 0
+        program = bpf.load_program(bpf.TRACING, name, _RETURN_ZERO, function)
+        link = bpf.attach_fexit(program)
+    elif mode == "tracepoint":
+        program = bpf.load_program(bpf.TRACEPOINT, name, _RETURN_ZERO)
+        link = bpf.attach_tracepoint(target, program)
+    else:
+        program = bpf.load_program(bpf.RAW_TRACEPOINT, name, _RETURN_ZERO)
+        link = bpf.attach_raw_tracepoint(target, program)
+    os.close(program)
+    return slot._replace(link=link)
 
 
 def limit(kernel: abi.Config, name: str) -> None:

@@ -8,7 +8,14 @@ from collections.abc import Collection
 
 from monitor.kernel.bpf import libbpf
 
-__all__ = ["IdentityError", "describe_link", "describe_map", "describe_program", "program_id"]
+__all__ = [
+    "IdentityError",
+    "describe_link",
+    "describe_map",
+    "describe_program",
+    "program_id",
+    "program_in",
+]
 
 _IDS_MAX = 64
 _NAME_SIZE = 64
@@ -132,6 +139,14 @@ def describe_program(descriptor: int) -> str:
 
 def program_id(descriptor: int) -> int:
     return int(_program(descriptor)[0].id)
+
+
+def program_in(array: int) -> int:
+    """Id of the first program of a program array; 0 when there is none."""
+    key, value = ctypes.c_uint32(0), ctypes.c_uint32(0)
+    if libbpf().bpf_map_lookup_elem(array, ctypes.byref(key), ctypes.byref(value)) < 0:
+        return 0
+    return value.value
 
 
 def describe_link(descriptor: int, programs: Collection[int]) -> str:

@@ -21,12 +21,14 @@ from monitor.keep.identify import (
     describe_map,
     describe_program,
     program_id,
+    program_in,
 )
 from monitor.keep.ledger import Ledger, LedgerError
 from monitor.kernel import privileges
 from monitor.kernel.abi import Bank, Bucket, Config, Counters, SharedBucket
 from monitor.kernel.loaded import AttachedProbe, Loaded, LoadRequest, Made, possible_cpus
 from monitor.kernel.ring import is_at
+from monitor.kernel.slots import Slot
 from monitor.version import revision, version
 
 __all__ = [
@@ -99,8 +101,12 @@ def _maker(request: LoadRequest, made: str, ledger: Ledger) -> dict[str, Any]:
 
 
 def _groups(loaded: Loaded) -> dict[str, list[int]]:
-    programs = dict.fromkeys(each for probe in loaded.probes for each in probe.programs)
-    return {"map": list(loaded.maps.values()), "program": list(programs), "link": loaded.links}
+    arrays = [slot.array for slot in loaded.slots]
+    return {
+        "map": [*loaded.maps.values(), *arrays],
+        "program": [slot.stub for slot in loaded.slots],
+        "link": loaded.links,
+    }
 
 
 def _described(groups: Mapping[str, Sequence[int]]) -> dict[str, list[str]]:
@@ -132,6 +138,7 @@ def write(
         "maker": _maker(request, loaded.made.digest, ledger),
         "descriptors": _described(groups),
         "maps": list(loaded.maps),
+        "slots": [[slot.key, program_in(slot.array)] for slot in loaded.slots],
         "probes": [
             [*row[:4], place[row.program], row.fallback, [place[each] for each in row.also]]
             for row in loaded.probes
@@ -222,8 +229,16 @@ def _taken_over(
         raise SetError(f"it is of another {differ[0].replace('_', ' ')}")
     ledger.check()
     descriptors = _matched(handed, document["descriptors"])
+    names, rows = document["maps"], document["slots"]
+    arrays = descriptors["map"][len(names) :]
     loaded = Loaded(
-        maps=dict(zip(document["maps"], descriptors["map"], strict=True)),
+        maps=dict(zip(names, descriptors["map"][: len(names)], strict=True)),
+        slots=[
+            Slot(key, *rest)
+            for (key, _), *rest in zip(
+                rows, arrays, descriptors["program"], descriptors["link"], strict=True
+            )
+        ],
         probes=[
             AttachedProbe(
                 *(probe, mode, target, error),
@@ -233,12 +248,14 @@ def _taken_over(
             )
             for probe, mode, target, error, index, fallback, also in document["probes"]
         ],
-        links=descriptors["link"],
         made=_made(document["made"]),
     )
     lost = [probe.probe for probe in loaded.probes if probe.lost]
     if lost:  # what kept it from being attached may be mended
         raise SetError(f"probe {lost[0]} is not attached")
+    for slot, (_, program) in zip(loaded.slots, rows, strict=True):
+        if program_in(slot.array) != program:
+            raise SetError(f"at {slot.key} runs another program")
     _check_shapes(loaded.maps, request)
     if not is_at(loaded.maps["ring"], ledger.words("taken")):
         raise SetError("its ring was read by somebody else")

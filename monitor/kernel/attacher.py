@@ -15,7 +15,8 @@ from monitor.kernel.loaded import AttachedProbe, LoadError, LoadRequest, Made
 from monitor.kernel.operations import OPERATIONS
 from monitor.kernel.privileges import with_remedy
 from monitor.kernel.probes import PROBES, Hook, Probe, candidates
-from monitor.kernel.programs import Kernel, Programs, missing, parts
+from monitor.kernel.programs import Kernel, Programs, function_of, missing, parts
+from monitor.kernel.slots import Slot, attach
 
 __all__ = ["load_and_attach", "look_at_kernel", "why_fexit_refused"]
 
@@ -59,7 +60,7 @@ def _load_and_attach(request: LoadRequest, diagnostics: int) -> tuple[dict[str, 
         raise LoadError(mounted.problem)
     programs = Programs(request, compiled, kernel)
     programs.load_all(first)
-    attacher = _Attacher(request, programs, mounted, impossible)
+    attacher = _Attacher(request, programs, kernel, mounted, impossible)
     attacher.attach_all(wanted)
     notes = []
     if not found:
@@ -163,15 +164,16 @@ class _Attacher:
         self,
         request: LoadRequest,
         programs: Programs,
+        kernel: Kernel,
         mounted: tracefs.Tracefs,
         impossible: Mapping[Hook, str],
     ) -> None:
         self._request = request
         self._source = programs
+        self._kernel = kernel
         self._tracefs = mounted
         self._impossible = impossible
-        self._links: list[int] = []
-        self._programs: dict[Hook, int] = {}
+        self._slots: dict[Hook, Slot] = {}
         self._hooks: dict[str, Hook] = {}  # of the attached probes
         self._rows: list[AttachedProbe] = []
 
@@ -189,7 +191,7 @@ class _Attacher:
 
     def _carrier(self, probe: Probe) -> Hook | None:
         """An attached hook that does the probe's work already."""
-        attached = [self._hooks.get(probe.carrier)] if probe.carrier else self._programs
+        attached = [self._hooks.get(probe.carrier)] if probe.carrier else self._slots
         for hook in probe.comes_with:
             if hook in attached:
                 return hook
@@ -223,30 +225,30 @@ class _Attacher:
 
     def _add(self, probe: Probe, hook: Hook, fallback: str = "") -> None:
         self._hooks[probe.name] = hook
-        program, *also = (self._programs[part] for part in (hook, *hook.also))
+        program, *also = (self._slots[part].stub for part in (hook, *hook.also))
         row = AttachedProbe(probe.name, hook.mode, hook.target, "", program, fallback, tuple(also))
         self._rows.append(row)
 
     def _attach(self, hook: Hook) -> None:
         for part in parts(hook):
-            if part not in self._programs:
+            if part not in self._slots:
                 program = self._source.load(part)
-                self._links.append(_attach(part, program))
-                self._programs[part] = program
+                self._slots[part] = attach(part, program, function_of(part, self._kernel))
 
     def answer(self, made: Made, notes: list[str]) -> tuple[dict[str, Any], list[int]]:
         attached = [row for row in self._rows if row.attached]
         if not attached:
             raise LoadError(with_remedy("; ".join(dict.fromkeys(row.error for row in self._rows))))
         maps = {name: self._source.maps[name] for name in _MAPS} | self._source.arrays()
-        descriptors = list(dict.fromkeys([*maps.values(), *self._links, *self._programs.values()]))
+        slots = self._slots.values()
+        descriptors = [*maps.values(), *(each for slot in slots for each in slot[1:])]
         index = {descriptor: position for position, descriptor in enumerate(descriptors)}
         index[-1] = -1
-        if self._tracefs.note and any(hook.mode == "tracepoint" for hook in self._programs):
+        if self._tracefs.note and any(hook.mode == "tracepoint" for hook in self._slots):
             notes.append(self._tracefs.note)
         answer = {
             "maps": {name: index[descriptor] for name, descriptor in maps.items()},
-            "links": [index[descriptor] for descriptor in self._links],
+            "slots": [[slot.key, *(index[each] for each in slot[1:])] for slot in slots],
             "probes": [
                 [*row[:4], index[row.program], row.fallback, [index[each] for each in row.also]]
                 for row in self._rows
@@ -255,12 +257,3 @@ class _Attacher:
             "notes": notes,
         }
         return answer, descriptors
-
-
-def _attach(hook: Hook, program: int) -> int:
-    """Descriptor that keeps the program attached."""
-    if hook.mode == "fexit":
-        return bpf.attach_fexit(program)
-    if hook.mode == "tracepoint":
-        return bpf.attach_tracepoint(hook.target, program)
-    return bpf.attach_raw_tracepoint(hook.target, program)

@@ -14,6 +14,7 @@ from pathlib import Path
 from monitor.kernel.arch import NUMBERS
 
 __all__ = [
+    "PROG_ARRAY",
     "RAW_TRACEPOINT",
     "TRACEPOINT",
     "TRACING",
@@ -31,6 +32,7 @@ __all__ = [
 # include/uapi/linux/bpf.h: enum bpf_prog_type, bpf_attach_type.
 TRACEPOINT, RAW_TRACEPOINT, TRACING = 5, 17, 26
 _TRACE_FEXIT, _PERF_EVENT = 25, 41
+PROG_ARRAY = 3  # enum bpf_map_type
 _EVENTS = Path("/sys/kernel/tracing/events")
 _PERF_TYPE_TRACEPOINT, _PERF_FLAG_FD_CLOEXEC = 2, 8
 _PERF_EVENT_IOC_ENABLE = 0x2400

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from monitor.kernel.probes import OPTIONAL
+from monitor.kernel.slots import Slot
 
 __all__ = [
     "AttachedProbe",
@@ -50,7 +51,7 @@ class AttachedProbe(NamedTuple):
     mode: str
     target: str
     error: str
-    program: int  # descriptor, -1 when it is not attached
+    program: int  # descriptor of its stub, -1 when it is not attached
     fallback: str = ""
     also: tuple[int, ...] = ()  # descriptors of what is attached with it
 
@@ -92,15 +93,20 @@ class Loaded:
 
     maps: dict[str, int]
     probes: list[AttachedProbe]
-    links: list[int]
+    slots: list[Slot]
     notes: list[str] = field(default_factory=list)
     made: Made = _NOTHING
 
+    @property
+    def links(self) -> list[int]:
+        return [slot.link for slot in self.slots]
+
     def detach(self) -> None:
         """Detach the programs. Once this returns, none runs; the maps can still be read."""
-        for descriptor in self.links:
-            os.close(descriptor)
-        self.links.clear()
+        for slot in self.slots:
+            os.close(slot.link)
+            os.close(slot.array)
+        self.slots.clear()
 
     def close(self) -> None:
         self.detach()

@@ -16,6 +16,7 @@ import traceback
 from typing import Any
 
 from monitor.kernel.loaded import AttachedProbe, Loaded, LoaderDied, LoadError, LoadRequest, Made
+from monitor.kernel.slots import Slot
 from monitor.kernel.syscalls import end_with
 
 __all__ = [
@@ -116,7 +117,7 @@ def _loaded(answer: dict[str, Any], descriptors: list[int]) -> Loaded:
             )
             for probe, mode, target, error, index, fallback, also in answer["probes"]
         ],
-        links=[descriptors[index] for index in answer["links"]],
+        slots=[Slot(key, *(descriptors[each] for each in rest)) for key, *rest in answer["slots"]],
         made=_made_of(answer["made"]),
         notes=answer["notes"],
     )

@@ -36,7 +36,7 @@ class Hook(NamedTuple):
     configuration key that allows it; empty: always. `also`: what must be attached with it.
     `at_seal`: it is a function in which a seal refuses, and reports the refusals of all that call
     it. `sees_compat`: it sees 32-bit callers. `only`: nothing else does its work, so every attach
-    mode uses it.
+    mode uses it. `arguments`: of a raw tracepoint, how many the program reads.
     """
 
     mode: str
@@ -49,6 +49,7 @@ class Hook(NamedTuple):
     at_seal: bool = False
     sees_compat: bool = False
     only: bool = False
+    arguments: int = 0
 
 
 class Probe(NamedTuple):
@@ -68,7 +69,7 @@ class Probe(NamedTuple):
 
 _INDEX = {operation.name: index for index, operation in enumerate(OPERATIONS)}
 # One hook for every call: it is attached once, however many probes share it.
-_RAW_EXIT = Hook("raw_tracepoint", "sys_exit", "raw_exit", sees_compat=True)
+_RAW_EXIT = Hook("raw_tracepoint", "sys_exit", "raw_exit", sees_compat=True, arguments=2)
 
 
 def _at_seal(function: str, *also: Hook) -> Hook:
@@ -135,7 +136,7 @@ _FILLING = _around("mfill_atomic_copy", _around("mfill_atomic_zeropage"))
 # move_pages() in mm/userfaultfd.c; where the compiler put it into its caller in fs/userfaultfd.c,
 # that one.
 _MOVING = (_around("move_pages"), _around("userfaultfd_ioctl"))
-_FAULTS = Hook("raw_tracepoint", "signal_generate", "signal_generate", only=True)
+_FAULTS = Hook(*("raw_tracepoint", "signal_generate", "signal_generate"), only=True, arguments=5)
 # Processes that end in a handler of a fault.
 _ENDINGS = Hook("raw_tracepoint", "sched_process_exit", "sched_process_exit", only=True)
 # The arguments in include/trace/events/io_uring.h are (ctx, req, cqe) since "io_uring: clean up cqe
@@ -162,8 +163,8 @@ PROBES: tuple[Probe, ...] = (
         (
             Hook("fexit", "io_madvise", "fexit_io_madvise"),
             *(
-                Hook(*_IO_URING, program, switch="watch.io_uring", only=True)
-                for program in ("io_uring_complete", "io_uring_complete_cqe")
+                Hook(*_IO_URING, program, switch="watch.io_uring", only=True, arguments=count)
+                for program, count in (("io_uring_complete", 4), ("io_uring_complete_cqe", 3))
             ),
         ),
     ),
@@ -174,6 +175,7 @@ PROBES: tuple[Probe, ...] = (
                 *("raw_tracepoint", "sys_exit", "raw_exit_compat"),
                 switch="watch.compat",
                 only=True,
+                arguments=2,
             ),
         ),
         (_RAW_EXIT,),

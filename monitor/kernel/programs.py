@@ -12,19 +12,15 @@ from monitor.kernel.abi import Bank
 from monitor.kernel.loaded import LoadError, LoadRequest, possible_cpus
 from monitor.kernel.privileges import with_remedy
 from monitor.kernel.probes import Hook
+from monitor.kernel.slots import TYPES
 
-__all__ = ["Kernel", "Programs", "missing", "parts"]
+__all__ = ["Kernel", "Programs", "function_of", "missing", "parts"]
 
 # For each program array its type and programs, in the order of enum tail. The kernel empties an
 # array when its last descriptor is closed.
 _TAILS = {
     "tracepoint_tails": (bpf.TRACEPOINT, ("denied", "changed")),
     "raw_tails": (bpf.RAW_TRACEPOINT, ("raw_denied", "raw_changed")),
-}
-_TYPES = {
-    "fexit": bpf.TRACING,
-    "tracepoint": bpf.TRACEPOINT,
-    "raw_tracepoint": bpf.RAW_TRACEPOINT,
 }
 
 
@@ -39,6 +35,11 @@ class Kernel(NamedTuple):
 def parts(hook: Hook) -> tuple[Hook, ...]:
     """All that must be attached for a hook, in this order."""
     return (*hook.also, hook)
+
+
+def function_of(hook: Hook, kernel: Kernel) -> int:
+    """BTF id of the function that an fexit hook is at; 0 for the others."""
+    return kernel.functions[hook.target] if hook.mode == "fexit" else 0
 
 
 def missing(hook: Hook, compiled: object.Object, kernel: Kernel) -> set[int]:
@@ -146,8 +147,8 @@ class Programs:
             kind, tails = _TAILS.get(self._compiled.maps[number].name, (0, ()))
             for tail in tails:
                 yield kind, tail, self._compiled.programs[tail], 0, -1
-        function = self._kernel.functions[hook.target] if hook.mode == "fexit" else 0
-        yield _TYPES[hook.mode], hook.program, program, function, hook.operation
+        function = function_of(hook, self._kernel)
+        yield TYPES[hook.mode], hook.program, program, function, hook.operation
 
     def _load(
         self, kind: int, name: str, program: object.Program, function: int, operation: int

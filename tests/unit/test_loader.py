@@ -67,16 +67,16 @@ def test_killed_child(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_descriptors_come_over_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    names = ("counters", "link", "program", "another")
+    names = ("counters", "array", "stub", "link", "another")
     for name in names:
         (tmp_path / name).write_text(name)
 
     def child(*_: object) -> tuple[dict[str, object], list[int]]:
         answer: dict[str, object] = {
             "maps": {"counters": 0},
-            "links": [1],
+            "slots": [["tracepoint t exit_munmap", 1, 2, 3]],
             "probes": [
-                ["munmap", "tracepoint", "t", "", 2, "refused", [3]],
+                ["munmap", "tracepoint", "t", "", 2, "refused", [4]],
                 ["brk", "tracepoint", "u", "no", -1, "", []],
             ],
             "notes": ["noted"],
@@ -90,8 +90,9 @@ def test_descriptors_come_over_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path
     attached, refused = loaded.probes
     assert os.pread(loaded.maps["counters"], 99, 0) == b"counters"
     assert [os.pread(link, 99, 0) for link in loaded.links] == [b"link"]
-    assert os.pread(attached.program, 99, 0) == b"program"
-    assert [os.pread(number, 99, 0) for number in attached.programs] == [b"program", b"another"]
+    assert [slot.key for slot in loaded.slots] == ["tracepoint t exit_munmap"]
+    assert os.pread(loaded.slots[0].array, 99, 0) == b"array"
+    assert [os.pread(number, 99, 0) for number in attached.programs] == [b"stub", b"another"]
     assert refused.programs == ()
     assert attached.fallback == "refused"
     assert (attached.attached, refused.attached, refused.error) == (True, False, "no")

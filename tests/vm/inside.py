@@ -32,6 +32,7 @@ OPTIONS = ("-q", "--color=no", "-p", "no:cacheprovider", "--durations=15")
 PROGRAMS = "harness"  # the fixture: loaded once a mode, which takes 20 s here
 NO_MODE = "-"
 WITHOUT_PROGRAMS = "test_system_calls_kernel.py"
+SLOTS = "test_slots_kernel.py"
 # The same on a larger scale.
 TOO_LONG = (
     "*::test_as_smaps_has_it[[]*-5000-[23]]",
@@ -53,7 +54,7 @@ def _shares_programs(item: Any) -> bool:
 
 def _needs_fexit(item: Any) -> bool:
     """What loads its own is left to machines where that takes one second, if those can load it."""
-    return "require_fexit" in item.fixturenames
+    return "require_fexit" in item.fixturenames or item.path.name == SLOTS
 
 
 def _any(_: Any) -> bool:
@@ -74,7 +75,7 @@ class Selection(NamedTuple):
 
 SELECTIONS = {
     "shared": Selection((HERE / "facts.py", *_sharing_files()), _shares_programs),
-    "own": Selection((KERNEL_TESTS / "test_attach.py",), _needs_fexit),
+    "own": Selection((KERNEL_TESTS / "test_attach.py", KERNEL_TESTS / SLOTS), _needs_fexit),
     "preempt": Selection((HERE / "preempt.py",), _any),
     "storm": Selection((KERNEL_TESTS / "test_turmoil.py",), _any),
 }
