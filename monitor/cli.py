@@ -374,7 +374,19 @@ def _run(arguments: argparse.Namespace) -> int:
     with contextlib.closing(start.begin(settings)) as beginning:
         from monitor import daemon  # noqa: PLC0415 - while the programs are being loaded
 
-        return daemon.run(settings, lambda: _load(arguments), beginning)
+        try:
+            return daemon.run(settings, lambda: _load(arguments), beginning)
+        except Exception as error:
+            if _explained(error)[1] in (WRONG_USAGE, UNFIT_HOST):  # the next start fails as well
+                _try(beginning.let_go)
+            raise
+
+
+def _try(let_go: Callable[[], None]) -> None:
+    try:
+        let_go()
+    except OSError as error:
+        streams.say(f"seal-monitor: what is attached cannot be let go: {_one_line(error)}")
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -496,6 +508,14 @@ def _differences(placed: config.Placed) -> list[str]:
 
 def _report(error: Exception) -> int:
     """Print the error on standard error; returns the exit code."""
+    lines, code = _explained(error)
+    for line in lines:
+        streams.say(f"seal-monitor: {line}")
+    return code
+
+
+def _explained(error: Exception) -> tuple[list[str], int]:
+    """What to print of it, and the exit code."""
     # Imported here, so that help and simple commands load nothing heavy.
     from monitor.attach import calibrate  # noqa: PLC0415
     from monitor.host import facts as host  # noqa: PLC0415
@@ -522,9 +542,7 @@ def _report(error: Exception) -> int:
                 f"{type(error).__name__}: {_one_line(error)} (SEAL_MONITOR_DEBUG=1 shows where)"
             ]
             code = FAILED
-    for line in lines:
-        streams.say(f"seal-monitor: {line}")
-    return code
+    return lines, code
 
 
 def _one_line(error: Exception) -> str:

@@ -538,6 +538,10 @@ class Daemon:
         """Detach, drain, deliver what waits, and report the final counts."""
         self._stopping = True
         self._service.stopping()
+        try:
+            self._keeping.stop()
+        except OSError as error:
+            self._report("state_failed", f"what is attached cannot be let go: {error}")
         self._canary.stop()
         self._posture.stop()
         self.watcher.loaded.detach()  # what systemd keeps goes on until the unit has stopped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from dataclasses import dataclass
 from monitor.attach.attached import Beginning, Resumed, request
 from monitor.configuration.config import Config
 from monitor.keep import handed, record
+from monitor.keep.handed import Handed
+from monitor.keep.keeper import Keeper, choose
 from monitor.keep.ledger import Ledger
-from monitor.keep.store import Store
 from monitor.kernel import privileges
 from monitor.kernel.bpf import LibraryError
 from monitor.kernel.loaded import LoadRequest
@@ -20,15 +22,19 @@ __all__ = ["Start", "begin"]
 
 @dataclass
 class Start:
-    """`programs`: being loaded, or those of an earlier life. `let_go`: why what was kept of that
-    life is not used; empty where nothing was.
+    """`programs`: being loaded, or those of an earlier life. `notes`: why what was kept of that
+    life is not used, and what cannot be kept; for the event `started`.
     """
 
     programs: Beginning | Resumed
     ledger: Ledger
     wanted: LoadRequest
-    store: Store
-    let_go: str = ""
+    keeper: Keeper
+    notes: list[str]
+
+    def let_go(self) -> None:
+        """The monitor ends for good: nothing is to stay attached. Raises OSError."""
+        self.keeper.stop()
 
     def close(self) -> None:
         self.programs.close()
@@ -54,29 +60,60 @@ def begin(config: Config) -> Start:
     # which children would inherit.
     signal.signal(signal.SIGHUP, lambda *_: None)
     privileges.disinherit()
-    wanted, store = request(config), Store()
+    wanted = request(config)
+    keeper, given, notes = choose(config.state.pin, given)
     problem = given.problem
-    if given.descriptors:
-        from monitor.kernel.compiler import OBJECT  # noqa: PLC0415 - seldom needed here
-
+    if not keeper.outlives_stop:
+        _stop_with_signals(keeper)
+    if given.descriptors or problem:
+        found = _checked(given, wanted)
+        if isinstance(found, record.Found):
+            return Start(Resumed(found), found.ledger, wanted, keeper, notes)
+        problem = found + _let_go(keeper, given)
+    if problem:
+        notes.append(f"what {keeper.name} had kept is let go: {problem}")
+    ledger = Ledger()
+    if keeper.is_there:
         try:
-            found = record.check(given.descriptors, wanted, wanted.path or OBJECT)
-            return Start(Resumed(found), found.ledger, wanted, store)
-        except (LibraryError, record.SetError) as error:
-            problem = str(error)
-        names = list(given.descriptors)
-        given.close()
-        problem += _forgotten(store, names)
-    ledger = Ledger.shared() if store.is_there else Ledger()
-    return Start(Beginning(wanted), ledger, wanted, store, problem)
+            ledger = Ledger.shared(keeper.memory)
+        except OSError as error:
+            notes.append(f"{keeper.name} cannot keep counts: {error.strerror or error}")
+    return Start(Beginning(wanted), ledger, wanted, keeper, notes)
 
 
-def _forgotten(store: Store, names: list[str]) -> str:
-    """Have the manager close what it has kept; empty when it does."""
-    if not store.is_there:
+def _stop_with_signals(keeper: Keeper) -> None:
+    """Until the daemon takes over these signals, they end the process and leave nothing."""
+
+    def end(number: int, _: object) -> None:
+        with contextlib.suppress(OSError):  # there is nobody to report to
+            keeper.stop()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+
+
+def _checked(given: Handed, wanted: LoadRequest) -> record.Found | str:
+    """The set, or why it is not used."""
+    if given.problem:
+        return given.problem
+    from monitor.kernel.compiler import OBJECT  # noqa: PLC0415 - seldom needed here
+
+    try:
+        return record.check(given.descriptors, wanted, wanted.path or OBJECT)
+    except (LibraryError, record.SetError) as error:
+        return str(error)
+
+
+def _let_go(keeper: Keeper, given: Handed) -> str:
+    """Close it, and have the keeper do so; empty when that does."""
+    names = {*given.descriptors, *record.NAMES}
+    given.close()
+    if not keeper.is_there:
         return ""
     try:
-        store.forget({*names, *record.NAMES})
+        keeper.forget(names)
     except OSError as error:
-        return f"; systemd was not reached ({error.strerror or error})"
+        return f"; {keeper.name} does not let it go ({error.strerror or error})"
     return ""

@@ -20,6 +20,7 @@ from monitor.configuration.toml_lines import KeyPath, key_lines, line_of
 from monitor.configuration.values import (
     Check,
     Invalid,
+    absolute_path,
     build_id,
     host_id,
     host_names,
@@ -115,6 +116,7 @@ class Host:
 @dataclass(frozen=True)
 class State:
     directory: Path | None
+    pin: Path | None
 
 
 @dataclass(frozen=True)
@@ -359,6 +361,14 @@ KEYS: tuple[Key, ...] = (
         "A directory for incidents, and for what the next run needs to know of this one: when it "
         'was last alive, how it ended; "" for the one that systemd gives, else '
         "/var/lib/seal-monitor if it is there.",
+    ),
+    Key(
+        "state.pin",
+        "",
+        absolute_path,
+        "A directory in a bpffs, such as /sys/fs/bpf/seal-monitor, that keeps what is attached "
+        'while the monitor is started again; it is made where it is missing. "": systemd keeps it, '
+        "where it runs the service.",
     ),
     Key(
         "incidents.enabled",

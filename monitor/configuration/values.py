@@ -12,6 +12,7 @@ from typing import Any
 __all__ = [
     "Check",
     "Invalid",
+    "absolute_path",
     "build_id",
     "host_id",
     "host_names",
@@ -119,6 +120,13 @@ def host_id(value: object) -> str:
             f"{_shown(value)} is no id of a host; write up to 128 letters, digits, and . _ : -"
         )
     return text
+
+
+def absolute_path(value: object) -> Path | None:
+    path = optional_path(value)
+    if path and not path.is_absolute():
+        raise Invalid(f"{_shown(value)} is no absolute path; write it from / on")
+    return path
 
 
 def non_empty(value: object) -> str:

@@ -27,6 +27,7 @@ from monitor.host.blind_spots import (
 )
 from monitor.host.checklist import Row, table, verdict
 from monitor.incidents.store import FILE as INCIDENTS
+from monitor.keep import pins
 from monitor.kernel import abi, arch, loader, privileges
 from monitor.kernel.privileges import Capability
 from monitor.life.last_run import DEFAULT_DIRECTORY, state_directory
@@ -41,6 +42,7 @@ __all__ = [
     "id_row",
     "identity_rows",
     "kept_rows",
+    "pin_row",
     "preemption_row",
     "privilege_rows",
     "probe_rows",
@@ -367,18 +369,40 @@ def _unit_properties() -> dict[str, str]:
     return {name: value for name, _, value in pairs if name in names}
 
 
+_BLIND = "a monitor that is started again makes a fresh start, and is blind until then"
+
+
+def pin_row(directory: Path) -> Row:
+    """Whether a directory in bpffs keeps what is attached while the monitor is started again."""
+    try:
+        count = pins.look(directory)
+    except pins.PinError as error:
+        problem, _, remedy = str(error).partition("; ")
+        remedy = remedy or f"remove {directory}, or name another as state.pin"
+        return Row("Kept", "restarts", "degraded", f"{problem}: {_BLIND}", remedy)
+    finding = f"{directory} keeps what is attached: {count} maps, programs and links now"
+    return Row("Kept", "restarts", "ok", finding)
+
+
 def restart_row(properties: Mapping[str, str]) -> Row:
     """Whether what is attached goes on while the service is started again. `properties`: of its
     unit.
     """
-    blind = "a monitor that is started again makes a fresh start, and is blind until then"
     if properties.get("LoadState") != "loaded":
-        finding = f"there is no {UNIT} that systemd knows: {blind}"
-        return Row("Kept", "restarts", "degraded", finding, "run it as this unit of systemd's")
+        finding = f"there is no {UNIT} that systemd knows: {_BLIND}"
+        return Row(
+            "Kept",
+            "restarts",
+            "degraded",
+            finding,
+            "run it as this unit of systemd's, or set state.pin",
+        )
     maximum = properties.get("FileDescriptorStoreMax", "0")
     if maximum == "0":
         remedy = "set FileDescriptorStoreMax=512 in the unit; systemd 246 or later keeps maps"
-        return Row("Kept", "restarts", "degraded", f"systemd keeps no descriptors: {blind}", remedy)
+        return Row(
+            "Kept", "restarts", "degraded", f"systemd keeps no descriptors: {_BLIND}", remedy
+        )
     count = properties.get("NFileDescriptorStore", "0")
     finding = f"systemd keeps what is attached: {count} of at most {maximum} descriptors now"
     return Row("Kept", "restarts", "ok", finding)
@@ -404,7 +428,10 @@ def rows(config: Config, announce: Callable[[int], None] = nobody) -> list[Row]:
     found += rights
     found += identity_rows()
     found += kept_rows(config, state_directory(config.state.directory))
-    found.append(restart_row(_unit_properties()))
+    if config.state.pin:
+        found.append(pin_row(config.state.pin))
+    else:
+        found.append(restart_row(_unit_properties()))
     options, _ = host.kernel_configuration()
     found.append(review_row(host.system_calls()))
     found += blind_rows(probes, options, host.takes_x32_calls(options))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Collection
+from pathlib import Path
 
 from monitor.kernel.bpf import libbpf
 
@@ -13,12 +14,14 @@ __all__ = [
     "describe_link",
     "describe_map",
     "describe_program",
+    "map_fields",
     "program_id",
     "program_in",
 ]
 
 _IDS_MAX = 64
 _NAME_SIZE = 64
+_MAP_FIELDS = {"map_type", "value_size", "max_entries", "map_flags", "frozen"}
 _RAW_TRACEPOINT, _TRACING, _PERF_EVENT = 1, 2, 7  # enum bpf_link_type
 
 
@@ -106,6 +109,17 @@ def _fill(descriptor: int, info: ctypes.Structure) -> None:
     if libbpf().bpf_obj_get_info_by_fd(descriptor, ctypes.byref(info), ctypes.byref(length)) < 0:
         number = ctypes.get_errno()
         raise IdentityError(f"the kernel does not say what it is ({os.strerror(number)})")
+
+
+def map_fields(descriptor: int) -> dict[str, int]:
+    """What /proc has of a map: its type, sizes, flags, and whether it is frozen.
+
+    Raises OSError, and IdentityError when it is no map.
+    """
+    _require(descriptor, "bpf-map")
+    lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text("ascii").splitlines()
+    pairs = (line.partition(":\t") for line in lines)
+    return {name: int(value, 0) for name, _, value in pairs if name in _MAP_FIELDS}
 
 
 def describe_map(descriptor: int) -> str:

@@ -7,23 +7,19 @@ of a table become valid by the last word that is written of them.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import mmap
 import os
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import NamedTuple, TypeVar
 from zlib import crc32
+
+from monitor.keep import memory
 
 __all__ = ["Counts", "Joined", "Ledger", "LedgerError", "Numbers", "Table", "restored"]
 
 _Key = TypeVar("_Key")
 _WORD = 8
 _ODD = "surrogateescape"  # for names of cgroups that are no UTF-8
-
-# include/uapi/linux/fcntl.h. Nobody can cut it off while it is mapped, which would end the reader.
-_F_ADD_SEALS, _F_GET_SEALS = 1033, 1034
-_SEAL_SEAL, _SEAL_SHRINK, _SEAL_GROW = 1, 2, 4
-_SEALS = _SEAL_SEAL | _SEAL_SHRINK | _SEAL_GROW
 
 # Words by what they count; whoever uses an area says which word is what.
 _AREAS = {
@@ -93,7 +89,8 @@ def _places() -> Iterator[tuple[str, int, int]]:
 
 
 _PLACES = {name: (start, words) for name, start, words in _places()}
-_SIZE = max(start + words for start, words in _PLACES.values()) * _WORD
+_USED = max(start + words for start, words in _PLACES.values()) * _WORD
+_SIZE = -(-_USED // mmap.PAGESIZE) * mmap.PAGESIZE
 _FORMAT = crc32(repr((1, _AREAS, _TABLES, _PLACES)).encode())
 
 
@@ -283,17 +280,15 @@ class Ledger:
         self._map(mmap.mmap(-1, _SIZE))
         self.words("format")[0] = _FORMAT
 
-    def _map(self, memory: mmap.mmap) -> None:
-        self._words = memoryview(memory).cast("Q")
+    def _map(self, mapped: mmap.mmap) -> None:
+        self._words = memoryview(mapped).cast("Q")
         self._tables: dict[str, Table] = {}
 
     @classmethod
-    def shared(cls) -> Ledger:
-        """A new one, behind a descriptor. Raises OSError."""
-        descriptor = os.memfd_create("seal-monitor-ledger", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    def shared(cls, allocate: Callable[[int], int] = memory.anonymous) -> Ledger:
+        """A new one, behind a descriptor of so many bytes that `allocate` makes. Raises OSError."""
+        descriptor = allocate(_SIZE)
         try:
-            os.ftruncate(descriptor, _SIZE)
-            fcntl.fcntl(descriptor, _F_ADD_SEALS, _SEALS)
             made = cls._of(descriptor)
         except OSError:
             os.close(descriptor)
@@ -306,11 +301,10 @@ class Ledger:
     def found(cls, descriptor: int) -> Ledger:
         """The one behind a descriptor, which belongs to it from now on. Raises LedgerError."""
         try:
-            seals = fcntl.fcntl(descriptor, _F_GET_SEALS)
-            size = os.fstat(descriptor).st_size
+            is_fixed = memory.has_fixed_size(descriptor, _SIZE)
         except OSError as error:
             raise LedgerError(f"it is no memory ({error.strerror})") from error
-        if seals != _SEALS or size != _SIZE:
+        if not is_fixed:
             raise LedgerError("its size is another or not fixed")
         found = cls._of(descriptor)
         if found.words("format")[0] != _FORMAT:

@@ -1,13 +1,12 @@
 """The record of a set of descriptors: what they are, of which version, and for what they were made.
 
-It goes to the service manager as the last one, in memory that nobody can change any more: a set
-without it was not given over whole.
+It is kept as the last one, in memory that nobody can change any more: a set without it was not
+given over whole.
 """
 
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from monitor.keep import memory
 from monitor.keep.identify import (
     IdentityError,
     describe_link,
@@ -51,8 +51,6 @@ _DOUBTS = {
 }
 _FORMAT = 1
 _SIZE_LIMIT = 1 << 20
-_F_ADD_SEALS, _F_GET_SEALS = 1033, 1034
-_SEALS = 1 | 2 | 4 | 8  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE
 _PID_NAMESPACE = Path("/proc/self/ns/pid")
 _OBJECT_HEAD = 256
 
@@ -148,19 +146,8 @@ def write(
         "partial_updates": dict(partial_updates),
         "since": since,
     }
-    record = _sealed(json.dumps(document).encode())
+    record = memory.frozen(json.dumps(document).encode())
     return [*groups.items(), ("ledger", [ledger.descriptor]), ("record", [record])]
-
-
-def _sealed(data: bytes) -> int:
-    descriptor = os.memfd_create("seal-monitor-record", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.pwrite(descriptor, data, 0)
-        fcntl.fcntl(descriptor, _F_ADD_SEALS, _SEALS)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
 
 
 # ---- Checked -------------------------------------------------------------------------------------
@@ -197,9 +184,9 @@ def check(handed: dict[str, list[int]], request: LoadRequest, path: Path) -> Fou
 
 
 def _read(descriptor: int) -> dict[str, Any]:
-    if fcntl.fcntl(descriptor, _F_GET_SEALS) != _SEALS:
+    data = memory.read_frozen(descriptor, _SIZE_LIMIT)
+    if data is None:
         raise SetError("its record could have been changed")
-    data = os.pread(descriptor, _SIZE_LIMIT, 0)
     document = json.loads(data)
     if not isinstance(document, dict):
         raise SetError("its record is no object")

@@ -7,6 +7,8 @@ import socket
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 
+from monitor.keep import memory
+
 __all__ = ["Store"]
 
 SECONDS = 2.0  # for the manager to take a message
@@ -20,6 +22,9 @@ class Store:
     Whoever gets these descriptors could stop the monitor: they go to PID 1 alone, which must have
     started this process, through a socket of root's.
     """
+
+    name = "systemd"
+    outlives_stop = True
 
     def __init__(
         self,
@@ -43,6 +48,10 @@ class Store:
             return False
         return found.st_uid == self._owner and stat.S_ISSOCK(found.st_mode)
 
+    def memory(self, size: int) -> int:
+        """A descriptor of memory that it can keep. Raises OSError."""
+        return memory.anonymous(size)
+
     def keep(self, groups: Iterable[tuple[str, Sequence[int]]]) -> None:
         """Have it keep descriptors, by name, in this order. Raises OSError.
 
@@ -57,6 +66,9 @@ class Store:
         """Have it close all descriptors with these names. Raises OSError."""
         for name in names:
             self._send(f"FDSTOREREMOVE=1\nFDNAME={name}")
+
+    def stop(self) -> None:
+        """It lets go by itself when the unit stops, and hands all over when that is restarted."""
 
     def _send(self, message: str, descriptors: Sequence[int] = ()) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:

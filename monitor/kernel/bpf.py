@@ -1,6 +1,6 @@
 """Maps and programs of the kernel: bpf(2) and perf_event_open(2), through libbpf.
 
-Every function returns a descriptor or raises OSError.
+Every function raises OSError when the kernel refuses; most return a descriptor.
 """
 
 from __future__ import annotations
@@ -23,8 +23,13 @@ __all__ = [
     "attach_raw_tracepoint",
     "attach_tracepoint",
     "create_map",
+    "freeze_map",
+    "get_bytes",
     "libbpf",
     "load_program",
+    "pin",
+    "pinned",
+    "set_bytes",
     "set_element",
     "verifier_log",
 ]
@@ -137,6 +142,39 @@ def set_element(descriptor: int, key: int, value: int) -> None:
             descriptor, ctypes.byref(key_), ctypes.byref(value_), ctypes.c_uint64(0)
         )
     )
+
+
+_FIRST = ctypes.c_uint32(0)  # the key of the only element
+
+
+def set_bytes(descriptor: int, data: bytes) -> None:
+    """Set the only element of an array, whose size is that of the data."""
+    value = ctypes.create_string_buffer(data, len(data))
+    _checked(
+        libbpf().bpf_map_update_elem(descriptor, ctypes.byref(_FIRST), value, ctypes.c_uint64(0))
+    )
+
+
+def get_bytes(descriptor: int, size: int) -> bytes:
+    """The only element of an array, whose size this is."""
+    value = ctypes.create_string_buffer(size)
+    _checked(libbpf().bpf_map_lookup_elem(descriptor, ctypes.byref(_FIRST), value))
+    return value.raw
+
+
+def freeze_map(descriptor: int) -> None:
+    """From now on nobody can change it by bpf(2)."""
+    _checked(libbpf().bpf_map_freeze(descriptor))
+
+
+def pin(descriptor: int, path: str) -> None:
+    """Have bpffs keep a map, program or link under this name, which nothing has yet."""
+    _checked(libbpf().bpf_obj_pin(descriptor, path.encode()))
+
+
+def pinned(path: str) -> int:
+    """What bpffs keeps under this name; it follows symbolic links and never waits."""
+    return _checked(libbpf().bpf_obj_get(path.encode()))
 
 
 def _load(

@@ -11,7 +11,6 @@ import ctypes
 import errno
 import mmap
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
@@ -30,7 +29,7 @@ from monitor.kernel.abi import (
     WorkloadQuota,
 )
 from monitor.kernel.loaded import Loaded, possible_cpus
-from monitor.kernel.syscalls import call
+from monitor.kernel.syscalls import grace_period
 from monitor.untrusted.process_stat import parse_stat
 
 __all__ = ["HashMap", "KernelState", "mark_canary", "missed_runs"]
@@ -38,8 +37,6 @@ __all__ = ["HashMap", "KernelState", "mark_canary", "missed_runs"]
 _Key = TypeVar("_Key", bound="ctypes._CDataType")
 _Value = TypeVar("_Value", bound="ctypes._CDataType")
 _BATCH = 256
-_MEMBARRIER_CMD_GLOBAL = 1  # returns after synchronize_rcu()
-_RUN_SECONDS = 0.1  # much longer than any run of a program
 
 
 def _element(array: ctypes.Array[Any], of: type[_Value], index: int) -> _Value:
@@ -158,8 +155,7 @@ class KernelState:
             raise OSError(-result, os.strerror(-result))
         self.config.one_cgroup = 1
         # A run that began before may still count: programs run in RCU read sections.
-        if call("membarrier", _MEMBARRIER_CMD_GLOBAL) < 0:  # a kernel with nohz_full CPUs
-            time.sleep(_RUN_SECONDS)
+        grace_period()
         self._counters[:] = bytes(len(self._counters))
         self.reset_limits()
 

@@ -9,15 +9,18 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import time
 
 from monitor.kernel.arch import NUMBERS
 from monitor.kernel.arch import PAGE_SIZE as PAGE
 
-__all__ = ["LIBC", "PAGE", "call", "end_with"]
+__all__ = ["LIBC", "PAGE", "call", "end_with", "grace_period"]
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
+_MEMBARRIER_CMD_GLOBAL = 1  # returns after synchronize_rcu()
+_GRACE_SECONDS = 0.1  # much longer than any run of a BPF program
 
 _syscall = LIBC.syscall
 _syscall.argtypes = [ctypes.c_long] + [ctypes.c_ulong] * 6
@@ -44,3 +47,9 @@ def end_with(parent: int) -> None:
     call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def grace_period() -> None:
+    """Wait until all that ran in a section of RCU has left it, as runs of BPF programs do."""
+    if call("membarrier", _MEMBARRIER_CMD_GLOBAL) < 0:  # a kernel with nohz_full CPUs
+        time.sleep(_GRACE_SECONDS)

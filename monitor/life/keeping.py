@@ -22,7 +22,7 @@ __all__ = ["Keeping"]
 
 
 class Keeping:
-    """Gives the attached programs to the service manager, and reports what became of the last ones.
+    """Has the attached programs kept, and reports what became of the last ones.
 
     `is_resumed`: whether the programs are those of an earlier life. `is_kept`: whether they go on
     when the daemon ends. `notes` are for the event `started`.
@@ -38,9 +38,7 @@ class Keeping:
         self.unread_seconds = 0.0
         self._dropped_before = ledger.number("dropped")
         self._found: dict[str, object] = {}
-        self.notes: list[str] = []
-        if start and start.let_go:
-            self.notes.append(f"what systemd had kept is let go: {start.let_go}")
+        self.notes: list[str] = [*start.notes] if start else []
 
     def begin(self, loaded: Loaded, ring: Ring, findings: Findings, severities: Severities) -> None:
         """The programs are attached and calibrated. Needs CAP_PERFMON."""
@@ -49,7 +47,7 @@ class Keeping:
         else:
             since = time.time()
             self._tally.started("fresh", since)
-            if self._start and self._start.store.is_there:
+            if self._start and self._ledger.descriptor >= 0:
                 self._keep(self._start, loaded, findings, since)
         self.turned()
 
@@ -81,13 +79,21 @@ class Keeping:
                 since=since,
             )
             try:
-                start.store.keep(groups)
+                start.keeper.keep(groups)
             finally:
                 os.close(groups[-1][1][0])
         except (OSError, IdentityError) as error:
-            self.notes.append(f"systemd cannot keep the programs: {error}; a restart is blind")
+            why = error.strerror if isinstance(error, OSError) else error
+            name = start.keeper.name
+            self.notes.append(f"{name} cannot keep the programs: {why}; a restart is blind")
             return
         self.is_kept = True
+
+    def stop(self) -> None:
+        """The daemon is about to end, and nobody asks for another. Raises OSError."""
+        if self._start:
+            self._start.let_go()
+            self.is_kept = self.is_kept and self._start.keeper.outlives_stop
 
     def turned(self) -> None:
         """The ring was read just now."""

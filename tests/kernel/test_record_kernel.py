@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from monitor.attach.attached import Attached, Resumed
-from monitor.keep import record
+from monitor.keep import memory, record
 from monitor.keep.ledger import Ledger
 from monitor.kernel import bpf
 from monitor.kernel.compiler import OBJECT
@@ -128,15 +127,23 @@ def _ledger_of_another(handed: Handed, name: str) -> None:
     handed[name] = [Ledger.shared().descriptor]
 
 
-def _forged(data: bytes, seals: int = 15) -> Callable[[Handed, str], None]:
+def _forged(data: bytes) -> Callable[[Handed, str], None]:
     def forge(handed: Handed, name: str) -> None:
         _without(handed, name)
-        made = os.memfd_create("record", os.MFD_ALLOW_SEALING)
-        os.write(made, data)
-        fcntl.fcntl(made, 1033, seals)
-        handed[name] = [made]
+        handed[name] = [memory.frozen(data)]
 
     return forge
+
+
+def _not_frozen(handed: Handed, name: str) -> None:
+    _without(handed, name)
+    shape = {"key": 4, "value": 8, "entries": 1, "flags": 1 << 7}
+    handed[name] = [bpf.create_map(ARRAY, "record", **shape)]
+
+
+def _memory_of_another_size(handed: Handed, name: str) -> None:
+    _without(handed, name)
+    handed[name] = [memory.pinnable(1 << 20)]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +157,7 @@ def _forged(data: bytes, seals: int = 15) -> Callable[[Handed, str], None]:
         (_other, "link", "a bpf_link is something else"),
         (_pipe, "map", "a bpf-map is something else"),
         (_pipe, "ledger", "of its counts, it is no memory"),
-        (_pipe, "record", "it cannot be read"),
+        (_pipe, "record", "a bpf-map is something else"),
         (_twice, "map", "it has a map of somebody else"),
         (_twice, "program", "it has a program of somebody else"),
         (_twice, "link", "it has a link of somebody else"),
@@ -160,7 +167,8 @@ def _forged(data: bytes, seals: int = 15) -> Callable[[Handed, str], None]:
         (_without, "record", "it has no record"),
         (_unknown, "map", r"it has a descriptor named 'stranger\\n'"),
         (_ledger_of_another, "ledger", "it is of another set"),
-        (_forged(b"{}", seals=7), "record", "its record could have been changed"),
+        (_not_frozen, "record", "its record could have been changed"),
+        (_memory_of_another_size, "ledger", "of its counts, its size is another or not fixed"),
         (_forged(b"{}"), "record", "its record cannot be understood"),
         (_forged(b"[]"), "record", "its record is no object"),
         (_forged(b"\0" * 64), "record", "its record cannot be understood"),
@@ -229,6 +237,15 @@ def test_a_doubted_set_is_let_go(
         record.check(handed, REQUEST, OBJECT)
     ledger.doubt(bit, False)
     record.check(handed, REQUEST, OBJECT)
+
+
+def test_counts_in_a_map_go_on(require_bpf: None) -> None:
+    """Where the set is pinned they are in one, which a record can be of as well."""
+    first = Ledger.shared(memory.pinnable)
+    first.words("starts")[1] = 7
+    first.table("sinks")[b"stdout"] = (3,)
+    second = Ledger.found(os.dup(first.descriptor))
+    assert (second.words("starts")[1], second.table("sinks")[b"stdout"]) == (7, (3,))
 
 
 def test_a_ring_that_somebody_else_has_read_is_let_go(

@@ -40,6 +40,7 @@ OTHERS: Mapping[str, str] = {
     "watch.io_uring": "true",
     "host.id": '"i-0abc"',
     "state.directory": '"/tmp"',
+    "state.pin": '"/sys/fs/bpf/seal-monitor"',
     "incidents.enabled": "false",
     "incidents.max_age": "16",
     "incidents.max_size": "1048576",
