@@ -74,7 +74,9 @@ FLUSH_AT_MOST_SECONDS = 10.0  # for all of them, on a slow disk; TimeoutStopSec=
 SNAPSHOT_SECONDS = 0.5  # for the snapshots that were asked for last
 LAST_SECONDS = 1.0  # for the event with the final counts
 CANARY_POLL_SECONDS = 0.01
-M_ARENA_MAX = -8  # its number in glibc, for mallopt(3)
+# By their numbers in glibc, for mallopt(3).
+M_ARENA_MAX, M_MMAP_THRESHOLD = -8, -3
+HEAP = {M_ARENA_MAX: 1, M_MMAP_THRESHOLD: 128 << 10}
 
 
 def run(config: Config, reload: Callable[[], Config], start: Start) -> int:
@@ -85,7 +87,7 @@ def run(config: Config, reload: Callable[[], Config], start: Start) -> int:
     Raises HostError, LoadError, CalibrationError, ConfigError, WebError.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
-    share_arenas()
+    keep_heap_small()
     faulthandler.enable(2)  # prints the stack when the watchdog ends it by SIGABRT
     last_run = LastRun(state_directory(config.state.directory), host.host_facts().boot_id)
     outputs = open_sinks(config)
@@ -108,16 +110,18 @@ def run(config: Config, reload: Callable[[], Config], start: Start) -> int:
     return 0
 
 
-def share_arenas() -> None:
-    """Have all threads to come allocate from one arena.
+def keep_heap_small() -> None:
+    """Have glibc give memory back that was needed for a moment.
 
-    By default glibc gives each thread one of its own, up to eight a processor, and a block that is
-    kept holds up a run of pages in each: five MiB after minutes of an attack. All but the hashing
-    of passwords runs under the interpreter's lock anyway.
+    By default it gives each thread an arena of its own, up to eight a processor, and a block that
+    is kept holds up a run of pages in each: five MiB after minutes of an attack. All but the
+    hashing of passwords runs under the interpreter's lock anyway. And once a large block was freed,
+    it takes blocks of that size from the heap: small ones that are kept lie between them, and the
+    heap grows as TLS connections come and go, by 8 MiB in a minute.
     """
     option = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none, and one heap for all
-    if option:
-        option(ctypes.c_int(M_ARENA_MAX), ctypes.c_int(1))
+    for parameter, value in HEAP.items() if option else ():
+        option(ctypes.c_int(parameter), ctypes.c_int(value))
 
 
 def give_back_memory() -> None:

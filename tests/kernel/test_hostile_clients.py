@@ -26,7 +26,7 @@ from monitor.web.server import CONNECTIONS, REQUEST_SECONDS
 
 SECONDS = 6.0
 IDLE = 200
-RSS_MIB = 8.0  # a thread has its stack, a scrape its text, a TLS connection its buffers
+RSS_MIB = 4.0  # a thread has its stack, a scrape its text, a TLS connection its buffers
 SERIES = 'seal_monitor_denials_total{operation="munmap",verdict="sealed"}'
 Address = tuple[str, int]
 Connect = Callable[..., socket.socket]

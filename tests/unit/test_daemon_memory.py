@@ -9,9 +9,9 @@ import pytest
 
 THREADS = """
 import sys, threading
-from monitor.daemon import share_arenas
-if sys.argv[1] == "shared":
-    share_arenas()
+from monitor.daemon import keep_heap_small
+if sys.argv[1] == "small":
+    keep_heap_small()
 together = threading.Barrier(5)
 def allocate():
     kept = [bytes(2000) for _ in range(500)]  # too large for the interpreter's own allocator
@@ -30,8 +30,29 @@ print(arenas)
 together.wait()
 """
 
+BLOCKS = """
+import sys
+from monitor.daemon import keep_heap_small
+if sys.argv[1] == "small":
+    keep_heap_small()
+large = bytes(8 << 20)
+del large
+large = bytes(4 << 20)
+(heap,) = [line.split()[0] for line in open("/proc/self/maps") if line.endswith("[heap]\\n")]
+start, end = (int(address, 16) for address in heap.split("-"))
+print(start <= id(large) < end)
+"""
 
-@pytest.mark.parametrize(("how", "arenas"), [("shared", 0), ("as usual", 4)])
+
+@pytest.mark.parametrize(("how", "in_heap"), [("small", False), ("as usual", True)])
+def test_large_blocks_never_come_from_the_heap(how: str, in_heap: bool) -> None:
+    output = subprocess.run(
+        [sys.executable, "-c", BLOCKS, how], stdout=subprocess.PIPE, check=True, timeout=30
+    ).stdout
+    assert output.decode().strip() == str(in_heap)
+
+
+@pytest.mark.parametrize(("how", "arenas"), [("small", 0), ("as usual", 4)])
 def test_all_threads_allocate_from_one_arena(how: str, arenas: int) -> None:
     output = subprocess.run(
         [sys.executable, "-c", THREADS, how], stdout=subprocess.PIPE, check=True, timeout=30
