@@ -120,8 +120,9 @@ def keep_heap_small() -> None:
     heap grows as TLS connections come and go, by 8 MiB in a minute.
     """
     option = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none, and one heap for all
-    for parameter, value in HEAP.items() if option else ():
-        option(ctypes.c_int(parameter), ctypes.c_int(value))
+    if option:
+        for parameter, value in HEAP.items():
+            option(ctypes.c_int(parameter), ctypes.c_int(value))
 
 
 def give_back_memory() -> None:

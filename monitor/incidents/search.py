@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from monitor.evidence import doubts
 from monitor.evidence.events import Severity, timestamp
 from monitor.incidents.reader import IncidentError, Reader
+from monitor.incidents.stored import ALERTED
 from monitor.untrusted.printable import printable
 
 __all__ = [
@@ -67,7 +68,7 @@ class Filter(NamedTuple):
     until_ns: int | None = None
     operation: str | None = None  # or cause, or method
     executable: str | None = None  # with a slash the path, else the base name
-    workload: str | None = None
+    workload: str | None = None  # as in events, or as alerts name it
     verdict: str | None = None
     likely: str | None = None
     host: str | None = None
@@ -287,16 +288,17 @@ class Incidents:
             values += enough
         program = "executable" if "/" in (wanted.executable or "") else "program"
         facets = (
-            (program, wanted.executable),
-            ("workload", wanted.workload),
-            ("verdict", wanted.verdict),
-            ("likely", wanted.likely),
-            ("host", wanted.host),
+            ((program,), wanted.executable),
+            (("workload", ALERTED), wanted.workload),
+            (("verdict",), wanted.verdict),
+            (("likely",), wanted.likely),
+            (("host",), wanted.host),
         )
-        for name, value in facets:
+        for names, value in facets:
             if value is not None:
-                conditions.append(_FEW if self._is_rare(name, value) else _MANY)
-                values += [name, value]
+                each = [_FEW if self._is_rare(name, value) else _MANY for name in names]
+                conditions.append(f"({' OR '.join(each)})")
+                values += [word for name in names for word in (name, value)]
         return conditions, values
 
     def _is_rare(self, name: str, value: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from monitor.evidence.cgroups import workload_name
+from monitor.evidence.cgroups import alerted_workload, workload_name
 from monitor.evidence.doubts import facet_of
 from monitor.evidence.events import nanoseconds
 from monitor.evidence.fingerprint import Event, Fingerprint, what_of
@@ -14,6 +14,7 @@ from monitor.untrusted.printable import printable
 from monitor.untrusted.terminal import plural
 
 __all__ = [
+    "ALERTED",
     "CRITICAL",
     "TEXT_LIMIT",
     "facets_of",
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 TEXT_LIMIT = 4096
+ALERTED = "alerted_workload"  # the facet of a user's slice: alerts name it, events what is in it
 _SEVERITIES = ("info", "warning", "critical")
 _VERDICTS = (None, "not_sealed", "unverified", "sealed")
 CRITICAL = _SEVERITIES.index("critical") * len(_VERDICTS)  # the least rank of a critical one
@@ -80,19 +82,22 @@ def _title(event: Event) -> str:
 def facets_of(event: Event) -> Iterator[tuple[str, str]]:
     """Names and values of what an incident counts of its events."""
     process, workload = event["process"] or {}, event["workload"] or {}
-    path = process.get("executable")
+    path, cgroup = process.get("executable"), workload.get("cgroup")
+    name = workload_name(cgroup) if cgroup else None
+    alerted = alerted_workload(cgroup) if cgroup else None
     values = {
         "host": event["host"]["name"],
         "verdict": event.get("verdict"),
         "disposition": event.get("disposition"),
         "likely": (event.get("assessment") or {}).get("likely"),
-        "workload": workload_name(workload["cgroup"]) if workload.get("cgroup") else None,
+        "workload": name,
+        ALERTED: None if alerted == name else alerted,
         "executable": path,
         "program": path.removesuffix(DELETED).rpartition("/")[2] if path else None,
         "user": process.get("user_name"),
     }
-    if name := facet_of(process):
-        values[name] = path
+    if doubt := facet_of(process):
+        values[doubt] = path
     for facet, value in values.items():
         if value:
             yield facet, printable(value, TEXT_LIMIT)

@@ -969,6 +969,39 @@ def test_filters(make: Make, wanted: Filter, callers: list[int]) -> None:
     assert store.read(wanted, limit=1) == found[:1]
 
 
+def in_cgroup(number: int, cgroup: str, unit: str) -> Event:
+    event = denial(WEEK_START + number, caller=number)
+    event["workload"] |= {"unit": unit, "cgroup": cgroup}
+    return event
+
+
+@pytest.mark.parametrize(
+    ("workload", "numbers"),
+    [
+        ("user-1000.slice", [2, 1, 0]),
+        ("user-*.slice", [3, 2, 1, 0]),
+        ("user-100?.slice", [3, 2, 1, 0]),
+        ("user-100.slice", []),
+        ("session-4.scope", [1]),
+        ("user@1000.service/app.service", [2]),
+        ("system.slice", []),
+    ],
+)
+def test_a_user_is_found_by_the_name_that_alerts_have(
+    make: Make, workload: str, numbers: list[int]
+) -> None:
+    store, user = make(), "/user.slice/user-1000.slice"
+    store.take(
+        in_cgroup(0, user, "user-1000.slice"),
+        in_cgroup(1, f"{user}/session-4.scope", "session-4.scope"),
+        in_cgroup(2, f"{user}/user@1000.service/app.slice/app.service", "app.service"),
+        in_cgroup(3, "/user.slice/user-1001.slice/session-5.scope", "session-5.scope"),
+        in_cgroup(4, "/system.slice/image-worker.service", "image-worker.service"),
+    )
+    found = store.read(Filter(workload=workload))
+    assert [incident.last_ns // 10**9 - WEEK_START for incident in found] == numbers
+
+
 def test_processes_and_their_timelines(make: Make) -> None:
     store = make()
     seal = copy.deepcopy(EVENTS["seal"])
