@@ -6,6 +6,7 @@ PACKAGES := $(RUN_PACKAGES) $(BUILD_PACKAGES) gcc libc6-dev clang-format openssl
 KERNEL_PACKAGES := qemu-system-x86 iproute2 debian-archive-keyring
 RUNTIME_PACKAGES := nodejs default-jdk-headless
 TEST_PACKAGES := chromium-headless-shell gdb musl-tools
+CENTRE_PACKAGES := postgresql
 MONITORING_PACKAGES := prometheus prometheus-alertmanager
 REPORT_PACKAGES := $(TEST_PACKAGES) pngquant
 PICTURE_PACKAGES := $(REPORT_PACKAGES) fonts-inter-variable
@@ -16,6 +17,7 @@ PYTHON := .venv/bin/python
 MINUTES := 60
 C_SOURCES := $(sort $(shell find bpf tests/assets -name '*.[ch]'))
 READY := .venv/.ready
+CENTRE := .venv/.centre
 OBJECT := bpf/seal_monitor.object
 ARCH := $(shell dpkg --print-architecture 2>/dev/null)
 PROMETHEUS := $(addprefix .venv/,$(addprefix bin/,prometheus prometheus-alertmanager promtool amtool) \
@@ -28,7 +30,8 @@ PREFIX := /usr/local
 DESTDIR :=
 DEB_VERSION :=
 PROGRAM := $(PREFIX)/lib/seal-monitor
-DASHBOARDS := $(sort $(wildcard dashboards/*.json dashboards/*.yml dashboards/rules/*.yml dashboards/provisioning/*/*.yml))
+DASHBOARDS := $(sort $(wildcard dashboards/*.json dashboards/*.yml dashboards/rules/*.yml dashboards/provisioning/*/*.yml \
+    dashboards/fleet/*.sql dashboards/fleet/*.yaml dashboards/fleet/questions/*.sql))
 # File below systemd/, docs/ or dashboards/ and where it goes. systemd and man look below /usr and /usr/local.
 INSTALLED := \
     systemd/seal-monitor.service:$(PREFIX)/lib/systemd/system/seal-monitor.service \
@@ -43,7 +46,7 @@ INSTALLED := \
     $(foreach file,$(DASHBOARDS),$(file):$(PREFIX)/share/seal-monitor/$(file:dashboards/%=%))
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup object demo run doctor test test-kernels lint check bench instructions soak docs pictures report-picture install uninstall deb test-deb release-check clean
+.PHONY: help setup object demo run doctor test test-kernels lint check bench bench-centre instructions soak docs pictures report-picture install uninstall deb test-deb release-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -65,7 +68,7 @@ run: setup ## watch in the foreground until Ctrl-C; flags by ARGS="--output json
 doctor: setup ## show what this host can and can't do
 	@.venv/bin/seal-monitor doctor $(ARGS)
 
-test: setup $(PROMETHEUS) ## run the tests; those that need root and BPF are skipped without
+test: setup $(PROMETHEUS) $(CENTRE) ## run the tests; those that need root and BPF are skipped without
 	@$(call install,$(TEST_PACKAGES) $(RUNTIME_PACKAGES))
 	$(PYTHON) tests/suite.py $(ARGS)
 
@@ -85,6 +88,9 @@ check: lint test ## setup, lint, test
 bench: setup ## measure what watching costs, next to other observers; writes docs/cost.md
 	@$(call install,$(BENCH_PACKAGES))
 	$(PYTHON) tests/bench.py --write docs/cost.md $(ARGS)
+
+bench-centre: setup $(CENTRE) ## load a million events into the databases of dashboards/fleet; writes the figures in docs/fleet.md
+	$(PYTHON) tests/bench_centre.py --write docs/fleet.md $(ARGS)
 
 soak: setup ## watch a steady load for MINUTES=60, then an attacker; counts must be exact, nothing may grow
 	$(PYTHON) tests/soak.py --minutes $(MINUTES)
@@ -214,3 +220,11 @@ $(PROMETHEUS) &: | $(READY)
 	    install -D -m 0644 "$$file" "$(CURDIR)/.venv/share/prometheus/$$file"; \
 	done; \
 	mv $(patsubst .venv/%,usr/%,$(filter .venv/bin/%,$(PROMETHEUS))) $(CURDIR)/.venv/bin
+
+# The engines of the tests of dashboards/fleet. Debian's package would make and start a server of its own.
+$(CENTRE): pyproject.toml | $(READY)
+	@(( EUID )) || [[ -e /etc/postgresql-common/createcluster.conf ]] || install -D -m 0644 <(echo create_main_cluster = false) \
+	    /etc/postgresql-common/createcluster.conf
+	@$(call install,$(CENTRE_PACKAGES))
+	@echo "installing the engines of the centre's tests"
+	@$(PYTHON) -m pip install --quiet --quiet --disable-pip-version-check --no-input --editable '.[centre]'; touch $@

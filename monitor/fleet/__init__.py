@@ -1,0 +1,1 @@
+"""The incidents of many hosts, from the database of dashboards/fleet."""
