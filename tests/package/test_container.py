@@ -61,9 +61,9 @@ exec chroot . setpriv --no-new-privs --bounding-set=$capabilities --inh-caps=$ca
 """
 
 
-def mounts(state: Path) -> str:
-    """Mounts as in the manifest; the node's state is in `state`, its machine id in a file beside
-    it, and the secret is absent.
+def mounts(node: Path) -> str:
+    """Mounts as in the manifest. In `node` are what the node has under these names: its state, its
+    machine id, and, where they are there, the secret and its bpffs.
     """
     volumes = {volume["name"]: volume for volume in POD["volumes"]}
     lines = []
@@ -74,10 +74,10 @@ def mounts(state: Path) -> str:
         if mount["name"] == "run":  # the node has no other monitor
             lines.append(f"mkdir -p {target}\nmount -t tmpfs -o mode=755 none {target}")
             continue
-        if mount["name"] == "state":
-            source = str(state)
-        if mount["name"] == "machine-id":
-            source = str(state.with_name("machine-id"))
+        own = node / mount["name"]
+        if own.exists():
+            source = str(own)
+        if own.is_file():
             lines.append(f": >{target}")
         if source is None:
             mode = "rw" if "emptyDir" in volume else "ro"
@@ -111,15 +111,18 @@ class Pod:
 
 
 @contextmanager
-def run_pod(folder: Path, package: Path) -> Iterator[Pod]:
-    place, state, output = folder / "place", folder / "state", folder / "events"
-    place.mkdir()
-    state.mkdir()
-    state.with_name("machine-id").write_text(f"{MACHINE_ID}\n")
+def run_pod(node: Path, package: Path, name: str = "pod") -> Iterator[Pod]:
+    """`name`: of a directory for what it makes."""
+    folder = node / name
+    place, output = folder / "place", folder / "events"
+    place.mkdir(parents=True)
+    (node / "state").mkdir(exist_ok=True)
+    (node / "machine-id").write_text(f"{MACHINE_ID}\n")
     added = ",".join(f"+{name.lower()}" for name in SECURITY["capabilities"]["add"])
     command = [
+        *("env", "-u", "SEAL_MONITOR_RUNTIME_DIRECTORY"),  # that of the tests
         *("unshare", "--mount", "--propagation=private", "--cgroup", "--ipc", "--uts"),
-        *("sh", "-c", _RUN.replace("MOUNTS", mounts(state)), "sh"),
+        *("sh", "-c", _RUN.replace("MOUNTS", mounts(node)), "sh"),
         *(str(tree("trixie")), str(place), str(package), f"-all,{added}"),
         *CONTAINER["args"][:-1],
         "--web.listen-address=127.0.0.1:0",
@@ -174,9 +177,8 @@ def test_the_manifest_and_the_image_go_together() -> None:
     assert CONTAINER["args"][-1] == f"--web.listen-address=0.0.0.0:{port['containerPort']}"
 
 
-def test_a_pod_reports_another_pods_violation(
-    tmp_path: Path, build_directory: Path, require_bpf: None
-) -> None:
+@pytest.fixture(scope="module")
+def package(build_directory: Path) -> Path:
     folder = build_directory / "pods"
     folder.mkdir()
     done = subprocess.run(
@@ -184,8 +186,19 @@ def test_a_pod_reports_another_pods_violation(
     )
     assert done.returncode == 0, done.stderr
     (package,) = folder.glob("*.deb")
+    return package
+
+
+@pytest.fixture
+def node(build_directory: Path, request: pytest.FixtureRequest) -> Path:
+    folder = build_directory / request.function.__name__
+    folder.mkdir()
+    return folder
+
+
+def test_a_pod_reports_another_pods_violation(node: Path, package: Path, require_bpf: None) -> None:
     pod_uid, container = str(uuid.uuid4()), os.urandom(32).hex()
-    with run_pod(folder, package) as pod:
+    with run_pod(node, package) as pod:
         started = pod.wait_for(event="started")
         assert started["details"]["notes"] == []
         assert started["host"]["id"] == MACHINE_ID
@@ -207,4 +220,37 @@ def test_a_pod_reports_another_pods_violation(
         pod.process.send_signal(signal.SIGTERM)
         assert pod.process.wait(30) == 0
         assert pod.events()[-1]["event"] == "stopped"
-    assert (folder / "state/incidents.db").stat().st_size > 0
+    assert (node / "state/incidents.db").stat().st_size > 0
+
+
+def test_a_killed_pod_loses_nothing_where_the_node_keeps_it(
+    node: Path, package: Path, require_bpf: None
+) -> None:
+    """The secret and the command that docs/install.md has."""
+    (settings,) = re.findall(
+        r"^printf '(.*)' >config.toml$", (ROOT / "docs/install.md").read_text("utf-8"), re.MULTILINE
+    )
+    (node / "settings").mkdir()
+    (node / "settings/config.toml").write_text(settings.replace("\\n", "\n"))
+    bpffs = node / "bpf"
+    bpffs.mkdir()
+    subprocess.run(["mount", "-t", "bpf", "bpf", bpffs], check=True)
+    try:
+        with run_pod(node, package, "first") as pod:
+            assert pod.wait_for(event="started")["details"]["notes"] == []
+        assert len(list(bpffs.glob("seal-monitor/*"))) > 20
+        with provoke.run("munmap") as victim:  # while there is none
+            victim.communicate()
+        with run_pod(node, package, "second") as pod:
+            started = pod.wait_for(event="started")
+            assert started["details"]["resumed"] is not None, started
+            assert started["blind_seconds"] == 0
+            denial = pod.wait_for(kind="denial")
+            assert (denial["operation"], denial["process"]["pid"]) == ("munmap", victim.pid)
+            pod.process.send_signal(signal.SIGTERM)
+            assert pod.process.wait(30) == 0
+        assert list(bpffs.glob("seal-monitor/*")) == []
+    finally:
+        for each in bpffs.glob("seal-monitor/*"):
+            each.unlink()
+        subprocess.run(["umount", "--lazy", bpffs], check=True)

@@ -154,9 +154,11 @@ def _stormed(kernel: Kernel, result: Result) -> list[Row]:
 def _preempted(kernel: Kernel, result: Result) -> list[Row]:
     rows, found = _rows(PREEMPT_MODES, kernel, result)
     for row in rows:
-        lost = found.get(row.mode, {}).get("properties", {}).get("lost")
-        if lost:
-            row.remarks.append("{lost:,} of {made:,} runs lost, {missed:,} reported".format(**lost))
+        properties = found.get(row.mode, {}).get("properties", {})
+        for name, over in (("lost", ""), ("kept", ", over a kill")):
+            if figures := properties.get(name):
+                words = "{lost:,} of {made:,} runs lost, {missed:,} reported".format(**figures)
+                row.remarks.append(words + over)
         row.mode = f"{row.mode}, preempt=full"
     return rows
 

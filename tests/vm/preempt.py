@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +18,7 @@ from harness import Harness, started, wait_until_reading
 from monitor.host import facts as host
 from monitor.kernel.counters import missed_runs
 
+ROOT = Path(__file__).parents[2]
 COUNT = 20011
 STORMS = 3  # an fexit program is skipped where another run of it was preempted
 
@@ -95,3 +100,71 @@ def test_lost_runs_are_those_that_are_reported(
         assert lost <= missed  # it is also skipped at other system calls
     else:
         assert (lost, missed) == (0, 0)
+
+
+@contextlib.contextmanager
+def _daemon(configuration: Path) -> Iterator[str]:
+    """A real one, which is killed at the end; where its metrics are, once it is ready."""
+    command = [sys.executable, "-m", "monitor", "run", "--config", str(configuration)]
+    command += ["--output", "json", "--web.listen-address", "127.0.0.1:0"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            events = map(json.loads, process.stdout)
+            started = next(event for event in events if event.get("event") == "started")
+            yield started["details"]["metrics"]
+        finally:
+            process.kill()
+
+
+def _series(url: str) -> dict[str, float]:
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        lines = answer.read().decode().splitlines()
+    pairs = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+    return {name: float(value) for name, _, value in pairs}
+
+
+@pytest.mark.usefixtures("one_cpu")
+def test_a_kill_and_a_resume_keep_the_account(
+    compiled: Callable[[str], Path],
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """By tracepoints, with pins: what ran and what was skipped while nobody was there is known."""
+    bpffs, configuration = tmp_path / "bpffs", tmp_path / "config.toml"
+    bpffs.mkdir()
+    configuration.write_text(
+        f'attach = "tracepoint"\n[state]\npin = "{bpffs}/pins"\n[posture]\ninterval = 0\n'
+        "[canary]\ninterval = 0\n",
+        "utf-8",
+    )
+    denials = 'seal_monitor_denials_total{operation="mprotect",verdict="sealed"}'
+    missed = 'seal_monitor_probe_missed_runs_total{probe="mprotect"}'
+    storm = [compiled("storm"), "1", str(COUNT), "0", "mprotect", "--wait"]
+    subprocess.run(["mount", "-t", "bpf", "bpf", bpffs], check=True)
+    try:
+        with (
+            started([[sys.executable, "-c", BATCHES]]) as batches,
+            started([storm] * STORMS) as storms,
+        ):
+            for process in (*batches, *storms):
+                wait_until_reading(process)
+            with _daemon(configuration) as url:
+                before = _series(url)
+                for process in (*batches, *storms):
+                    _begin(process)
+                time.sleep(1)
+            for process in storms:
+                assert process.wait() == 0
+        with _daemon(configuration) as url:
+            after = _series(url)
+        made = STORMS * COUNT
+        counted, skipped = (int(after[name] - before[name]) for name in (denials, missed))
+        record_property("kept", {"made": made, "lost": made - counted, "missed": skipped})
+        assert after['seal_monitor_starts_total{kind="resumed"}'] == 1
+        assert skipped > 0  # else nothing is shown here
+        assert counted + skipped == made
+    finally:
+        for each in bpffs.glob("pins/*"):
+            each.unlink()
+        subprocess.run(["umount", "--lazy", bpffs], check=True)
