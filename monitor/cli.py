@@ -527,6 +527,8 @@ def _explained(error: Exception) -> tuple[list[str], int]:
             lines, code = [error.why, f"what to do: {error.remedy}"], UNFIT_HOST
         case web.AddressError() | loader.LoaderDied():
             lines, code = [_one_line(error)], FAILED
+        case loader.WrongObjectError():
+            lines, code = [_one_line(error)], UNFIT_HOST
         case loader.LoadError():
             lines = [_one_line(error), "what to do: see what 'seal-monitor doctor' says"]
             code = UNFIT_HOST

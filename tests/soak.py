@@ -48,7 +48,7 @@ from soak_life import EventsFile, Life, Printed
 from soak_load import EXECUTABLE, Load
 from soak_report import Check, Row, checks, lives
 
-from monitor.kernel.abi import Kind
+from monitor.kernel.abi import COUNTED_AGAIN, Kind
 from monitor.metrics.accounts import RESULTS
 from monitor.web.scrape import KEPT_SECONDS
 
@@ -71,6 +71,7 @@ GROWTH_MIB = 0.7
 FILLING_MIB, FILLING_SECONDS = 1.5, 300.0
 ATTACK_SECONDS = 40.0
 OWN = {EXECUTABLE, *PROGRAMS}  # programs whose violations are known
+TWICE = tuple(each.label for each in COUNTED_AGAIN)
 USUAL_EVENTS = {"started", "stopped", "reloaded", "reload_failed", "sink_failed", "sink_recovered"}
 FLOODED_EVENTS = {"events_file_full", "events_dropped"}
 
@@ -378,7 +379,7 @@ class Soak:
         """A line for each final count that is not that of the last scrape."""
         found = counted(series)
         are_others = bool(strangers(life))
-        twice = sum(n for c, n in found.items() if c[-1] in ("handler_failed", "handler_ended"))
+        twice = sum(n for c, n in found.items() if c[-1] in TWICE)
         for kind, numbers in stopped["details"].items():
             total = sum(number for cell, number in found.items() if cell[0] == kind)
             total += twice if kind == Kind.FAULT.label else 0
@@ -571,7 +572,7 @@ def of_others(life: Life, load: Load) -> tuple[Counter[Cell], Counter[int]]:
         if name in OWN and not is_killed:
             continue
         others[cell] += number
-        if cell[-1] == "handler_failed":  # two events, counted once
+        if cell[-1] in TWICE:  # two events, counted once
             others["fault", cell[1], "handler"] -= number
     return others, by_killed
 

@@ -11,7 +11,13 @@ from typing import Any
 from monitor.kernel import bpf, compiler, layouts, object, privileges, tracefs
 from monitor.kernel.arch import THIS
 from monitor.kernel.btf import KIND_FUNC, Btf, LayoutError
-from monitor.kernel.loaded import AttachedProbe, LoadError, LoadRequest, Made
+from monitor.kernel.loaded import (
+    AttachedProbe,
+    LoadError,
+    LoadRequest,
+    Made,
+    WrongObjectError,
+)
 from monitor.kernel.operations import OPERATIONS
 from monitor.kernel.privileges import with_remedy
 from monitor.kernel.probes import PROBES, Hook, Probe, candidates
@@ -43,7 +49,9 @@ def load_and_attach(request: LoadRequest, diagnostics: int) -> tuple[dict[str, A
     """
     try:
         return _load_and_attach(request, diagnostics)
-    except (LayoutError, object.ObjectError, bpf.LibraryError) as error:
+    except object.ObjectError as error:
+        raise WrongObjectError(str(error)) from error
+    except (LayoutError, bpf.LibraryError) as error:
         raise LoadError(str(error)) from error
 
 

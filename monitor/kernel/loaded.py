@@ -18,12 +18,17 @@ __all__ = [
     "Loaded",
     "LoaderDied",
     "Made",
+    "WrongObjectError",
     "possible_cpus",
 ]
 
 
 class LoadError(Exception):
     """The programs cannot run on this host: what failed, and the way out."""
+
+
+class WrongObjectError(LoadError):
+    """The compiled programs are damaged, or not those of this version: why, and the way out."""
 
 
 class LoaderDied(LoadError):

@@ -15,7 +15,15 @@ import socket
 import traceback
 from typing import Any
 
-from monitor.kernel.loaded import AttachedProbe, Loaded, LoaderDied, LoadError, LoadRequest, Made
+from monitor.kernel.loaded import (
+    AttachedProbe,
+    Loaded,
+    LoaderDied,
+    LoadError,
+    LoadRequest,
+    Made,
+    WrongObjectError,
+)
 from monitor.kernel.slots import Slot
 from monitor.kernel.syscalls import end_with
 
@@ -27,6 +35,7 @@ __all__ = [
     "LoaderDied",
     "Loading",
     "Made",
+    "WrongObjectError",
     "load",
 ]
 
@@ -77,7 +86,8 @@ class Loading:
             self.close()
         answer = json.loads(message)
         if "error" in answer:
-            raise LoadError(answer["error"])
+            kind = WrongObjectError if answer["is_object"] else LoadError
+            raise kind(answer["error"])
         return _loaded(answer, descriptors)
 
     def close(self) -> None:
@@ -160,7 +170,8 @@ def _child(request: LoadRequest, parent: socket.socket, diagnostics: int, daemon
         socket.send_fds(parent, [json.dumps(answer).encode()], descriptors)
         status = 0
     except LoadError as error:
-        parent.send(json.dumps({"error": str(error)}).encode())
+        is_object = isinstance(error, WrongObjectError)
+        parent.send(json.dumps({"error": str(error), "is_object": is_object}).encode())
     except BaseException:  # whatever it is, the parent reports it
         os.write(diagnostics, traceback.format_exc().encode(errors="replace"))
     finally:

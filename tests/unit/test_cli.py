@@ -358,6 +358,11 @@ def test_a_reader_that_leaves_early_is_no_traceback() -> None:
             ["cannot load: no memory", "what to do: see what 'seal-monitor doctor' says"],
             3,
         ),
+        (
+            loader.WrongObjectError("x is damaged; run: make setup"),
+            ["x is damaged; run: make setup"],
+            3,
+        ),
         (loader.LoaderDied("the loader ended with -9"), ["the loader ended with -9"], 1),
         (web.WebError("tls: no such file"), ["tls: no such file"], 2),
         (web.AddressError("cannot listen on 127.0.0.1:1"), ["cannot listen on 127.0.0.1:1"], 1),

@@ -126,7 +126,7 @@ def test_a_refused_object_is_one_line_of_error(tmp_path: Path) -> None:
         (serialize(made)[:-1] + b"x", "is damaged: its digest does not match"),
     ):
         path.write_bytes(data)
-        with pytest.raises(LoadError) as error:
+        with pytest.raises(loader.WrongObjectError) as error:
             loader.load(LoadRequest(path=path))
         assert str(error.value) == (
             f"{path} {problem}; run: make setup, in a checkout, or install the package again"
