@@ -191,7 +191,7 @@ def package(build_directory: Path) -> Path:
 
 @pytest.fixture
 def node(build_directory: Path, request: pytest.FixtureRequest) -> Path:
-    folder = build_directory / request.function.__name__
+    folder: Path = build_directory / request.function.__name__
     folder.mkdir()
     return folder
 
