@@ -18,6 +18,8 @@ MINUTES := 60
 C_SOURCES := $(sort $(shell find bpf tests/assets -name '*.[ch]'))
 READY := .venv/.ready
 CENTRE := .venv/.centre
+ECS_VERSION := 9.4.0
+ECS := .venv/share/ecs-$(ECS_VERSION).json
 OBJECT := bpf/seal_monitor.object
 ARCH := $(shell dpkg --print-architecture 2>/dev/null)
 PROMETHEUS := $(addprefix .venv/,$(addprefix bin/,prometheus prometheus-alertmanager promtool amtool) \
@@ -68,7 +70,7 @@ run: setup ## watch in the foreground until Ctrl-C; flags by ARGS="--output json
 doctor: setup ## show what this host can and can't do
 	@.venv/bin/seal-monitor doctor $(ARGS)
 
-test: setup $(PROMETHEUS) $(CENTRE) ## run the tests; those that need root and BPF are skipped without
+test: setup $(PROMETHEUS) $(CENTRE) $(ECS) ## run the tests; those that need root and BPF are skipped without
 	@$(call install,$(TEST_PACKAGES) $(RUNTIME_PACKAGES))
 	$(PYTHON) tests/suite.py $(ARGS)
 
@@ -102,6 +104,8 @@ instructions: setup ## count the instructions of each call again, in an emulated
 docs: setup ## regenerate the pages that are made from the code
 	$(PYTHON) -m monitor.metrics >docs/metrics.md.new
 	mv docs/metrics.md.new docs/metrics.md
+	$(PYTHON) -m monitor.formats >docs/formats.md.new
+	mv docs/formats.md.new docs/formats.md
 	$(PYTHON) dashboards/generate.py
 
 pictures: setup $(PROMETHEUS) ## draw the dashboards with Grafana's front end; needs npm, 560 MB; ARGS='--keep --all'
@@ -205,6 +209,15 @@ $(READY): pyproject.toml
 	/usr/bin/python3 -m venv --system-site-packages .venv; \
 	$(PYTHON) -m pip install --quiet --quiet --disable-pip-version-check --no-input --editable '.[dev]'; \
 	wait $$!; touch $@
+
+# The published schema, field by field, for the test of events in that format.
+$(ECS): | $(READY)
+	@echo "fetching the Elastic Common Schema"
+	@directory=$$(mktemp -d); trap 'rm -rf "$$directory"' EXIT; cd "$$directory"; \
+	{ npm pack --silent @elastic/ecs@$(ECS_VERSION) >/dev/null && tar -xf elastic-ecs-$(ECS_VERSION).tgz && \
+	node -p 'JSON.stringify(require("./package/generated/ecs_flat.js").EcsFlat)' >ecs.json && \
+	install -D -m 0644 ecs.json $(CURDIR)/$@; } || \
+	    echo "cannot fetch @elastic/ecs with npm; the test that needs it is skipped" >&2
 
 # From the packages, without installing them: installed, they would start servers.
 $(PROMETHEUS) &: | $(READY)

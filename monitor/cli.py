@@ -161,7 +161,20 @@ def _parser() -> Parser:
         nargs="?",
         help=f"the file to check, with its drop-ins (default: {config.DEFAULT_PATH})",
     )
-    add("schema", _schema, "print the JSON Schema of the events")
+    schema = add("schema", _schema, "print the JSON Schema of the events, or convert events")
+    converted = schema.add_mutually_exclusive_group()
+    for name, what in (
+        ("opentelemetry", "OpenTelemetry requests (OTLP in JSON)"),
+        ("ecs", "documents of the Elastic Common Schema"),
+        ("ocsf", "events of OCSF"),
+    ):
+        converted.add_argument(
+            f"--{name}",
+            dest="format",
+            action="store_const",
+            const=name,
+            help=f"convert events from standard input, a line each, to {what}",
+        )
     symbolize = add("symbolize", _symbolize, "name the functions in the stacks of events")
     symbolize.add_argument(
         "file", metavar="FILE", type=Path, nargs="?", help="JSON lines (default: standard input)"
@@ -437,7 +450,11 @@ def _check_config(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def _schema(_arguments: argparse.Namespace) -> int:
+def _schema(arguments: argparse.Namespace) -> int:
+    if arguments.format:
+        from monitor.commands import convert  # noqa: PLC0415
+
+        return convert.run(arguments.format)
     from monitor.evidence import events  # noqa: PLC0415
 
     print(json.dumps(events.schema(), indent=2))

@@ -43,9 +43,8 @@ def any_event(kind: str) -> st.SearchStrategy[dict[str, Any]]:
 def _of(node: dict[str, Any]) -> st.SearchStrategy[Any]:
     """Values that this part of the schema allows; not every keyword is known here."""
     if reference := node.get("$ref"):
-        name = reference.rpartition("/")[2]
         others = {key: value for key, value in node.items() if key != "$ref"}
-        return _TIMES if name == "time" else _of(_SCHEMA["$defs"][name] | others)
+        return _of(_SCHEMA["$defs"][reference.rpartition("/")[2]] | others)
     for choice in ("oneOf", "anyOf"):
         if choice in node:
             return st.one_of([_of(each) for each in node[choice]])
@@ -58,7 +57,10 @@ def _of(node: dict[str, Any]) -> st.SearchStrategy[Any]:
 
 
 def _string(node: dict[str, Any]) -> st.SearchStrategy[str]:
-    if pattern := node.get("pattern"):
+    pattern = node.get("pattern")
+    if pattern == _SCHEMA["$defs"]["time"]["pattern"]:
+        return _TIMES
+    if pattern:
         return st.from_regex(pattern.replace(r"\d", "[0-9]"), fullmatch=True)
     return _TEXTS
 

@@ -6,7 +6,7 @@ is an error that names the field, never a record with a wrong value.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -19,15 +19,23 @@ __all__ = [
     "FormatError",
     "always",
     "base_name",
+    "check",
+    "chosen",
+    "decimal",
+    "digits",
     "flag",
     "integer",
+    "listed",
     "lookup",
     "mapped",
+    "milliseconds",
     "nested",
     "path",
     "since_1970",
     "stack_lines",
     "text",
+    "time_text",
+    "translated",
     "values",
 ]
 
@@ -36,6 +44,7 @@ Value = Any
 Convert = Callable[[Any], Value]
 
 _INT64 = 1 << 63
+_EVERY_EVENT = ("id", "time", "kind", "severity", "summary", "host.name")
 
 
 class FormatError(ValueError):
@@ -124,6 +133,47 @@ def _frame_line(frame: object) -> str:
     return " ".join([*words, f"[{text(build)}]"] if build is not None else words)
 
 
+def time_text(value: object) -> str:
+    """An event's time, as it is written."""
+    since_1970(value)
+    return text(value)
+
+
+def milliseconds(value: object) -> int:
+    """Unix time in ms of an event's time."""
+    return since_1970(value) // 1_000_000
+
+
+def digits(value: object) -> str:
+    """An integer as text: an id, which nobody adds up."""
+    return str(integer(value))
+
+
+def decimal(value: object) -> float | int:
+    return value if isinstance(value, float) else integer(value)
+
+
+def listed(value: object) -> tuple[str]:
+    return (text(value),)
+
+
+def translated(table: Mapping[str, Value]) -> Convert:
+    """What the table has for a text; None, where it has nothing."""
+    return lambda value: table.get(text(value))
+
+
+def chosen(table: Mapping[str, Value]) -> Convert:
+    """What the table has for a text, which must be in it."""
+
+    def choose(value: object) -> Value:
+        name = text(value)
+        if name not in table:
+            raise FormatError(f"is none of {', '.join(table)}")
+        return table[name]
+
+    return choose
+
+
 def always(value: Value) -> Convert:
     """The same value, whatever the event says."""
     return lambda _: value
@@ -171,6 +221,15 @@ def values(table: Iterable[Field], event: Event) -> Iterator[tuple[str, Value]]:
             if value is not None:
                 yield name, value
                 break
+
+
+def check(event: Event) -> None:
+    """Raises FormatError unless the event has what every event has."""
+    for place in _EVERY_EVENT:
+        try:
+            text(lookup(event, place))
+        except FormatError as error:
+            raise FormatError(f"{place} {error}") from error
 
 
 def nested(pairs: Iterable[tuple[str, Value]]) -> dict[str, Any]:

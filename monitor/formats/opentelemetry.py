@@ -18,16 +18,15 @@ from monitor.formats.fields import (
     FormatError,
     always,
     base_name,
-    flag,
+    check,
     integer,
-    lookup,
-    mapped,
     path,
     since_1970,
     stack_lines,
     text,
     values,
 )
+from monitor.formats.own import OWN
 from monitor.version import version
 
 __all__ = [
@@ -50,12 +49,6 @@ SEVERITIES: Mapping[str, int] = {"info": 9, "warning": 13, "critical": 18}
 
 def _cgroup(value: object) -> str:
     return f"0::{text(value)}"
-
-
-def _decimal(value: object) -> float | int:
-    if isinstance(value, float):
-        return value
-    return integer(value)
 
 
 RESOURCE: tuple[Field, ...] = (
@@ -87,31 +80,8 @@ ATTRIBUTES: tuple[Field, ...] = (
     Field("security_rule.name", "assessment.name", text),
     Field("security_rule.category", "assessment.likely", text),
     Field("code.stacktrace", "stack", stack_lines, "a frame a line, innermost first"),
-    Field("seal_monitor.schema", "schema", integer),
-    Field("seal_monitor.kind", "kind", text),
-    Field("seal_monitor.fingerprint", "fingerprint", text),
-    Field("seal_monitor.operation", "operation", text),
-    Field("seal_monitor.cause", "cause", text),
-    Field("seal_monitor.method", "method", text),
-    Field("seal_monitor.verdict", "verdict", text),
-    Field("seal_monitor.reason", "reason", text),
-    Field("seal_monitor.access", "access", text),
-    Field("seal_monitor.disposition", "disposition", text),
-    Field("seal_monitor.address", "address changed.start sealed.start start", text),
-    Field("seal_monitor.memory", "sealed mapping", mapped, "the file, or the name of the memory"),
-    Field("seal_monitor.hidden", "hidden", flag),
     Field("seal_monitor.thread_id", "process.tid", integer, "the kernel's, not a runtime's"),
-    Field("seal_monitor.identity", "process.identity.result", text),
-    Field("seal_monitor.files", "process.files", text),
-    Field("seal_monitor.executable_owner", "process.executable_owner", integer),
-    Field("seal_monitor.program", "process.program.path", text),
-    Field("seal_monitor.unit", "workload.unit", text),
-    Field("seal_monitor.target.pid", "target.pid", integer),
-    Field("seal_monitor.target.executable", "target.executable", text),
-    Field("seal_monitor.of", "of", text),
-    Field("seal_monitor.count", "count", integer),
-    Field("seal_monitor.event", "event", text),
-    Field("seal_monitor.blind_seconds", "blind_seconds", _decimal),
+    *OWN,
 )
 
 
@@ -120,19 +90,20 @@ def log_record(event: Event) -> dict[str, Any]:
 
     Raises FormatError for what is not an event.
     """
+    check(event)
     try:
-        time = str(since_1970(lookup(event, "time")))
+        time = str(since_1970(event["time"]))
     except FormatError as error:
         raise FormatError(f"time {error}") from error
-    severity = lookup(event, "severity")
-    if not isinstance(severity, str) or severity not in SEVERITIES:
-        raise FormatError("severity is none of info, warning and critical")
+    severity = event["severity"]
+    if severity not in SEVERITIES:
+        raise FormatError(f"severity is none of {', '.join(SEVERITIES)}")
     return {
         "timeUnixNano": time,
         "observedTimeUnixNano": time,
         "severityNumber": SEVERITIES[severity],
         "severityText": severity,
-        "eventName": f"seal_monitor.{_text_of(event, 'kind')}",
+        "eventName": f"seal_monitor.{text(event['kind'])}",
         "body": {"stringValue": encode(event).decode()},
         "attributes": [*_attributes(ATTRIBUTES, event)],
     }
@@ -165,13 +136,6 @@ def request(events: Iterable[Event]) -> dict[str, Any]:
             for of, records in groups.values()
         ]
     }
-
-
-def _text_of(event: Event, name: str) -> str:
-    try:
-        return text(lookup(event, name))
-    except FormatError as error:
-        raise FormatError(f"{name} {error}") from error
 
 
 def _attributes(table: Iterable[Field], event: Event) -> Iterator[dict[str, Any]]:

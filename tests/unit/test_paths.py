@@ -21,6 +21,7 @@ OTHERS = {
     "build/definitions.h": "make setup generates it",
     "bpf/seal_monitor.object": "make setup generates it",
     "docs/metrics.md.new": "make docs renames it when it is whole",
+    "docs/formats.md.new": "make docs renames it when it is whole",
     "monitor/bpf": "bpf/, as a wheel has it",
     "docs/web-configuration.md": "of Prometheus's exporter toolkit",
     "capability.h": "Linux",
