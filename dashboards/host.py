@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from colors import WARNING
 from model import COUNT, Column, Dashboard, Panel, Row, Variable, query
-from queries import INTERVAL, born_gained, gained, host
+from queries import INTERVAL, gained, host, recorded
 from violations import (
     BYPASSES,
     BYPASSES_BY_METHOD,
@@ -115,19 +115,18 @@ HOST = Dashboard(
                 Panel(
                     "Denials by workload and verdict",
                     "table",
-                    "In the time shown, the thirty with most; at least: what was counted before a"
-                    " restart of the monitor in this time may be missing.",
+                    "In the time shown, the thirty with most.",
                     COUNT,
                     [
                         query(
                             host(
                                 "topk(30, "
-                                + born_gained(
+                                + recorded(
                                     "~workload_denials_total",
                                     _CHOSEN,
                                     "instance, workload, verdict",
                                 )
-                                + " > 0)"
+                                + ")"
                             )
                         )
                     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from model import COUNT, Column, Dashboard, Panel, Row, query
-from queries import born_gained, gained, host
+from queries import host, recorded
 from violations import (
     BYPASSES,
     BYPASSES_BY_METHOD,
@@ -50,15 +50,7 @@ OVERVIEW = Dashboard(
                     "table",
                     "The ten hosts with most denials in the time shown, not_sealed ones left out.",
                     COUNT,
-                    [
-                        query(
-                            host(
-                                "topk(10, "
-                                + gained("~denials_total", 'verdict!="not_sealed"', "instance")
-                                + " > 0)"
-                            )
-                        )
-                    ],
+                    [query(host("topk(10, " + recorded("~denials_total", by="instance") + ")"))],
                     8,
                     9,
                     columns={"host": HOST_COLUMN, "Value": Column("Denials", COUNT)},
@@ -69,18 +61,17 @@ OVERVIEW = Dashboard(
                     "table",
                     "The ten workloads with most denials in the time shown: units, pods,"
                     " containers or cgroups, on all hosts together. `other` has those beyond the"
-                    " number that a monitor tracks. At least: what was counted before a restart of"
-                    " the monitor in this time may be missing.",
+                    " number that a monitor tracks.",
                     COUNT,
                     [
                         query(
                             "topk(10, "
-                            + born_gained(
+                            + recorded(
                                 "~workload_denials_total",
                                 'verdict=~"sealed|unverified"',
                                 "workload",
                             )
-                            + " > 0)"
+                            + ")"
                         )
                     ],
                     8,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from model import Query
@@ -10,10 +11,10 @@ __all__ = [
     "CANARY_OVERDUE",
     "INTERVAL",
     "RANGE",
-    "born_gained",
     "gained",
     "host",
     "out_of",
+    "recorded",
     "selected",
 ]
 
@@ -28,6 +29,16 @@ class Window:
 
 RANGE = Window("$__range", "$__range_s")  # all that is shown
 INTERVAL = Window("$__interval", "$__interval_ms / 1000")  # a bar
+
+# The recorded gains of counters; of denials, those that a seal explains or may explain.
+_GAINED: Mapping[str, str] = {
+    "~denials_total": "instance_operation_verdict:~denials:gained",
+    "~unverified_denials_total": "instance_reason:~unverified_denials:gained",
+    "~partial_updates_total": "instance_operation:~partial_updates:gained",
+    "~bypasses_total": "instance_method:~bypasses:gained",
+    "~workload_denials_total": "instance_workload_verdict:~workload_denials:gained",
+    "~violations_total": "instance_workload_kind_severity:~violations:gained",
+}
 
 CANARY_OVERDUE = (
     "(~canary_last_success_timestamp_seconds{SELECT} > 0) < time() -"
@@ -82,34 +93,16 @@ def gained(metric: str, where: str = "", by: str = "", within: Window = RANGE) -
     )
 
 
-def born_gained(metric: str, where: str = "", by: str = "", within: Window = RANGE) -> str:
-    """As gained(), for counters that come into being with what they count first: of workloads.
+def recorded(metric: str, where: str = "", by: str = "", within: Window = RANGE) -> str:
+    """What counters gained within a window, exact, as the recording rules have added it up.
 
-    By the first that applies, a counter has gained
-
-      1. where the monitor was started within the window: all of it, or an estimate;
-      2. where it was there before: what came to that;
-      3. where its host was seen before, or within the window, without it: all of it;
-      4. where Prometheus did not know the host before: what came to the first that it saw.
+    A counter that gained nothing has no samples, so that it costs nothing to ask ten thousand
+    hosts. Without the rules there is no data, rather than a 0.
     """
-    series = selected(metric, where)
-    counted = f"({series} > 0)"
-    peak = f"(max_over_time({series}[{within.span}]) > 0)"
-    up = selected("up")
-    before = f"max_over_time({up}[1h] offset {within.span}) == 1"
-    without = (
-        f"count_over_time({series}[{within.span}])"
-        f" < on (job, instance) group_left () sum_over_time({up}[{within.span}])"
-    )
-    return _summed(
-        by,
-        f"{_since_start(counted, within)}"
-        f" or round(increase({series}[{within.span}]) > 0) and {_age('<=', within)}"
-        f" or {peak} - {_before(series, within)} >= 0"
-        f" or {peak} and on (job, instance) {before}"
-        f" or {peak} and {without}"
-        f" or {peak} - min_over_time({series}[{within.span}])",
-    )
+    gains = f"sum_over_time({selected(_GAINED[metric], where)}[{within.span}])"
+    if by:
+        return f"sum by ({by}) ({gains})"
+    return f"(sum({gains}) or 0 * sum({selected('instance:~up')}))"
 
 
 def host(expression: str) -> str:

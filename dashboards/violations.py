@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from colors import CRITICAL, WARNING
 from model import COUNT, TILE, Column, Link, Panel, Variable, query
-from queries import CANARY_OVERDUE, INTERVAL, RANGE, Window, born_gained, gained, out_of
+from queries import CANARY_OVERDUE, INTERVAL, RANGE, Window, gained, out_of, recorded
 
 __all__ = [
     "BLIND",
@@ -121,7 +121,7 @@ HOSTS_THAT_SEE = Panel(
 def violations(kind: str, severity: str = "", by: str = "", within: Window = RANGE) -> str:
     """Of a kind, or of several as a regular expression."""
     wanted = f',severity="{severity}"' if severity else ""
-    return born_gained("~violations_total", f'kind=~"{kind}"{wanted}', by, within)
+    return recorded("~violations_total", f'kind=~"{kind}"{wanted}', by, within)
 
 
 def _critical(title: str, description: str, kind: str, width: int) -> Panel:
@@ -144,10 +144,11 @@ def _critical(title: str, description: str, kind: str, width: int) -> Panel:
 _STARTED = "process_start_time_seconds{SELECT}"
 _NOT_JUDGED = (
     "sum(clamp_min(sum by (job, instance) ("
-    '~denials_total{SELECT,verdict!="not_sealed"} offset 2m'
-    " or ~bypasses_total{SELECT} offset 2m)"
-    ' - (sum by (job, instance) (~violations_total{SELECT,kind=~"denial|bypass"})'
-    " or 0 * sum by (job, instance) (up{SELECT})), 0)"
+    "instance_operation_verdict:~denials:nonzero{SELECT} offset 2m"
+    " or instance_method:~bypasses:nonzero{SELECT} offset 2m)"
+    " - (sum by (job, instance) ("
+    'instance_workload_kind_severity:~violations:nonzero{SELECT,kind=~"denial|bypass"})'
+    " or 0 * instance:~up{SELECT}), 0)"
     f" and on (job, instance) {_STARTED} == {_STARTED} offset 2m)"
 )
 
@@ -177,7 +178,7 @@ NEEDED_NOW = (
         "Refused calls in the time shown that had changed the part of the range before the seal."
         + _events("denial"),
         COUNT,
-        [query(gained("~partial_updates_total"))],
+        [query(recorded("~partial_updates_total"))],
         4,
         TILE,
         alarm=CRITICAL,
@@ -230,7 +231,7 @@ NEEDED_BY_DAY = (
         "Attempts to change sealed memory in the time shown, whatever their severity, where a seal"
         " is proved to be the reason of the refusal." + _events("denial"),
         COUNT,
-        [query(gained("~denials_total", 'verdict="sealed"'))],
+        [query(recorded("~denials_total", 'verdict="sealed"'))],
         4,
         TILE,
         links=(_BEHIND,),
@@ -241,7 +242,7 @@ NEEDED_BY_DAY = (
         "Refused calls in the time shown with a seal in their range, where something else may have"
         " been the reason (verdict unverified)." + _events("denial"),
         COUNT,
-        [query(gained("~denials_total", 'verdict="unverified"'))],
+        [query(recorded("~denials_total", 'verdict="unverified"'))],
         4,
         TILE,
         links=(_BEHIND,),
@@ -278,15 +279,13 @@ NEEDED_BY_DAY = (
 
 def by_severity(title: str, description: str, kind: str, where: str = "") -> Panel:
     """Bars of a kind of violation."""
-    series = born_gained(
-        "~violations_total", f'kind="{kind}"{where}', by="severity", within=INTERVAL
-    )
+    series = recorded("~violations_total", f'kind="{kind}"{where}', "severity", INTERVAL)
     return Panel(
         title,
         "bars",
         description + " In each bar, by severity." + _events(kind),
         COUNT,
-        [query(series + " > 0", "{{severity}}")],
+        [query(series, "{{severity}}")],
         12,
         links=(_BEHIND,),
     )
@@ -302,7 +301,14 @@ DENIALS_BY_OPERATION = Panel(
     "table",
     "Refused attempts to change memory in the time shown, by system call and verdict.",
     COUNT,
-    [query(gained("~denials_total", by="operation, verdict") + " > 0")],
+    [
+        query(
+            recorded("~denials_total", by="operation, verdict")
+            + " or "
+            + gained("~denials_total", 'verdict="not_sealed"', "operation, verdict")
+            + " > 0"
+        )
+    ],
     6,
     columns={
         "operation": Column("Operation"),
@@ -316,7 +322,7 @@ UNVERIFIED_BY_REASON = Panel(
     "What kept the seal from being proved as the reason of a refusal, in the time shown. The"
     " process can bring about all of them but other_process by itself.",
     COUNT,
-    [query(gained("~unverified_denials_total", by="reason") + " > 0")],
+    [query(recorded("~unverified_denials_total", by="reason"))],
     6,
     columns={"reason": Column("Reason"), "Value": Column("Denials", COUNT)},
 )
@@ -329,7 +335,7 @@ PARTIAL_UPDATES = Panel(
     "Refused calls, in each bar, that left the part of the range before the seal changed."
     + _events("denial"),
     COUNT,
-    [query(gained("~partial_updates_total", within=INTERVAL) + " > 0", "partial updates")],
+    [query(recorded("~partial_updates_total", within=INTERVAL) + " > 0", "partial updates")],
     6,
     6,
     links=(_BEHIND,),
@@ -339,7 +345,7 @@ PARTIAL_UPDATES_BY_OPERATION = Panel(
     "table",
     "In the time shown, by system call.",
     COUNT,
-    [query(gained("~partial_updates_total", by="operation") + " > 0")],
+    [query(recorded("~partial_updates_total", by="operation"))],
     6,
     6,
     columns={"operation": Column("Operation"), "Value": Column("Partial updates", COUNT)},
@@ -358,7 +364,7 @@ BYPASSES_BY_METHOD = Panel(
     "table",
     "In the time shown, by the way taken.",
     COUNT,
-    [query(gained("~bypasses_total", by="method") + " > 0")],
+    [query(recorded("~bypasses_total", by="method"))],
     6,
     6,
     columns={"method": Column("Method"), "Value": Column("Bypasses", COUNT)},

@@ -38,7 +38,7 @@ class Host:
         self.index, self.minutes, self.begin = index, minutes, begin
         self.name = f"web-{index:03}.example:10462"
         self.random = random.Random(index)
-        self.restart = minutes // 2 if index == 3 else None
+        self.restart = minutes // 2 + 5 if index == 3 else None
         self.gone_from = minutes * 9 // 10 if index == 5 else minutes + 1
         self.storm = (
             range(minutes // 3, minutes // 3 + 20)
@@ -264,7 +264,7 @@ HAD: dict[str, Minute] = {
     "config_last_reload_success_timestamp_seconds": lambda host, minute: {
         (): host.started(minute) + 1
     },
-    "counters_since_timestamp_seconds": lambda host, minute: {(): host.started(minute) + 1},
+    "counters_since_timestamp_seconds": lambda host, _: {(): host.started(0) + 1},
     "build_info": lambda host, _: {("0.1.0" if host.index % 5 else "0.1.1", "c19c26ef7800"): 1},
     "kernel_info": lambda host, _: {("6.12.107-amd64" if host.index % 4 else "6.18.44",): 1},
     "seal_supported": lambda _host, _minute: {(): 1},
@@ -302,10 +302,7 @@ def _known(metric: Metric) -> list[Labels]:
 def _counted(metric: Metric, host: Host) -> Iterator[tuple[Labels, int, float]]:
     """Labels, minute and value of a counter."""
     counts: dict[Labels, float] = dict.fromkeys(_known(metric), 0.0)
-    for minute in range(host.minutes):
-        if minute == host.restart:
-            # Those of workloads would be gone; but what is backfilled has no markers of that.
-            counts = dict.fromkeys(counts, 0.0)
+    for minute in range(host.minutes):  # also after a restart, which is resumed
         for labels, gained in GAINED[metric.name](host, minute).items():
             counts[labels] = counts.get(labels, 0.0) + gained
         for labels, count in counts.items():

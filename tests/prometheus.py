@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 __all__ = ["Prometheus", "backfilled", "program", "running", "serving"]
 
@@ -116,7 +117,7 @@ def backfilled(
 ) -> Iterator[Prometheus]:
     """Prometheus with these samples and with what the recording rules had made of them.
 
-    A rule may use what another has recorded, three deep: they are evaluated as often.
+    A rule may use what another has recorded: those are evaluated first.
     """
     exposition = folder / "samples.om"
     with exposition.open("w", encoding="utf-8") as file:
@@ -124,12 +125,29 @@ def backfilled(
     data = folder / "data"
     _promtool(*("tsdb", "create-blocks-from", "openmetrics", "--quiet", exposition, data))
     exposition.unlink()
-    for _ in range(3):
+    part = folder / "part.yml"
+    for recorded in _by_depth(rules):
+        part.write_text(json.dumps({"groups": [{"name": "part", "rules": recorded}]}), "utf-8")
         with serving(folder, "") as server:
             _promtool(
                 *("tsdb", "create-blocks-from", "rules", f"--url={server.url}"),
                 *(f"--start={int(start)}", f"--end={int(end)}", "--eval-interval=60s"),
-                *(f"--output-dir={data}", rules),
+                *(f"--output-dir={data}", part),
             )
     with serving(folder, "") as server:
         yield server
+
+
+def _by_depth(file: Path) -> list[list[dict[str, str]]]:
+    """The rules that use no other; those that use only these; and so on."""
+    document = yaml.safe_load(file.read_text("utf-8"))
+    rules = {rule["record"]: rule for group in document["groups"] for rule in group["rules"]}
+
+    def depth(name: str) -> int:
+        used = set(re.findall(r"[\w:]+", rules[name]["expr"])) & rules.keys()
+        return 1 + max(map(depth, used), default=-1)
+
+    levels: dict[int, list[dict[str, str]]] = {}
+    for name, rule in rules.items():
+        levels.setdefault(depth(name), []).append(rule)
+    return [levels[level] for level in sorted(levels)]

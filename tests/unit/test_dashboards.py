@@ -49,6 +49,9 @@ ANNOTATIONS = {
 }
 
 
+EVALUATED = MINUTE - 1  # seconds after a sample: by then the rules have it
+
+
 class Filled(NamedTuple):
     server: Prometheus
     end: int
@@ -66,9 +69,10 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Filled]:
 
 def results(filled: Filled, target: Json) -> list[Any]:
     query = interpolated(target["expr"])
+    at = filled.end + EVALUATED
     if target["instant"]:
-        return filled.server.instant(query, filled.end)
-    return filled.server.over(query, filled.end - RANGE + BAR, filled.end, BAR)
+        return filled.server.instant(query, at)
+    return filled.server.over(query, at - RANGE + BAR, at, BAR)
 
 
 def hidden(panel: Json) -> set[str]:
