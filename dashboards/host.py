@@ -139,7 +139,21 @@ HOST = Dashboard(
                     },
                     hidden=("instance",),
                 ),
-                replace(DENIALS_BY_OPERATION, width=12, height=6),
+                replace(
+                    DENIALS_BY_OPERATION,
+                    description="Refused attempts to change memory in the time shown, by system"
+                    " call and verdict.",
+                    queries=[
+                        query(
+                            recorded("~denials_total", by="operation, verdict")
+                            + " or "
+                            + gained("~denials_total", 'verdict="not_sealed"', "operation, verdict")
+                            + " > 0"
+                        )
+                    ],
+                    width=12,
+                    height=6,
+                ),
                 replace(UNVERIFIED_BY_REASON, width=12, height=6),
             ),
         ),

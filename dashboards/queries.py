@@ -35,6 +35,7 @@ _GAINED: Mapping[str, str] = {
     "~denials_total": "instance_operation_verdict:~denials:gained",
     "~unverified_denials_total": "instance_reason:~unverified_denials:gained",
     "~partial_updates_total": "instance_operation:~partial_updates:gained",
+    "~faults_total": "instance_cause_disposition:~faults:gained",
     "~bypasses_total": "instance_method:~bypasses:gained",
     "~workload_denials_total": "instance_workload_verdict:~workload_denials:gained",
     "~violations_total": "instance_workload_kind_severity:~violations:gained",

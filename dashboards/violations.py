@@ -254,7 +254,7 @@ NEEDED_BY_DAY = (
         " no handler ran. Programs with bugs have some; the alert is for many more than usual."
         + _events("fault"),
         COUNT,
-        [query(gained("~faults_total", f"{GUARDS},{DEADLY}"))],
+        [query(recorded("~faults_total", f"{GUARDS},{DEADLY}"))],
         4,
         TILE,
         links=(_BEHIND,),
@@ -299,16 +299,10 @@ DENIALS = by_severity(
 DENIALS_BY_OPERATION = Panel(
     "Denials by operation",
     "table",
-    "Refused attempts to change memory in the time shown, by system call and verdict.",
+    "Refused attempts to change memory in the time shown, by system call and verdict; not_sealed"
+    " ones left out.",
     COUNT,
-    [
-        query(
-            recorded("~denials_total", by="operation, verdict")
-            + " or "
-            + gained("~denials_total", 'verdict="not_sealed"', "operation, verdict")
-            + " > 0"
-        )
-    ],
+    [query(recorded("~denials_total", by="operation, verdict"))],
     6,
     columns={
         "operation": Column("Operation"),
@@ -385,7 +379,7 @@ FAULTS = Panel(
     " JVMs, V8 and Go do all day; handler_failed: its handler could not run; handler_ended: the"
     " process ended in it.",
     COUNT,
-    [query(gained("~faults_total", by="cause, disposition") + " > 0")],
+    [query(recorded("~faults_total", by="cause, disposition"))],
     12,
     columns={
         "cause": Column("Cause"),

@@ -223,8 +223,10 @@ def test_numbers_are_exact(filled: Filled, counted: Counted) -> None:
     assert number(filled, "overview.json: Warnings") == warnings
     partial = sum(counted["partial_updates_total"].values())
     assert number(filled, "overview.json: Partial updates") == partial
-    by_operation = values(filled, "overview.json: Denials by operation")
+    by_operation = values(filled, "host.json: Denials by operation")
     assert sum(by_operation.values()) == sum(by_verdict.values())
+    by_operation = values(filled, "overview.json: Denials by operation")
+    assert sum(by_operation.values()) == by_verdict["sealed"] + by_verdict["unverified"]
     by_host = values(filled, "overview.json: Hosts with most denials")
     assert by_host["web-000.example"] == sum(
         gain for labels, gain in counted["denials_total"].items() if labels[0].startswith("web-000")
