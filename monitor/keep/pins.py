@@ -6,6 +6,7 @@ attached until it is removed, whoever still runs.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -29,7 +30,7 @@ _MAGIC = 0xCAFE4A11  # include/uapi/linux/magic.h: BPF_FS_MAGIC
 _STATFS_BYTES = 256  # more than struct statfs has; its first word is the magic
 # Of a name and a number. A name has no colon, and bpffs takes no dot (bpf_lookup() in
 # kernel/bpf/inode.c).
-_ENTRY = re.compile(r"((?:map|program|link|ledger|record)(?::[a-z0-9]{1,20})?)-([0-9]{1,9})")
+_ENTRY = re.compile(r"((?:map|program|link|ledger|record)(?::[a-z0-9]{1,20})?)-([0-9]{1,18})")
 _MOUNT = "run: mount -t bpf bpf /sys/fs/bpf"
 
 
@@ -200,8 +201,8 @@ class Pins:
         for name, descriptors in groups:
             for each in descriptors:
                 file = f"{name.replace('.', ':')}-{number}"
+                self._files[file] = name  # before: a signal may end it between the two
                 bpf.pin(each, self._path(file))
-                self._files[file] = name
                 number += 1
 
     def forget(self, names: Iterable[str]) -> None:
@@ -211,7 +212,8 @@ class Pins:
         """
         wanted = set(names)
         for file in [file for file, name in reversed(self._files.items()) if name in wanted]:
-            os.unlink(file, dir_fd=self._descriptor)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(file, dir_fd=self._descriptor)
             del self._files[file]
 
     def stop(self) -> None:

@@ -19,9 +19,12 @@ from test_privileges_kernel import NOBODY, with_only
 
 from monitor.host import doctor
 from monitor.keep import memory
+from monitor.keep.handed import Handed
 from monitor.keep.identify import program_id
+from monitor.keep.keeper import choose
 from monitor.keep.ledger import Ledger
 from monitor.keep.pins import MOST, PinError, Pins, look
+from monitor.keep.store import Store
 from monitor.kernel import bpf
 from monitor.provoke import table as provoke
 
@@ -249,6 +252,23 @@ def test_a_start_that_is_ended_leaves_nothing(start: Start, pin: Path) -> None:
         daemon = start()
     daemon.stop()
     assert list(pin.iterdir()) == []
+
+
+def test_pins_come_before_systemd_and_systemd_where_there_can_be_none(
+    pin: Path, tmp_path: Path
+) -> None:
+    read, write = os.pipe()
+    os.close(write)
+    choice = choose(tmp_path / "no" / "such", Handed({"map": [read]}))
+    assert isinstance(choice.keeper, Store)
+    assert choice.given.descriptors == {"map": [read]}
+    assert choice.notes[0].startswith(f"state.pin is not used: {tmp_path}/no cannot be opened")
+    choice = choose(pin, choice.given)
+    assert isinstance(choice.keeper, Pins)
+    assert choice.given == ({}, "")
+    assert choice.notes[0] == "what systemd had kept is let go: state.pin is used now"
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(read)
 
 
 # ---- The directory -------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def test_defaults() -> None:
     assert DEFAULTS.workloads.maximum == 64
     assert DEFAULTS.ring.size == 2097152
     assert DEFAULTS.watch == config.Watch(compat=False, io_uring=False)
-    assert DEFAULTS.state.directory is None
+    assert (DEFAULTS.state.directory, DEFAULTS.state.pin) == (None, None)
     assert DEFAULTS.mutes == ()
 
 
@@ -191,6 +191,10 @@ def test_listen_address_refused(text: str) -> None:
         (
             '[output]\nevents_file = "a\\u0000b"',
             ["2: key 'output.events_file': 'a\\x00b' has a NUL character; no file has such a name"],
+        ),
+        (
+            '[state]\npin = "seal-monitor"',
+            ["2: key 'state.pin': 'seal-monitor' is no absolute path; write it from / on"],
         ),
         (
             '[events]\nseals = "no"',
