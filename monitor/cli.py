@@ -86,6 +86,7 @@ examples:
   seal-monitor doctor                 see what it can do on this host
   seal-monitor run --output json --events-file /var/log/seal-monitor/events.jsonl
   seal-monitor incidents list --since 7d
+  seal-monitor fleet list --since 24h --from https://analyst@clickhouse.example:8443/
   seal-monitor posture --by executable
   seal-monitor exec --fail-on denial,fault -- make test
   seal-monitor check-config
@@ -189,6 +190,7 @@ def _parser() -> Parser:
     )
     symbolize.add_argument("--verbose", action="store_true", help="say why a name is missing")
     _add_incidents(add("incidents", _incidents, "show what was kept of violations, grouped"))
+    _add_fleet(add("fleet", _fleet, "show the incidents of all hosts, from one database"))
     _add_posture(add("posture", _posture, "show which processes have sealed memory, and how much"))
     return parser
 
@@ -316,6 +318,59 @@ def _add_incidents(parser: Parser) -> None:
             required=True,
             help="the file to make, readable only by its owner; - for standard output",
         )
+
+
+def _add_fleet(parser: Parser) -> None:
+    common = Parser(add_help=False, allow_abbrev=False)
+    common.add_argument(
+        "--from",
+        dest="url",
+        metavar="URL",
+        help="https://USER@HOST:8443/ of ClickHouse, or postgresql://USER@HOST/DATABASE, without a "
+        "password (default: SEAL_MONITOR_FLEET in the environment)",
+    )
+    common.add_argument(
+        "--password-file",
+        metavar="FILE",
+        type=Path,
+        help="has the password in its first line (default: SEAL_MONITOR_FLEET_PASSWORD in the "
+        "environment, and for PostgreSQL ~/.pgpass)",
+    )
+    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", dest="verb", required=True)
+
+    def add(name: str, text: str, *parents: Parser) -> Parser:
+        return verbs.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            parents=[*parents, common],
+            allow_abbrev=False,
+        )
+
+    printed = Parser(add_help=False, allow_abbrev=False)
+    printed.add_argument("--json", action="store_true", help="print JSON")
+    filters = _incident_filters()
+    add("list", "list incidents of all hosts, the worst first", filters, printed)
+    show = add("show", "print the story of one incident", printed)
+    hosts = add("hosts", "list the hosts of an incident, the first one first", printed)
+    for verb in (show, hosts):
+        verb.add_argument("id", metavar="ID", help="its id, or the beginning of it")
+    timeline = add("timeline", "list what one host reported, in order", printed)
+    timeline.add_argument("host", metavar="HOST", help="its name, as events have it")
+    timeline.add_argument("--since", metavar="TIME", help="from then on, as for list")
+    timeline.add_argument("--until", metavar="TIME", help="until then")
+    for verb in (hosts, timeline):
+        verb.add_argument(
+            "--limit", type=_positive, default=1000, metavar="N", help="at most N (default: 1000)"
+        )
+    report = add("report", "make a page of one incident, or of those that match", filters)
+    report.add_argument("id", metavar="ID", nargs="?", help="its id; without: all that match")
+    report.add_argument(
+        *("-o", "--output-file"),
+        metavar="FILE.html",
+        required=True,
+        help="the file to make, readable only by its owner; - for standard output",
+    )
 
 
 def _incident_filters() -> Parser:
@@ -471,6 +526,12 @@ def _incidents(arguments: argparse.Namespace) -> int:
     from monitor.commands import incidents as incidents_cli  # noqa: PLC0415
 
     return incidents_cli.run(arguments, arguments.database or _database(_load(arguments)))
+
+
+def _fleet(arguments: argparse.Namespace) -> int:
+    from monitor.commands import fleet  # noqa: PLC0415
+
+    return fleet.run(arguments)
 
 
 def _posture(arguments: argparse.Namespace) -> int:

@@ -36,7 +36,7 @@ def asked(fleet: Fleet, now: datetime) -> Asked:
     day = {"since": now - timedelta(days=1), "until": now}
     some = dict.fromkeys(
         ("host", "executable", "workload", "verdict", "likely", "operation"), ""
-    ) | {"kinds": ("denial", "fault", "bypass"), "limit": 50}
+    ) | {"kinds": ("denial", "fault", "bypass"), "limit": 50, "fingerprint": "%"}
     of_it = {"fingerprint": fleet.spreading}
     busy, usual = fleet.hosts[97], fleet.hosts[50]
     return (

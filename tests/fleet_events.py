@@ -29,10 +29,11 @@ SPREADING = "gateway"  # the program whose new incident spreads
 TWICE = 50  # one line in so many is sent again
 
 _KINDS = {"denial": 55, "fault": 30, "suppression": 8, "bypass": 1, "health": 5, "seal": 1}
+# Severity, row of the table of assessments, and what it probably is, of a denial.
 _LIKELY = {
-    "mprotect": ("critical", "attack"),
-    "munmap": ("warning", "leak"),
-    "madvise": ("warning", "bug"),
+    "mprotect": ("critical", "read_only_data", "attack"),
+    "munmap": ("warning", "unmapped", "leak"),
+    "madvise": ("warning", "discarded", "bug"),
 }
 _USERS = (("www-data", 33), ("postgres", 105), ("build", 1001), ("root", 0))
 
@@ -113,7 +114,7 @@ def _text(template: dict[str, Any]) -> str:
 
 def _template(kind: str, program: _Program, site: int, what: str) -> _Template:
     event = example(kind)
-    severity, likely = _LIKELY.get(what, (event["severity"], "bug"))
+    severity, name, likely = _LIKELY.get(what, (event["severity"], "", ""))
     event |= {
         "schema": 2,
         **{"id": _place("id"), "time": _place("time"), "time_boot_ns": _place("boot_ns")},
@@ -141,7 +142,7 @@ def _template(kind: str, program: _Program, site: int, what: str) -> _Template:
         if frame["module"] == "image-worker":
             frame |= {"module": program.name, "build_id": program.build_id, "offset": site + number}
     if kind == "denial":
-        event |= {"severity": severity, "assessment": {"name": "unmapped", "likely": likely}}
+        event |= {"severity": severity, "assessment": {"name": name, "likely": likely}}
         event["summary"] = (
             f"{what} of sealed memory refused: {program.name} (pid {_place('pid')}) asked for "
             f"0x55eb77215000-0x55eb77217000 (sealed r--p, {program.name}); looks like {likely}"

@@ -70,7 +70,7 @@ ENGINE = ReplacingMergeTree(precedence)
 PARTITION BY toYYYYMM(time)
 ORDER BY (fingerprint, time, key)
 TTL toDateTime(time) + INTERVAL 400 DAY
-SETTINGS ttl_only_drop_parts = 1, deduplicate_merge_projection_mode = 'rebuild';
+SETTINGS index_granularity = 1024, ttl_only_drop_parts = 1, deduplicate_merge_projection_mode = 'rebuild';
 
 -- No text may make this fail, or the collector would send its batch for ever: what is missing or of
 -- another type is empty, and what is no event is kept as kind 'unreadable'. A time that is far from now

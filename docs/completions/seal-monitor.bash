@@ -18,6 +18,11 @@ declare -gA _seal_monitor_flags=(
     [incidents report]="--config --database --output-file $_seal_monitor_filters"
     [incidents export]="--config --database --output-file"
     [incidents backup]="--config --database --output-file"
+    [fleet list]="--from --json --password-file $_seal_monitor_filters"
+    [fleet show]="--from --json --password-file"
+    [fleet hosts]="--from --json --limit --password-file"
+    [fleet timeline]="--from --json --limit --password-file --since --until"
+    [fleet report]="--from --output-file --password-file $_seal_monitor_filters"
     [posture]="--all --by --json --pid"
 )
 
@@ -47,7 +52,7 @@ _seal_monitor() {
             *)
                 if [[ -z $command ]]; then
                     command=$word
-                elif [[ $command == incidents && -z $verb ]]; then
+                elif [[ $command == @(incidents|fleet) && -z $verb ]]; then
                     verb=$word
                 fi ;;
         esac
@@ -57,7 +62,7 @@ _seal_monitor() {
         return
     fi
     case $previous in
-        --config | --database | --events-file | --output-file | --report | --web.config.file | -o)
+        --config | --database | --events-file | --output-file | --password-file | --report | --web.config.file | -o)
             mapfile -t COMPREPLY < <(compgen -f -- "$current")
             return ;;
         --json)
@@ -75,9 +80,11 @@ _seal_monitor() {
     if [[ -z $command && $current == -* ]]; then
         word="--help --version"
     elif [[ -z $command ]]; then
-        word="run demo exec doctor check-config schema symbolize incidents posture"
+        word="run demo exec doctor check-config schema symbolize incidents fleet posture"
     elif [[ $command == incidents && -z $verb ]]; then
         word="list show timeline report export backup"
+    elif [[ $command == fleet && -z $verb ]]; then
+        word="list show hosts timeline report"
     elif [[ $current == -* ]]; then
         word="--help ${_seal_monitor_flags[$command${verb:+ $verb}]-}"
     else

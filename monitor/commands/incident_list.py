@@ -78,15 +78,21 @@ _NAMES: Sequence[tuple[str, Callable[[Incident], Mapping[str, int]]]] = (
 
 
 def _facts(incidents: Sequence[Incident]) -> list[Column]:
-    return [
+    columns = [
         Column(title, [visible(cell(incident)) for incident in incidents], is_number)
         for title, is_number, cell in _FACTS
     ]
+    numbers = [incident.hosts for incident in incidents if incident.hosts is not None]
+    if len(numbers) == len(incidents):
+        columns.insert(3, Column("HOSTS", [f"{number:,}" for number in numbers], True))
+    return columns
 
 
 def _names(incidents: Sequence[Incident]) -> list[Column]:
-    """Columns of names; the hosts only where there are several."""
+    """Columns of names; the hosts only where there are several, and of a fleet their number."""
     hosts = {host for incident in incidents for host in incident.facets["host"]}
+    if any(incident.hosts is not None for incident in incidents):
+        hosts.clear()
     return [
         Column(title, [_most(values(incident)) for incident in incidents])
         for title, values in _NAMES

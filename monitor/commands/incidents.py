@@ -48,12 +48,22 @@ from monitor.untrusted import terminal
 from monitor.untrusted.printable import printable
 from monitor.untrusted.terminal import paragraph, visible, width_of_output
 
-__all__ = ["moment", "run", "shown", "timeline_lines"]
+__all__ = [
+    "KINDS",
+    "filters_given",
+    "filters_of",
+    "moment",
+    "order_of",
+    "run",
+    "shown",
+    "timeline_lines",
+    "write_output",
+]
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}  # seconds
 _SECOND_NS = 1_000_000_000
 _READABLE = 98  # of a terminal's columns for sentences, however wide it is
-_KINDS = {
+KINDS = {
     "violation": VIOLATIONS,
     "denial": ("denial",),
     "fault": ("fault",),
@@ -116,6 +126,13 @@ def _counted(values: Mapping[str, int]) -> str:
     return ", ".join(f"{visible(value)} {count:,}" for value, count in values.items())
 
 
+def _hosts(incident: Incident) -> str:
+    """Of a fleet only how many; 'seal-monitor fleet hosts ID' lists them."""
+    if incident.hosts is None:
+        return _counted(incident.facets["host"])
+    return f"{incident.hosts:,}"
+
+
 def _frame(frame: Mapping[str, Any]) -> str:
     where = place(frame)
     return visible(f"{frame['symbol']} ({where})" if frame["symbol"] else where)
@@ -174,7 +191,7 @@ def shown(
         ("dispositions", _counted(facets["disposition"])),
         ("executables", _counted(programs(incident))),
         ("workloads", _counted(facets["workload"])),
-        ("hosts", _counted(facets["host"])),
+        ("hosts", _hosts(incident)),
         ("users", _counted(facets["user"])),
         ("program", visible(incident.executable)),
         ("caller", visible(incident.caller)),
@@ -189,6 +206,8 @@ def shown(
     for number, event in enumerate(events, 1):
         with _as_written(f"event {number} of incident {incident.id}"):
             words = _short(event)
+            if incident.hosts is not None:
+                words = f"{visible(event['host']['name'])}  {words}"
             steps.append((_milliseconds(event["time"]), words))
     kept = [paragraph(f"{time}  {words}", width, " " * 6, "  ") for time, words in _runs(steps)]
     if whole := [event for event in events if event.get("kind") != "suppression"]:
@@ -198,7 +217,8 @@ def shown(
         with _as_written(f"a snapshot of incident {incident.id}"):
             lines += ["", *summarized(snapshots, events)]
     if events:
-        lines += ["", f"events that are kept: {len(events)}", *chain(*reversed(kept))]
+        kept_are = "events that are kept" if incident.hosts is None else "the last events"
+        lines += ["", f"{kept_are}: {len(events)}", *chain(*reversed(kept))]
     return lines
 
 
@@ -270,10 +290,10 @@ _FILTERS = (
 )
 
 
-def _wanted(arguments: Namespace) -> Filter:
+def filters_of(arguments: Namespace) -> Filter:
     now = time.time_ns()
     return Filter(
-        kinds=_KINDS[arguments.kind],
+        kinds=KINDS[arguments.kind],
         since_ns=moment("--since", arguments.since, now),
         until_ns=moment("--until", arguments.until, now),
         operation=arguments.operation,
@@ -286,13 +306,13 @@ def _wanted(arguments: Namespace) -> Filter:
     )
 
 
-def _order(arguments: Namespace) -> Order:
+def order_of(arguments: Namespace) -> Order:
     """A program that takes JSON relies on the order that it has always had."""
     default: Order = "last" if getattr(arguments, "json", False) else "worst"
     return arguments.sort or default
 
 
-def _given(arguments: Namespace) -> str:
+def filters_given(arguments: Namespace) -> str:
     """The filters as they were given; without any, what is listed by default."""
     given = [
         f"--{flag} {visible(getattr(arguments, flag))}"
@@ -303,12 +323,12 @@ def _given(arguments: Namespace) -> str:
 
 
 def _list(arguments: Namespace, database: Path) -> int:
-    wanted, order = _wanted(arguments), _order(arguments)
+    wanted, order = filters_of(arguments), order_of(arguments)
     with _opened(arguments, database) as incidents:
         found = incidents.search(wanted, arguments.limit, order)
         totals = incidents.totals(wanted)
-        kept = sum(incidents.totals(Filter(kinds=_KINDS["all"])).values())
-    listing = Listing(found, totals, order, _given(arguments), kept)
+        kept = sum(incidents.totals(Filter(kinds=KINDS["all"])).values())
+    listing = Listing(found, totals, order, filters_given(arguments), kept)
     return _print(listed(listing, width_of_output()), [as_object(i) for i in found], arguments.json)
 
 
@@ -411,13 +431,13 @@ def _report(arguments: Namespace, database: Path) -> int:
     ):
         every = 1
         if arguments.id is None:
-            wanted = _wanted(arguments)
-            found = incidents.search(wanted, arguments.limit, _order(arguments))
+            wanted = filters_of(arguments)
+            found = incidents.search(wanted, arguments.limit, order_of(arguments))
             every = sum(incidents.totals(wanted).values())
         else:
             found = [_one(incidents, arguments.id)]
         cases = gather(incidents, found, resolver)
-    _output(arguments.output_file, report.page(cases, every=every))
+    write_output(arguments.output_file, report.page(cases, every=every))
     return 0
 
 
@@ -432,14 +452,14 @@ def _export(arguments: Namespace, database: Path) -> int:
         found = _one(incidents, arguments.id)
         (case,) = gather(incidents, [found], resolver)
         copied = export.database_of(incidents, found)
-    _output(arguments.output_file, export.archive(case, as_object(found), copied))
+    write_output(arguments.output_file, export.archive(case, as_object(found), copied))
     return 0
 
 
 def _backup(arguments: Namespace, database: Path) -> int:
     with _as_owner(database), _opened(arguments, database) as incidents:
         copied = incidents.copy()
-    _output(arguments.output_file, copied)
+    write_output(arguments.output_file, copied)
     return 0
 
 
@@ -455,7 +475,7 @@ def _check_output(file: str, database: Path) -> None:
         )
 
 
-def _output(file: str, data: bytes) -> None:
+def write_output(file: str, data: bytes) -> None:
     if file == "-":
         sys.stdout.buffer.write(data)
     else:

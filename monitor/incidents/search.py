@@ -77,7 +77,10 @@ class Filter(NamedTuple):
 
 @dataclass(frozen=True)
 class Incident:
-    """Times are Unix times in ns. `facets`: by name, how many of the `events` had which value."""
+    """Times are Unix times in ns. `facets`: by name, how many of the `events` had which value.
+
+    `hosts`: on how many hosts, where it is of a fleet; the facet has only some of them.
+    """
 
     id: str
     kind: str
@@ -93,6 +96,7 @@ class Incident:
     events: int
     suppressed: int
     facets: Mapping[str, Mapping[str, int]]
+    hosts: int | None = None
 
     @property
     def count(self) -> int:
@@ -104,6 +108,7 @@ def as_object(incident: Incident) -> dict[str, object]:
 
     "told" is the old name of `delivered`, printed until 1.0.
     """
+    fleet = {} if incident.hosts is None else {"hosts": incident.hosts}
     return {
         "id": incident.id,
         "kind": incident.kind,
@@ -123,6 +128,7 @@ def as_object(incident: Incident) -> dict[str, object]:
         "caller": incident.caller,
         "mapping": incident.mapping,
         "facets": {name: dict(values) for name, values in incident.facets.items()},
+        **fleet,
     }
 
 

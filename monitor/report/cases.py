@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from monitor.incidents.search import (
     SAME_PROCESS_NS,
@@ -18,11 +18,37 @@ from monitor.report.occurrences import worst
 from monitor.report.story import value
 from monitor.symbols.resolver import Resolver
 
-__all__ = ["Case", "gather"]
+__all__ = ["Case", "Hour", "SeenOn", "Spread", "gather"]
 
 SIMILAR = 8
 _AMONG = 2000  # incidents to compare with, the last seen
 _KINDS = ("denial", "fault", "seal", "bypass")
+
+
+class SeenOn(NamedTuple):
+    """A host of an incident. Times are Unix times in ns."""
+
+    host: str
+    host_id: str
+    first_ns: int
+    last_ns: int
+    violations: int
+
+
+class Hour(NamedTuple):
+    """An hour of an incident's spread. `new_hosts`: on which it was seen for the first time."""
+
+    start_ns: int
+    hosts: int
+    new_hosts: int
+    violations: int
+
+
+class Spread(NamedTuple):
+    """Where an incident of a fleet was seen: its first hosts, and the last hours, both in order."""
+
+    hosts: Sequence[SeenOn]
+    hours: Sequence[Hour]
 
 
 @dataclass(frozen=True)
@@ -37,6 +63,7 @@ class Case:
     snapshots: Sequence[Mapping[str, Any]]
     timeline: Sequence[tuple[Event, str]]
     similar: Sequence[tuple[Incident, str]]
+    spread: Spread | None = None
 
     @property
     def event(self) -> Event:

@@ -20,6 +20,8 @@ from monitor.incidents.search import Incident, Incidents
 from monitor.report.cases import Case, gather
 from monitor.report.picture import WIDTH
 from monitor.report.private_file import write_private
+from monitor.report.spread import HEIGHT as SPREAD_HEIGHT
+from monitor.report.spread import WIDTH as SPREAD_WIDTH
 from monitor.report.view import overview, view
 from monitor.symbols.resolver import Resolver
 from monitor.untrusted.printable import printable
@@ -85,6 +87,8 @@ def page(cases: Sequence[Case], title: str | None = None, *, every: int = 0) -> 
         ],
         ids={case.incident.id for case in cases},
         picture_width=WIDTH,
+        spread_width=SPREAD_WIDTH,
+        spread_height=SPREAD_HEIGHT,
         version=version(),
         every=f"{every:,}" if every > len(cases) else "",
     )

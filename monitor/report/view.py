@@ -18,6 +18,7 @@ from monitor.report.facts import lead, other_facts, what_facts, who_facts
 from monitor.report.occurrences import Others, others
 from monitor.report.picture import Picture, picture
 from monitor.report.snapshot_view import SnapshotView, of_memory, of_process, snapshot_view
+from monitor.report.spread import SpreadView, spread_view
 from monitor.report.story import value
 from monitor.report.text import (
     SECOND_NS,
@@ -60,6 +61,7 @@ class View:
     severity: str
     lead: Sequence[str]
     figures: Sequence[Fact]
+    spread: SpreadView | None
     others: Others | None
     time: str
     facts: Sequence[Fact]
@@ -172,9 +174,10 @@ def _figures(incident: Incident) -> list[Fact]:
     if incident.suppressed:
         held = f"exact; {incident.suppressed:,} of them held back by the rate limit"
     count, first = Fact("Count", f"{incident.count:,}", "", held), clock(incident.first_ns)
+    hosts = [] if incident.hosts is None else [Fact("Hosts", f"{incident.hosts:,}")]
     if incident.count == 1:
-        return [count, Fact("Seen", first)]
-    return [count, Fact("First seen", first), Fact("Last seen", clock(incident.last_ns))]
+        return [count, *hosts, Fact("Seen", first)]
+    return [count, *hosts, Fact("First seen", first), Fact("Last seen", clock(incident.last_ns))]
 
 
 def _probably(event: Event) -> Fact:
@@ -211,6 +214,7 @@ def view(case: Case, *, raw_limit: int, map_limit: int) -> View:
         severity=incident.severity,
         lead=[*lead(case, later)],
         figures=_figures(incident),
+        spread=spread_view(incident, case.spread),
         others=others(case.events),
         time=_clock(event),
         facts=[fact for fact in what if fact.text or fact.code],

@@ -111,7 +111,7 @@ def test_help_and_schema_load_nothing_heavy() -> None:
             ("wacth",),
             "seal-monitor: error: argument COMMAND: invalid choice: 'wacth' (choose from 'run', "
             "'demo', 'exec', 'doctor', 'check-config', 'schema', 'symbolize', 'incidents', "
-            "'posture')",
+            "'fleet', 'posture')",
         ),
         *(
             (words, f"seal-monitor {words[0]}: error: unrecognized arguments: {unknown}")

@@ -21,6 +21,7 @@ COMMANDS = (
     *("run", "demo", "exec", "doctor", "check-config", "schema", "symbolize", "posture"),
     *("incidents list", "incidents show", "incidents timeline"),
     *("incidents report", "incidents export", "incidents backup"),
+    *("fleet list", "fleet show", "fleet hosts", "fleet timeline", "fleet report"),
 )
 
 
@@ -49,8 +50,9 @@ def test_flags(command: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
     listed = set(re.findall(r"^    ([a-z-]+) +\S", help_of(capsys), re.MULTILINE))
     assert offered("") == listed == {command.split()[0] for command in COMMANDS}
-    verbs = {command.split()[1] for command in COMMANDS if " " in command}
-    assert offered("incidents", "") == verbs
+    for command in ("incidents", "fleet"):
+        verbs = {each.split()[1] for each in COMMANDS if each.startswith(f"{command} ")}
+        assert offered(command, "") == verbs
     assert offered("inc") == {"incidents"}
     assert offered("--") == {"--help", "--version"}
 

@@ -509,4 +509,4 @@ def test_a_wheel_has_every_file() -> None:
     assert kept == {path for pattern in patterns for path in root.glob(pattern)}
     packages = {path.parent for path in files if path.suffix == ".py"}
     named = {root / package.replace(".", "/") for package in tables["packages"]}
-    assert named == packages | {root / "monitor/bpf"}
+    assert named == packages | {root / "monitor/bpf", root / "monitor/fleet/questions"}

@@ -1,5 +1,5 @@
 -- Incidents of all hosts, the worst first. Patterns are regular expressions, '' for any; an incident matches
--- when one of its events does. kinds: such as ['denial', 'fault', 'bypass']; rank: 0 info, 1 warning, 2 critical.
+-- when one of its events does. fingerprint: how the id begins, as in '381c%'; '%' for any. kinds: such as ['denial', 'fault', 'bypass']; rank: 0 info, 1 warning, 2 critical.
 SELECT
     fingerprint,
     min(e.kind) AS kind,
@@ -12,6 +12,7 @@ SELECT
     count(DISTINCT host_id) AS hosts
 FROM seal_monitor.events AS e
 WHERE has({kinds:Array(String)}, e.kind)
+    AND e.fingerprint LIKE {fingerprint:String}
     AND match(e.what, {operation:String})
 GROUP BY fingerprint
 HAVING max(time) >= {since:DateTime64(9, 'UTC')}
