@@ -45,6 +45,7 @@ INSTALLED := \
     docs/seal-monitor.8:$(PREFIX)/share/man/man8/seal-monitor.8 \
     docs/completions/seal-monitor.bash:$(PREFIX)/share/bash-completion/completions/seal-monitor \
     $(foreach page,$(sort $(wildcard docs/*.md)),$(page):$(PREFIX)/share/doc/seal-monitor/$(notdir $(page))) \
+    $(foreach file,$(wildcard dashboards/fleet/*.json),$(file):$(PREFIX)/share/doc/seal-monitor/fleet/$(notdir $(file))) \
     $(foreach file,$(DASHBOARDS),$(file):$(PREFIX)/share/seal-monitor/$(file:dashboards/%=%))
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 

@@ -54,7 +54,7 @@ COLORS: Mapping[str, Meaning] = {
         {
             "severity": ("info",),
             "memory": ("executable",),
-            LITERAL: ("median", "seals", "sealed bytes"),
+            LITERAL: ("median", "seals", "sealed bytes", "new hosts"),
         },
     ),
     "#129e93": Meaning("a second such quantity", {"memory": ("relro",)}),

@@ -1,6 +1,6 @@
 """Writes the dashboards, for Grafana 10 or later: `python dashboards/generate.py`, or `make docs`.
 
-What is on them is in overview.py, host.py and health.py.
+What is on them is in overview.py, host.py and health.py; incidents.py: of the databases of fleet/.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import colors
 import queries
 from health import HEALTH
 from host import HOST
+from incidents import INCIDENTS
 from model import (
     ALERT,
-    DATASOURCE,
+    CLICKHOUSE,
     NAME,
+    PROMETHEUS,
     WIDTH,
     Column,
     Dashboard,
@@ -30,7 +32,7 @@ from model import (
 )
 from overview import OVERVIEW
 
-__all__ = ["DASHBOARDS", "document", "expanded", "file_name", "text"]
+__all__ = ["DASHBOARDS", "INCIDENTS", "document", "expanded", "file_name", "text"]
 
 Json = dict[str, Any]
 
@@ -54,7 +56,22 @@ def expanded(text: str) -> str:
     return named.replace("SELECT", 'job="$job",instance=~"$instance"')
 
 
+def _source(name: str) -> Json:
+    return {"type": name, "uid": "${datasource}"}
+
+
 def _variable(variable: Variable) -> Json:
+    if not variable.metric:
+        return {
+            "type": "textbox",
+            "name": variable.name,
+            "label": variable.title,
+            "query": variable.default,
+            "current": {"text": variable.default, "value": variable.default},
+            "options": [],
+            "hide": 0,
+            "skipUrlSync": False,
+        }
     definition = f"label_values({expanded(variable.metric)}, {variable.label})"
     every: Json = {"text": ["All"], "value": ["$__all"]}
     one: Json = {"text": variable.default, "value": variable.default}
@@ -62,7 +79,7 @@ def _variable(variable: Variable) -> Json:
         "type": "query",
         "name": variable.name,
         "label": variable.title,
-        "datasource": DATASOURCE,
+        "datasource": _source(PROMETHEUS),
         "query": {"query": definition, "refId": "variable", "qryType": 1},
         "regex": variable.regex,
         "refresh": 2,  # with the time range
@@ -80,7 +97,7 @@ def _variable(variable: Variable) -> Json:
 def _annotation(name: str, color: str, expression: str, text: str) -> Json:
     return {
         "name": name,
-        "datasource": DATASOURCE,
+        "datasource": _source(PROMETHEUS),
         "enable": True,
         "hide": False,
         "iconColor": color,
@@ -110,11 +127,31 @@ ANNOTATIONS = (
 )
 
 
-def _target(panel: Panel, index: int, wanted: Query) -> Json:
-    is_instant = panel.kind not in ("bars", "lines")
+def _sql_target(panel: Panel, wanted: Query, source: str) -> Json:
+    is_over_time = panel.kind in ("bars", "lines")
+    if source == CLICKHOUSE:
+        form = "timeseries" if is_over_time else "table"
+        return {
+            "editorType": "sql",
+            "queryType": form,
+            "format": 0 if is_over_time else 1,
+            "rawSql": wanted.expression,
+            "pluginVersion": "4.0.0",
+        }
     return {
-        "refId": "ABCDEFGH"[index],
-        "datasource": DATASOURCE,
+        "editorMode": "code",
+        "rawQuery": True,
+        "format": "time_series" if is_over_time else "table",
+        "rawSql": wanted.expression,
+    }
+
+
+def _target(panel: Panel, index: int, wanted: Query, source: str) -> Json:
+    head = {"refId": "ABCDEFGH"[index], "datasource": _source(source)}
+    if source != PROMETHEUS:
+        return head | _sql_target(panel, wanted, source)
+    is_instant = panel.kind not in ("bars", "lines")
+    return head | {
         "editorMode": "code",
         "expr": expanded(wanted.expression),
         "legendFormat": wanted.legend,
@@ -250,7 +287,8 @@ _HIDDEN = (
 )
 
 
-def _table(panel: Panel) -> Json:
+def _table(panel: Panel, is_sorted: bool) -> Json:
+    """Sorted here, where the data source does not do that."""
     value = next((name for name in panel.columns if name.startswith("Value")), None)
     first = next(iter(panel.columns.values()))
     shown = [_column(*each) for each in panel.columns.items()]
@@ -275,7 +313,9 @@ def _table(panel: Panel) -> Json:
         "options": {
             "showHeader": True,
             "cellHeight": "sm",
-            "sortBy": [
+            "sortBy": []
+            if is_sorted
+            else [
                 {
                     "displayName": panel.columns[value].title if value else first.title,
                     "desc": bool(value) and not panel.ascending,
@@ -307,21 +347,26 @@ _FORMS = {
     "bars": _timeseries,
     "lines": _timeseries,
     "number": _stat,
-    "table": _table,
     "text": _text,
 }
 
 
-def _panel(panel: Panel, number: int, x: int, y: int) -> Json:
+def _form(panel: Panel, source: str) -> Json:
+    if panel.kind == "table":
+        return _table(panel, is_sorted=source != PROMETHEUS)
+    return _FORMS[panel.kind](panel)
+
+
+def _panel(panel: Panel, source: str, number: int, x: int, y: int) -> Json:
     return {
         "id": number,
         "type": TYPES[panel.kind],
         "title": panel.title,
         "description": panel.description,
-        "datasource": DATASOURCE,
+        "datasource": _source(source),
         "gridPos": {"h": panel.height, "w": panel.width, "x": x, "y": y},
-        "targets": [_target(panel, *pair) for pair in enumerate(panel.queries)],
-        **_FORMS[panel.kind](panel),
+        "targets": [_target(panel, *pair, source) for pair in enumerate(panel.queries)],
+        **_form(panel, source),
     }
 
 
@@ -336,7 +381,7 @@ def _row(row: Row, number: int, y: int) -> Json:
     }
 
 
-def _panels(rows: Sequence[Row]) -> list[Json]:
+def _panels(rows: Sequence[Row], source: str) -> list[Json]:
     """The panels placed from left to right; when a line is full, the next one begins."""
     placed: list[Json] = []
     y = 0
@@ -347,7 +392,7 @@ def _panels(rows: Sequence[Row]) -> list[Json]:
         for panel in row.panels:
             if x + panel.width > WIDTH:
                 x, y, height = 0, y + height, 0
-            placed.append(_panel(panel, len(placed) + 1, x, y))
+            placed.append(_panel(panel, source, len(placed) + 1, x, y))
             x, height = x + panel.width, max(height, panel.height)
         y += height
     return placed
@@ -359,7 +404,7 @@ def document(dashboard: Dashboard) -> Json:
         "type": "datasource",
         "name": "datasource",
         "label": "Data source",
-        "query": "prometheus",
+        "query": dashboard.source,
         "options": [],
         "refresh": 1,
         "regex": "",
@@ -378,7 +423,7 @@ def document(dashboard: Dashboard) -> Json:
         "version": 1,
         "editable": True,
         "graphTooltip": 1,  # one cross-hair for all panels
-        "time": {"from": "now-6h", "to": "now"},
+        "time": {"from": dashboard.since, "to": "now"},
         "timepicker": {},
         "timezone": "",
         "refresh": "1m",
@@ -397,9 +442,9 @@ def document(dashboard: Dashboard) -> Json:
                 "url": "",
             }
         ],
-        "annotations": {"list": list(ANNOTATIONS)},
+        "annotations": {"list": list(ANNOTATIONS) if dashboard.source == PROMETHEUS else []},
         "templating": {"list": [datasource, *map(_variable, dashboard.variables)]},
-        "panels": _panels(dashboard.rows),
+        "panels": _panels(dashboard.rows, dashboard.source),
     }
 
 
@@ -414,3 +459,5 @@ def text(dashboard: Dashboard) -> str:
 if __name__ == "__main__":
     for each in DASHBOARDS:
         (Path(__file__).parent / file_name(each)).write_text(text(each), "utf-8")
+    for each in INCIDENTS:
+        (Path(__file__).parent / "fleet" / file_name(each)).write_text(text(each), "utf-8")

@@ -11,9 +11,11 @@ from typing import Literal
 
 __all__ = [
     "ALERT",
+    "CLICKHOUSE",
     "COUNT",
-    "DATASOURCE",
     "NAME",
+    "POSTGRESQL",
+    "PROMETHEUS",
     "TILE",
     "WIDTH",
     "Column",
@@ -28,7 +30,9 @@ __all__ = [
 
 Kind = Literal["bars", "lines", "number", "table", "text"]
 
-DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
+# Grafana's names of the data sources.
+PROMETHEUS = "prometheus"
+CLICKHOUSE, POSTGRESQL = "grafana-clickhouse-datasource", "grafana-postgresql-datasource"
 WIDTH = 24  # of Grafana's grid
 COUNT = "locale"  # 5,321 and not 5.32 K
 NAME = 110  # pixels
@@ -38,7 +42,10 @@ ALERT = 1  # a number that is coloured is so from this value on
 
 @dataclass(frozen=True)
 class Query:
-    """`legend` is the name of a series; {{label}} in it stands for the label's value."""
+    """`legend` is the name of a series; {{label}} in it stands for the label's value.
+
+    The expression is PromQL, or SQL where the data source of the dashboard takes that.
+    """
 
     expression: str
     legend: str = "__auto"
@@ -101,15 +108,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Variable:
-    """`label` of the series that `metric` selects; `many`: several or all of its values.
+    """`label` of the series that `metric` selects; `many`: several or all of its values. Without a
+    `metric` it is what a person types, or a link sets.
 
     `regex` takes from a value what is shown (`text`) and what is meant (`value`).
     """
 
     name: str
     title: str
-    metric: str
-    label: str
+    metric: str = ""
+    label: str = ""
     many: bool = True
     default: str = ""
     regex: str = ""
@@ -122,6 +130,8 @@ class Dashboard:
     description: str
     variables: Sequence[Variable]
     rows: Sequence[Row]
+    source: str = PROMETHEUS
+    since: str = "now-6h"
 
 
 def query(expression: str, legend: str = "__auto") -> Query:

@@ -8,9 +8,10 @@ makes them in. A value never becomes a part of the text: the driver sends it as 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["clickhouse", "names", "postgresql", "psql"]
+__all__ = ["clickhouse", "filled", "names", "postgresql", "psql"]
 
 # A wheel and the Debian package carry them beside this file, a checkout below dashboards/.
 _DIRECTORY = next(
@@ -51,6 +52,14 @@ def postgresql(name: str) -> str:
 def psql(name: str) -> str:
     """The question for psql, which takes a parameter as -v NAME=VALUE."""
     return _for_postgresql(clickhouse(name), ":'{}'::{}")
+
+
+def filled(name: str, expressions: Mapping[str, str], is_postgresql: bool) -> str:
+    """The question with an expression of SQL in place of each parameter, without its comments."""
+    text = "\n".join(line for line in clickhouse(name).splitlines() if not line.startswith("--"))
+    if is_postgresql:
+        text = _FUNCTION.sub(r"seal_monitor.\1(", text)
+    return _PARAMETER.sub(lambda found: expressions[found[1]], text)
 
 
 def _for_postgresql(text: str, form: str) -> str:
