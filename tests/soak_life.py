@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import ctypes
 import json
 import os
@@ -15,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -151,6 +152,16 @@ class Scraper:
                 self.problems.append(f"{name} went down from {before:g} to {value:g}")
         self._last = series
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Nobody scrapes meanwhile; what follows is another process's."""
+        with self._lock:
+            yield
+            # What it says of itself begins again.
+            self._last = {
+                name: value for name, value in self._last.items() if not name.startswith("process_")
+            }
+
     def ready(self) -> tuple[int, str]:
         try:
             with urllib.request.urlopen(
@@ -214,7 +225,9 @@ class EventsFile:
 
 
 class Life:
-    """A daemon from its start to its end; `started` is the event of its start.
+    """A daemon from its start to its end; `started` is the event of its last start. With kills it
+    is several processes, one after another, of which each goes on with what the one before had
+    attached; `ready` has for each after how many seconds it was ready.
 
     `timed`: the programs whose events' delays are wanted. `password`: that of the web
     configuration, if `flags` name one that has a user prometheus.
@@ -231,12 +244,21 @@ class Life:
     ) -> None:
         self.printed = Printed(timed)
         self.samples: list[Sample] = []
+        self.ready: list[float] = []
         self.began = time.monotonic()
+        self._cpu_before = 0.0
+        self._command = [
+            *(*prefix, sys.executable, *command, "--config", str(configuration)),
+            *("--output", "json", "--web.listen-address", "127.0.0.1:0", *flags),
+        ]
+        self._launch()
+        self.scraper = Scraper(self.started["details"]["metrics"], password)
+
+    def _launch(self) -> None:
+        """Start a process, and wait until it is ready."""
+        before = len(self.reports("started"))
         self._process = subprocess.Popen(
-            [
-                *(*prefix, sys.executable, *command, "--config", str(configuration)),
-                *("--output", "json", "--web.listen-address", "127.0.0.1:0", *flags),
-            ],
+            self._command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,
@@ -246,15 +268,29 @@ class Life:
         self._reader = threading.Thread(target=self._read, name="reader")
         self._reader.start()
         try:
-            self.started = self.wait_for("started", 0, READY_SECONDS)
+            self.started = self.wait_for("started", before, READY_SECONDS)
         except BaseException:
             self.kill()
             raise
-        self.scraper = Scraper(self.started["details"]["metrics"], password)
+        self.ready.append(self.started["details"]["ready_seconds"])
+
+    @property
+    def kills(self) -> int:
+        return len(self.ready) - 1
+
+    def revive(self) -> None:
+        """SIGKILL, and another process in its place."""
+        with self.scraper.held():
+            self._cpu_before = self.cpu_seconds()
+            self._end()
+            self._launch()
+            self.scraper.url = self.started["details"]["metrics"]
 
     def _read(self) -> None:
         assert self._process.stdout
         for line in self._process.stdout:
+            if not line.endswith("\n"):
+                continue  # it was killed while it wrote
             try:
                 self.printed.take(line)
             except (ValueError, KeyError) as error:
@@ -296,7 +332,8 @@ class Life:
 
     def cpu_seconds(self) -> float:
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        seconds = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return self._cpu_before + seconds
 
     def map_entries(self) -> Entries:
         """What is in the two hash maps that grow with what happens."""
@@ -340,6 +377,9 @@ class Life:
         """SIGKILL, if it lives; nothing of it is left."""
         if hasattr(self, "scraper"):
             self.scraper.close()
+        self._end()
+
+    def _end(self) -> None:
         self._process.kill()
         self._process.wait()
         self._reader.join()

@@ -26,6 +26,7 @@ class Row(NamedTuple):
     reloads: int
     canaries: int
     cpu: float
+    ready: list[float]  # seconds, of each process that it consisted of
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -41,11 +42,17 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
+def _between(seconds: Sequence[float]) -> str:
+    least, most = min(seconds), max(seconds)
+    return f"{least:.2f} s" if least == most else f"{least:.2f} to {most:.2f} s"
+
+
 def lives(rows: Sequence[Row]) -> str:
     return table(
         [
             *("life", "seconds", "denials", "faults", "seals", "bypasses", *RESULTS),
             *("as provoked", "scrapes", "slowest", "reloads", "canaries", "CPU"),
+            *("processes", "ready after"),
         ],
         [
             [
@@ -53,6 +60,7 @@ def lives(rows: Sequence[Row]) -> str:
                 *(row.results[result] for result in RESULTS),
                 *(row.matched, row.scrapes, f"{1000 * row.slowest:.0f} ms"),
                 *(row.reloads, row.canaries, f"{row.cpu:.1f} %"),
+                *(len(row.ready), _between(row.ready)),
             ]
             for row in rows
         ],
