@@ -78,7 +78,8 @@ def test_what_is_in_it(package: Path) -> None:
         for path in (ROOT / "monitor").glob(pattern)
     }
     bpf = {str(path.relative_to(ROOT)) for path in ROOT.glob("bpf/**/*.[ch]")}
-    assert inside == {*sources, *bpf, "events.schema.json", "bpf/seal_monitor.object"}
+    questions = {f"fleet/questions/{path.name}" for path in ROOT.glob("dashboards/fleet/*/*.sql")}
+    assert inside == {*sources, *bpf, *questions, "events.schema.json", "bpf/seal_monitor.object"}
     rest = {name for name in files if not name.startswith((program, "/usr/share/"))}
     assert rest == {
         "/usr/bin/seal-monitor",
@@ -93,10 +94,19 @@ def test_what_is_in_it(package: Path) -> None:
     dashboards = {name for name in files if name.startswith("/usr/share/seal-monitor/")}
     shipped = {
         f"/usr/share/seal-monitor/{path.relative_to(ROOT / 'dashboards')}"
-        for pattern in ("*.json", "*.yml", "rules/*.yml", "provisioning/*/*.yml")
+        for pattern in (
+            *("*.json", "*.yml", "rules/*.yml", "provisioning/*/*.yml"),
+            *("fleet/*.sql", "fleet/*.yaml", "fleet/questions/*.sql"),
+        )
         for path in ROOT.glob(f"dashboards/{pattern}")
     }
     assert dashboards == shipped
+    # Not where Grafana's provisioning finds them: most have neither data source.
+    of_fleets = {name for name in files if name.startswith("/usr/share/doc/seal-monitor/fleet/")}
+    assert {Path(name).name for name in of_fleets} == {
+        "incidents-clickhouse.json",
+        "incidents-postgresql.json",
+    }
 
 
 def test_nothing_of_it_names_usr_local(package: Path, tmp_path: Path) -> None:
