@@ -3,7 +3,8 @@
 RUN_PACKAGES := libbpf1 python3-venv
 BUILD_PACKAGES := python3-bpfcc
 PACKAGES := $(RUN_PACKAGES) $(BUILD_PACKAGES) gcc libc6-dev clang-format openssl util-linux logrotate systemd systemd-container
-KERNEL_PACKAGES := qemu-system-x86 iproute2 debian-archive-keyring
+KERNEL_PACKAGES := qemu-system-x86 qemu-system-arm iproute2 debian-archive-keyring mmdebstrap \
+    gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 RUNTIME_PACKAGES := nodejs default-jdk-headless
 TEST_PACKAGES := chromium-headless-shell gdb musl-tools
 CENTRE_PACKAGES := postgresql
@@ -98,9 +99,9 @@ bench-centre: setup $(CENTRE) ## load a million events into the databases of das
 soak: setup ## watch a steady load for MINUTES=60, then an attacker; counts must be exact, nothing may grow
 	$(PYTHON) tests/soak.py --minutes $(MINUTES)
 
-instructions: setup ## count the instructions of each call again, in an emulated machine
+instructions: setup ## count the instructions of each call again, in an emulated machine; ARCH=arm64, too
 	@$(call install,$(KERNEL_PACKAGES))
-	$(PYTHON) tests/vm/instructions.py --write
+	$(PYTHON) tests/vm/instructions.py --write $(ARCH)
 
 docs: setup ## regenerate the pages that are made from the code
 	$(PYTHON) -m monitor.metrics >docs/metrics.md.new
@@ -151,10 +152,10 @@ uninstall: ## stop the service and remove what install put there, but not settin
 	@rm -f '$(DESTDIR)$(PREFIX)/bin/seal-monitor'
 	@$(if $(DESTDIR),,$(call refresh_systemd))
 
-deb: ## build the Debian package: build/seal-monitor_*.deb
+deb: ## build the Debian package: build/seal-monitor_*.deb; ARCH=arm64 for another processor
 	@$(call install,$(DEB_PACKAGES) $(BUILD_PACKAGES))
-	@systemd/debian/build-package build $(DEB_VERSION)
-	@ls build/seal-monitor_*.deb
+	@systemd/debian/build-package build "$(DEB_VERSION)" $(ARCH)
+	@ls build/seal-monitor_*_$(ARCH).deb
 
 test-deb: setup ## install, start, upgrade and remove the package in real trees of Debian
 	@$(call install,$(DEB_TEST_PACKAGES))

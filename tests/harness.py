@@ -41,6 +41,7 @@ from monitor.kernel.abi import (
     RecordFlag,
     Verdict,
 )
+from monitor.kernel.arch import NUMBERS
 from monitor.kernel.attacher import why_fexit_refused
 from monitor.kernel.btf import Btf
 from monitor.kernel.counters import missed_runs
@@ -220,7 +221,8 @@ def _text(path: Path) -> str:
 def wait_until_reading(process: Process) -> None:
     """Returns when the process reads its standard input: it has started and waits."""
     deadline = time.monotonic() + PROCESS_LIMIT
-    while not Path(f"/proc/{process.pid}/syscall").read_text().startswith("0 0x0 "):
+    reading = f"{NUMBERS['read']} 0x0 "
+    while not Path(f"/proc/{process.pid}/syscall").read_text().startswith(reading):
         if process.poll() is not None:
             raise RuntimeError(f"{process.args!r} ended with {process.returncode}")
         if time.monotonic() > deadline:

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 __all__ = ["Warm", "WarmProcess"]
 
-_CLONE, _CLONE_PARENT, _SIGCHLD = 56, 0x8000, 17
+_CLONE_PARENT, _SIGCHLD = 0x8000, 17
 _MESSAGE_MAX = 1 << 16
 
 
@@ -86,13 +86,13 @@ class Warm:
 
 def _serve(channel: socket.socket) -> list[Any]:
     """Returns in each forked process, with its request. Raises SystemExit when the input ends."""
-    from monitor.kernel.syscalls import LIBC  # noqa: PLC0415 - only here is it on the path
+    from monitor.kernel.syscalls import call  # noqa: PLC0415 - only here is it on the path
 
     while True:
         request, descriptors, _, _ = socket.recv_fds(channel, _MESSAGE_MAX, 2)
         if not request:
             raise SystemExit(0)
-        pid = LIBC.syscall(_CLONE, _CLONE_PARENT | _SIGCHLD, *[0] * 5)
+        pid = call("clone", _CLONE_PARENT | _SIGCHLD)
         if pid < 0:
             raise OSError("clone failed")
         if not pid:

@@ -119,6 +119,14 @@ def denial(
     return _with(text, probably)
 
 
+# include/uapi/asm-generic/siginfo.h, SEGV_*: what no page was the reason for.
+_CODE_TEXT = {
+    8: "memory that has another tag (MTE, noticed later)",
+    9: "memory that has another tag (MTE)",
+    10: "a shadow stack that differs",  # x86: CET, arm64: GCS
+}
+
+
 def fault(
     record: abi.Record,
     process: Process | None,
@@ -131,7 +139,9 @@ def fault(
     pkey: int | None,
     probably: str,
 ) -> str:
-    what = _CAUSE_TEXT[cause] if pkey is None else f"memory under protection key {pkey}"
+    what = _CODE_TEXT.get(record.signal_code, _CAUSE_TEXT[cause])
+    if pkey is not None:
+        what = f"memory under protection key {pkey}"
     who, fate = _who(record, process), _DISPOSITION_TEXT[disposition]
     text = (
         f"{_ACCESS_TEXT[access]} {what}{' (inferred)' if inferred else ''} at "

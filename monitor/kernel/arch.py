@@ -47,7 +47,8 @@ class Processor(NamedTuple):
     task_members: tuple[str, ...]  # what the C side reads of task_struct, on this processor only
     optional_task_members: tuple[str, ...]  # the same; not on every kernel
     optional_mm_members: tuple[str, ...]
-    push_for_ever: bytes  # machine code that pushes words on its stack
+    push_for_ever: bytes  # machine code that pushes words on its stack, each time so many bytes:
+    push_size: int
     # Machine code of a function that makes a 32-bit call of up to three arguments from 64-bit code,
     # and returns its result; None where no 64-bit program can.
     compat_call: Callable[..., bytes] | None
@@ -97,6 +98,7 @@ X86_64 = Processor(
     musl_directory="x86_64-linux-musl",
     # arch/x86/entry/syscalls/syscall_64.tbl
     numbers={
+        "read": 0,
         "mmap": 9,
         "mprotect": 10,
         "munmap": 11,
@@ -108,12 +110,14 @@ X86_64 = Processor(
         "shmat": 30,
         "shmctl": 31,
         "getpid": 39,
+        "clone": 56,
         "shmdt": 67,
         "fcntl": 72,
         "ptrace": 101,
         "getppid": 110,
         "capget": 125,
         "capset": 126,
+        "rt_sigqueueinfo": 129,
         "sigaltstack": 131,
         "prctl": 157,
         "io_setup": 206,
@@ -158,6 +162,7 @@ X86_64 = Processor(
     # CONFIG_ADDRESS_MASKING, 6.4 on: mm_untag_mask() in arch/x86/include/asm/mmu_context.h.
     optional_mm_members=("context.untag_mask",),
     push_for_ever=b"\x50\xeb\xfd",  # push rax; jmp to it
+    push_size=8,
     compat_call=_int80,
 )
 
@@ -176,11 +181,13 @@ ARM64 = Processor(
         "io_destroy": 1,
         "fcntl": 25,
         "ioctl": 29,
+        "read": 63,
         "signalfd4": 74,
         "capget": 90,
         "capset": 91,
         "ptrace": 117,
         "sigaltstack": 132,
+        "rt_sigqueueinfo": 138,
         "prctl": 167,
         "getpid": 172,
         "getppid": 173,
@@ -191,6 +198,7 @@ ARM64 = Processor(
         "brk": 214,
         "munmap": 215,
         "mremap": 216,
+        "clone": 220,
         "mmap": 222,
         "mprotect": 226,
         "madvise": 233,
@@ -237,6 +245,7 @@ ARM64 = Processor(
     optional_task_members=("thread_info.syscall_work",),
     optional_mm_members=("task_size",),
     push_for_ever=struct.pack("<II", 0xF81F0FE0, 0x17FFFFFF),  # str x0, [sp, #-16]!; b to it
+    push_size=16,
     compat_call=None,
 )
 

@@ -163,7 +163,7 @@ def _stack_overflow(disposition: str) -> Fault:
         handled=disposition != "default", flags=SA_ONSTACK if disposition == "handler" else 0
     )
     overflow = ctypes.CFUNCTYPE(None)(machine_code(THIS.push_for_ever))
-    address = _stack_end() - limit - 8
+    address = _stack_end() - limit - THIS.push_size
     return _fault("stack_guard", "write", address, disposition=disposition, strike=overflow)
 
 

@@ -9,7 +9,11 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#ifdef __x86_64__
 #define PAGE 4096UL
+#else
+#define PAGE ((unsigned long)sysconf(_SC_PAGESIZE))
+#endif
 #define NR_MSEAL 462
 
 #define fail(what)                                                                                 \

@@ -21,7 +21,9 @@
 #include <sys/resource.h>
 #include <time.h>
 #include <ucontext.h>
+#ifdef __x86_64__
 #include <x86intrin.h>
+#endif
 
 #define CASES_MAX 16
 #define WARM_UP 20
@@ -44,6 +46,18 @@ struct bench {
 
 static unsigned long denied;
 static volatile unsigned long faults;
+
+static inline unsigned long long ticks(void)
+{
+#ifdef __x86_64__
+    return __rdtsc();
+#else
+    unsigned long long count;
+
+    __asm__ volatile("isb\n\tmrs %0, cntvct_el0" : "=r"(count)::"memory");
+    return count;
+#endif
+}
 
 static void *map(void *address, size_t length, int protection, int flags)
 {
@@ -258,9 +272,9 @@ static unsigned long least(struct bench *bench, int calls)
     if (bench->prepare)
         bench->prepare(bench);
     for (int i = 0; i < calls; i++) {
-        taken = __rdtsc();
+        taken = ticks();
         bench->call(bench);
-        taken = __rdtsc() - taken;
+        taken = ticks() - taken;
         if (taken < best)
             best = taken;
     }

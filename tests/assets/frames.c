@@ -20,6 +20,16 @@ static sigjmp_buf after_jump;
 
 /* Calls a function with an argument and a frame pointer of 0. */
 void outermost(void (*function)(long), long argument);
+#ifdef __aarch64__
+__asm__("outermost:\n\t"
+        "stp x29, x30, [sp, #-16]!\n\t"
+        "mov x29, #0\n\t"
+        "mov x2, x0\n\t"
+        "mov x0, x1\n\t"
+        "blr x2\n\t"
+        "ldp x29, x30, [sp], #16\n\t"
+        "ret");
+#else
 __asm__("outermost:\n\t"
         "push %rbp\n\t"
         "xor %ebp, %ebp\n\t"
@@ -28,6 +38,7 @@ __asm__("outermost:\n\t"
         "call *%rax\n\t"
         "pop %rbp\n\t"
         "ret");
+#endif
 
 static void __attribute__((noinline)) violate(void)
 {

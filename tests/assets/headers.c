@@ -11,9 +11,15 @@
 #define SIZE (1 << 22)
 
 static const unsigned char mprotect_call[] = {
+#ifdef __aarch64__
+    0x48, 0x1c, 0x80, 0xd2, /* mov x8, #226 */
+    0x01, 0x00, 0x00, 0xd4, /* svc #0 */
+    0xc0, 0x03, 0x5f, 0xd6, /* ret */
+#else
     0xb8, 0x0a, 0x00, 0x00, 0x00, /* mov $10, %eax */
     0x0f, 0x05,                   /* syscall */
     0xc3,                         /* ret */
+#endif
 };
 
 int main(int argc, char **argv)

@@ -65,7 +65,11 @@ __attribute__((noinline)) static int array_middle(void)
 
 static void pivot(void)
 {
+#ifdef __aarch64__
+    __asm__ volatile("mov sp, %0\n\tstr x0, [sp, #-16]!" ::"r"(0x414141410000ul));
+#else
     __asm__ volatile("mov %0, %%rsp\n\tpush %%rax" ::"r"(0x414141410000ul));
+#endif
 }
 
 static void strike(void)

@@ -158,3 +158,23 @@ print(ctypes.CFUNCTYPE(ctypes.c_long)(machine_code(code))())
     assert OPERATIONS[record.operation].name == "process_madvise"
     assert record.verdict == Verdict.SEALED
     assert (record.mapping.end - record.mapping.start, record.length) == (PAGE, PAGE)
+
+
+def test_addresses_that_only_a_hint_gives(harness: Harness) -> None:
+    """Five-level paging, or 52 bits on arm64: the kernel maps there only where it is asked to."""
+    made = harness.python(
+        f"""{PREPARED}
+for hint in (1 << 55, 1 << 51):
+    start = need("mmap", hint, 3 * PAGE, 3, 0x4022, -1, 0)
+    if start == hint:
+        break
+seal(start + PAGE, PAGE)
+print(json.dumps([start, start == hint, call("mprotect", start, 3 * PAGE, 1)]))
+"""
+    )
+    ((start, is_high, result),) = made.lines
+    if not is_high:
+        pytest.skip("no five-level paging: no address has more than 48 bits")
+    (record,) = made.of_kind(Kind.DENIAL)
+    assert (result, record.verdict, record.address) == (-1, Verdict.SEALED, start)
+    assert record.mapping.start == start + PAGE

@@ -12,6 +12,7 @@ from harness import Harness, Made
 from monitor.evidence import events
 from monitor.evidence.classify import classify
 from monitor.kernel.abi import Access, Cause, Disposition, Kind, Record, RecordFlag
+from monitor.kernel.arch import ARM64, NUMBERS, THIS
 from monitor.kernel.layouts import FUNCTIONS
 from monitor.kernel.syscalls import PAGE
 from monitor.provoke import table as provoke
@@ -42,6 +43,21 @@ EXPECTED: dict[str, tuple[int, int | None, str | None, bool | str]] = {
     "execute_nx": (ACCERR, PRESENT | USER | FETCH, "rw-", False),
     "read_only_write": (ACCERR, PRESENT | USER | WRITE, "r--", False),
 }
+if THIS == ARM64:  # the highest bits of an address are a tag there, which nobody asks for
+    EXPECTED["non_canonical"] = EXPECTED["null"]
+
+
+def x86_code(error_code: int) -> int:
+    """The bits of the processor's code of a page fault, in terms of x86."""
+    if THIS != ARM64:
+        return error_code & (PRESENT | WRITE | USER | FETCH)
+    # arch/arm64/include/asm/esr.h: a class for code and one for data, the kind of fault, WnR
+    return (
+        USER
+        | (PRESENT if error_code & 0x3C == 0x0C else 0)
+        | (WRITE if error_code & 0x40 else 0)
+        | (FETCH if error_code >> 26 == 0x20 else 0)
+    )
 
 
 def facts_of(record: Record) -> dict[str, object]:
@@ -87,7 +103,7 @@ def test_fault(harness: Harness, name: str) -> None:
     assert permissions(last) == permission
     assert bool(last.flags & RecordFlag.INFERRED) == inferred
     if error_code is not None:
-        assert last.error_code & (PRESENT | WRITE | USER | FETCH) == error_code
+        assert x86_code(last.error_code) == error_code
     assert last.caller == last.instruction_pointer
 
     cause = facts["cause"]
@@ -202,14 +218,14 @@ ctypes.c_int32.from_buffer(information, 0).value = 11
 ctypes.c_int32.from_buffer(information, 8).value = {code}
 information[2] = pages.start
 LIBC.syscall.argtypes = None
-LIBC.syscall(129, os.getpid(), 11, ctypes.byref(information))
+LIBC.syscall({queue}, os.getpid(), 11, ctypes.byref(information))
 """
 
 
 @pytest.mark.parametrize("code", [MAPERR, ACCERR, PKUERR, FROM_KERNEL])
 @pytest.mark.parametrize("layout", ["w", "n", "S"])
 def test_a_made_up_siginfo_is_no_fault(harness: Harness, code: int, layout: str) -> None:
-    made = harness.python(FORGED.format(code=code, layout=layout))
+    made = harness.python(FORGED.format(code=code, layout=layout, queue=NUMBERS["rt_sigqueueinfo"]))
     assert made.exits == [-signal.SIGSEGV]
     assert made.of_kind(Kind.FAULT) == []
     assert faults_counted(made) == {}

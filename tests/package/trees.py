@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from kernels import KEYRING, cache_directory, mirror
+from kernels import KEYRING, apt_settings, cache_directory, mirror
 
 __all__ = ["SUITES", "tree"]
 
@@ -37,15 +37,6 @@ def _depends() -> list[str]:
     return [name for name in names if not name.startswith("$")]
 
 
-def _settings(directory: Path) -> Path:
-    """How this machine's apt fetches: proxies, time limits, dates."""
-    dumped = subprocess.run(["apt-config", "dump"], check=True, capture_output=True, text=True)
-    lines = [line for line in dumped.stdout.splitlines() if line.startswith("Acquire::")]
-    path = directory / "apt.conf"
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
 def _make(suite: str, included: str, directory: Path) -> None:
     directory.mkdir(parents=True)
     made = directory / "root"
@@ -53,7 +44,7 @@ def _make(suite: str, included: str, directory: Path) -> None:
         [
             *("unshare", "--mount", "--propagation=private"),  # its mounts end with it
             *("mmdebstrap", "--variant=apt", f"--include={included}", "--skip=check/empty"),
-            f"--aptopt={_settings(directory)}",
+            f"--aptopt={apt_settings(directory)}",
             *(suite, str(made), f"deb [signed-by={KEYRING}] {mirror()} {suite} main"),
         ],
         check=False,

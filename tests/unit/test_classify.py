@@ -605,6 +605,20 @@ def test_only_a_key_fault_has_a_pkey() -> None:
     assert classified(fault(Cause.SEALED, signal_code=2, pkey=3)).pkey is None
 
 
+@pytest.mark.parametrize(
+    ("code", "what"),
+    [
+        (1, "invalid memory"),
+        (8, "memory that has another tag (MTE, noticed later)"),
+        (9, "memory that has another tag (MTE)"),
+        (10, "a shadow stack that differs"),
+    ],
+)
+def test_faults_that_no_page_was_the_reason_for(code: int, what: str) -> None:
+    summary = classified(fault(Cause.OTHER, signal_code=code)).summary
+    assert summary.startswith(f"write to {what} at 0x")
+
+
 def test_stack() -> None:
     made = denial()
     made.stack.addresses[:2] = 0x7F0000001010, 0x401000

@@ -1,8 +1,9 @@
 """A guest made of this machine's own files, and booted under software emulation.
 
 It has no disk, no modules and no bcc: Python, the virtual environment, the checkout and some
-programs lie in an initramfs at the paths that they have here. The kernel's messages leave the guest
-by its first serial port, what the command prints by its second.
+programs lie in an initramfs at the paths that they have here. That of another processor is made of
+Debian's packages for it (foreign.py), with the checkout at its path. The kernel's messages leave
+the guest by its first serial port, what the command prints by its second.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+
+import foreign
 
 __all__ = ["ROOT", "GuestError", "Result", "boot", "build"]
 
@@ -90,8 +93,39 @@ LEFT_OUT = shutil.ignore_patterns(
     ),
     *("*-stubs", "types_*", "_sysconfigdata_*_i386*", "*.opt-?.pyc"),
 )
-MEMORY = "2048"  # MiB
-KERNEL_COMMAND_MAX = 2047  # COMMAND_LINE_SIZE of x86, less its end
+KERNEL_COMMAND_MAX = 2047  # COMMAND_LINE_SIZE, less its end
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What QEMU emulates. `memory` in MiB; `output`: the guest's name of its second serial port."""
+
+    emulator: str
+    memory: int
+    options: tuple[str, ...]
+    console: str
+    output: str
+    second_port: tuple[str, ...]  # QEMU's options; {} is the file
+
+
+MACHINES = {
+    "amd64": Machine(
+        "qemu-system-x86_64",
+        2048,
+        ("-cpu", "max,-cx16"),  # with cmpxchg16b two CPUs end in a double fault under QEMU 7.2
+        "ttyS0",
+        "ttyS1",
+        ("-serial", "file:{}"),
+    ),
+    "arm64": Machine(
+        "qemu-system-aarch64",
+        3072,
+        ("-machine", "virt", "-cpu", "neoverse-n1"),
+        "ttyAMA0",
+        "ttyS0",
+        ("-chardev", "file,id=second,path={}", "-device", "pci-serial,chardev=second"),
+    ),
+}
 
 INIT = """#!/bin/sh
 export PATH={path} HOME=/root LC_ALL=C.UTF-8 PYTHONUNBUFFERED=1
@@ -110,11 +144,11 @@ for word in $(cat /proc/cmdline); do
     case $word in seal_monitor.command=*) encoded=${{word#*=}} ;; esac
 done
 command=$(echo $encoded | base64 -d)
-stty -F /dev/ttyS1 raw
+stty -F /dev/{output} raw
 (
     sh -c "$command" </dev/null
     printf '\\036%d\\n' $?
-) >/dev/ttyS1 2>&1
+) >/dev/{output} 2>&1
 echo b >/proc/sysrq-trigger
 sleep 60
 """
@@ -185,6 +219,22 @@ class _Archive:
             for name in sorted(set(files) - left_out):
                 self.file(Path(folder, name), str(inside / name))
 
+    def copy(self, root: Path) -> None:
+        """A tree as the whole of the archive, with its links, but without what is LEFT_OUT."""
+        for folder, directories, files in os.walk(root):
+            inside = Path(folder).relative_to(root)
+            for name in sorted((*directories, *files)):
+                source, path = Path(folder, name), str(inside / name)
+                if source.is_symlink():
+                    self.link(path, str(source.readlink()))
+                elif source.is_file() and not foreign.LEFT_OUT.match(path):
+                    self.file(source, path)
+                elif source.is_dir() and not foreign.LEFT_OUT.match(path):
+                    self.directory(path, stat.S_IMODE(source.stat().st_mode))
+            directories[:] = [
+                name for name in directories if not foreign.LEFT_OUT.match(str(inside / name))
+            ]
+
     def close(self) -> None:
         self._entry("TRAILER!!!", 0, b"")
 
@@ -212,6 +262,29 @@ def _compile_assets(directory: Path) -> Iterator[Path]:
         yield program
 
 
+def _init(path: str, architecture: str) -> str:
+    output = MACHINES[architecture].output
+    return INIT.format(path=path, assets=BUILT_ASSETS, root=ROOT, output=output)
+
+
+def _write_checkout(archive: _Archive) -> None:
+    for name in ("monitor", "bpf", "tests", "docs"):
+        archive.tree(ROOT / name, str(ROOT / name))
+    archive.file(ROOT / "pyproject.toml", str(ROOT / "pyproject.toml"))
+
+
+def _write_foreign(archive: _Archive, directory: Path, architecture: str) -> None:
+    archive.text("init", _init("/usr/bin:/usr/sbin", architecture), 0o755)
+    archive.copy(foreign.tree(architecture))
+    archive.link("/usr/bin/python", "python3")
+    archive.copy(foreign.package(architecture, directory))
+    made = foreign.programs_object(architecture)
+    archive.file(made, str(ROOT / "bpf" / made.name))  # before that of this machine
+    for path in foreign.assets(architecture, ASSETS, directory):
+        archive.file(path, f"{BUILT_ASSETS}/{path.name}")
+    _write_checkout(archive)
+
+
 def _write(archive: _Archive, directory: Path, files: Sequence[tuple[Path, str]]) -> None:
     for name in ("proc", "sys", "dev", "run", "root", "usr/sbin"):
         archive.directory(name)
@@ -222,7 +295,7 @@ def _write(archive: _Archive, directory: Path, files: Sequence[tuple[Path, str]]
     archive.text("etc/group", "root:x:0:\nnogroup:x:65534:\n")
     archive.text("etc/hosts", "127.0.0.1 localhost\n")
     environment = ROOT / ".venv"
-    init = INIT.format(path=f"{environment}/bin:/usr/bin", assets=BUILT_ASSETS, root=ROOT)
+    init = _init(f"{environment}/bin:/usr/bin", "amd64")
     archive.text("init", init, 0o755)
 
     programs = [(PYTHON, f"/usr/bin/{PYTHON.name}")]
@@ -251,20 +324,26 @@ def _write(archive: _Archive, directory: Path, files: Sequence[tuple[Path, str]]
     archive.link(f"{environment}/bin/python", str(PYTHON))
     archive.link(f"{environment}/bin/python3", str(PYTHON))
     archive.file(environment / "bin/seal-monitor", f"{environment}/bin/seal-monitor")
-    for name in ("monitor", "bpf", "tests", "docs"):
-        archive.tree(ROOT / name, str(ROOT / name))
-    archive.file(ROOT / "pyproject.toml", str(ROOT / "pyproject.toml"))
+    _write_checkout(archive)
 
 
-def build(directory: Path, files: Sequence[tuple[Path, str]] = ()) -> Path:
+def build(
+    directory: Path, files: Sequence[tuple[Path, str]] = (), architecture: str = "amd64"
+) -> Path:
     """The guest's initramfs, written into `directory`; with more files, at paths in the guest.
 
     Raises GuestError where something that it needs is not installed.
     """
-    image = directory / "guest.cpio"
+    image = directory / f"guest-{architecture}.cpio"
     with image.open("wb") as file, tempfile.TemporaryDirectory() as assets:
         archive = _Archive(file)
-        _write(archive, Path(assets), files)
+        if architecture == "amd64":
+            _write(archive, Path(assets), files)
+        else:
+            try:
+                _write_foreign(archive, Path(assets), architecture)
+            except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+                raise GuestError(f"no guest of {architecture}: {error}") from error
         archive.close()
     return image
 
@@ -272,10 +351,10 @@ def build(directory: Path, files: Sequence[tuple[Path, str]] = ()) -> Path:
 # ---- The machine ---------------------------------------------------------------------------------
 
 
-def _kernel_command(command: str, append: str) -> str:
+def _kernel_command(command: str, append: str, console: str) -> str:
     encoded = base64.b64encode(command.encode()).decode()
     # Warnings are on level 4; a panic restarts the machine, and then QEMU ends.
-    words = f"console=ttyS0 loglevel=5 panic=-1 {append} seal_monitor.command={encoded}"
+    words = f"console={console} loglevel=5 panic=-1 {append} seal_monitor.command={encoded}"
     if len(words) > KERNEL_COMMAND_MAX:
         raise GuestError(f"the kernel's command line is too long, {len(words)} characters: {words}")
     return words
@@ -293,24 +372,28 @@ def boot(
     append: str = "",
     qemu: Sequence[str] = (),
     seconds: float = 300,
+    architecture: str = "amd64",
 ) -> Result:
     """Run a shell command in a guest: as root, in the checkout, with the usual mounts.
 
     `append` goes to the kernel's command line, `qemu` to QEMU's. Raises GuestError, with the end of
     the console, when the guest does not report the command's end within `seconds`.
     """
-    emulator = _program("qemu-system-x86_64")
-    words = _kernel_command(command, append)
+    machine = MACHINES[architecture]
+    emulator = _program(machine.emulator)
+    words = _kernel_command(command, append, machine.console)
     with tempfile.TemporaryDirectory() as name:
         console, output = Path(name, "console"), Path(name, "output")
         began = time.monotonic()
         process = subprocess.Popen(
             [
-                *(emulator, "-accel", "tcg", "-smp", "2", "-m", MEMORY),
-                # With cmpxchg16b two emulated CPUs end in a double fault under QEMU 7.2.
-                *("-cpu", "max,-cx16", "-kernel", kernel, "-initrd", initramfs, "-append", words),
+                *(emulator, "-accel", "tcg", "-smp", "2", "-m", str(machine.memory)),
+                *(*machine.options, "-kernel", str(kernel), "-initrd", str(initramfs)),
+                *("-append", words),
                 *("-display", "none", "-monitor", "none", "-nodefaults", "-no-reboot"),
-                *("-serial", f"file:{console}", "-serial", f"file:{output}", *qemu),
+                *("-serial", f"file:{console}"),
+                *(option.format(str(output)) for option in machine.second_port),
+                *qemu,
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

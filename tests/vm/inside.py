@@ -1,6 +1,7 @@
 """Tests inside a guest: run by matrix.py, the last line that it prints is JSON with the results.
 
 inside.py shared MODE[,MODE]     the kernel tests that share programs, in these attach modes
+inside.py port MODE[,MODE]       of them each provocation once, and stacks: for another processor
 inside.py own                    those of fexit that load programs of their own
 inside.py preempt MODE[,MODE]    what a kernel with full preemption skips
 """
@@ -33,6 +34,11 @@ PROGRAMS = "harness"  # the fixture: loaded once a mode, which takes 20 s here
 NO_MODE = "-"
 WITHOUT_PROGRAMS = "test_system_calls_kernel.py"
 SLOTS = "test_slots_kernel.py"
+PACKAGE = "package.py"
+PORTED = tuple(
+    KERNEL_TESTS / f"test_{name}.py"
+    for name in ("denials", "faults", "bypasses", "not_seals", "stacks_kernel", "stack_overflow")
+)
 # The same on a larger scale.
 TOO_LONG = (
     "*::test_as_smaps_has_it[[]*-5000-[23]]",
@@ -50,6 +56,10 @@ def _shares_programs(item: Any) -> bool:
     if any(fnmatch.fnmatchcase(item.nodeid, pattern) for pattern in TOO_LONG):
         return False
     return PROGRAMS in item.fixturenames or item.path.name == WITHOUT_PROGRAMS
+
+
+def _is_ported(item: Any) -> bool:
+    return item.path.name == PACKAGE or _shares_programs(item)
 
 
 def _needs_fexit(item: Any) -> bool:
@@ -75,6 +85,7 @@ class Selection(NamedTuple):
 
 SELECTIONS = {
     "shared": Selection((HERE / "facts.py", *_sharing_files()), _shares_programs),
+    "port": Selection((HERE / "facts.py", HERE / PACKAGE, *PORTED), _is_ported),
     "own": Selection((KERNEL_TESTS / "test_attach.py", KERNEL_TESTS / SLOTS), _needs_fexit),
     "preempt": Selection((HERE / "preempt.py",), _any),
     "storm": Selection((KERNEL_TESTS / "test_turmoil.py",), _any),

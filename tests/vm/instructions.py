@@ -4,8 +4,9 @@ QEMU with -icount advances the time-stamp counter by one for each instruction. W
 addresses that are not random, the least of many calls, which no interrupt met, is the same in
 every run. instructions.json keeps these figures; the matrix fails when one has grown.
 
-    instructions.py            boot, count, compare with the file
-    instructions.py --write    boot, count, write the file and its part of docs/cost.md
+    instructions.py                   boot, count, compare with the file
+    instructions.py --write           boot, count, write the file and its part of docs/cost.md
+    instructions.py [--write] arm64   the same of another processor, in its own file
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from monitor.kernel.operations import OPERATIONS  # noqa: E402
 __all__ = ["FILE", "choose", "compare", "count", "kept", "problems"]
 
 FILE = Path(__file__).with_suffix(".json")
+FILES = {"amd64": FILE, "arm64": FILE.with_name("instructions_arm64.json")}
 PAGE = TESTS.parent / "docs/cost.md"
 MODES = ("tracepoint", "raw_tracepoint", "fexit")
 # What becomes of the event of a refusal, and how a row is called for it.
@@ -53,6 +55,8 @@ RING_SIZE = 1 << 22  # it has room for the events of all of them
 GROWTH = 0.05
 SLACK = 20  # instructions, of what seal-monitor adds to an empty program on another kernel
 QEMU = ("-icount", "shift=0,sleep=off", "-smp", "1")
+# Its counter counts nanoseconds, one for each instruction, rather than 16 of them.
+QEMU_ARM64 = (*QEMU, "-cpu", "neoverse-n1,cntfrq=1000000000")
 KERNEL = "nokaslr"
 SECONDS = 900  # a guest takes 90 on a machine at rest
 MARK = "instructions: "
@@ -132,9 +136,9 @@ def inside(program: Path) -> dict[str, Any]:
 # ---- Outside of it -------------------------------------------------------------------------------
 
 
-def kept() -> Counted:
+def kept(architecture: str = "amd64") -> Counted:
     """The figures of the file."""
-    content: Counted = json.loads(FILE.read_text("utf-8"))
+    content: Counted = json.loads(FILES[architecture].read_text("utf-8"))
     return content
 
 
@@ -151,12 +155,20 @@ def choose(release: str, offered: Sequence[tuple[str, Path]]) -> Path:
     raise LookupError(f"no kernel of the series {'.'.join(series)} among {sorted(images)}")
 
 
-def count(kernel: Path, initramfs: Path) -> Counted:
+def count(kernel: Path, initramfs: Path, architecture: str = "amd64") -> Counted:
     """Boot and count. Raises GuestError, and RuntimeError for figures that are not exact."""
     from guest import BUILT_ASSETS, boot  # noqa: PLC0415 - not in the guest
 
-    command = f".venv/bin/python tests/vm/{Path(__file__).name} --inside {BUILT_ASSETS}/bench"
-    result = boot(kernel, initramfs, command, append=KERNEL, qemu=QEMU, seconds=SECONDS)
+    command = f"python tests/vm/{Path(__file__).name} --inside {BUILT_ASSETS}/bench"
+    result = boot(
+        kernel,
+        initramfs,
+        command,
+        append=KERNEL,
+        qemu=QEMU if architecture == "amd64" else QEMU_ARM64,
+        seconds=SECONDS,
+        architecture=architecture,
+    )
     lines = [line for line in result.output.splitlines() if line.startswith(MARK)]
     if result.exit_code or not lines:
         raise RuntimeError(f"the guest ended with {result.exit_code}:\n{result.output}")
@@ -224,39 +236,45 @@ def _show(counted: Counted) -> None:
         print(f"{mode}: not counted: {why}")
 
 
-def _write(counted: Counted) -> None:
+def _write(counted: Counted, architecture: str) -> None:
     from bench_page import instructions_section  # noqa: PLC0415 - not in the guest
     from bench_report import replaced  # noqa: PLC0415
 
-    FILE.write_text(_text(counted), "utf-8")
+    FILES[architecture].write_text(_text(counted), "utf-8")
     if PAGE.exists():
-        section = instructions_section(kept())
+        section = instructions_section(kept(architecture), architecture)
         PAGE.write_text(replaced(PAGE.read_text("utf-8"), section), "utf-8")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--write", action="store_true", help="write the figures, too")
+    parser.add_argument("architecture", nargs="?", default="amd64", choices=FILES)
     parser.add_argument("--inside", type=Path, metavar="BENCH", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.inside:
         print(MARK + json.dumps(inside(arguments.inside)))
         return 0
     from guest import build  # noqa: PLC0415 - not in the guest
-    from kernels import kernels  # noqa: PLC0415
+    from kernels import FLAVOUR, LINES, OTHERS, kernels  # noqa: PLC0415
 
-    offered = [(kernel.release, Path(kernel.image)) for kernel in kernels() if kernel.release]
-    release = kept()["kernel"] if FILE.exists() else SERIES
+    architecture = arguments.architecture
+    lines = {FLAVOUR: LINES} | OTHERS
+    flavour = f"cloud-{architecture}"
+    found = kernels(lines[flavour], flavour=flavour)
+    offered = [(kernel.release, Path(kernel.image)) for kernel in found if kernel.release]
+    release = kept(architecture)["kernel"] if FILES[architecture].exists() else SERIES
     with tempfile.TemporaryDirectory(prefix="seal-monitor-guest-") as name:
-        counted = count(choose(release, offered), build(Path(name)))
+        initramfs = build(Path(name), architecture=architecture)
+        counted = count(choose(release, offered), initramfs, architecture)
     _show(counted)
     if arguments.write:
-        _write(counted)
+        _write(counted, architecture)
         return 0
-    found = compare(kept(), counted)
-    for problem in found:
+    grown = compare(kept(architecture), counted)
+    for problem in grown:
         print(f"GROWN: {problem}")
-    return 1 if found else 0
+    return 1 if grown else 0
 
 
 if __name__ == "__main__":

@@ -22,9 +22,11 @@ from pathlib import Path
 
 __all__ = [
     "LINES",
+    "OTHERS",
     "Kernel",
     "KernelError",
     "Line",
+    "apt_settings",
     "cache_directory",
     "choose",
     "kernels",
@@ -36,13 +38,14 @@ SUITES = (
     *("bookworm", "bookworm-backports", "trixie", "trixie-backports"),
     *("forky", "forky-backports", "sid", "experimental"),
 )
+OTHER_SUITES = ("trixie", "trixie-backports")  # for other processors
 FRESH_SECONDS = 86_400
 KEYRING_PACKAGE = "debian-archive-keyring"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 KEPT = ("vmlinuz", "config")
 PARTS = ("image", "binary", "base")  # newer releases have what is kept in several packages
 
-_IMAGE = re.compile(rf"linux-(?:image|binary)-(\d[^-]*(?:-\d+)?-{FLAVOUR})")
+_FLAVOUR = re.compile(r"-(?:cloud-)?(?:amd64|(arm64))(?:-16k)?$")
 _MAIN = re.compile(r"'(\S+)/dists/([^/]+)/main/")
 _NOT_OFFERED = re.compile(r"The repository '\S+ (\S+) Release' does not have a Release file")
 
@@ -70,6 +73,11 @@ LINES = (
     Line("6.18/6.19", ("6.19", "6.18")),  # 6.19 turned the flags of a mapping into a union
     Line("newest"),
 )
+# Those of other processors, by flavour. The pages of the second are of 16 KiB.
+OTHERS = {
+    "cloud-arm64": (Line("6.12 arm64", ("6.12",)), Line("newest arm64")),
+    "arm64-16k": (Line("6.12 arm64, 16 KiB", ("6.12",)),),
+}
 
 
 @dataclass(frozen=True)
@@ -82,12 +90,18 @@ class Kernel:
     image: str
     note: str = ""
 
+    @property
+    def architecture(self) -> str:
+        """Debian's name of the processor that it is for."""
+        found = _FLAVOUR.search(self.release)
+        return (found and found[1]) or "amd64"
+
 
 # ---- Which ---------------------------------------------------------------------------------------
 
 
 def _numbers(release: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", release.removesuffix(FLAVOUR)))
+    return tuple(int(number) for number in re.findall(r"\d+", _FLAVOUR.sub("", release)))
 
 
 def _newest(releases: Iterable[str], series: str = "") -> str:
@@ -133,7 +147,7 @@ def choose(lines: Sequence[Line], releases: Sequence[str]) -> list[Kernel]:
 class _Apt:
     """apt with its lists and sources in `directory`; the host's are only read."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, architecture: str) -> None:
         self._directory = directory
         self._sources = directory / "sources.list"
         for name in ("state/lists/partial", "cache/archives/partial", "keyring"):
@@ -141,6 +155,8 @@ class _Apt:
         status = directory / "status"
         status.touch()
         self._options = (
+            *("-o", f"APT::Architecture={architecture}"),
+            *("-o", f"APT::Architectures={architecture}"),
             *("-o", f"Dir::State={directory / 'state'}"),
             *("-o", f"Dir::State::status={status}"),
             *("-o", f"Dir::Cache={directory / 'cache'}"),
@@ -166,9 +182,9 @@ class _Apt:
             raise KernelError(f"{command} {' '.join(words)} failed:\n{done.stderr.strip()}")
         return done
 
-    def update(self, mirror: str, keyring: Path = KEYRING) -> None:
-        """Lists of all suites. A suite that the mirror does not have is left out."""
-        ours, suites = keyring, list(SUITES)
+    def update(self, mirror: str, suites: Sequence[str], keyring: Path = KEYRING) -> None:
+        """Lists of these suites. A suite that the mirror does not have is left out."""
+        ours = keyring
         while True:
             self._sources.write_text(
                 "".join(f"deb [signed-by={keyring}] {mirror} {suite} main\n" for suite in suites)
@@ -209,6 +225,15 @@ def mirror() -> str:
         if suite in SUITES:
             return str(mirror)
     raise KernelError(f"apt has no source for main of any of {', '.join(SUITES)}")
+
+
+def apt_settings(directory: Path) -> Path:
+    """How this machine's apt fetches, as a file for another one: proxies, time limits, dates."""
+    dumped = subprocess.run(["apt-config", "dump"], check=True, capture_output=True, text=True)
+    lines = [line for line in dumped.stdout.splitlines() if line.startswith("Acquire::")]
+    path = directory / "apt.conf"
+    path.write_text("\n".join(lines) + "\n")
+    return path
 
 
 # ---- Fetching ------------------------------------------------------------------------------------
@@ -273,21 +298,25 @@ def _from_list(path: Path, lines: Sequence[Line]) -> list[Kernel]:
     )
 
 
-def kernels(lines: Sequence[Line] = LINES, cache: Path | None = None) -> list[Kernel]:
+def kernels(
+    lines: Sequence[Line] = LINES, cache: Path | None = None, flavour: str = FLAVOUR
+) -> list[Kernel]:
     """A kernel for each line, fetched where it is not at hand; once a day the mirror is asked.
 
     Raises KernelError for a kernel that is offered and cannot be fetched.
     """
     cache = cache or cache_directory()
     cache.mkdir(parents=True, exist_ok=True)
-    listed = cache / "kernels.json"
+    listed = cache / f"kernels-{flavour}.json"
+    image_of = re.compile(rf"linux-(?:image|binary)-(\d[^-]*(?:-\d+)?-{flavour})")
+    architecture = Kernel("", True, f"-{flavour}", "").architecture
     if found := _from_list(listed, lines):
         return found
     with tempfile.TemporaryDirectory(dir=cache) as name:
-        apt = _Apt(Path(name))
-        apt.update(mirror())
+        apt = _Apt(Path(name), architecture)
+        apt.update(mirror(), SUITES if flavour == FLAVOUR else OTHER_SUITES)
         offered = apt.names("linux-")
-        releases = sorted({match[1] for match in map(_IMAGE.fullmatch, offered) if match})
+        releases = sorted({match[1] for match in map(image_of.fullmatch, offered) if match})
         found = [
             replace(kernel, image=str(_image(cache, kernel.release))) if kernel.release else kernel
             for kernel in choose(lines, releases)
@@ -295,7 +324,7 @@ def kernels(lines: Sequence[Line] = LINES, cache: Path | None = None) -> list[Ke
         wanted = {kernel.release for kernel in found if kernel.release}
         if missing := [each for each in sorted(wanted) if not _image(cache, each).exists()]:
             _fetch(apt, missing, offered, cache)
-    for image in cache.glob("*/vmlinuz"):
+    for image in cache.glob(f"[0-9]*[0-9]-{flavour}/vmlinuz"):
         if image.parent.name not in wanted:
             shutil.rmtree(image.parent)
     written = listed.with_suffix(".new")
@@ -306,7 +335,8 @@ def kernels(lines: Sequence[Line] = LINES, cache: Path | None = None) -> list[Ke
 
 if __name__ == "__main__":
     try:
-        for kernel in kernels():
-            print(kernel.line, kernel.release, kernel.image, kernel.note, sep="\t")
+        for flavour, lines in ({FLAVOUR: LINES} | OTHERS).items():
+            for kernel in kernels(lines, flavour=flavour):
+                print(kernel.line, kernel.release, kernel.image, kernel.note, sep="\t")
     except KernelError as error:
         sys.exit(f"kernels: {error}")

@@ -21,7 +21,7 @@ from typing import Any
 
 import instructions
 from guest import ROOT, GuestError, Result, boot, build
-from kernels import Kernel, KernelError, kernels
+from kernels import OTHERS, Kernel, KernelError, kernels
 
 GUESTS_AT_A_TIME = 2
 GUEST_SECONDS = 1500  # it hangs, or this machine is loaded far beyond its two CPUs
@@ -30,6 +30,8 @@ STORM_MODES = ("tracepoint",)  # where most is looked up
 STORM_SECONDS = 60
 PREEMPT_MODES = (*MODES, "raw_tracepoint")
 NO_MODE = "-"
+# With signatures of addresses that the emulation makes quickly.
+ALL_FEATURES = ("-cpu", "max,pauth-impdef=on")
 INSIDE = "python tests/vm/inside.py"
 WARNINGS_SHOWN = 5
 CANNOT_BE_MONITORED = 3
@@ -67,6 +69,7 @@ class Job:
     command: str
     rows: Callable[[Kernel, Result], list[Row]]
     append: str = ""
+    qemu: tuple[str, ...] = ()
 
 
 # ---- From results to rows ------------------------------------------------------------------------
@@ -137,6 +140,11 @@ def _shared(kernel: Kernel, result: Result) -> list[Row]:
     return rows
 
 
+def _ported(kernel: Kernel, result: Result) -> list[Row]:
+    found = _reported(result).get("modes", {})
+    return _rows([mode for mode in found if mode != NO_MODE], kernel, result)[0]
+
+
 def _own(kernel: Kernel, result: Result) -> list[Row]:
     rows, _ = _rows((), kernel, result)
     for row in rows:
@@ -199,6 +207,17 @@ def _jobs(found: Sequence[Kernel]) -> list[Job]:
     ]
 
 
+def _ported_jobs(found: Sequence[Kernel]) -> list[Job]:
+    """Those of another processor: in both modes where most is different, else in one."""
+    port = f"{INSIDE} port"
+    first, *others, last = found
+    return [
+        Job("port", first, f"{port} {','.join(MODES)}", _ported),
+        *(Job("port", kernel, f"{port} fexit", _ported) for kernel in others),
+        Job("port", last, f"{port} fexit", _ported, qemu=ALL_FEATURES),
+    ]
+
+
 def _run(job: Job, initramfs: Path, logs: Path, attempts: int) -> list[Row]:
     """The rows of the last attempt."""
     at_first: list[str] = []
@@ -220,7 +239,9 @@ def _attempt(job: Job, initramfs: Path, log: Path) -> list[Row]:
             initramfs,
             job.command,
             append=job.append,
+            qemu=job.qemu,
             seconds=GUEST_SECONDS,
+            architecture=job.kernel.architecture,
         )
     except GuestError as error:
         rows = [Row(job.kernel.release, job.name, failed=1, problems=[str(error)])]
@@ -312,10 +333,16 @@ def main() -> int:
     began = time.monotonic()
     try:
         found = kernels()
+        others = [each for name, lines in OTHERS.items() for each in kernels(lines, flavour=name)]
     except KernelError as error:
         print(f"test-kernels: {error}", file=sys.stderr)
         return 2
-    jobs = [job for job in _jobs(found) if is_wanted(f"{job.kernel.release} {job.name}")]
+    ported = sorted(others, key=lambda kernel: (not kernel.line.startswith("6.12"), kernel.line))
+    jobs = [
+        job
+        for job in (*_jobs(found), *_ported_jobs(ported))
+        if is_wanted(f"{job.kernel.release} {job.name}")
+    ]
     if not (jobs or is_wanted("instructions")):
         print(f"test-kernels: no guest is named {' or '.join(arguments.only)}", file=sys.stderr)
         return 2
@@ -323,13 +350,19 @@ def main() -> int:
     logs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=BUILD) as name:
         try:
-            initramfs = build(Path(name))
+            wanted = {job.kernel.architecture for job in jobs}
+            wanted |= {"amd64"} if is_wanted("instructions") else set()
+            images = {each: build(Path(name), architecture=each) for each in sorted(wanted)}
         except GuestError as error:
             print(f"test-kernels: {error}", file=sys.stderr)
             return 2
         with ThreadPoolExecutor(GUESTS_AT_A_TIME) as pool:
-            results = pool.map(lambda job: _run(job, initramfs, logs, attempts), jobs)
-            counted = pool.submit(_counted, found, initramfs) if is_wanted("instructions") else None
+            results = pool.map(
+                lambda job: _run(job, images[job.kernel.architecture], logs, attempts), jobs
+            )
+            counted = (
+                pool.submit(_counted, found, images["amd64"]) if is_wanted("instructions") else None
+            )
             rows = [row for each in results for row in each]
             rows += [counted.result()] if counted else []
     rows.sort(key=lambda row: [int(number) for number in re.findall(r"\d+", row.kernel)])
