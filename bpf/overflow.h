@@ -26,10 +26,10 @@
 #include "memory.h"
 
 /*
- * As far below sp code touches its stack on purpose: Java's virtual machine does by 20 pages before
- * a call.
+ * As far below sp code touches its stack on purpose: Java's virtual machine does by 80 KiB before a
+ * call.
  */
-#define STACK_REACH (64 * PAGE_BYTES)
+#define STACK_REACH (256ULL << 10)
 /* No frame is larger; an sp further below the thread's own stack is a corrupted one. */
 #define FRAME_LIMIT (4ULL << 30)
 #define VM_ACCESS (VM_READ | VM_WRITE | VM_EXEC)

@@ -180,7 +180,7 @@ if not child:
 os.waitpid(child, 0)
 word = ctypes.c_uint64()
 need("ptrace", 2, child, pages.start, ctypes.addressof(word))
-need("ptrace", 5, child, pages.start + 4096, word.value)
+need("ptrace", 5, child, pages.start + PAGE, word.value)
 os.kill(child, 9)
 os.waitpid(child, 0)
 print(json.dumps({}))

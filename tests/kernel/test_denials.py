@@ -193,9 +193,9 @@ def test_mapped_file(harness: Harness, tmp_path: Path) -> None:
     made = harness.python(
         """
 file = os.open(sys.argv[1], os.O_RDONLY)
-start = need("mmap", 0, 2 * 4096, 1, 2, file, 2 * 4096)
-seal(start, 2 * 4096)
-result = call("munmap", start + 4096, 4096)
+start = need("mmap", 0, 2 * PAGE, 1, 2, file, 2 * PAGE)
+seal(start, 2 * PAGE)
+result = call("munmap", start + PAGE, PAGE)
 print(json.dumps({"start": start, "result": result}))
 """,
         str(file),
