@@ -498,6 +498,10 @@ def _check_config(arguments: argparse.Namespace) -> int:
         from monitor.web.web_config import load_web_config  # noqa: PLC0415
 
         load_web_config(placed.config.web.config_file)
+    if placed.config.otlp.endpoint:
+        from monitor.sinks import otlp_files  # noqa: PLC0415
+
+        otlp_files.load(placed.config.otlp)
     for name in placed.files:
         print(f"{_shown(name)}: ok")
     for line in _differences(placed):

@@ -50,7 +50,7 @@ from monitor.metrics.tally import Tally
 from monitor.posture.rounds import PostureRounds
 from monitor.provoke.child import nobody
 from monitor.sinks.delivery import Delivery
-from monitor.sinks.opened import open_sinks
+from monitor.sinks.opened import open_otlp, open_sinks
 from monitor.sinks.outputs import FileSink, Sink
 from monitor.start import Start
 from monitor.version import revision, version
@@ -62,6 +62,7 @@ from monitor.web.configuration import WebConfiguration
 if TYPE_CHECKING:
     from monitor.incidents.snapshot_thread import Snapshots
     from monitor.incidents.store import IncidentStore
+    from monitor.sinks.otlp import OtlpSink
 
 __all__ = ["Daemon", "run"]
 
@@ -94,6 +95,9 @@ def run(config: Config, reload: Callable[[], Config], start: Start) -> int:
     incidents = open_incidents(config.incidents, last_run.directory, last_run.problems.append)
     if incidents:
         outputs.append(incidents)
+    otlp = open_otlp(config.otlp, last_run.directory)
+    if otlp:
+        outputs.append(otlp)
     with Daemon(
         config,
         outputs,
@@ -101,6 +105,7 @@ def run(config: Config, reload: Callable[[], Config], start: Start) -> int:
         last_run,
         start,
         incidents=incidents,
+        otlp=otlp,
         runtime=own_directory(),
         restricted=True,
     ) as daemon:
@@ -149,11 +154,13 @@ class Daemon:
         start: Start | None = None,
         *,
         incidents: IncidentStore | None = None,
+        otlp: OtlpSink | None = None,
         runtime: Path | None = None,
         announce: Callable[[int], None] = nobody,
         restricted: bool = False,
     ) -> None:
-        """`incidents` is their store, if one of the outputs is. `runtime`: where announcements are
+        """`incidents` is their store, `otlp` what sends to a collector, if one of the outputs is.
+        `runtime`: where announcements are
         taken; None: nowhere. `announce` is called with the pid of each process that is about to
         try something.
 
@@ -167,8 +174,7 @@ class Daemon:
         self._service = Service()
         self._wait_seconds = min(SWEEP_SECONDS, self._service.feeding_seconds or SWEEP_SECONDS)
         self._wakeup: int | None = None
-        self._stopping = False
-        self._stopped_by = ""
+        self._stopping, self._stopped_by = False, ""
         self._reload_asked = False
         self._has_started = False
         self._notes: list[str] = []
@@ -180,6 +186,7 @@ class Daemon:
         ledger = self._ledger = start.ledger if start else Ledger()
         self._has_drained = False
         self.tally = Tally((output.name for output in outputs), ledger)
+        self._otlp = otlp and otlp.counting_in(self.tally)
         self._keeping = Keeping(start, ledger, self.tally)
         self._show_intervals()
         self.delivery = Delivery(outputs, self.tally, self._on_sink)
@@ -514,6 +521,9 @@ class Daemon:
             self._report("state_failed", self._last_run.problems.pop(0))
         while self._incidents and self._incidents.notices:
             self._report("incidents_removed", self._incidents.notices.popleft())
+        while self._otlp and self._otlp.notices:
+            notice = self._otlp.notices.popleft()
+            self._report(notice.event, notice.message, details=dict(notice.details or {}))
         for outcome in self._web.outcomes():
             self._report_web_configuration(outcome)
         while self._pending_health:
@@ -523,12 +533,13 @@ class Daemon:
         if self._reload is None:
             return
         try:
-            config = self._reload()
+            done = merge(self._config, self._reload())
+            if self._otlp:
+                self._otlp.reconfigure(done.config.otlp)
         except ConfigError as error:
             self._in_force.has_read("configuration", False)
             self._report("reload_failed", str(error))
             return
-        done = merge(self._config, config)
         self.watcher.reconfigure(done.config)
         if self._snapshots:
             self._snapshots.reconfigure(done.config.incidents.snapshots)

@@ -201,6 +201,13 @@ GAINED: dict[str, Minute] = {
     "sink_errors_total": lambda host, minute: {
         (sink,): int(host.index == 8 and sink == "file" and minute % 90 == 7) for sink in SINKS
     },
+    "sink_sent_total": lambda host, minute: {
+        ("otlp", "accepted"): 2 * int(host.index % 4 == 0 and minute % 3 == 0),
+        ("otlp", "refused"): int(host.index == 4 and minute % 70 == 9),
+    },
+    "sink_spool_dropped_total": lambda host, minute: {
+        ("otlp", "info"): 5 * int(host.index == 4 and minute % 110 == 11)
+    },
     "incidents_removed_total": lambda host, minute: {
         ("info",): 20 * int(host.index == 1 and minute % 60 == 30)
     },
@@ -226,6 +233,12 @@ HAD: dict[str, Minute] = {
     "canary_interval_seconds": lambda _host, _minute: {(): MINUTE},
     "sink_queue_events": lambda host, minute: {
         (sink,): host.random.randrange(60) if minute in host.storm else 0 for sink in SINKS
+    },
+    "sink_spool_bytes": lambda host, minute: {
+        ("otlp",): 4096 * (minute % 40 if host.index == 4 else int(minute in host.storm))
+    },
+    "sink_spool_oldest_seconds": lambda host, minute: {
+        ("otlp",): MINUTE * (minute % 40 + 1) if host.index == 4 else 0
     },
     "ring_used_bytes": lambda host, minute: {
         (): 1024 * host.random.randrange(900) if minute in host.storm else 0

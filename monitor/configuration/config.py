@@ -21,6 +21,7 @@ from monitor.configuration.values import (
     Check,
     Invalid,
     absolute_path,
+    base_url,
     build_id,
     host_id,
     host_names,
@@ -134,6 +135,18 @@ class Posture:
 
 
 @dataclass(frozen=True)
+class Otlp:
+    endpoint: str  # "": nothing is sent
+    headers_file: Path | None
+    ca_file: Path | None
+    certificate_file: Path | None
+    key_file: Path | None
+    compression: str
+    timeout: float
+    spool_max_size: int
+
+
+@dataclass(frozen=True)
 class Config:
     attach: str
     web: Web
@@ -148,6 +161,7 @@ class Config:
     state: State
     incidents: Incidents
     posture: Posture
+    otlp: Otlp
     mutes: tuple[Mute, ...]
 
 
@@ -177,6 +191,7 @@ _SECTIONS: Mapping[str, type] = {
     "state": State,
     "incidents": Incidents,
     "posture": Posture,
+    "otlp": Otlp,
 }
 
 
@@ -190,7 +205,8 @@ _METHODS = tuple(method.label for method in Method)
 class Key:
     """A key: `default` as it would be written in the file, and the `flag` that overrides it.
 
-    `reloads`: whether a change takes effect on SIGHUP, or only after a restart.
+    `reloads`: whether a change takes effect on SIGHUP, or only after a restart. `switches`: whether
+    from nothing to something, and back, takes a restart all the same.
     """
 
     name: str
@@ -199,6 +215,7 @@ class Key:
     description: str
     flag: str | None = None
     reloads: bool = False
+    switches: bool = False
 
     @property
     def path(self) -> tuple[str, ...]:
@@ -407,6 +424,67 @@ KEYS: tuple[Key, ...] = (
         3600,
         integer(0, 30 * 86400),
         "Seconds from one look at what all processes have sealed to the next; 0: never.",
+        reloads=True,
+    ),
+    Key(
+        "otlp.endpoint",
+        "",
+        base_url,
+        "Base URL of a collector that events are sent to, as in https://collector.example:4318; "
+        '/v1/logs is added. "" for none.',
+        reloads=True,
+        switches=True,
+    ),
+    Key(
+        "otlp.headers_file",
+        "",
+        optional_path,
+        "A file of HTTP headers, Name: value, one a line, as for credentials. Only root, its owner "
+        "and its group may read it.",
+        reloads=True,
+    ),
+    Key(
+        "otlp.ca_file",
+        "",
+        optional_path,
+        'Certificates, in PEM, of the authorities by which the collector is checked; "" for those '
+        "of the system.",
+        reloads=True,
+    ),
+    Key(
+        "otlp.certificate_file",
+        "",
+        optional_path,
+        'The client\'s certificate, in PEM; "" for none.',
+        reloads=True,
+    ),
+    Key(
+        "otlp.key_file",
+        "",
+        optional_path,
+        "Its key, in PEM, not encrypted. Only root, its owner and its group may read it.",
+        reloads=True,
+    ),
+    Key(
+        "otlp.compression",
+        "gzip",
+        one_of("gzip", "none"),
+        'How requests are compressed: "gzip" or "none".',
+        reloads=True,
+    ),
+    Key(
+        "otlp.timeout",
+        10,
+        integer(1, 300),
+        "Seconds that a request may take, from the connection to the answer.",
+        reloads=True,
+    ),
+    Key(
+        "otlp.spool_max_size",
+        64 * 1024 * 1024,
+        integer(1024 * 1024, 1 << 40),
+        "Bytes of events that may wait for the collector, in the state directory; then the least "
+        "severe go first, of those the oldest.",
         reloads=True,
     ),
 )

@@ -8,11 +8,13 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 __all__ = [
     "Check",
     "Invalid",
     "absolute_path",
+    "base_url",
     "build_id",
     "host_id",
     "host_names",
@@ -174,6 +176,32 @@ def listen_address(value: object) -> tuple[str, int]:
     if host.startswith("["):
         host = host[1:-1]
     return host, int(port)
+
+
+def base_url(value: object) -> str:
+    """A URL of http or https without credentials, or an empty text."""
+    text = string(value)
+    form = "write a base URL, as in https://collector.example:4318 or http://[::1]:4318"
+    if not text:
+        return text
+    if not text.isascii() or not text.isprintable() or " " in text or len(text) > 2048:
+        raise Invalid(f"{_shown(text)} is not a URL; {form}")
+    try:
+        url = urlsplit(text)
+        host, port = url.hostname, url.port
+    except ValueError:
+        raise Invalid(f"it is not a URL; {form}") from None
+    if "@" in url.netloc or url.query or url.fragment:  # not shown: it may hold a password
+        raise Invalid(
+            f"it has a user, a query or a fragment; put credentials into a file of "
+            f"headers, and {form}"
+        )
+    shown = f"[{host}]" if host and ":" in host else host
+    if url.scheme not in ("http", "https") or not shown or not _valid_host(shown) or port == 0:
+        raise Invalid(f"{_shown(text)} is not a URL of http or https; {form}")
+    if url.path.rstrip("/").endswith("/v1/logs"):
+        raise Invalid(f"{_shown(text)} ends with /v1/logs, which is added; {form}")
+    return text
 
 
 def until(value: object) -> datetime.datetime:

@@ -70,6 +70,8 @@ HEALTH_SEVERITY: ReadOnlyMapping[str, Severity] = {
     "records_corrupt": "critical",
     "sink_failed": "warning",
     "sink_recovered": "info",
+    "collector_refused": "warning",
+    "spool_dropped": "warning",
     "canary_failed": "critical",
     "canary_recovered": "info",
     "state_failed": "warning",

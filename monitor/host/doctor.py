@@ -14,7 +14,7 @@ from pathlib import Path
 
 from monitor.attach import calibrate
 from monitor.attach.attached import Attached, request
-from monitor.configuration.config import Config
+from monitor.configuration.config import Config, ConfigError, Otlp
 from monitor.evidence import cgroups
 from monitor.evidence.cgroups import cgroup_mount
 from monitor.host import facts as host
@@ -42,6 +42,7 @@ __all__ = [
     "id_row",
     "identity_rows",
     "kept_rows",
+    "otlp_rows",
     "pin_row",
     "preemption_row",
     "privilege_rows",
@@ -355,6 +356,24 @@ def kept_rows(config: Config, directory: Path | None) -> list[Row]:
     return found
 
 
+def otlp_rows(otlp: Otlp, directory: Path | None) -> list[Row]:
+    """Whether events can be sent to a collector; nothing is sent. `directory`: the state one."""
+    if not otlp.endpoint:
+        return []
+    from monitor.sinks import otlp_files, spool  # noqa: PLC0415
+
+    try:
+        headers = otlp_files.load(otlp).headers
+    except ConfigError as error:
+        return [Row("Kept", "collector", "degraded", str(error), "correct it, then reload")]
+    if headers and otlp_files.is_in_the_clear(otlp.endpoint):
+        finding = "the headers, which may be credentials, are sent without encryption"
+        return [Row("Kept", "collector", "degraded", finding, "use https in otlp.endpoint")]
+    waiting = spool.size(directory / spool.DIRECTORY) if directory else 0
+    finding = f"{mebibytes(waiting)} of {mebibytes(otlp.spool_max_size)} wait to be sent"
+    return [Row("Kept", "collector", "ok", finding)]
+
+
 def _unit_properties() -> dict[str, str]:
     """Of the service; empty where systemd is not there, or does not answer."""
     names = ("LoadState", "FileDescriptorStoreMax", "NFileDescriptorStore")
@@ -427,7 +446,9 @@ def rows(config: Config, announce: Callable[[int], None] = nobody) -> list[Row]:
     found += tried
     found += rights
     found += identity_rows()
-    found += kept_rows(config, state_directory(config.state.directory))
+    directory = state_directory(config.state.directory)
+    found += kept_rows(config, directory)
+    found += otlp_rows(config.otlp, directory)
     if config.state.pin:
         found.append(pin_row(config.state.pin))
     else:

@@ -45,6 +45,8 @@ _AREAS = {
     "decode_errors": 1,
     "removed_bytes": 1,
     "incidents_removed": 8,
+    "sent": 4,  # to the collector
+    "spool_dropped": 8,  # events that waited for it, by severity
     "dropped": 1,  # events without room in the ring, as reported
     "missed": 256,  # runs, by probe, as reported
 }

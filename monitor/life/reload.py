@@ -59,19 +59,20 @@ class InForce:
 
 def merge(running: Config, asked: Config) -> Merged:
     """The configuration to continue with, after `asked` was read while `running` is in force."""
-    differing = [
-        key for key in KEYS if attrgetter(key.name)(running) != attrgetter(key.name)(asked)
-    ]
     config = asked
-    for key in differing:
-        if not key.reloads:
-            config = _with_value(config, key, attrgetter(key.name)(running))
-    mutes = ("mute",) if asked.mutes != running.mutes else ()
-    return Merged(
-        config,
-        (*(key.name for key in differing if key.reloads), *mutes),
-        tuple(key.name for key in differing if not key.reloads),
-    )
+    changed, refused = [], []
+    for key in KEYS:
+        before, after = attrgetter(key.name)(running), attrgetter(key.name)(asked)
+        if before == after:
+            continue
+        if key.reloads and not (key.switches and bool(before) != bool(after)):
+            changed.append(key.name)
+        else:
+            refused.append(key.name)
+            config = _with_value(config, key, before)
+    if asked.mutes != running.mutes:
+        changed.append("mute")
+    return Merged(config, tuple(changed), tuple(refused))
 
 
 def _with_value(config: Config, key: Key, value: object) -> Config:

@@ -31,7 +31,8 @@ class _Collector:
 
     def collect(self) -> Iterator[Family]:
         reading = self._read()
-        return (metric.family(metric.samples(reading)) for metric in METRICS)
+        families = ((metric, metric.family(metric.samples(reading))) for metric in METRICS)
+        return (family for metric, family in families if family.samples or not metric.optional)
 
     def _read(self) -> Reading:
         counters = self._source.counters()

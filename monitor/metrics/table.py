@@ -28,8 +28,11 @@ from monitor.metrics.tally import (
     DELAY_BUCKETS,
     EVENT_KINDS,
     LOOKUP_RESULTS,
+    SENT_RESULTS,
     SNAPSHOT_RESULTS,
     STARTS,
+    Spooled,
+    Tally,
 )
 from monitor.posture.scan import STATES
 
@@ -59,7 +62,8 @@ _FAMILIES: Mapping[str, Callable[..., Any]] = {
 @dataclass(frozen=True, slots=True)
 class Metric:
     """`labels`: for each label all of its values or, where they vary, a description. `more` is for
-    docs/metrics.md alone: every scrape carries `help`, and its size has a budget.
+    docs/metrics.md alone: every scrape carries `help`, and its size has a budget. An `optional`
+    one is left out of a scrape where it has no samples.
     """
 
     name: str
@@ -68,6 +72,7 @@ class Metric:
     samples: Callable[[Reading], Iterable[Sample]]
     labels: Mapping[str, tuple[str, ...] | str] = field(default_factory=dict)
     more: str = ""
+    optional: bool = False
 
     @property
     def full_name(self) -> str:
@@ -81,12 +86,25 @@ class Metric:
         return family
 
 
+_ONLY_OTLP = "Only with otlp.endpoint."
+
+
 def _one(value: Callable[[Reading], float]) -> Callable[[Reading], Iterable[Sample]]:
     return lambda reading: [((), value(reading))]
 
 
 def _by(value: Callable[[Reading], Mapping[str, float]]) -> Callable[[Reading], Iterable[Sample]]:
     return lambda reading: [((key,), number) for key, number in value(reading).items()]
+
+
+def _of_spools(
+    values: Callable[[Tally, Spooled], Mapping[Labels, float]],
+) -> Callable[[Reading], Iterable[Sample]]:
+    return lambda reading: [
+        ((sink, *labels), number)
+        for sink, spool in reading.tally.spools.items()
+        for labels, number in values(reading.tally, spool).items()
+    ]
 
 
 def _denials(reading: Reading) -> Iterator[Sample]:
@@ -356,6 +374,45 @@ METRICS: tuple[Metric, ...] = (
         "Events that wait for a sink to take them.",
         _by(lambda reading: reading.tally.sink_queue_events),
         {"sink": "the sinks that the configuration names"},
+    ),
+    Metric(
+        "sink_spool_bytes",
+        "gauge",
+        "Bytes of events on disk that wait for a collector.",
+        _of_spools(lambda _, spool: {(): spool.used_bytes}),
+        {"sink": "otlp"},
+        more=_ONLY_OTLP + " The bound is otlp.spool_max_size.",
+        optional=True,
+    ),
+    Metric(
+        "sink_spool_oldest_seconds",
+        "gauge",
+        "For how long the oldest of them has waited; 0: none waits.",
+        _of_spools(lambda _, spool: {(): spool.oldest_seconds}),
+        {"sink": "otlp"},
+        more=_ONLY_OTLP,
+        optional=True,
+    ),
+    Metric(
+        "sink_sent_total",
+        "counter",
+        "Events that a collector answered for good.",
+        _of_spools(lambda tally, _: {(key,): number for key, number in tally.sent.items()}),
+        {"sink": "otlp", "result": SENT_RESULTS},
+        more=_ONLY_OTLP
+        + " An event that was sent twice counts twice; refused ones are lost there.",
+        optional=True,
+    ),
+    Metric(
+        "sink_spool_dropped_total",
+        "counter",
+        "Events that waited for a collector and were lost.",
+        _of_spools(
+            lambda tally, _: {(key,): number for key, number in tally.spool_dropped.items()}
+        ),
+        {"sink": "otlp", "severity": SEVERITIES},
+        more=_ONLY_OTLP + " The spool was full, or damaged.",
+        optional=True,
     ),
     Metric(
         "decode_errors_total",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 from monitor.keep.ledger import Counts, Ledger, Numbers, restored
 from monitor.kernel.abi import Kind
@@ -15,10 +15,13 @@ __all__ = [
     "DELAY_BUCKETS",
     "EVENT_KINDS",
     "LOOKUP_RESULTS",
+    "SENT_RESULTS",
+    "SEVERITIES",
     "SNAPSHOT_RESULTS",
     "STARTS",
     "Result",
     "SnapshotResult",
+    "Spooled",
     "Tally",
 ]
 
@@ -30,7 +33,20 @@ LOOKUP_RESULTS = ("complete", "partial", "gone", "reused")
 CANARY_RESULTS = ("success", "failure")
 STARTS = ("fresh", "resumed")
 SNAPSHOT_RESULTS: tuple[SnapshotResult, ...] = get_args(SnapshotResult)
+SENT_RESULTS = ("accepted", "refused")
+SEVERITIES = ("info", "warning", "critical")
 DELAY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Spooled(Protocol):
+    """What waits on disk for a collector; read by other threads, without waiting for the disk."""
+
+    @property
+    def used_bytes(self) -> int: ...
+
+    @property
+    def oldest_seconds(self) -> float:
+        """For how long the oldest event has waited; 0 if none does."""
 
 
 class Tally:
@@ -60,6 +76,9 @@ class Tally:
         restored(self.sink_errors, dict.fromkeys(sinks, 0))
         self.sink_queue_events = dict.fromkeys(self.sink_errors, 0)
         self.snapshots: Counts[str] = Counts(ledger.words("snapshots"), SNAPSHOT_RESULTS)
+        self.sent: Counts[str] = Counts(ledger.words("sent"), SENT_RESULTS)
+        self.spool_dropped: Counts[str] = Counts(ledger.words("spool_dropped"), SEVERITIES)
+        self.spools: dict[str, Spooled] = {}  # by sink
         self._decode_errors = ledger.words("decode_errors")
         self._removed_bytes = ledger.words("removed_bytes")
         self._removed_before = self._removed_bytes[0]

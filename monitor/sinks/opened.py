@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from monitor.configuration.config import Config, ConfigError
+from monitor.configuration.config import Config, ConfigError, Otlp
 from monitor.sinks import journal, outputs
 
-__all__ = ["open_sinks"]
+if TYPE_CHECKING:
+    from monitor.sinks.otlp import OtlpSink
+
+__all__ = ["open_otlp", "open_sinks"]
 
 
 def open_sinks(config: Config) -> list[outputs.Sink]:
@@ -32,3 +37,19 @@ def open_sinks(config: Config) -> list[outputs.Sink]:
     except OSError as error:
         raise ConfigError(f"output.journal: {error}") from error
     return opened
+
+
+def open_otlp(wanted: Otlp, directory: Path | None) -> OtlpSink | None:
+    """The sink for a collector, if one is wanted; `directory`: the state directory, for its spool.
+    Raises ConfigError.
+    """
+    if not wanted.endpoint:
+        return None
+    if directory is None:
+        raise ConfigError(
+            "otlp.endpoint: there is no state directory for what waits for the collector; name one "
+            "as state.directory"
+        )
+    from monitor.sinks.otlp import OtlpSink  # noqa: PLC0415 - http.client, TLS
+
+    return OtlpSink(wanted, directory)

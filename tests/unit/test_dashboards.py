@@ -29,6 +29,7 @@ HOSTS, MINUTES = 10, 240  # the dashboards show the second half
 UNUSED: dict[str, str] = {
     "seal_monitor_last_violation_timestamp_seconds": "for the text of alerts; incidents have more",
     "seal_monitor_announced_violations_total": "own trials; health events report each",
+    "seal_monitor_sink_s[ep]*": "of those with a collector; alerts and docs/otlp.md have them",
     "seal_monitor_starts_total": "health events report each",
     "seal_monitor_unread_seconds_total": "the event of the start has it",
     "seal_monitor_records_found_total": "the event of the start has it",

@@ -9,7 +9,7 @@ import prometheus_client.openmetrics.exposition as library_openmetrics
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_collector import Values, registry
+from test_collector import Values, Waiting, registry
 
 from monitor.kernel.abi import Counters
 from monitor.metrics.exposition import (
@@ -62,6 +62,8 @@ def all_metrics() -> CollectorRegistry:
     tally = Tally(HOSTILE)
     for seconds in (0.0, 0.003, 1e-9, 1e6):
         tally.delay(seconds)
+    for name in HOSTILE:
+        tally.spools[name] = Waiting()
     source = Values(
         kernel,
         dict.fromkeys(HOSTILE, (1, 2**53, 10**6)),

@@ -47,8 +47,16 @@ OTHERS: Mapping[str, str] = {
     "incidents.events_kept": "17",
     "incidents.snapshots": "false",
     "posture.interval": "18",
+    "otlp.endpoint": '"http://127.0.0.1:4318"',
+    "otlp.headers_file": '"/etc/headers"',
+    "otlp.ca_file": '"/etc/ca.pem"',
+    "otlp.certificate_file": '"/etc/client.pem"',
+    "otlp.key_file": '"/etc/client.key"',
+    "otlp.compression": '"none"',
+    "otlp.timeout": "19",
+    "otlp.spool_max_size": "1048576",
 }
-RELOADS = {key.name for key in KEYS if key.reloads}
+RELOADS = {key.name for key in KEYS if key.reloads and not key.switches}
 
 
 def asked(*names: str) -> Config:
@@ -80,8 +88,16 @@ def test_all_at_once() -> None:
     assert set(merged.refused) == set(OTHERS) - RELOADS
     for key in KEYS:
         in_force = attrgetter(key.name)(merged.config)
-        source = asked(key.name) if key.reloads else DEFAULTS
+        source = asked(*OTHERS) if key.name in RELOADS else DEFAULTS
         assert in_force == attrgetter(key.name)(source), key.name
+
+
+def test_to_send_or_not_takes_a_restart_but_not_to_send_elsewhere() -> None:
+    there, elsewhere = (
+        parse(f"otlp.endpoint = 'http://{host}'", "c.toml") for host in ("a.example", "b.example")
+    )
+    assert merge(there, elsewhere) == (elsewhere, ("otlp.endpoint",), ())
+    assert merge(there, DEFAULTS) == (there, (), ("otlp.endpoint",))
 
 
 def test_words() -> None:
@@ -109,8 +125,10 @@ def test_mutes_change() -> None:
 
 def test_the_example_names_what_reloads() -> None:
     head = EXAMPLE.read_text("utf-8").partition("\n\n")[0]
-    reloaded = head.partition("while it runs:")[2].partition("What else")[0]
-    assert set(re.findall(r"[a-z_]+\.[a-z_]+", reloaded)) == RELOADS
+    reloaded = head.partition("while it runs:")[2].partition("Any other")[0]
+    named = set(re.findall(r"[a-z_]+\.[a-z_]+", reloaded))
+    assert named == {name for name in RELOADS if not name.startswith("otlp.")}
+    assert "all of [otlp] but" in " ".join(reloaded.replace("#", "").split())
 
 
 def test_all_that_was_read_must_be_in_force() -> None:
