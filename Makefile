@@ -4,7 +4,8 @@ RUN_PACKAGES := libbpf1 python3-venv
 BUILD_PACKAGES := python3-bpfcc
 PACKAGES := $(RUN_PACKAGES) $(BUILD_PACKAGES) gcc libc6-dev clang-format openssl util-linux logrotate systemd systemd-container
 KERNEL_PACKAGES := qemu-system-x86 qemu-system-arm iproute2 debian-archive-keyring mmdebstrap \
-    gcc-aarch64-linux-gnu libc6-dev-arm64-cross
+    gcc-aarch64-linux-gnu libc6-dev-arm64-cross \
+    gcc-arm-linux-gnueabihf libc6-dev-armhf-cross
 RUNTIME_PACKAGES := nodejs default-jdk-headless
 TEST_PACKAGES := chromium-headless-shell gdb musl-tools
 CENTRE_PACKAGES := postgresql

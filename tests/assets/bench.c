@@ -118,19 +118,30 @@ static void give_back(struct bench *bench)
         fail("madvise");
 }
 
-#define MOVB_LENGTH 3
+/* An access of one instruction, and how a handler goes on after it. */
+#ifdef __aarch64__
+#define ACCESS "strb wzr, [%0]"
+#define ACCESS_LENGTH 4
+#define ADDRESS_REGISTER "r"
+#define PROGRAM_COUNTER pc
+#else
+#define ACCESS "movb $0, (%0)"
+#define ACCESS_LENGTH 3
+#define ADDRESS_REGISTER "D"
+#define PROGRAM_COUNTER gregs[REG_RIP]
+#endif
 
 static void skip_access(int signal, siginfo_t *information, void *context)
 {
     (void)signal;
     (void)information;
-    ((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP] += MOVB_LENGTH;
+    ((ucontext_t *)context)->uc_mcontext.PROGRAM_COUNTER += ACCESS_LENGTH;
     faults++;
 }
 
 static void handled_call(struct bench *bench)
 {
-    asm volatile("movb $0, (%0)" : : "D"(bench->start) : "memory");
+    asm volatile(ACCESS : : ADDRESS_REGISTER(bench->start) : "memory");
 }
 
 static void handle_faults(void)

@@ -35,9 +35,13 @@ NO_MODE = "-"
 WITHOUT_PROGRAMS = "test_system_calls_kernel.py"
 SLOTS = "test_slots_kernel.py"
 PACKAGE = "package.py"
-PORTED = tuple(
-    KERNEL_TESTS / f"test_{name}.py"
-    for name in ("denials", "faults", "bypasses", "not_seals", "stacks_kernel", "stack_overflow")
+PORTED = (
+    HERE / "aarch32.py",
+    *(
+        KERNEL_TESTS / f"test_{name}.py"
+        for name in ("denials", "faults", "bypasses", "not_seals", "stacks_kernel")
+    ),
+    KERNEL_TESTS / "test_stack_overflow.py",
 )
 # The same on a larger scale.
 TOO_LONG = (
