@@ -153,9 +153,8 @@ def measure(rounds: int, seconds: float) -> tuple[Report, list[str]]:
             costs.round()
         sections.append(_show(page.calls_section(costs)))
         sections.append(_show(page.instructions_section(kept)))
-        if INSTRUCTIONS_ARM64.exists():
-            other = json.loads(INSTRUCTIONS_ARM64.read_text("utf-8"))
-            sections.append(_show(page.instructions_section(other, "arm64")))
+        other = json.loads(INSTRUCTIONS_ARM64.read_text("utf-8"))
+        sections.append(_show(page.instructions_section(other, "arm64")))
         sections.append(_show(page.growth_section(costs)))
         alone, weathered, service = _daemons(directory, programs, seconds)
     sections.append(_show(page.storms_section(alone, weathered, seconds)))

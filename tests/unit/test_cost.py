@@ -220,8 +220,10 @@ def test_fexit_costs_no_other_call_anything() -> None:
 # ---- The page ------------------------------------------------------------------------------------
 
 
-def test_the_page_has_the_kept_instructions() -> None:
-    section = bench_page.instructions_section(KEPT)
+@pytest.mark.parametrize("architecture", instructions.FILES)
+def test_the_page_has_the_kept_instructions(architecture: str) -> None:
+    kept = instructions.kept(architecture)
+    section = bench_page.instructions_section(kept, architecture)
     shown = markdown(Report("", (), [section])).removeprefix("# \n\n")
     assert shown in PAGE
 
@@ -249,6 +251,7 @@ def test_the_page_has_every_section_and_observer() -> None:
         "Budgets",
         "A call, by observer",
         "A call, in instructions",
+        "A call on arm64, in instructions",
         "How the cost of a refusal grows",
         "Storms",
         "The daemon",
