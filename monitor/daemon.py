@@ -239,7 +239,7 @@ class Daemon:
                 is_prompt=True,
                 ledger=self._ledger,
             )
-        self._keeping.begin(watcher.loaded, watcher.ring, watcher.findings, watcher.severities)
+            self._keeping.begin(watcher.attached, watcher.findings, watcher.severities)
         return watcher
 
     def __enter__(self) -> Daemon:
@@ -304,6 +304,7 @@ class Daemon:
             store.path if store else None,
             blind_spots=Sight(watched.loaded.probes).blind_spots,
             severities=watched.severities,
+            missed_before=watched.missed_before,
             removed=store.removed if store else NOTHING_REMOVED,
         )
         partial_updates = watched.findings.partial_updates
@@ -457,7 +458,7 @@ class Daemon:
             f"ready after {ready_after:.2f} s, attached by {', '.join(modes)}, "
             f"metrics on {self.metrics_url}"
         )
-        if self._keeping.is_resumed:
+        if self._keeping.goes_on:
             blind = 0.0
             message += f", {self._keeping.words(self.watcher.state.counters())}"
         elif past is not None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 
-from monitor.attach.attached import Beginning, Resumed, request
+from monitor.attach.attached import Beginning, Replacing, Resumed, request
 from monitor.configuration.config import Config
 from monitor.keep import handed, record
 from monitor.keep.handed import Handed
@@ -23,14 +24,30 @@ __all__ = ["Start", "begin"]
 @dataclass
 class Start:
     """`programs`: being loaded, or those of an earlier life. `notes`: why what was kept of that
-    life is not used, and what cannot be kept; for the event `started`.
+    life is not used, and what cannot be kept; for the event `started`. `generation`: of what is
+    kept from now on. `leftovers`: descriptors by name of an earlier life, which go on until others
+    are attached.
     """
 
-    programs: Beginning | Resumed
+    programs: Beginning | Replacing | Resumed
     ledger: Ledger
     wanted: LoadRequest
     keeper: Keeper
     notes: list[str]
+    generation: int = 1
+    leftovers: Handed = field(default_factory=lambda: Handed({}))
+
+    def forget(self, names: Collection[str] = ()) -> None:
+        """Have the keeper let go of these, and of the leftovers."""
+        wanted = {*names, *self.leftovers.descriptors}
+        self.leftovers.close()
+        if not (wanted and self.keeper.is_there):
+            return
+        try:
+            self.keeper.forget(wanted)
+        except OSError as error:
+            why = error.strerror or error
+            self.notes.append(f"{self.keeper.name} does not let go of what it had ({why})")
 
     def let_go(self) -> None:
         """The monitor ends for good: nothing is to stay attached. Raises OSError."""
@@ -38,6 +55,7 @@ class Start:
 
     def close(self) -> None:
         self.programs.close()
+        self.leftovers.close()
 
 
 def _occupy_standard_descriptors() -> None:
@@ -62,14 +80,17 @@ def begin(config: Config) -> Start:
     privileges.disinherit()
     wanted = request(config)
     keeper, given, notes = choose(config.state.pin, given)
-    problem = given.problem
+    problem, generation = given.problem, 1
     if not keeper.outlives_stop:
         _stop_with_signals(keeper)
     if given.descriptors or problem:
+        generation = record.generation_after(given.descriptors)
         found = _checked(given, wanted)
         if isinstance(found, record.Found):
-            return Start(Resumed(found), found.ledger, wanted, keeper, notes)
-        problem = found + _let_go(keeper, given)
+            programs = Replacing(found, wanted) if found.changed else Resumed(found)
+            leftovers = Handed(found.leftovers)
+            return Start(programs, found.ledger, wanted, keeper, notes, generation, leftovers)
+        problem = found
     if problem:
         notes.append(f"what {keeper.name} had kept is let go: {problem}")
     ledger = Ledger()
@@ -78,7 +99,7 @@ def begin(config: Config) -> Start:
             ledger = Ledger.shared(keeper.memory)
         except OSError as error:
             notes.append(f"{keeper.name} cannot keep counts: {error.strerror or error}")
-    return Start(Beginning(wanted), ledger, wanted, keeper, notes)
+    return Start(Beginning(wanted), ledger, wanted, keeper, notes, generation, given)
 
 
 def _stop_with_signals(keeper: Keeper) -> None:
@@ -104,16 +125,3 @@ def _checked(given: Handed, wanted: LoadRequest) -> record.Found | str:
         return record.check(given.descriptors, wanted, wanted.path or OBJECT)
     except (LibraryError, record.SetError) as error:
         return str(error)
-
-
-def _let_go(keeper: Keeper, given: Handed) -> str:
-    """Close it, and have the keeper do so; empty when that does."""
-    names = {*given.descriptors, *record.NAMES}
-    given.close()
-    if not keeper.is_there:
-        return ""
-    try:
-        keeper.forget(names)
-    except OSError as error:
-        return f"; {keeper.name} does not let it go ({error.strerror or error})"
-    return ""

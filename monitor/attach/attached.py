@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,17 +14,28 @@ from monitor.attach.calibrate import Findings
 from monitor.configuration.config import Config
 from monitor.evidence.cgroups import cgroup_mount
 from monitor.keep.ledger import Ledger
-from monitor.keep.record import Found
+from monitor.keep.record import HOOKS_BLIND, Facts, Found
 from monitor.kernel import abi, loader
 from monitor.kernel.abi import ANNOUNCED_CGROUPS, ANNOUNCED_PROCESSES
 from monitor.kernel.announced import Marks
 from monitor.kernel.arch import THIS
 from monitor.kernel.counters import KernelState
+from monitor.kernel.loaded import KEPT_MAPS, Existing
 from monitor.kernel.probes import AT_SEAL, reporters
 from monitor.kernel.ring import Ring
+from monitor.kernel.slots import target_of
+from monitor.kernel.syscalls import grace_period
 from monitor.provoke.child import nobody
 
-__all__ = ["Attached", "Beginning", "Resumed", "configure", "limit_workloads", "request"]
+__all__ = [
+    "Attached",
+    "Beginning",
+    "Replacing",
+    "Resumed",
+    "configure",
+    "limit_workloads",
+    "request",
+]
 
 SECOND_NS = 1_000_000_000
 _FEW_WORKLOADS = 64  # of a subtree, which may have all of a small table
@@ -87,6 +99,25 @@ class Resumed:
             self.found.loaded.close()
 
 
+class Replacing:
+    """Programs that an earlier life attached, and others that are loaded to take their place.
+
+    Begin before the process starts any thread: it forks.
+    """
+
+    def __init__(self, found: Found, wanted: loader.LoadRequest) -> None:
+        self.found = found
+        self.wanted = replace(wanted, without=found.facts.blind)
+        loaded = found.loaded
+        maps = {name: loaded.maps[name] for name in KEPT_MAPS}
+        slots = {slot.key: slot for slot in loaded.slots}
+        self.loading = loader.Loading(self.wanted, Existing(maps, slots))
+
+    def close(self) -> None:
+        self.loading.close()
+        self.found.loaded.close()
+
+
 class Beginning:
     """Two children at work: one loads the programs, one gets ready to try them.
 
@@ -113,7 +144,7 @@ class Attached:
     def __init__(
         self,
         wanted: loader.LoadRequest,
-        beginning: Beginning | Resumed | None = None,
+        beginning: Beginning | Replacing | Resumed | None = None,
         announce: Callable[[int], None] = nobody,
         ledger: Ledger | None = None,
     ) -> None:
@@ -123,17 +154,25 @@ class Attached:
         """
         self._wanted = wanted
         self._announce = announce
+        self._ledger = ledger
         self._taken = ledger.words("taken") if ledger else None
-        self._resumed: Found | None = None
+        self._facts: Facts | None = None
+        self._replaced: Found | None = None
         if isinstance(beginning, Resumed):
-            self._resume(beginning.take())
+            found = beginning.take()
+            self._go_on(found, found.loaded)
+        elif isinstance(beginning, Replacing):
+            self._wanted = beginning.wanted
+            self._replaced = beginning.found
+            self._go_on(beginning.found, beginning.loading.finish())
         else:
             self._finish(beginning or Beginning(wanted))
 
-    def _resume(self, found: Found) -> None:
-        self._resumed = found
+    def _go_on(self, found: Found, loaded: loader.Loaded) -> None:
+        """With the maps of an earlier life."""
+        self._facts = found.facts
         with contextlib.ExitStack() as cleanup:
-            self._map(cleanup, found.loaded)
+            self._map(cleanup, loaded)
             # Trials that ended, or lost their connection, with the monitor that they asked.
             self.state.config.canary_pid = 0
             marks = Marks(self.state.config, found.loaded.maps["announced_cgroups"])
@@ -159,16 +198,61 @@ class Attached:
             kernel.ordinary_ring = self.ring.size - self.ring.size // 4
             limit_workloads(kernel, self._wanted.workloads_max)
             kernel.mmap_min_addr = int(_MIN_ADDRESS.read_text("ascii"))
-            kernel.pid_namespace = _PID_NAMESPACE.stat().st_ino
-            targets = {p.probe: p.target for p in self.loaded.probes if p.attached}
-            by_hook = reporters(targets.items())
-            kernel.function_operations = by_hook.functions
-            kernel.raw_operations, kernel.compat_operations = by_hook.raw, by_hook.compat
-            kernel.raw_mseal = targets.get("mseal") == "sys_exit"
-            kernel.compat_mseal = targets.get("mseal") != THIS.compat_function("mseal")
-            kernel.raw_pokes = targets.get("ptrace_poke") == "sys_exit"
-            kernel.compat_pokes = targets.get("ptrace_poke") != "access_remote_vm"
+            self._say_who_reports()
             self._cleanup = cleanup.pop_all()
+
+    def _say_who_reports(self) -> None:
+        """Which of the attached programs report which calls."""
+        kernel = self.state.config
+        kernel.pid_namespace = _PID_NAMESPACE.stat().st_ino
+        targets = {p.probe: p.target for p in self.loaded.probes if p.attached}
+        by_hook = reporters(targets.items())
+        kernel.function_operations = by_hook.functions
+        kernel.raw_operations, kernel.compat_operations = by_hook.raw, by_hook.compat
+        kernel.raw_mseal = targets.get("mseal") == "sys_exit"
+        kernel.compat_mseal = targets.get("mseal") != THIS.compat_function("mseal")
+        kernel.raw_pokes = targets.get("ptrace_poke") == "sys_exit"
+        kernel.compat_pokes = targets.get("ptrace_poke") != "access_remote_vm"
+
+    @property
+    def facts(self) -> Facts | None:
+        """What an earlier life has found out; None when this one did."""
+        return self._facts
+
+    @property
+    def without(self) -> frozenset[str]:
+        """Functions that do not see what they must."""
+        return self._wanted.without
+
+    def hand_over(self) -> float:
+        """Have the programs of an earlier life replaced, each at once; nothing before is touched.
+
+        Returns for how many seconds hooks that only one of the two has may both have reported a
+        call that was under way, or neither; 0.0 when they have the same. Raises OSError, after
+        which it can be done again by the next life, and CalibrationError.
+        """
+        if not self._replaced:
+            return 0.0
+        before = {slot.key: slot for slot in self._replaced.loaded.slots}
+        now = {slot.key for slot in self.loaded.slots}
+        began = time.monotonic()
+        self.loaded.fill()
+        self._say_who_reports()
+        for key in before.keys() - now:
+            before[key].empty()
+        seconds = time.monotonic() - began if before.keys() != now else 0.0
+        grace_period()  # programs of the earlier life have ended
+        self._replaced.loaded.close()
+        self._replaced = None
+        if self._has_new_functions(before, now) and self._blind_targets():
+            if self._ledger:
+                self._ledger.doubt(HOOKS_BLIND, True)
+            raise calibrate.CalibrationError("a function that was not tried before sees no refusal")
+        return seconds
+
+    @staticmethod
+    def _has_new_functions(before: Iterable[str], now: Iterable[str]) -> bool:
+        return any(target_of(key) in AT_SEAL for key in set(now).difference(before))
 
     def __enter__(self) -> Attached:
         return self
@@ -183,8 +267,8 @@ class Attached:
         loaded again, and `loaded`, `state` and `ring` are new objects. Raises CalibrationError, and
         LoadError when the probe of mseal is not attached.
         """
-        if self._resumed:
-            return Findings(self._resumed.guard_regions, self._resumed.partial_updates)
+        if self._facts:
+            return Findings(self._facts.guard_regions, self._facts.partial_updates)
         findings = self._calibrate()
         blind = self._blind_targets()
         if not blind:

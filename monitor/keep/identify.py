@@ -14,6 +14,7 @@ __all__ = [
     "describe_link",
     "describe_map",
     "describe_program",
+    "link_id",
     "map_fields",
     "program_id",
     "program_in",
@@ -161,6 +162,13 @@ def program_in(array: int) -> int:
     if libbpf().bpf_map_lookup_elem(array, ctypes.byref(key), ctypes.byref(value)) < 0:
         return 0
     return value.value
+
+
+def link_id(descriptor: int) -> int:
+    _require(descriptor, "bpf_link", "bpf-link")
+    info = _LinkInfo()
+    _fill(descriptor, info)
+    return int(info.id)
 
 
 def describe_link(descriptor: int, programs: Collection[int]) -> str:

@@ -49,6 +49,7 @@ _AREAS = {
     "spool_dropped": 8,  # events that waited for it, by severity
     "dropped": 1,  # events without room in the ring, as reported
     "missed": 256,  # runs, by probe, as reported
+    "missed_before": 256,  # those of them at hooks that are not used any more
 }
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from zlib import crc32
 
 from monitor.keep import memory
 from monitor.keep.identify import (
@@ -20,13 +22,30 @@ from monitor.keep.identify import (
     describe_link,
     describe_map,
     describe_program,
+    link_id,
     program_id,
     program_in,
 )
 from monitor.keep.ledger import Ledger, LedgerError
 from monitor.kernel import privileges
-from monitor.kernel.abi import Bank, Bucket, Config, Counters, SharedBucket
-from monitor.kernel.loaded import AttachedProbe, Loaded, LoadRequest, Made, possible_cpus
+from monitor.kernel.abi import (
+    ABI_VERSION,
+    Bank,
+    Bucket,
+    Config,
+    Counters,
+    SharedBucket,
+    description,
+)
+from monitor.kernel.loaded import (
+    KEPT_MAPS,
+    AttachedProbe,
+    Loaded,
+    LoadRequest,
+    Made,
+    possible_cpus,
+)
+from monitor.kernel.probes import PROBES
 from monitor.kernel.ring import is_at
 from monitor.kernel.slots import Slot
 from monitor.version import revision, version
@@ -34,145 +53,214 @@ from monitor.version import revision, version
 __all__ = [
     "ATTEMPTS",
     "CANARY_FAILED",
+    "HOOKS_BLIND",
     "NAMES",
     "RECORDS_CORRUPT",
+    "Facts",
     "Found",
     "SetError",
+    "Written",
     "check",
+    "generation_after",
     "write",
 ]
 
-NAMES = ("map", "program", "link", "ledger", "record")  # in the order in which they are given over
+# What a name begins with. After a dot comes what makes it one of its kind.
+NAMES = ("map", "program", "link", "ledger", "record")
+_DESCRIBED = ("map", "program", "link")
+# Of a generation, and of the arrays of its tail calls; of a hook.
+_NAME = re.compile(
+    r"(map|ledger|record)\.[0-9]{1,9}|map\.t[0-9]{1,9}|(map|program|link)\.h[0-9]{1,9}"
+)
 ATTEMPTS = 2  # that may end while the daemon looks at a set
-CANARY_FAILED, RECORDS_CORRUPT = 1, 2
+CANARY_FAILED, RECORDS_CORRUPT, HOOKS_BLIND = 1, 2, 4
 _DOUBTS = {
     CANARY_FAILED: "the canary had failed",
     RECORDS_CORRUPT: "in its ring was what is no record",
+    HOOKS_BLIND: "a function that it is attached to sees no refusal",
 }
-_FORMAT = 1
+_FORMAT = 2
 _SIZE_LIMIT = 1 << 20
 _PID_NAMESPACE = Path("/proc/self/ns/pid")
 _OBJECT_HEAD = 256
+# What may have changed: the programs are replaced then, and the maps go on.
+_REPLACED = ("version", "object", "attach", "switches", "pid_namespace", "capabilities")
+
+Handed = Mapping[str, Sequence[int]]  # descriptors by name
 
 
 class SetError(Exception):
     """Why a set is not taken over, in words that follow "what systemd kept is let go:"."""
 
 
-@dataclass
-class Found:
-    """A set that was taken over. `since`: Unix time at which its counters began."""
+class Facts(NamedTuple):
+    """What is true of this host until it boots again. `blind`: functions that do not see what they
+    must. `since`: Unix time at which the counters began.
+    """
 
-    loaded: Loaded
-    ledger: Ledger
     guard_regions: bool
     partial_updates: dict[str, bool]
+    blind: frozenset[str]
     since: float
 
 
-def _wanted(request: LoadRequest) -> dict[str, Any]:
-    """What the maps and programs depend on."""
-    return {
-        "attach": request.attach,
-        "switches": sorted(request.switches),
-        "ring_size": request.ring_size,
-        "workloads_max": request.workloads_max,
-        "buckets_max": request.buckets_max,
-    }
+@dataclass
+class Found:
+    """A set that was taken over. `changed`: why its programs are to be replaced, empty when not.
+
+    `names`: those by which it is kept, by what the kernel says of each descriptor. `leftovers`:
+    descriptors by name that are no part of it.
+    """
+
+    loaded: Loaded
+    ledger: Ledger
+    facts: Facts
+    generation: int
+    changed: str
+    names: dict[str, str]
+    leftovers: dict[str, list[int]]
+
+
+class Written(NamedTuple):
+    """`groups`: descriptors by name to be kept in this order, that of the record last. `dropped`:
+    names of what is kept of the set before and is no part of this one.
+    """
+
+    groups: list[tuple[str, list[int]]]
+    dropped: list[str]
 
 
 def _maker(request: LoadRequest, made: str, ledger: Ledger) -> dict[str, Any]:
-    """All that must be the same in the life that takes a set over. `made`: the object's digest."""
+    """What is compared with the life that takes a set over. `made`: the object's digest."""
     return {
         "format": _FORMAT,
+        "abi": _abi(),
+        "user": os.geteuid(),
+        "set": ledger.number("set"),
+        "ring_size": request.ring_size,
+        "workloads_max": request.workloads_max,
+        "buckets_max": request.buckets_max,
         "version": [version(), revision()],
         "object": made,
-        "request": _wanted(request),
+        "attach": request.attach,
+        "switches": sorted(request.switches),
         "pid_namespace": _PID_NAMESPACE.stat().st_ino,
-        "user": os.geteuid(),
         "capabilities": sorted(capability.name for capability in privileges.held()),
-        "set": ledger.number("set"),
     }
+
+
+def _abi() -> int:
+    """Programs and daemons with the same number can share maps and counts."""
+    rows = (*description(), ABI_VERSION, *(probe.name for probe in PROBES))
+    return crc32(repr(rows).encode())
+
+
+def _kind(name: str) -> str:
+    return name.partition(".")[0]
 
 
 # ---- Written -------------------------------------------------------------------------------------
 
 
-def _groups(loaded: Loaded) -> dict[str, list[int]]:
-    arrays = [slot.array for slot in loaded.slots]
-    return {
-        "map": [*loaded.maps.values(), *arrays],
-        "program": [slot.stub for slot in loaded.slots],
-        "link": loaded.links,
-    }
+def generation_after(handed: Handed) -> int:
+    """A number that no name of these has."""
+    numbers = [name.partition(".")[2].lstrip("t") for name in handed]
+    return 1 + max((int(each) for each in numbers if each.isascii() and each.isdigit()), default=0)
 
 
-def _described(groups: Mapping[str, Sequence[int]]) -> dict[str, list[str]]:
-    """Raises IdentityError."""
-    ours = {program_id(program) for program in groups["program"]}
-    return {
-        "map": [describe_map(each) for each in groups["map"]],
-        "program": [describe_program(each) for each in groups["program"]],
-        "link": [describe_link(each, ours) for each in groups["link"]],
+def _groups(loaded: Loaded, generation: int) -> Iterator[tuple[str, list[int]]]:
+    """What is let go by itself has a name of its own: hooks, and arrays of tail calls."""
+    yield f"map.{generation}", [loaded.maps[name] for name in KEPT_MAPS]
+    tails = [each for name, each in loaded.maps.items() if name not in KEPT_MAPS]
+    if tails:
+        yield f"map.t{generation}", tails
+    for slot in loaded.slots:
+        number = link_id(slot.link)
+        yield f"map.h{number}", [slot.array]
+        yield f"program.h{number}", [slot.stub]
+        yield f"link.h{number}", [slot.link]
+
+
+def _described(groups: Handed) -> dict[int, str]:
+    """What the kernel says of each descriptor. Raises IdentityError."""
+    programs = [each for name in groups if _kind(name) == "program" for each in groups[name]]
+    ours = {program_id(program) for program in programs}
+    describe: dict[str, Callable[[int], str]] = {
+        "map": describe_map,
+        "program": describe_program,
+        "link": lambda descriptor: describe_link(descriptor, ours),
     }
+    # Programs first: a link is described by its program.
+    order = sorted(groups, key=lambda name: _DESCRIBED.index(_kind(name)))
+    return {each: describe[_kind(name)](each) for name in order for each in groups[name]}
 
 
 def write(
     loaded: Loaded,
     ledger: Ledger,
     request: LoadRequest,
+    facts: Facts,
     *,
-    guard_regions: bool,
-    partial_updates: Mapping[str, bool],
-    since: float,
-) -> list[tuple[str, list[int]]]:
-    """The set for Store.keep(), by name; the caller closes the last descriptor, of the record.
+    generation: int,
+    before: Found | None = None,
+) -> Written:
+    """The set, to be kept; the caller closes the last descriptor, of the record.
 
-    Raises OSError, IdentityError.
+    `before`: the one whose programs it replaces. What goes on keeps its name. Raises OSError,
+    IdentityError.
     """
-    groups = _groups(loaded)
-    place = {descriptor: index for index, descriptor in enumerate(groups["program"])} | {-1: -1}
+    groups = dict(_groups(loaded, generation))
+    said = _described(groups)
+    kept = before.names if before else {}
+    names = {said[each]: kept.get(said[each], name) for name in groups for each in groups[name]}
+    names["ledger"] = kept.get("ledger", f"ledger.{generation}")
+    running = [program_id(each) for each in loaded.waiting] or [
+        program_in(slot.array) for slot in loaded.slots
+    ]
     document = {
         "maker": _maker(request, loaded.made.digest, ledger),
-        "descriptors": _described(groups),
-        "maps": list(loaded.maps),
-        "slots": [[slot.key, program_in(slot.array)] for slot in loaded.slots],
+        "names": names,
+        "maps": {name: said[each] for name, each in loaded.maps.items()},
+        "slots": [
+            [slot.key, *(said[each] for each in slot[1:]), program]
+            for slot, program in zip(loaded.slots, running, strict=True)
+        ],
         "probes": [
-            [*row[:4], place[row.program], row.fallback, [place[each] for each in row.also]]
+            [*row[:4], said.get(row.program), row.fallback, [said[each] for each in row.also]]
             for row in loaded.probes
         ],
         "made": loaded.made,
-        "guard_regions": guard_regions,
-        "partial_updates": dict(partial_updates),
-        "since": since,
+        "facts": [*facts[:2], sorted(facts.blind), facts.since],
     }
-    record = memory.frozen(json.dumps(document).encode())
-    return [*groups.items(), ("ledger", [ledger.descriptor]), ("record", [record])]
+    new = [
+        (name, [each for each in group if said[each] not in kept]) for name, group in groups.items()
+    ]
+    if "ledger" not in kept:
+        new.append((names["ledger"], [ledger.descriptor]))
+    new.append((f"record.{generation}", [memory.frozen(json.dumps(document).encode())]))
+    dropped = set(kept.values()) - set(names.values())
+    if before:
+        dropped |= {f"record.{before.generation}", *before.leftovers}
+    return Written([each for each in new if each[1]], sorted(dropped))
 
 
 # ---- Checked -------------------------------------------------------------------------------------
 
 
 def check(handed: dict[str, list[int]], request: LoadRequest, path: Path) -> Found:
-    """The set, when it is whole and matches the request and the object at `path`.
+    """The newest set, when it is whole and its counts can go on. `path`: of the object.
 
     All that is handed then belongs to it. Raises SetError; nothing was closed then.
     """
-    strange = sorted(handed.keys() - set(NAMES))
+    strange = sorted(name for name in handed if not _NAME.fullmatch(name))
     if strange:
         raise SetError(f"it has a descriptor named {strange[0][:40]!r}")
-    for name in NAMES:
-        if name not in handed:
-            raise SetError(f"it has no {name}")
-    for name in ("ledger", "record"):
-        if len(handed[name]) != 1:
-            raise SetError(f"it has more than one {name}")
     try:
-        ledger = Ledger.found(handed["ledger"][0])
-        document = _read(handed["record"][0])
+        generation, document = _newest(handed)
+        ledger = Ledger.found(_only(handed, document["names"]["ledger"]))
         _check_doubts(ledger)
         with ledger.risk():
-            return _taken_over(handed, ledger, document, request, path)
+            return _taken_over(handed, ledger, document, generation, request, path)
     except LedgerError as error:
         raise SetError(f"of its counts, {error}") from error
     except IdentityError as error:
@@ -183,14 +271,27 @@ def check(handed: dict[str, list[int]], request: LoadRequest, path: Path) -> Fou
         raise SetError(f"its record cannot be understood ({error!r:.80})") from error
 
 
-def _read(descriptor: int) -> dict[str, Any]:
-    data = memory.read_frozen(descriptor, _SIZE_LIMIT)
+def _only(handed: Handed, name: str) -> int:
+    if name not in handed:
+        raise SetError(f"it has no {_kind(name)}")
+    if len(handed[name]) != 1:
+        raise SetError(f"it has more than one {_kind(name)}")
+    return handed[name][0]
+
+
+def _newest(handed: Handed) -> tuple[int, dict[str, Any]]:
+    """Generation and content of the record that was kept last: the set before it goes on."""
+    numbers = [int(name.partition(".")[2]) for name in handed if _kind(name) == "record"]
+    if not numbers:
+        raise SetError("it has no record")
+    generation = max(numbers)
+    data = memory.read_frozen(_only(handed, f"record.{generation}"), _SIZE_LIMIT)
     if data is None:
         raise SetError("its record could have been changed")
     document = json.loads(data)
     if not isinstance(document, dict):
         raise SetError("its record is no object")
-    return document
+    return generation, document
 
 
 def _check_doubts(ledger: Ledger) -> None:
@@ -202,56 +303,63 @@ def _check_doubts(ledger: Ledger) -> None:
             raise SetError(reason)
 
 
-def _taken_over(
+def _taken_over(  # noqa: PLR0917 - all that a set is compared with
     handed: dict[str, list[int]],
     ledger: Ledger,
     document: dict[str, Any],
+    generation: int,
     request: LoadRequest,
     path: Path,
 ) -> Found:
     mine = _maker(request, object_digest(path), ledger)
     theirs = document["maker"]
     differ = [name for name in mine if theirs.get(name) != mine[name]]
-    if differ:
-        raise SetError(f"it is of another {differ[0].replace('_', ' ')}")
+    final = [name for name in differ if name not in _REPLACED]
+    if final:
+        raise SetError(f"it is of another {final[0].replace('_', ' ')}")
     ledger.check()
-    descriptors = _matched(handed, document["descriptors"])
-    names, rows = document["maps"], document["slots"]
-    arrays = descriptors["map"][len(names) :]
+    names: dict[str, str] = document["names"]
+    found = _matched(handed, names)
+    slots = [Slot(key, *(found[each] for each in rest)) for key, *rest, _ in document["slots"]]
     loaded = Loaded(
-        maps=dict(zip(names, descriptors["map"][: len(names)], strict=True)),
-        slots=[
-            Slot(key, *rest)
-            for (key, _), *rest in zip(
-                rows, arrays, descriptors["program"], descriptors["link"], strict=True
-            )
-        ],
+        maps={name: found[said] for name, said in document["maps"].items()},
+        slots=slots,
         probes=[
             AttachedProbe(
                 *(probe, mode, target, error),
-                descriptors["program"][index] if index >= 0 else -1,
+                -1 if program is None else found[program],
                 fallback,
-                tuple(descriptors["program"][each] for each in also),
+                tuple(found[each] for each in also),
             )
-            for probe, mode, target, error, index, fallback, also in document["probes"]
+            for probe, mode, target, error, program, fallback, also in document["probes"]
         ],
         made=_made(document["made"]),
     )
-    lost = [probe.probe for probe in loaded.probes if probe.lost]
-    if lost:  # what kept it from being attached may be mended
-        raise SetError(f"probe {lost[0]} is not attached")
-    for slot, (_, program) in zip(loaded.slots, rows, strict=True):
-        if program_in(slot.array) != program:
-            raise SetError(f"at {slot.key} runs another program")
     _check_shapes(loaded.maps, request)
     if not is_at(loaded.maps["ring"], ledger.words("taken")):
         raise SetError("its ring was read by somebody else")
+    lost = [f"probe {probe.probe} is not attached" for probe in loaded.probes if probe.lost]
+    others = [
+        f"{slot.key} runs another program"
+        for slot, (*_, program) in zip(slots, document["slots"], strict=True)
+        if program_in(slot.array) != program
+    ]
+    changed = [f"another {name.replace('_', ' ')}" for name in differ]
+    regions, partial, blind, since = document["facts"]
+    used = {*names.values(), f"record.{generation}"}
     return Found(
         loaded,
         ledger,
-        bool(document["guard_regions"]),
-        {str(name): bool(may_be) for name, may_be in document["partial_updates"].items()},
-        float(document["since"]),
+        Facts(
+            bool(regions),
+            {str(name): bool(may_be) for name, may_be in partial.items()},
+            frozenset(map(str, blind)),
+            float(since),
+        ),
+        generation,
+        "; ".join(changed + lost[:1] + others[:1]),
+        names,
+        {name: group for name, group in handed.items() if name not in used},
     )
 
 
@@ -260,19 +368,24 @@ def _made(row: list[Any]) -> Made:
     return Made(path, digest, built, compiler, tuple(absent))
 
 
-def _matched(handed: dict[str, list[int]], recorded: dict[str, list[str]]) -> dict[str, list[int]]:
-    """The descriptors in the order of the record."""
-    groups = {name: handed[name] for name in ("map", "program", "link")}
-    found = {}
-    for name, described in _described(groups).items():
-        by_description = dict(zip(described, handed[name], strict=True))
-        wanted = recorded[name]
-        if len(by_description) != len(described) or by_description.keys() != set(wanted):
-            missing = set(wanted) - by_description.keys()
-            what = f"misses {min(missing)}" if missing else f"has a {name} of somebody else"
-            raise SetError(f"it {what}")
-        found[name] = [by_description[each] for each in wanted]
-    return found
+def _matched(handed: Handed, names: Mapping[str, str]) -> dict[str, int]:
+    """The set's descriptors by what the kernel says of each: all of those, and no others."""
+    wanted: dict[str, set[str]] = {}
+    for said, name in names.items():
+        if _kind(name) in _DESCRIBED:
+            wanted.setdefault(name, set()).add(said)
+    for name in wanted:
+        if name not in handed:
+            raise SetError(f"it has no {_kind(name)}")
+    found = _described({name: handed[name] for name in wanted})
+    for name, all_said in wanted.items():
+        group = [found[each] for each in handed[name]]
+        missing = all_said.difference(group)
+        if missing:
+            raise SetError(f"it misses {min(missing)}")
+        if len(group) != len(all_said):
+            raise SetError(f"it has a {_kind(name)} of somebody else")
+    return {said: each for each, said in found.items()}
 
 
 def object_digest(path: Path) -> str:
@@ -308,13 +421,6 @@ def _check_shapes(maps: Mapping[str, int], request: LoadRequest) -> None:
         found = entries * each
         if found != size:
             raise SetError(f"its map {name} has {found} bytes, not {size}")
-    for name in (
-        "workloads",
-        "workload_quotas",
-        "buckets",
-        "shares",
-        "watched_cgroup",
-        "announced_cgroups",
-    ):
+    for name in KEPT_MAPS:
         if name not in maps:
             raise SetError(f"it has no map {name}")

@@ -12,7 +12,10 @@ from monitor.kernel import bpf, compiler, layouts, object, privileges, tracefs
 from monitor.kernel.arch import THIS
 from monitor.kernel.btf import KIND_FUNC, Btf, LayoutError
 from monitor.kernel.loaded import (
+    KEPT_MAPS,
+    NOTHING_EXISTS,
     AttachedProbe,
+    Existing,
     LoadError,
     LoadRequest,
     Made,
@@ -22,40 +25,34 @@ from monitor.kernel.operations import OPERATIONS
 from monitor.kernel.privileges import with_remedy
 from monitor.kernel.probes import PROBES, Hook, Probe, candidates
 from monitor.kernel.programs import Kernel, Programs, function_of, missing, parts
-from monitor.kernel.slots import Slot, attach
+from monitor.kernel.slots import Slot, attach, key_of
 
 __all__ = ["load_and_attach", "look_at_kernel", "why_fexit_refused"]
 
-_MAPS = (
-    "ring",
-    "counters",
-    "config",
-    "workloads",
-    "workload_quotas",
-    "buckets",
-    "shared_buckets",
-    "shares",
-    "watched_cgroup",
-    "announced_cgroups",
-)
 _FEXIT_TRIAL = THIS.native_function("mseal")
 _RETURN_ZERO = bytes.fromhex("b700000000000000 9500000000000000")  # r0 = 0; exit
 
 
-def load_and_attach(request: LoadRequest, diagnostics: int) -> tuple[dict[str, Any], list[int]]:
+def load_and_attach(
+    request: LoadRequest, diagnostics: int, existing: Existing = NOTHING_EXISTS
+) -> tuple[dict[str, Any], list[int]]:
     """What is attached, as an answer for the parent, and its descriptors. Raises LoadError.
+
+    With maps that are `existing` the programs only wait: Loaded.fill() has the hooks run them.
 
     `diagnostics`: the file that standard error goes to.
     """
     try:
-        return _load_and_attach(request, diagnostics)
+        return _load_and_attach(request, diagnostics, existing)
     except object.ObjectError as error:
         raise WrongObjectError(str(error)) from error
     except (LayoutError, bpf.LibraryError) as error:
         raise LoadError(str(error)) from error
 
 
-def _load_and_attach(request: LoadRequest, diagnostics: int) -> tuple[dict[str, Any], list[int]]:
+def _load_and_attach(
+    request: LoadRequest, diagnostics: int, existing: Existing
+) -> tuple[dict[str, Any], list[int]]:
     mounted = tracefs.ensure()
     privileges.keep(privileges.for_loading())  # before it reads what others wrote
     wanted = [(probe, candidates(probe, request.attach, request.switches)) for probe in PROBES]
@@ -66,9 +63,9 @@ def _load_and_attach(request: LoadRequest, diagnostics: int) -> tuple[dict[str, 
     first = _first_choices(wanted, impossible)
     if mounted.problem and any(hook.mode == "tracepoint" for hook in first):
         raise LoadError(mounted.problem)
-    programs = Programs(request, compiled, kernel)
+    programs = Programs(request, compiled, kernel, existing.maps)
     programs.load_all(first)
-    attacher = _Attacher(request, programs, kernel, mounted, impossible)
+    attacher = _Attacher(request, programs, mounted, impossible, existing)
     attacher.attach_all(wanted)
     notes = []
     if not found:
@@ -172,13 +169,14 @@ class _Attacher:
         self,
         request: LoadRequest,
         programs: Programs,
-        kernel: Kernel,
         mounted: tracefs.Tracefs,
         impossible: Mapping[Hook, str],
+        existing: Existing,
     ) -> None:
+        self._existing = existing
+        self._waiting: list[int] = []
         self._request = request
         self._source = programs
-        self._kernel = kernel
         self._tracefs = mounted
         self._impossible = impossible
         self._slots: dict[Hook, Slot] = {}
@@ -241,15 +239,24 @@ class _Attacher:
         for part in parts(hook):
             if part not in self._slots:
                 program = self._source.load(part)
-                self._slots[part] = attach(part, program, function_of(part, self._kernel))
+                self._slots[part] = self._slot(part, program)
+
+    def _slot(self, hook: Hook, program: int) -> Slot:
+        function = function_of(hook, self._source.kernel)
+        if not self._existing.maps:
+            return attach(hook, program, function)
+        found = self._existing.slots.get(key_of(hook)) or attach(hook, None, function)
+        self._waiting.append(program)
+        return found
 
     def answer(self, made: Made, notes: list[str]) -> tuple[dict[str, Any], list[int]]:
         attached = [row for row in self._rows if row.attached]
         if not attached:
             raise LoadError(with_remedy("; ".join(dict.fromkeys(row.error for row in self._rows))))
-        maps = {name: self._source.maps[name] for name in _MAPS} | self._source.arrays()
+        maps = {name: self._source.maps[name] for name in KEPT_MAPS} | self._source.arrays()
         slots = self._slots.values()
-        descriptors = [*maps.values(), *(each for slot in slots for each in slot[1:])]
+        of_slots = [each for slot in slots for each in slot[1:]]
+        descriptors = [*maps.values(), *of_slots, *self._waiting]
         index = {descriptor: position for position, descriptor in enumerate(descriptors)}
         index[-1] = -1
         if self._tracefs.note and any(hook.mode == "tracepoint" for hook in self._slots):
@@ -257,6 +264,7 @@ class _Attacher:
         answer = {
             "maps": {name: index[descriptor] for name, descriptor in maps.items()},
             "slots": [[slot.key, *(index[each] for each in slot[1:])] for slot in slots],
+            "waiting": [index[each] for each in self._waiting],
             "probes": [
                 [*row[:4], index[row.program], row.fallback, [index[each] for each in row.also]]
                 for row in self._rows

@@ -6,6 +6,7 @@ Every function raises OSError when the kernel refuses; most return a descriptor.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 from functools import cache
@@ -29,6 +30,7 @@ __all__ = [
     "load_program",
     "pin",
     "pinned",
+    "remove_element",
     "set_bytes",
     "set_element",
     "verifier_log",
@@ -175,6 +177,15 @@ def pin(descriptor: int, path: str) -> None:
 def pinned(path: str) -> int:
     """What bpffs keeps under this name; it follows symbolic links and never waits."""
     return _checked(libbpf().bpf_obj_get(path.encode()))
+
+
+def remove_element(descriptor: int, key: int) -> None:
+    """The same map has no such element any more, if it had one."""
+    key_ = ctypes.c_uint32(key)
+    if libbpf().bpf_map_delete_elem(descriptor, ctypes.byref(key_)) < 0:
+        number = ctypes.get_errno()
+        if number != errno.ENOENT:
+            raise OSError(number, os.strerror(number))
 
 
 def _load(

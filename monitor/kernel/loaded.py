@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,10 @@ from monitor.kernel.probes import OPTIONAL
 from monitor.kernel.slots import Slot
 
 __all__ = [
+    "KEPT_MAPS",
+    "NOTHING_EXISTS",
     "AttachedProbe",
+    "Existing",
     "LoadError",
     "LoadRequest",
     "Loaded",
@@ -21,6 +25,21 @@ __all__ = [
     "WrongObjectError",
     "possible_cpus",
 ]
+
+
+# The maps that daemon and programs share, and that go on when the programs are replaced.
+KEPT_MAPS = (
+    "ring",
+    "counters",
+    "config",
+    "workloads",
+    "workload_quotas",
+    "buckets",
+    "shared_buckets",
+    "shares",
+    "watched_cgroup",
+    "announced_cgroups",
+)
 
 
 class LoadError(Exception):
@@ -44,6 +63,22 @@ class LoadRequest:
     workloads_max: int = 1024
     buckets_max: int = 4096
     path: Path | None = None  # of the object; None: the one that setup or the package installed
+
+
+@dataclass(frozen=True)
+class Existing:
+    """What an earlier life left attached. Its maps go on, and its hooks get other programs."""
+
+    maps: Mapping[str, int]
+    slots: Mapping[str, Slot]  # by their keys
+
+    @property
+    def descriptors(self) -> list[int]:
+        slots = self.slots.values()
+        return [*self.maps.values(), *(each for slot in slots for each in slot[1:])]
+
+
+NOTHING_EXISTS = Existing({}, {})
 
 
 class AttachedProbe(NamedTuple):
@@ -94,13 +129,26 @@ _NOTHING = Made("", "", 0.0, "", ())
 
 @dataclass
 class Loaded:
-    """Descriptors of the maps and of what keeps the programs attached."""
+    """Descriptors of the maps and of what keeps the programs attached.
+
+    `waiting`: those of the programs that are to go into the slots, in their order; empty when they
+    are there.
+    """
 
     maps: dict[str, int]
     probes: list[AttachedProbe]
     slots: list[Slot]
     notes: list[str] = field(default_factory=list)
     made: Made = _NOTHING
+    waiting: list[int] = field(default_factory=list)
+
+    def fill(self) -> None:
+        """From now on the hooks run the waiting programs. Raises OSError; it can be repeated."""
+        for slot, program in zip(self.slots, self.waiting, strict=False):
+            slot.fill(program)
+        for program in self.waiting:
+            os.close(program)
+        self.waiting.clear()
 
     @property
     def links(self) -> list[int]:
@@ -116,10 +164,11 @@ class Loaded:
     def close(self) -> None:
         self.detach()
         programs = {number for probe in self.probes for number in probe.programs}
-        for descriptor in {*self.maps.values(), *programs}:
+        for descriptor in {*self.maps.values(), *programs, *self.waiting}:
             os.close(descriptor)
         self.maps.clear()
         self.probes.clear()
+        self.waiting.clear()
 
 
 def possible_cpus() -> int:

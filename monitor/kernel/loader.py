@@ -16,7 +16,9 @@ import traceback
 from typing import Any
 
 from monitor.kernel.loaded import (
+    NOTHING_EXISTS,
     AttachedProbe,
+    Existing,
     Loaded,
     LoaderDied,
     LoadError,
@@ -51,7 +53,7 @@ class Loading:
     Make it before the process starts any thread: it forks.
     """
 
-    def __init__(self, request: LoadRequest) -> None:
+    def __init__(self, request: LoadRequest, existing: Existing = NOTHING_EXISTS) -> None:
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._diagnostics = os.fdopen(os.memfd_create("loader"), "w+b")
         with theirs:
@@ -63,7 +65,7 @@ class Loading:
                 self._child = os.fork()
                 if not self._child:
                     _leave_signals_to(daemon, before)
-                    _child(request, theirs, self._diagnostics.fileno(), daemon)
+                    _child(request, existing, theirs, self._diagnostics.fileno(), daemon)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -129,6 +131,7 @@ def _loaded(answer: dict[str, Any], descriptors: list[int]) -> Loaded:
         ],
         slots=[Slot(key, *(descriptors[each] for each in rest)) for key, *rest in answer["slots"]],
         made=_made_of(answer["made"]),
+        waiting=[descriptors[index] for index in answer["waiting"]],
         notes=answer["notes"],
     )
 
@@ -157,16 +160,22 @@ def _leave_signals_to(daemon: int, mask: set[int | signal.Signals]) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _child(request: LoadRequest, parent: socket.socket, diagnostics: int, daemon: int) -> None:
+def _child(
+    request: LoadRequest,
+    existing: Existing,
+    parent: socket.socket,
+    diagnostics: int,
+    daemon: int,
+) -> None:
     """Runs in the child and does not return: no exit handler of the parent's may run here."""
     status = 1
     try:
-        _keep_only(parent.fileno(), diagnostics)
+        _keep_only(parent.fileno(), diagnostics, *existing.descriptors)
         os.dup2(diagnostics, 1)
         os.dup2(diagnostics, 2)
         from monitor.kernel import attacher  # noqa: PLC0415 - only in the child
 
-        answer, descriptors = attacher.load_and_attach(request, diagnostics)
+        answer, descriptors = attacher.load_and_attach(request, diagnostics, existing)
         socket.send_fds(parent, [json.dumps(answer).encode()], descriptors)
         status = 0
     except LoadError as error:

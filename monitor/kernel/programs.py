@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from monitor.kernel import bpf, layouts, object
@@ -64,9 +64,16 @@ def _with_operation(values: Sequence[int | None], operation: int) -> list[int | 
 class Programs:
     """Maps of the sizes asked for, and the programs of an object, loaded as they are needed."""
 
-    def __init__(self, request: LoadRequest, compiled: object.Object, kernel: Kernel) -> None:
+    def __init__(
+        self,
+        request: LoadRequest,
+        compiled: object.Object,
+        kernel: Kernel,
+        existing: Mapping[str, int] | None = None,
+    ) -> None:
+        """`existing`: maps by name that are used as they are."""
         self._compiled = compiled
-        self._kernel = kernel
+        self.kernel = kernel
         self._loaded: dict[str, int | OSError] = {}
         entries = {
             "ring": request.ring_size,
@@ -76,6 +83,9 @@ class Programs:
         }
         self.maps: dict[str, int] = {}
         for each in compiled.maps:
+            if existing and each.name in existing:
+                self.maps[each.name] = existing[each.name]
+                continue
             count = entries.get(each.name, each.entries)
             try:
                 self.maps[each.name] = bpf.create_map(
@@ -128,7 +138,7 @@ class Programs:
         for kind, name, program, function, operation in self._jobs(hook):
             if not wanted(name):
                 continue
-            values = _with_operation(self._kernel.values, operation)
+            values = _with_operation(self.kernel.values, operation)
             instructions = program.patched(self._descriptors, values)
             yield name, *bpf.verifier_log(kind, name, instructions, function)
 
@@ -147,7 +157,7 @@ class Programs:
             kind, tails = _TAILS.get(self._compiled.maps[number].name, (0, ()))
             for tail in tails:
                 yield kind, tail, self._compiled.programs[tail], 0, -1
-        function = function_of(hook, self._kernel)
+        function = function_of(hook, self.kernel)
         yield TYPES[hook.mode], hook.program, program, function, hook.operation
 
     def _load(
@@ -155,7 +165,7 @@ class Programs:
     ) -> None:
         if name in self._loaded:
             return
-        values = _with_operation(self._kernel.values, operation)
+        values = _with_operation(self.kernel.values, operation)
         try:
             instructions = program.patched(self._descriptors, values)
             found = bpf.load_program(kind, name, instructions, function)

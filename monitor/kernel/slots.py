@@ -16,7 +16,7 @@ from typing import NamedTuple
 from monitor.kernel import bpf
 from monitor.kernel.probes import Hook
 
-__all__ = ["TYPES", "Slot", "attach", "key_of", "stub"]
+__all__ = ["TYPES", "Slot", "attach", "key_of", "stub", "target_of"]
 
 TYPES = {
     "fexit": bpf.TRACING,
@@ -39,10 +39,22 @@ class Slot(NamedTuple):
     stub: int
     link: int
 
+    def fill(self, program: int) -> None:
+        """From now on the hook runs this program. Raises OSError."""
+        bpf.set_element(self.array, 0, program)
+
+    def empty(self) -> None:
+        """From now on the hook runs nothing. Raises OSError."""
+        bpf.remove_element(self.array, 0)
+
 
 def key_of(hook: Hook) -> str:
     """The same in every version that has the hook."""
     return f"{hook.mode} {hook.target} {hook.program}"
+
+
+def target_of(key: str) -> str:
+    return key.split()[1]
 
 
 def stub(array: int, arguments: int) -> bytes:
@@ -64,15 +76,19 @@ def stub(array: int, arguments: int) -> bytes:
     return b"".join(struct.pack(_INSTRUCTION, *row) for row in rows)
 
 
-def attach(hook: Hook, program: int, function: int) -> Slot:
-    """Attach a hook with its program. `function`: BTF id of an fexit hook's. Raises OSError."""
+def attach(hook: Hook, program: int | None, function: int) -> Slot:
+    """Attach a hook, with its program or with none yet. `function`: BTF id of an fexit hook's.
+
+    Raises OSError.
+    """
     made: list[int] = []
     try:
         array = bpf.create_map(bpf.PROG_ARRAY, _ARRAY, key=4, value=4, entries=1, flags=0)
         made.append(array)
         code = stub(array, hook.arguments)
         made.append(bpf.load_program(TYPES[hook.mode], hook.program, code, function))
-        bpf.set_element(array, 0, program)  # before it is attached: it misses no run
+        if program is not None:
+            bpf.set_element(array, 0, program)  # before it is attached: it misses no run
         made.append(_attach(hook, made[-1]))
     except OSError:
         for descriptor in made:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from monitor.evidence.severities import Severities
 from monitor.evidence.workloads import Workloads
 from monitor.kernel.abi import Bank, Counters
 from monitor.kernel.counters import KernelState, missed_runs
-from monitor.kernel.loader import Loaded
+from monitor.kernel.loader import AttachedProbe, Loaded
 from monitor.kernel.ring import Ring
 from monitor.metrics.reading import ProbeState
 
@@ -33,6 +34,7 @@ class KernelSource:
         *,
         blind_spots: Callable[[], Mapping[str, bool]],
         severities: Severities,
+        missed_before: Mapping[str, int] = MappingProxyType({}),
         removed: Mapping[str, int] = NOTHING_REMOVED,
         proc: Path = Path("/proc/self"),
     ) -> None:
@@ -43,6 +45,7 @@ class KernelSource:
         self._severities = severities
         self._incident_store = incident_store
         self._blind_spots = blind_spots
+        self._missed_before = missed_before
         self._removed = removed
         self._proc = proc
 
@@ -63,7 +66,7 @@ class KernelSource:
 
     def probes(self) -> list[ProbeState]:
         return [
-            ProbeState(probe.probe, probe.mode, probe.attached, self._missed(probe.programs))
+            ProbeState(probe.probe, probe.mode, probe.attached, self._missed(probe))
             for probe in self._loaded.probes
             if probe.attached or probe.lost  # else it is a blind spot
         ]
@@ -71,9 +74,10 @@ class KernelSource:
     def blind_spots(self) -> Mapping[str, bool]:
         return self._blind_spots()
 
-    def _missed(self, programs: Iterable[int]) -> int | None:
+    def _missed(self, probe: AttachedProbe) -> int | None:
+        before = self._missed_before.get(probe.probe, 0)
         try:
-            return sum(missed_runs(program, self._proc) for program in programs)
+            return before + sum(missed_runs(program, self._proc) for program in probe.programs)
         except OSError:  # watch/losses.py reports why
             return None
 

@@ -534,7 +534,8 @@ METRICS: tuple[Metric, ...] = (
         "Starts since the counters began.",
         _by(lambda reading: reading.tally.starts),
         {"kind": STARTS},
-        more="The first is fresh; a resumed one goes on with what is attached.",
+        more="The first is fresh; a resumed one goes on with what is attached; a replaced one "
+        "with its counts, by other programs.",
     ),
     Metric(
         "counters_since_timestamp_seconds",
@@ -547,14 +548,14 @@ METRICS: tuple[Metric, ...] = (
         "counter",
         "Seconds in which no monitor ran.",
         _one(lambda reading: reading.tally.unread_seconds),
-        more="Before resumed starts: what happened then was counted, and waited in the ring.",
+        more="Before starts that were not fresh: what happened was counted and waited in the ring.",
     ),
     Metric(
         "records_found_total",
         "counter",
         "Records that had waited.",
         _one(lambda reading: reading.tally.records_found),
-        more="In the ring, at resumed starts.",
+        more="In the ring, at starts that were not fresh.",
     ),
     Metric(
         "build_info",

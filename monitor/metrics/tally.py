@@ -31,7 +31,7 @@ SnapshotResult = Literal["taken", "partial", "gone", "dropped", "failed"]
 EVENT_KINDS = (*(kind.label for kind in Kind), "suppression", "health")
 LOOKUP_RESULTS = ("complete", "partial", "gone", "reused")
 CANARY_RESULTS = ("success", "failure")
-STARTS = ("fresh", "resumed")
+STARTS = ("fresh", "resumed", "replaced")
 SNAPSHOT_RESULTS: tuple[SnapshotResult, ...] = get_args(SnapshotResult)
 SENT_RESULTS = ("accepted", "refused")
 SEVERITIES = ("info", "warning", "critical")
@@ -112,7 +112,11 @@ class Tally:
         return bool(self._removed_bytes[0] > before)
 
     def started(
-        self, kind: Literal["fresh", "resumed"], since: float, unread: float = 0.0, found: int = 0
+        self,
+        kind: Literal["fresh", "resumed", "replaced"],
+        since: float,
+        unread: float = 0.0,
+        found: int = 0,
     ) -> None:
         """A life has begun. `since`: Unix time at which the counters began; `unread`: seconds for
         which nobody read the ring; `found`: records that waited there.

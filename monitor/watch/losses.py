@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 from monitor.keep.ledger import Counts, Ledger
 from monitor.kernel.abi import Outcome
 from monitor.kernel.counters import KernelState, missed_runs
-from monitor.kernel.loader import Loaded
+from monitor.kernel.loader import AttachedProbe, Loaded
 
 __all__ = ["Losses", "Report"]
 
@@ -35,11 +37,28 @@ class Losses:
         ledger = ledger or Ledger()
         probes = dict.fromkeys(probe.probe for probe in loaded.probes)
         self._missed = Counts(ledger.words("missed"), probes)
+        self._before = Counts(ledger.words("missed_before"), probes)
         self._dropped = ledger.words("dropped")
         self._loaded = loaded
         self._state = state
         self._report = report
         self._proc = proc
+        with contextlib.suppress(OSError):  # look() says so
+            self._allow_for_other_hooks()
+
+    @property
+    def missed_before(self) -> Mapping[str, int]:
+        """By probe, the runs that were skipped at hooks that an earlier life had."""
+        return self._before
+
+    def _missed_now(self, probe: AttachedProbe) -> int:
+        return sum(missed_runs(program, self._proc) for program in probe.programs)
+
+    def _allow_for_other_hooks(self) -> None:
+        """Where a probe has other hooks than in the life before, the kernel begins at 0."""
+        for probe in self._loaded.probes:
+            name, now = probe.probe, self._missed_now(probe)
+            self._before[name] = max(self._before[name], self._missed[name] - now)
 
     def look(self) -> None:
         """Report what was lost since the last call. Raises OSError when a count cannot be read."""
@@ -50,7 +69,7 @@ class Losses:
         unknown: OSError | None = None
         for probe in self._loaded.probes:
             try:
-                missed = sum(missed_runs(program, self._proc) for program in probe.programs)
+                missed = self._before[probe.probe] + self._missed_now(probe)
             except OSError as error:
                 unknown = error
                 continue

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from monitor.attach.attached import Attached, Beginning, Resumed, configure, request
+from monitor.attach.attached import Attached, Beginning, Replacing, Resumed, configure, request
 from monitor.configuration.config import Config
 from monitor.evidence.attribution import Attribution
 from monitor.evidence.cgroups import Cgroups
@@ -46,7 +46,7 @@ class Watcher:
         delivery: Delivery,
         tally: Tally,
         *,
-        beginning: Beginning | Resumed | None = None,
+        beginning: Beginning | Replacing | Resumed | None = None,
         idle_ns: int = IDLE_NS,
         take: Callable[[Sequence[abi.Record]], None] | None = None,
         has_room: Callable[[], bool] = lambda: True,
@@ -94,13 +94,15 @@ class Watcher:
             self._tally = tally
             self._ledger = ledger
             self._report = report or self.pipeline.health
+            losses = Losses(self.loaded, self.state, self._report, ledger=ledger)
+            self.missed_before = losses.missed_before
             self.pump = Pump(
                 self.ring,
                 self.pipeline,
                 Suppressions(
                     self.state, idle_ns, cgroups.subtree, ledger, severity=reported.severity
                 ),
-                Losses(self.loaded, self.state, self._report, ledger=ledger),
+                losses,
                 take=take,
                 corrupt=self._count_corrupt,
                 trouble=functools.partial(self._report, "probe_degraded"),

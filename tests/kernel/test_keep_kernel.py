@@ -202,7 +202,7 @@ def test_what_does_not_match_is_let_go(running: Machine, others: dict[int, str])
     machine.run("systemctl", "restart", "seal-monitor.service")
     assert last_start(machine)["details"]["resumed"] is None
     notes = " ".join(last_start(machine)["details"]["notes"])
-    assert "what systemd had kept is let go: it is of another request" in notes
+    assert "what systemd had kept is let go: it is of another ring size" in notes
     store = int(machine.show("NFileDescriptorStore"))
     machine.wait("let go", lambda: not own_programs().keys() & before)
     machine.run("systemctl", "restart", "seal-monitor.service")

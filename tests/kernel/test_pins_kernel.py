@@ -91,7 +91,7 @@ def array() -> int:
 
 def pinned_programs(folder: Path) -> set[int]:
     found = set()
-    for path in folder.glob("program-*"):
+    for path in folder.glob("program:*"):
         descriptor = bpf.pinned(str(path))
         found.add(program_id(descriptor))
         os.close(descriptor)
@@ -111,7 +111,7 @@ def test_a_killed_daemon_resumes_and_all_was_counted(start: Start, pin: Path) ->
     first = start()
     violate("munmap")
     first.wait_for(lambda event: event.get("operation") == "munmap")
-    kinds = Counter(path.name.partition("-")[0] for path in pin.iterdir())
+    kinds = Counter(path.name.partition(":")[0] for path in pin.iterdir())
     assert {"map", "program", "link", "ledger", "record"} == kinds.keys()
     assert kinds["ledger"] == kinds["record"] == 1
     programs = pinned_programs(pin)
@@ -150,31 +150,32 @@ def test_what_is_odd_is_let_go_and_replaced(start: Start, pin: Path) -> None:
     daemon = start()
 
     def without_a_link() -> None:
-        next(pin.glob("link-*")).unlink()
+        next(pin.glob("link:*")).unlink()
 
     def without_its_record() -> None:
-        next(pin.glob("record-*")).unlink()
+        next(pin.glob("record:*")).unlink()
 
     def with_a_map_of_somebody_else() -> None:
         made = array()
-        bpf.pin(made, f"{pin}/map-900")
+        name = next(pin.glob("map:[0-9]*")).name.partition("-")[0]
+        bpf.pin(made, f"{pin}/{name}-900")
         os.close(made)
 
     def with_a_map_for_a_link() -> None:
-        place = next(pin.glob("link-*"))
+        place = next(pin.glob("link:*"))
         place.unlink()
         made = array()
         bpf.pin(made, str(place))
         os.close(made)
 
     def with_another_ledger() -> None:
-        place = next(pin.glob("ledger-*"))
+        place = next(pin.glob("ledger:*"))
         place.unlink()
         other = Ledger.shared(memory.pinnable)
         bpf.pin(other.descriptor, str(place))
 
     for change, why in (
-        (without_a_link, "it misses link"),
+        (without_a_link, "it has no link"),
         (without_its_record, "it has no record"),
         (with_a_map_of_somebody_else, "it has a map of somebody else"),
         (with_a_map_for_a_link, "a bpf_link is something else"),
@@ -239,7 +240,7 @@ def test_a_start_that_is_ended_leaves_nothing(start: Start, pin: Path) -> None:
             stderr=subprocess.PIPE,
         ) as process:
             time.sleep(seconds)
-            were_there = bool(list(pin.glob("record-*")))
+            were_there = bool(list(pin.glob("record:*")))
             process.terminate()
             _, errors = process.communicate(timeout=30)
         # Earlier it has not read its configuration, and is killed like any process.

@@ -13,6 +13,7 @@ import pytest
 
 from monitor.attach.attached import Attached, Resumed
 from monitor.keep import memory, record
+from monitor.keep.identify import describe_link, program_id
 from monitor.keep.ledger import Ledger
 from monitor.kernel import bpf
 from monitor.kernel.compiler import OBJECT
@@ -23,20 +24,18 @@ REQUEST = LoadRequest()
 ARRAY = 2  # enum bpf_map_type
 
 
+def ids(attached: Attached) -> set[int]:
+    return {program_id(slot.stub) for slot in attached.loaded.slots}
+
+
 @pytest.fixture(scope="module")
 def attached(require_bpf: None) -> Iterator[tuple[Attached, Ledger, list[tuple[str, list[int]]]]]:
     ledger = Ledger.shared()
     with Attached(REQUEST, ledger=ledger) as attached:
         findings = attached.calibrate()
-        groups = record.write(
-            attached.loaded,
-            ledger,
-            REQUEST,
-            guard_regions=findings.guard_regions,
-            partial_updates=findings.partial_updates,
-            since=123.5,
-        )
-        yield attached, ledger, groups
+        facts = record.Facts(*findings, frozenset(), 123.5)
+        written = record.write(attached.loaded, ledger, REQUEST, facts, generation=1)
+        yield attached, ledger, written.groups
 
 
 @pytest.fixture
@@ -56,14 +55,14 @@ def test_a_whole_set_is_taken_over(
 ) -> None:
     first, ledger, _ = attached
     found = record.check(handed, REQUEST, OBJECT)
-    assert found.since == 123.5
+    assert (found.facts.since, found.changed, found.leftovers) == (123.5, "", {})
     assert [row[:4] for row in found.loaded.probes] == [row[:4] for row in first.loaded.probes]
     assert found.loaded.maps.keys() == first.loaded.maps.keys()
     assert found.loaded.made == first.loaded.made
     assert ledger.number("attempts") == 0
     first.state.config.canary_pid = 77
     with Attached(REQUEST, Resumed(found), ledger=found.ledger) as second:
-        assert second.calibrate().guard_regions == found.guard_regions
+        assert second.calibrate().guard_regions == found.facts.guard_regions
         assert second.state.config.sealed_mask == first.state.config.sealed_mask != 0
         assert first.state.config.canary_pid == 0
 
@@ -79,15 +78,14 @@ def test_a_link_names_its_tracepoint(mode: str, target: str, require_bpf: None) 
     """Fexit links, where a kernel takes them, are in the set of the other tests."""
     wanted, ledger = LoadRequest(attach=mode), Ledger.shared()
     with Attached(wanted, ledger=ledger) as attached:
-        groups = record.write(
-            attached.loaded, ledger, wanted, guard_regions=True, partial_updates={}, since=1.0
-        )
+        facts = record.Facts(True, {}, frozenset(), 1.0)
+        groups = record.write(attached.loaded, ledger, wanted, facts, generation=1).groups
         given = {name: [os.dup(each) for each in numbers] for name, numbers in groups}
-        links = record._described(given)["link"]
+        links = [describe_link(each, ids(attached)) for each in attached.loaded.links]
         assert len([each for each in links if re.fullmatch(rf"link \d+: {target}", each)]) == 1
         found = record.check(given, wanted, OBJECT)
         assert len(found.loaded.links) == len(attached.loaded.links)
-        os.close(given["record"][0])
+        os.close(given["record.1"][0])
         os.close(groups[-1][1][0])
         found.loaded.close()
 
@@ -178,33 +176,43 @@ def _memory_of_another_size(handed: Handed, name: str) -> None:
 def test_what_is_odd_is_not_taken_over(
     handed: Handed, change: Callable[[Handed, str], None], name: str, why: str
 ) -> None:
-    change(handed, name)
+    change(handed, next(each for each in handed if each.partition(".")[0] == name))
     with pytest.raises(record.SetError, match=why):
         record.check(handed, REQUEST, OBJECT)
 
 
 @pytest.mark.parametrize(
-    "request_",
+    ("request_", "why"),
     [
-        replace(REQUEST, ring_size=1 << 20),
-        replace(REQUEST, attach="tracepoint"),
-        replace(REQUEST, switches=frozenset({"watch.compat"})),
-        replace(REQUEST, workloads_max=77),
+        (replace(REQUEST, ring_size=1 << 20), "ring size"),
+        (replace(REQUEST, workloads_max=77), "wor"),
     ],
 )
-def test_another_configuration_is_let_go(handed: Handed, request_: LoadRequest) -> None:
-    with pytest.raises(record.SetError, match="it is of another request"):
+def test_other_maps_are_let_go(handed: Handed, request_: LoadRequest, why: str) -> None:
+    with pytest.raises(record.SetError, match=f"it is of another {why}"):
         record.check(handed, request_, OBJECT)
 
 
-def test_another_object_is_let_go(handed: Handed, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("request_", "why"),
+    [
+        (replace(REQUEST, attach="raw_tracepoint"), "another attach"),
+        (replace(REQUEST, switches=frozenset({"watch.compat"})), "another switches"),
+    ],
+)
+def test_programs_of_another_configuration_are_replaced(
+    handed: Handed, request_: LoadRequest, why: str
+) -> None:
+    assert record.check(handed, request_, OBJECT).changed == why
+
+
+def test_programs_of_another_object_are_replaced(handed: Handed, tmp_path: Path) -> None:
     other = tmp_path / "object"
     data = bytearray(OBJECT.read_bytes())
     data[40] ^= 1  # of the digest
     other.write_bytes(data)
     for path in (other, tmp_path / "none"):
-        with pytest.raises(record.SetError, match="it is of another object"):
-            record.check(handed, REQUEST, path)
+        assert record.check(handed, REQUEST, path).changed == "another object"
 
 
 def test_a_set_that_ends_starts_is_let_go_by_the_third(

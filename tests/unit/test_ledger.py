@@ -38,7 +38,7 @@ def test_counts_go_on_in_the_next_life() -> None:
     assert (sum(second.delays), second.delay_seconds) == (1, 0.02)
     assert second.sink_errors == {"stdout": 0, "journal": 0}
     assert second.decode_errors == 2
-    assert second.starts == {"fresh": 1, "resumed": 1}
+    assert second.starts == {"fresh": 1, "resumed": 1, "replaced": 0}
     assert (second.unread_seconds, second.records_found) == (1.5, 7)
 
 

@@ -79,6 +79,7 @@ def test_descriptors_come_over_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path
                 ["munmap", "tracepoint", "t", "", 2, "refused", [4]],
                 ["brk", "tracepoint", "u", "no", -1, "", []],
             ],
+            "waiting": [],
             "notes": ["noted"],
             "made": ["/object", "d1", 7.0, "clang 1.0.0", ["a.b"]],
         }

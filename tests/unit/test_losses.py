@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
+from monitor.keep.ledger import Ledger
 from monitor.kernel.abi import Counters, Kind, Outcome
 from monitor.kernel.loader import AttachedProbe, Loaded
 from monitor.watch.losses import Losses
@@ -24,13 +25,13 @@ class Report(NamedTuple):
 class Setting:
     """Counts in place of the kernel's, and what was reported of them."""
 
-    def __init__(self, proc: Path, *probes: AttachedProbe) -> None:
-        (proc / "fdinfo").mkdir()
+    def __init__(self, proc: Path, *probes: AttachedProbe, ledger: Ledger | None = None) -> None:
+        (proc / "fdinfo").mkdir(exist_ok=True)
         self.proc = proc
         self.kernel = Counters()
         self.reports: list[Report] = []
         loaded = Loaded({}, list(probes), [])
-        self.losses = Losses(loaded, self, self.report, proc)  # type: ignore[arg-type]
+        self.losses = Losses(loaded, self, self.report, proc, ledger)  # type: ignore[arg-type]
 
     def counters(self) -> Counters:
         return self.kernel
@@ -70,6 +71,21 @@ def dropped(more: int, in_all: int) -> Report:
         f"{more} events found no room in the ring; all are counted",
         {"dropped": in_all},
     )
+
+
+def test_runs_missed_at_hooks_of_an_earlier_life_stay(tmp_path: Path) -> None:
+    ledger = Ledger()
+    before = Setting(tmp_path, probe("munmap", ONE), ledger=ledger)
+    before.missed({ONE: 5})
+    assert before.look() == [missed("munmap", 5, 5)]
+    (tmp_path / "after/fdinfo").mkdir(parents=True)
+    for directory, skipped in ((tmp_path / "after", 0), (tmp_path / "after", 3)):
+        (directory / "fdinfo" / str(TWO)).write_text(f"recursion_misses:\t{skipped}\n")
+        # The second life has another hook, the third the same as the second.
+        after = Setting(directory, probe("munmap", TWO), ledger=ledger)
+        assert after.losses.missed_before == {"munmap": 5}
+        expected = [missed("munmap", skipped, 5 + skipped)] if skipped else []
+        assert after.look() == expected
 
 
 def test_nothing_is_reported_where_nothing_is_lost(tmp_path: Path) -> None:
