@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -29,6 +31,7 @@ from monitor.kernel import bpf
 from monitor.provoke import table as provoke
 
 ROOT = Path(__file__).parents[2]
+KILLS = 10
 ARRAY = 2  # enum bpf_map_type
 Start = Callable[..., Running]
 
@@ -51,16 +54,17 @@ def pin(bpffs: Path) -> Path:
 
 @pytest.fixture
 def start(tmp_path: Path, pin: Path) -> Iterator[Start]:
-    """Starts a life, and waits until it is ready."""
+    """Starts a life, and waits until it is ready, if it is to."""
     lives: list[Running] = []
     (tmp_path / "state").mkdir(mode=0o750)
 
-    def _start(more: str = "") -> Running:
+    def _start(wait: bool = True) -> Running:
         folder = tmp_path / str(len(lives))
         folder.mkdir()
         state = f'[state]\ndirectory = "{tmp_path}/state"\npin = "{pin}"\n'
-        lives.append(Running(folder, state + more))
-        lives[-1].health("started", READY_SECONDS)
+        lives.append(Running(folder, state))
+        if wait:
+            lives[-1].health("started", READY_SECONDS)
         return lives[-1]
 
     yield _start
@@ -69,6 +73,11 @@ def start(tmp_path: Path, pin: Path) -> Iterator[Start]:
             kill(daemon)
     for each in pin.iterdir():
         each.rmdir() if each.is_dir() else each.unlink()
+
+
+def whole_lines(daemon: Running) -> list[str]:
+    text = (daemon.configuration.parent / "events.jsonl").read_text("utf-8")
+    return text[: text.rfind("\n") + 1].splitlines()
 
 
 def kill(daemon: Running) -> None:
@@ -144,6 +153,48 @@ def test_a_killed_daemon_resumes_and_all_was_counted(start: Start, pin: Path) ->
     assert details(fourth)["resumed"] is None
     assert fourth.metric('seal_monitor_starts_total{kind="fresh"}') == 1
     fourth.stop()
+
+
+def test_kills_in_a_storm_lose_no_count_and_repeat_no_event(
+    start: Start, pin: Path, compiled: Callable[[str], Path]
+) -> None:
+    """From 8 threads; each second kill comes before the daemon is ready."""
+    dice, lives = random.Random(15), [start()]
+    since = lives[0].metric("seal_monitor_counters_since_timestamp_seconds")
+    with subprocess.Popen([compiled("kept_storm"), "2000"], stdout=subprocess.PIPE) as storm:
+        for number in range(KILLS):
+            time.sleep(dice.uniform(0, 0.5))
+            kill(lives[-1])
+            lives.append(start(wait=number % 2 == 0))
+        kill(lives[-1])
+        storm.terminate()
+        output, _ = storm.communicate(timeout=30)
+    denials, faults = map(int, output.split()[:2])
+    last = start()
+    lives.append(last)
+    assert last.metric("seal_monitor_counters_since_timestamp_seconds") == since
+    assert (
+        last.metric('seal_monitor_denials_total{operation="mprotect",verdict="sealed"}') == denials
+    )
+    assert faults == last.metric(
+        'seal_monitor_faults_total{cause="guard_region",disposition="handler"}'
+    )
+    assert denials > 1000
+    assert last.metric('seal_monitor_starts_total{kind="fresh"}') == 1
+    lines = [line for life in lives for line in whole_lines(life)]
+    ids = Counter(json.loads(line)["id"] for line in lines)
+    assert [each for each, count in ids.items() if count > 1] == []
+
+    # A stop in the middle of another storm: what was counted then became of something.
+    with subprocess.Popen([compiled("kept_storm"), "2000"], stdout=subprocess.DEVNULL) as storm:
+        time.sleep(1)
+        stopped = last.stop()
+        storm.terminate()
+    for kind in ("denial", "fault"):
+        figures = stopped["details"][kind]
+        assert figures["counted"] == sum(figures.values()) - figures["counted"]
+    assert stopped["details"]["denial"]["counted"] > denials
+    assert list(pin.iterdir()) == []
 
 
 def test_what_is_odd_is_let_go_and_replaced(start: Start, pin: Path) -> None:
