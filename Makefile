@@ -111,7 +111,7 @@ docs: setup ## regenerate the pages that are made from the code
 	mv docs/formats.md.new docs/formats.md
 	$(PYTHON) dashboards/generate.py
 
-pictures: setup $(PROMETHEUS) ## draw the dashboards with Grafana's front end; needs npm, 560 MB; ARGS='--keep --all'
+pictures: setup $(PROMETHEUS) $(CENTRE) ## draw the dashboards with Grafana's front end; needs npm, 560 MB; ARGS='--keep --all'
 	@command -v npm >/dev/null || { echo "npm is missing; it comes with Node.js, 20.19 or later" >&2; exit 1; }
 	@$(call install,$(PICTURE_PACKAGES))
 	$(PYTHON) tests/pictures.py $(ARGS)

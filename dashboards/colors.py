@@ -27,6 +27,7 @@ COLORS: Mapping[str, Meaning] = {
         "critical: a person is needed now",
         {
             "severity": ("critical",),
+            "worst": ("2",),  # a severity by its rank
             "trouble": (
                 "does not answer",
                 "was never ready",
@@ -40,6 +41,7 @@ COLORS: Mapping[str, Meaning] = {
         "a warning: to be looked at by day",
         {
             "severity": ("warning",),
+            "worst": ("1",),
             "trouble": ("its configuration is not in force",),
         },
     ),
@@ -53,6 +55,7 @@ COLORS: Mapping[str, Meaning] = {
         "a quantity that is neither good nor bad; of several hosts or times the median",
         {
             "severity": ("info",),
+            "worst": ("0",),
             "memory": ("executable",),
             LITERAL: ("median", "seals", "sealed bytes", "new hosts"),
         },

@@ -273,7 +273,8 @@ def _column(label: str, column: Column) -> Json:
         properties.append(("links", _links(column.links)))
     colored = {name: {"color": color} for name, color in colors.of_label(label).items()}
     words = {value: {"text": word} for value, word in column.words.items()}
-    if options := colored | words:
+    values = [*colored, *(value for value in words if value not in colored)]
+    if options := {value: colored.get(value, {}) | words.get(value, {}) for value in values}:
         properties.append(("mappings", [{"type": "value", "options": options}]))
     if colored:
         properties.append(("custom.cellOptions", {"type": "color-text"}))

@@ -47,7 +47,7 @@ _METRICS = Link(
     "/d/seal-monitor-host?var-instance=${__data.fields.Host:percentencode}:10462&${__url_time_range}",
 )
 _TIME = "dateTimeAsIso"
-_INCIDENT_COLUMN = Column("Incident", links=(_INCIDENT,))
+_INCIDENT_COLUMN = Column("Incident", links=(_INCIDENT,), least=130)
 _WORST = Column("Severity", words=_RANKS)
 
 
@@ -92,7 +92,7 @@ def _dashboard(source: str, name: str) -> Dashboard:
         columns: Mapping[str, Column],
         width: int,
     ) -> Panel:
-        return Panel(title, "table", description, COUNT, queries, width, 9, columns=columns)
+        return Panel(title, "table", description, COUNT, queries, width, 8, columns=columns)
 
     def number(title: str, description: str, column: str) -> Panel:
         return Panel(title, "number", description, COUNT, part("radius", column, "__auto"), 6, 3)
@@ -125,7 +125,7 @@ def _dashboard(source: str, name: str) -> Dashboard:
                             "hosts": Column("Hosts", COUNT),
                             "violations": Column("Violations", COUNT),
                         },
-                        12,
+                        24,
                     ),
                     table(
                         "Incidents",
@@ -139,7 +139,7 @@ def _dashboard(source: str, name: str) -> Dashboard:
                             "held_back": Column("Held back", COUNT),
                             "hosts": Column("Hosts", COUNT),
                         },
-                        12,
+                        24,
                     ),
                 ),
             ),
@@ -156,28 +156,28 @@ def _dashboard(source: str, name: str) -> Dashboard:
                         "On how many hosts it was seen for the first time, hour by hour.",
                         COUNT,
                         part("spread", 'hour AS time, new_hosts AS "new hosts"', "new hosts"),
-                        12,
-                        9,
+                        10,
+                        8,
                     ),
                     table(
                         "Its hosts",
                         "The first one first.",
                         asked("hosts"),
                         {
-                            "host": Column("Host", links=(_HOST, _METRICS)),
-                            "host_id": Column("Machine id"),
+                            "host": Column("Host", links=(_HOST, _METRICS), least=200),
+                            "host_id": Column("Machine id", least=280),
                             "first_seen": Column("First seen", _TIME),
                             "last_seen": Column("Last seen", _TIME),
                             "delivered": Column("Reported", COUNT),
                             "held_back": Column("Held back", COUNT),
                         },
-                        12,
+                        14,
                     ),
                     table(
                         "Its last events",
                         "As they were sent, the last one first.",
                         asked("recent", limit="20"),
-                        {"id": Column("Event"), "event": Column("JSON", least=600)},
+                        {"id": Column("Event", least=300), "event": Column("JSON", least=600)},
                         24,
                     ),
                 ),
@@ -195,12 +195,12 @@ def _dashboard(source: str, name: str) -> Dashboard:
                             "severity": Column("Severity"),
                             "fingerprint": _INCIDENT_COLUMN,
                             "what": Column("What"),
-                            "executable": Column("Executable"),
-                            "workload": Column("Workload"),
+                            "executable": Column("Executable", least=200),
+                            "workload": Column("Workload", least=140),
                             "user_name": Column("User"),
                             "pid": Column("Pid", "none"),
                             "summary": Column("Summary", least=400),
-                            "id": Column("Event"),
+                            "id": Column("Event", least=300),
                         },
                         24,
                     ),

@@ -27,12 +27,15 @@ import time
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import drawn
 from browser import Browser, browser
+from centre import clickhouse
 from fleet import MINUTE, exposition
+from fleet_events import Fleet
 from prometheus import backfilled
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +47,9 @@ WORKSHOP = ROOT / ".venv/pictures"
 SITE = WORKSHOP / "dist"
 
 HOSTS, MINUTES = 100, 360
+DAY = 86_400
+EVENTS = 20_000  # of a fleet, in the dashboard of incidents
+INCIDENTS = "fleet/incidents-clickhouse"
 CHOSEN: dict[str, dict[str, str]] = {
     "overview": {},
     "host": {"var-instance": "web-001.example:10462"},
@@ -67,7 +73,10 @@ WIDE = View("", 1400, "light")
 DARK = View("-dark", 1400, "dark")
 VIEWS = (WIDE, DARK, View("-narrow", 390, "light"), View("-narrow-dark", 390, "dark"))
 # What is committed: what the pages show.
-KEPT = {("overview", WIDE), ("overview", DARK), ("host", WIDE), ("health", WIDE)}
+KEPT = {
+    *(("overview", WIDE), ("overview", DARK), ("host", WIDE), ("health", WIDE)),
+    (INCIDENTS, WIDE),
+}
 
 
 def run(*command: object) -> None:
@@ -187,6 +196,27 @@ def draw(tab: Browser, page: str, name: str, view: View, picture: Path) -> list[
     return problems
 
 
+@contextmanager
+def filled(folder: Path) -> Iterator[dict[str, dict[str, object]]]:
+    """The parameters of each dashboard: where its data are, of which time, and what is chosen."""
+    end = int(time.time()) // MINUTE * MINUTE
+    start = end - MINUTES * MINUTE
+    rules = DASHBOARDS / "rules/recording.yml"
+    fleet = Fleet(EVENTS, datetime.fromtimestamp(end, UTC))
+    samples = exposition(HOSTS, MINUTES, end)
+    with backfilled(folder, samples, rules, start, end) as prometheus, clickhouse() as centre:
+        centre.load(line for line, _ in fleet.lines())
+        ((host, *_),) = centre.rows(
+            "SELECT host FROM seal_monitor.events GROUP BY host ORDER BY count() DESC, host LIMIT 1"
+        )
+        metrics = {"prometheus": prometheus.url, "from": start * 1000, "to": (end - MINUTE) * 1000}
+        incidents = {
+            **{"sql": centre.url, "from": (end - DAY) * 1000, "to": end * 1000},
+            **{"var-fingerprint": fleet.spreading, "var-host": host},
+        }
+        yield {name: metrics | chosen for name, chosen in CHOSEN.items()} | {INCIDENTS: incidents}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--keep", action="store_true", help="replace the pictures in the checkout")
@@ -199,26 +229,22 @@ def main() -> int:
     icons = WORKSHOP / "node_modules/@grafana/ui/dist/public/img"
     shutil.copytree(icons, SITE / "public/build/img", dirs_exist_ok=True)
 
-    end = int(time.time()) // MINUTE * MINUTE
-    start = end - MINUTES * MINUTE
-    rules = DASHBOARDS / "rules/recording.yml"
     loose = WORKSHOP / "screenshots"
     loose.mkdir(exist_ok=True)
     wrong = 0
     with (
         tempfile.TemporaryDirectory() as folder,
-        backfilled(Path(folder), exposition(HOSTS, MINUTES, end), rules, start, end) as prometheus,
+        filled(Path(folder)) as sources,
         served(SITE) as url,
         browser() as tab,
     ):
-        shown = {"prometheus": prometheus.url, "from": start * 1000, "to": (end - MINUTE) * 1000}
-        for (name, chosen), view in itertools.product(CHOSEN.items(), VIEWS):
+        for (name, shown), view in itertools.product(sources.items(), VIEWS):
             is_kept = (name, view) in KEPT
             if not is_kept and not arguments.all:
                 continue
             folder_of_it = SCREENSHOTS if is_kept and arguments.keep else loose
-            picture = folder_of_it / f"{name}{view.suffix}.png"
-            asked = {"dashboard": name, "theme": view.theme, **shown, **chosen}
+            picture = folder_of_it / f"{Path(name).name}{view.suffix}.png"
+            asked = {"dashboard": name, "theme": view.theme, **shown}
             page = f"{url}/?{urllib.parse.urlencode(asked)}"
             problems = draw(tab, page, name, view, picture)
             print(f"{picture}: {'; '.join(problems) or 'every panel is drawn'}", flush=True)

@@ -1,4 +1,5 @@
 // Draws dashboards/NAME.json with @grafana/scenes: ?dashboard=NAME&prometheus=URL&from=MS&to=MS[&theme=dark][&var-VARIABLE=VALUE]
+// With sql=URL in place of prometheus=URL the data are those of a ClickHouse.
 
 import {
   createTheme,
@@ -26,6 +27,7 @@ import {
   SceneTimePicker,
   sceneUtils,
   SceneVariableSet,
+  TextBoxVariable,
   VariableValueSelectors,
   VizPanel,
 } from '@grafana/scenes';
@@ -36,12 +38,13 @@ import { from, map, catchError, of } from 'rxjs';
 
 import { PANELS, STANDARD_FIELDS } from './panels';
 import { PrometheusSource } from './prometheus';
+import { SqlSource } from './sql';
 
-const SOURCE = 'prometheus';
+const SOURCE = 'source';
 const asked = new URLSearchParams(window.location.search);
 
 /** What Grafana sets up at its start. */
-async function prepare(prometheus: string): Promise<void> {
+async function prepare(prometheus: string | null, sql: string | null): Promise<void> {
   await initPluginTranslations('grafana');
   config.theme2 = createTheme({ colors: { mode: asked.get('theme') === 'dark' ? 'dark' : 'light' } });
   setAppEvents(new EventBusSrv());
@@ -62,17 +65,23 @@ async function prepare(prometheus: string): Promise<void> {
         of({ state: LoadingState.Error, series: [], errors: [error], error, timeRange: request.range, request })
       )
     )) as any);
-  sceneUtils.registerRuntimeDataSource({ dataSource: new PrometheusSource(SOURCE, prometheus) });
+  const dataSource = sql ? new SqlSource(SOURCE, sql) : new PrometheusSource(SOURCE, prometheus!);
+  sceneUtils.registerRuntimeDataSource({ dataSource });
 }
 
-const REFERENCE = { type: 'prometheus', uid: SOURCE };
+const SQL = asked.get('sql');
+const REFERENCE = { type: SQL ? 'sql' : 'prometheus', uid: SOURCE };
 
 function variable(model: any) {
   const common = { name: model.name, label: model.label };
   if (model.type === 'datasource') {
-    return new CustomVariable({ ...common, query: 'Prometheus', value: 'Prometheus', text: 'Prometheus' });
+    const name = SQL ? 'ClickHouse' : 'Prometheus';
+    return new CustomVariable({ ...common, query: name, value: name, text: name });
   }
   const wanted = asked.get(`var-${model.name}`);
+  if (model.type === 'textbox') {
+    return new TextBoxVariable({ ...common, value: wanted ?? model.query });
+  }
   const current = wanted ? { value: wanted, text: wanted } : { value: model.current.value, text: model.current.text };
   return new QueryVariable({
     ...common,
@@ -129,7 +138,7 @@ function grid(panels: any[]) {
 }
 
 async function draw(): Promise<void> {
-  await prepare(asked.get('prometheus')!);
+  await prepare(asked.get('prometheus'), SQL);
   const dashboard = await (await fetch(`./dashboards/${asked.get('dashboard')}.json`)).json();
   const scene = new EmbeddedScene({
     $timeRange: new SceneTimeRange({

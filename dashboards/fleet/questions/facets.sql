@@ -11,45 +11,46 @@ FROM
         row_number() OVER (PARTITION BY fingerprint, name ORDER BY number DESC, value) AS place
     FROM
     (
-        SELECT fingerprint, 'host' AS name, host AS value, count(*) AS number
-        FROM seal_monitor.events WHERE has({fingerprints:Array(String)}, fingerprint) AND events = 1
-        GROUP BY fingerprint, host
-        UNION ALL
-        SELECT fingerprint, 'executable' AS name, executable AS value, count(*) AS number
-        FROM seal_monitor.events WHERE has({fingerprints:Array(String)}, fingerprint) AND events = 1
-        GROUP BY fingerprint, executable
-        UNION ALL
-        SELECT fingerprint, 'workload' AS name, workload AS value, count(*) AS number
-        FROM seal_monitor.events WHERE has({fingerprints:Array(String)}, fingerprint) AND events = 1
-        GROUP BY fingerprint, workload
-        UNION ALL
-        SELECT fingerprint, 'user' AS name, user_name AS value, count(*) AS number
-        FROM seal_monitor.events WHERE has({fingerprints:Array(String)}, fingerprint) AND events = 1
-        GROUP BY fingerprint, user_name
-        UNION ALL
-        SELECT fingerprint, 'verdict' AS name, verdict AS value, count(*) AS number
-        FROM seal_monitor.events WHERE has({fingerprints:Array(String)}, fingerprint) AND events = 1
-        GROUP BY fingerprint, verdict
-        UNION ALL
-        SELECT fingerprint, 'likely' AS name, likely AS value, count(*) AS number
-        FROM seal_monitor.events WHERE has({fingerprints:Array(String)}, fingerprint) AND events = 1
-        GROUP BY fingerprint, likely
-        UNION ALL
-        SELECT fingerprint, 'disposition' AS name, disposition AS value, count(*) AS number
-        FROM seal_monitor.events WHERE has({fingerprints:Array(String)}, fingerprint) AND events = 1
-        GROUP BY fingerprint, disposition
-        UNION ALL
         SELECT
             fingerprint,
-            CASE files WHEN 'namespace' THEN 'in_namespace' ELSE 'not_verified' END AS name,
-            executable AS value,
+            CASE
+                WHEN grouping(host) = 0 THEN 'host'
+                WHEN grouping(workload) = 0 THEN 'workload'
+                WHEN grouping(user_name) = 0 THEN 'user'
+                WHEN grouping(verdict) = 0 THEN 'verdict'
+                WHEN grouping(likely) = 0 THEN 'likely'
+                WHEN grouping(disposition) = 0 THEN 'disposition'
+                WHEN grouping(doubt) = 0 THEN doubt
+                ELSE 'executable'
+            END AS name,
+            CASE
+                WHEN grouping(host) = 0 THEN host
+                WHEN grouping(workload) = 0 THEN workload
+                WHEN grouping(user_name) = 0 THEN user_name
+                WHEN grouping(verdict) = 0 THEN verdict
+                WHEN grouping(likely) = 0 THEN likely
+                WHEN grouping(disposition) = 0 THEN disposition
+                ELSE executable
+            END AS value,
             count(*) AS number
-        FROM seal_monitor.events
-        WHERE has({fingerprints:Array(String)}, fingerprint) AND events = 1
-            AND files NOT IN ('', 'host') AND executable LIKE '%/%'
-        GROUP BY fingerprint, files, executable
+        FROM
+        (
+            SELECT
+                fingerprint, host, workload, user_name, verdict, likely, disposition, executable,
+                CASE
+                    WHEN files IN ('', 'host') OR executable NOT LIKE '%/%' THEN ''
+                    WHEN files = 'namespace' THEN 'in_namespace'
+                    ELSE 'not_verified'
+                END AS doubt
+            FROM seal_monitor.events
+            WHERE has({fingerprints:Array(String)}, fingerprint) AND events = 1
+        ) AS chosen
+        GROUP BY GROUPING SETS (
+            (fingerprint, host), (fingerprint, workload), (fingerprint, user_name), (fingerprint, verdict),
+            (fingerprint, likely), (fingerprint, disposition), (fingerprint, executable),
+            (fingerprint, doubt, executable))
     ) AS each
-    WHERE value <> ''
+    WHERE value <> '' AND name <> ''
 ) AS ordered
 WHERE place <= {limit:UInt32}
 ORDER BY fingerprint, name, place
