@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -86,6 +87,15 @@ class Machine:
     def write(self, path: str, text: str) -> None:
         command = 'mkdir -p "${2%/*}" && printf %s "$1" >"$2"'
         assert self.done("sh", "-c", command, "sh", text, path).returncode == 0
+
+    def pid_on_host(self, pid: int) -> int:
+        """What the host calls a process of the machine."""
+        for procs in self.cgroup.rglob("cgroup.procs"):
+            for other in procs.read_text().split():
+                status = Path(f"/proc/{other}/status").read_text()
+                if re.findall(r"^NSpid:.*\t(\d+)$", status, re.MULTILINE) == [str(pid)]:
+                    return int(other)
+        raise LookupError(f"no process of the machine is {pid} in there")
 
     def show(self, name: str) -> str:
         return self.run("systemctl", "show", "--value", "-p", name, "seal-monitor.service")

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-import json
+import os
 import random
-import re
 import subprocess
+import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import own_programs
+from harness import own_programs, remove_cgroup
+from kept_storm import (
+    Storm,
+    became,
+    build,
+    counted,
+    counters,
+    nothing_is_lost,
+    scraped,
+    settled,
+)
 from machine import Event, Machine, booted
 from test_service_kernel import stage
 
-ASSETS = Path(__file__).parents[1] / "assets"
+__all__ = ["became", "counted", "counters", "scraped", "settled"]
+
 PREPARE = """
 mkdir -p $place/root/etc/systemd/system/seal-monitor.service.d
 printf '[Service]\\nRestartSec=100ms\\nWatchdogSec=12\\n' \\
@@ -24,11 +34,22 @@ printf '[Service]\\nRestartSec=100ms\\nWatchdogSec=12\\n' \\
 systemd-sysusers --root=$place/root >&2
 """
 PYTHON = "/usr/local/lib/seal-monitor/bin/python"
-SCRAPE = """
-import urllib.request
-print(urllib.request.urlopen("http://127.0.0.1:10462/metrics", timeout=5).read().decode())
+MEMORY = Path("/sys/fs/cgroup/memory")
+OOM_BYTES = 32 << 20
+GREEDY = """
+import os, sys
+with open(sys.argv[1], "w") as procs:
+    procs.write(str(os.getpid()))
+kept = [b"x" * (1 << 20) for _ in range(64)]
 """
+KILLED = "Main process exited, code=killed, status=9/KILL"
 KILLS = 30
+# Where a kill meets the daemon: the command before, and how many seconds later it comes at most.
+MOMENTS = (
+    ("true", 1.5),  # it watches
+    ("systemctl kill -s KILL seal-monitor", 0.45),  # it starts: the manager waits for 0.1 s
+    ("systemctl --no-block restart seal-monitor", 0.3),  # it stops, and resumes
+)
 
 pytestmark = pytest.mark.host_wide
 
@@ -36,9 +57,7 @@ pytestmark = pytest.mark.host_wide
 @pytest.fixture(scope="module")
 def staged(build_directory: Path) -> Path:
     root = stage(build_directory / "staged")
-    storm = root / "usr/local/bin/kept_storm"
-    source = str(ASSETS / "kept_storm.c")
-    subprocess.run(["gcc", "-O1", "-pthread", "-o", str(storm), source], check=True)
+    build(root)
     return root
 
 
@@ -58,49 +77,6 @@ def violate(machine: Machine, name: str, unit: str) -> None:
     command = ["systemd-run", "--quiet", "--wait", f"--unit={unit}"]
     done = machine.done(*command, PYTHON, "-m", "monitor.provoke.table", name)
     assert done.returncode == 0, done.stderr
-
-
-def scraped(machine: Machine) -> dict[str, float]:
-    """Every series of the monitor's own; empty while it does not answer."""
-    found = re.findall(r"^(seal_monitor_\S+) (\S+)$", machine.run(PYTHON, "-c", SCRAPE), re.M)
-    return {name: float(value) for name, value in found}
-
-
-def counters(series: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in series.items() if "_total" in name}
-
-
-def became(series: dict[str, float]) -> dict[str, float]:
-    """By kind: the events whose result is counted."""
-    name = 'seal_monitor_events_total{kind="%s",'
-    return {
-        kind: sum(value for each, value in series.items() if each.startswith(name % kind))
-        for kind in ("denial", "fault")
-    }
-
-
-def counted(series: dict[str, float]) -> dict[str, float]:
-    """The same as the kernel counted. A fault whose handler's frame did not fit, or which ended
-    the process all the same, is counted twice there, and exported once as handled.
-    """
-    again = re.compile(r'seal_monitor_faults_total\{.*disposition="handler_(failed|ended)"')
-    sums = dict.fromkeys(("denial", "fault"), 0.0)
-    for each, value in series.items():
-        if each.startswith("seal_monitor_denials_total"):
-            sums["denial"] += value
-        elif each.startswith("seal_monitor_faults_total"):
-            sums["fault"] += value * (2 if again.match(each) else 1)
-    return sums
-
-
-def settled(machine: Machine) -> dict[str, float]:
-    """A scrape when no event is on its way, if there is such a moment soon."""
-    deadline = time.monotonic() + 30
-    while True:
-        series = scraped(machine)
-        if became(series) == counted(series) or time.monotonic() > deadline:
-            return series
-        time.sleep(0.5)
 
 
 def ready(machine: Machine, starts: int) -> None:
@@ -190,9 +166,15 @@ def test_a_restart_and_one_by_the_watchdog_resume(running: Machine) -> None:
     machine.run("kill", "-STOP", machine.show("MainPID"))
     violate(machine, "mremap_source", "three")
     ready(machine, starts + 2)
-    # The watchdog continues the daemon to end it, so that it may still have reported by itself.
     assert last_start(machine)["details"]["resumed"] is not None
-    assert len(denials(machine, "mremap")) == 1
+    # The watchdog continues the daemon to end it, so that it may still have taken the event, and
+    # have reported it or not.
+    series = settled(machine)
+    result = 'seal_monitor_events_total{kind="denial",result="%s"}'
+    delivered, failed = series[result % "delivered"], series[result % "failed"]
+    print("delivered, failed", delivered, failed, last_start(machine)["details"]["resumed"])
+    assert (delivered, failed) in ((1, 0), (0, 1))
+    assert delivered <= len(denials(machine, "mremap")) <= 1
 
 
 def test_what_does_not_match_is_let_go(running: Machine, others: dict[int, str]) -> None:
@@ -221,62 +203,97 @@ def test_a_start_that_fails_for_good_leaves_nothing(machine: Machine) -> None:
     machine.write("/etc/seal-monitor/config.toml", "")
 
 
+def kills(machine: Machine) -> int:
+    return machine.journal().count(KILLED)
+
+
 def test_kills_in_a_storm_lose_no_count_and_repeat_no_event(running: Machine) -> None:
+    machine, dice, turn = running, random.Random(15), 0
+    storm, before = Storm(machine), kills(machine)
+    while kills(machine) - before < KILLS:
+        command, most = MOMENTS[turn % len(MOMENTS)]
+        turn += 1
+        assert turn < 4 * KILLS
+        pause = f"sleep {dice.uniform(0.0, most):.3f}"
+        machine.run("sh", "-c", f"{command}; {pause}; systemctl kill -s KILL seal-monitor")
+        # Two starts in a row that end while they look at the set would have the third let it go.
+        machine.wait("start", lambda: machine.show("ActiveState") == "active")
+        if turn % 5 == 0:
+            storm.look()
+    storm.end()
+    nothing_is_lost(storm)
+
+
+def test_the_oom_killer_loses_no_count(running: Machine) -> None:
     machine = running
-    first = scraped(machine)
-    machine.run(
-        "systemd-run",
-        "--quiet",
-        "--unit=storm",
-        "/usr/local/bin/kept_storm",
-        "2000",
-    )
-    dice, seen, down = random.Random(15), counters(first), Counter[str]()
-    while int(machine.show("NRestarts")) < KILLS:
-        time.sleep(dice.uniform(0.0, 1.5))
-        now = counters(scraped(machine))
-        down.update(name for name, value in now.items() if value < seen.get(name, 0))
-        seen.update(now)
-        machine.run("systemctl", "kill", "-s", "KILL", "seal-monitor.service")
-    time.sleep(2)
-    machine.wait("start", lambda: machine.show("ActiveState") == "active")
-    scraped(machine)
-    machine.run("systemctl", "kill", "-s", "TERM", "storm.service")
-    machine.wait("quiet", lambda: scraped(machine).get("seal_monitor_ring_used_bytes") == 0, 60)
-    time.sleep(3)
-    made = machine.run("journalctl", "-u", "storm", "-o", "cat", "-g", "^[0-9]+ [0-9]+$")
-    denials, faults = map(int, made.split())
-    last = settled(machine)
+    storm = Storm(machine)
+    for _ in range(3):
+        starts = len(started(machine))
+        by_the_oom_killer(main_pid(machine))
+        ready(machine, starts + 1)
+    storm.end()
+    nothing_is_lost(storm)
 
-    def gained(name: str) -> float:
-        return last[name] - first.get(name, 0)
 
-    lines = machine.run(
-        "journalctl", "-u", "seal-monitor", "-o", "cat", "--output-fields=SEAL_MONITOR_EVENT"
-    ).splitlines()
-    events = [json.loads(line) for line in lines if line[:1] == "{"]
-    repeated = [each for each, count in Counter(e["id"] for e in events).items() if count > 1]
-    own = 'seal_monitor_workload_denials_total{verdict="sealed",workload="storm.service"}'
-    fault = 'seal_monitor_faults_total{cause="guard_region",disposition="handler"}'
-    starts = {
-        kind: last[f'seal_monitor_starts_total{{kind="{kind}"}}'] for kind in ("fresh", "resumed")
-    }
-    print(
-        denials,
-        gained(own),
-        faults,
-        gained(fault),
-        starts,
-        became(last),
-        counted(last),
-        len(events),
-        last["seal_monitor_unread_seconds_total"],
-        last["seal_monitor_records_found_total"],
-        down,
-    )
-    assert starts["fresh"] == 1
-    assert gained(own) == denials
-    assert gained(fault) == faults
-    assert became(last) == counted(last)
-    assert repeated == []
-    assert down == {}
+def main_pid(machine: Machine) -> int:
+    """The daemon's pid on the host."""
+    return machine.pid_on_host(int(machine.show("MainPID")))
+
+
+def by_the_oom_killer(pid: int) -> None:
+    """The process and a greedy one are given too little memory, and the kernel ends the first."""
+    group = MEMORY / f"seal-monitor-test-{os.getpid()}-oom"
+    group.mkdir()
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(OOM_BYTES))
+        Path(f"/proc/{pid}/oom_score_adj").write_text("1000")
+        (group / "cgroup.procs").write_text(str(pid))
+        with subprocess.Popen([sys.executable, "-c", GREEDY, group / "cgroup.procs"]) as greedy:
+            greedy.wait(30)
+        events = dict(
+            line.split() for line in (group / "memory.oom_control").read_text().splitlines()
+        )
+        assert int(events["oom_kill"]) >= 1
+    finally:
+        remove_cgroup(group)
+
+
+@pytest.mark.parametrize("state", ["starting", "resuming"])
+def test_a_stop_at_any_moment_leaves_nothing(
+    machine: Machine, others: dict[int, str], state: str
+) -> None:
+    dice = random.Random(17)
+    for _ in range(6):
+        if state == "resuming":
+            machine.run("systemctl", "start", "seal-monitor")
+        begin = {
+            "starting": "systemctl --no-block start seal-monitor",
+            "resuming": "systemctl kill -s KILL seal-monitor; sleep 0.1",
+        }[state]
+        pause = f"sleep {dice.uniform(0.0, 0.4):.3f}"
+        machine.run("sh", "-c", f"{begin}; {pause}; systemctl stop seal-monitor")
+        assert machine.show("ActiveState") in ("inactive", "failed")
+        assert machine.show("NFileDescriptorStore") == "0"
+        nothing_is_left(others)
+
+
+def test_a_start_limit_leaves_nothing(machine: Machine, others: dict[int, str]) -> None:
+    limit = "[Unit]\nStartLimitIntervalSec=60\nStartLimitBurst=3\n"
+    drop_in = "/run/systemd/system/seal-monitor.service.d/limit.conf"
+    machine.write(drop_in, limit)
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "reset-failed", "seal-monitor")
+    try:
+        machine.run("systemctl", "start", "seal-monitor")
+
+        def fails() -> bool:
+            machine.run("systemctl", "kill", "-s", "KILL", "seal-monitor")
+            return machine.show("ActiveState") == "failed"
+
+        machine.wait("failure", fails)
+        assert "Start request repeated too quickly" in machine.journal()
+        nothing_is_left(others)
+    finally:
+        machine.run("rm", drop_in)
+        machine.run("systemctl", "daemon-reload")
+        machine.run("systemctl", "reset-failed", "seal-monitor")
