@@ -78,7 +78,12 @@ def answer(
 class Collector:
     """`behave` is called with each request; the connection is closed when it raises."""
 
-    def __init__(self, context: ssl.SSLContext | None = None, family: int = socket.AF_INET) -> None:
+    def __init__(
+        self,
+        context: ssl.SSLContext | None = None,
+        family: int = socket.AF_INET,
+        port: int = 0,
+    ) -> None:
         self.behave: Behaviour = answer()
         self.on_connect: Callable[[socket.socket], None] = lambda connection: None
         self.requests: list[Request] = []
@@ -87,16 +92,13 @@ class Collector:
         self._context = context
         self._listener = socket.socket(family, socket.SOCK_STREAM)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._listener.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
+        self._listener.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", port))
+        self.port = int(self._listener.getsockname()[1])
         self._listener.listen(16)
         self.stopping = threading.Event()
         self._open: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
-
-    @property
-    def port(self) -> int:
-        return int(self._listener.getsockname()[1])
 
     @property
     def endpoint(self) -> str:
