@@ -1,9 +1,9 @@
 """The reviewed list of the kernel's system calls: what each can do to a sealed mapping.
 
 A seal guards mappings against calls that are known today. A kernel may bring a new one, so each
-call of x86-64 Linux up to 7.3 was reviewed and put into a group below. `unreviewed()` names the
-calls of a kernel that nobody has reviewed. Names are the kernel's own (__x64_sys_NAME); some differ
-from those of the man pages (uname is newuname).
+call of Linux up to 7.3 on x86-64 and arm64 was reviewed and put into a group below. `unreviewed()`
+names the calls of a kernel that nobody has reviewed. Names are the kernel's own (__x64_sys_NAME);
+some differ from those of the man pages (uname is newuname).
 
 A call is reviewed with the options that it has today. A new option of prctl or ioctl is in no list,
 so this does not find it.
@@ -173,7 +173,7 @@ _GROUPS: tuple[tuple[Effect, str, str], ...] = (
     (
         Effect.NONE,
         "names mappings and notes where a program's parts are; moves nothing",
-        "personality prctl",
+        "arm64_personality personality prctl",
     ),
     (
         Effect.NONE,
@@ -279,14 +279,19 @@ _GROUPS: tuple[tuple[Effect, str, str], ...] = (
         """
         access chdir chmod chown chown16 dup faccessat faccessat2 fchdir fchmod fchmodat fchmodat2
         fchown fchown16 fchownat fcntl fgetxattr file_getattr file_setattr flistxattr flock
-        fremovexattr fsetxattr fstat fstatfs fstatfs64 futimesat futimesat_time32 getcwd getdents
-        getdents64 getxattr getxattrat lchown lchown16 lgetxattr link linkat listxattr listxattrat
-        llistxattr llseek lremovexattr lseek lsetxattr lstat memfd_create memfd_secret mkdir
-        mkdirat mknod mknodat name_to_handle_at newfstat newfstatat newlstat newstat old_readdir
-        readlink readlinkat removexattr removexattrat rename renameat renameat2 rmdir setxattr
-        setxattrat stat statfs statfs64 statx symlink symlinkat umask unlink unlinkat ustat utime
-        utime32 utimensat utimensat_time32 utimes utimes_time32
+        fremovexattr fsetxattr fstat fstat64 fstatat64 fstatfs fstatfs64 futimesat futimesat_time32
+        getcwd getdents getdents64 getxattr getxattrat lchown lchown16 lgetxattr link linkat
+        listxattr listxattrat llistxattr llseek lremovexattr lseek lsetxattr lstat lstat64
+        memfd_create memfd_secret mkdir mkdirat mknod mknodat name_to_handle_at newfstat newfstatat
+        newlstat newstat old_readdir readlink readlinkat removexattr removexattrat rename renameat
+        renameat2 rmdir setxattr setxattrat stat stat64 statfs statfs64 statx symlink symlinkat
+        umask unlink unlinkat ustat utime utime32 utimensat utimensat_time32 utimes utimes_time32
         """,
+    ),
+    (
+        Effect.NONE,
+        "reads and sets registers of devices, on other processors",
+        "pciconfig_read pciconfig_write",
     ),
     (
         Effect.NONE,

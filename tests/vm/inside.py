@@ -36,7 +36,7 @@ WITHOUT_PROGRAMS = "test_system_calls_kernel.py"
 SLOTS = "test_slots_kernel.py"
 PACKAGE = "package.py"
 PORTED = (
-    HERE / "aarch32.py",
+    HERE / "arm64.py",
     *(
         KERNEL_TESTS / f"test_{name}.py"
         for name in ("denials", "faults", "bypasses", "not_seals", "stacks_kernel")

@@ -30,8 +30,8 @@ STORM_MODES = ("tracepoint",)  # where most is looked up
 STORM_SECONDS = 60
 PREEMPT_MODES = (*MODES, "raw_tracepoint")
 NO_MODE = "-"
-# With signatures of addresses that the emulation makes quickly.
-ALL_FEATURES = ("-cpu", "max,pauth-impdef=on")
+# With tags of memory, and with signatures of addresses that the emulation makes quickly.
+ALL_FEATURES = ("-machine", "mte=on", "-cpu", "max,pauth-impdef=on")
 INSIDE = "python tests/vm/inside.py"
 WARNINGS_SHOWN = 5
 CANNOT_BE_MONITORED = 3
