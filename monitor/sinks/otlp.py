@@ -210,6 +210,7 @@ class OtlpSink:
                 used = self._running
             batch = self.spool.take(_POLL_SECONDS if self._end_at is None else 0.0)
             self._report_lost()
+            self._report_disk()
             if batch is None:
                 used.client.close()
                 if self._end_at is not None:
@@ -321,6 +322,11 @@ class OtlpSink:
         text = f"the spool had no room or was damaged, and events were never sent: {words}"
         if self._seldom("spool_dropped", text, {"dropped": lost}):
             self._lost = Counter(self.spool.dropped)
+
+    def _report_disk(self) -> None:
+        if problem := self.spool.problem:
+            text = f"what waits for the collector is kept in memory, 4 MiB at most: {problem}"
+            self._seldom("state_failed", text, {})
 
     def _seldom(self, event: str, message: str, details: Mapping[str, object]) -> bool:
         """Report it, unless the same was reported a short time ago; returns whether it was."""

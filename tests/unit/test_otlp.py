@@ -613,6 +613,18 @@ def test_the_end_does_not_wait_for_a_silent_collector(
         again.close()
 
 
+def test_a_disk_that_takes_nothing_is_reported(collector: Collector, tmp_path: Path) -> None:
+    sink = OtlpSink(settings(collector), tmp_path / "missing", QUICK)
+    try:
+        send(sink, 1)
+        assert is_stored(collector, 1)
+        (notice,) = sink.notices
+        assert notice.event == "state_failed"
+        assert "kept in memory, 4 MiB at most: [Errno 2] No such file" in notice.message
+    finally:
+        sink.close()
+
+
 def test_what_is_dropped_is_reported_by_severity(collector: Collector, make: Make) -> None:
     collector.behave = answer(503)
     sink = make(collector, spool_max_size=1 << 20)
