@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from monitor.attach.attached import Replacing
 from monitor.canary import Canary, Rounds
 from monitor.configuration.config import Config, ConfigError
 from monitor.evidence.events import clock_offset
@@ -226,6 +227,8 @@ class Daemon:
 
     def _watch(self, start: Start | None, announce: Callable[[int], None]) -> Watcher:
         """The programs, attached, and those of an earlier life as well as new ones kept."""
+        if start and isinstance(start.programs, Replacing):
+            start.programs.finish()  # a kill while they load says nothing about what was found
         with self._ledger.risk():
             watcher = Watcher(
                 self._config,

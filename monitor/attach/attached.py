@@ -111,11 +111,20 @@ class Replacing:
         loaded = found.loaded
         maps = {name: loaded.maps[name] for name in KEPT_MAPS}
         slots = {slot.key: slot for slot in loaded.slots}
-        self.loading = loader.Loading(self.wanted, Existing(maps, slots))
+        self._loading = loader.Loading(self.wanted, Existing(maps, slots))
+        self._loaded: loader.Loaded | None = None
+
+    def finish(self) -> loader.Loaded:
+        """The others, once they are loaded. Raises LoadError."""
+        if self._loaded is None:
+            self._loaded = self._loading.finish()
+        return self._loaded
 
     def close(self) -> None:
-        self.loading.close()
+        self._loading.close()
         self.found.loaded.close()
+        if self._loaded:
+            self._loaded.close()
 
 
 class Beginning:
@@ -164,7 +173,7 @@ class Attached:
         elif isinstance(beginning, Replacing):
             self._wanted = beginning.wanted
             self._replaced = beginning.found
-            self._go_on(beginning.found, beginning.loading.finish())
+            self._go_on(beginning.found, beginning.finish())
         else:
             self._finish(beginning or Beginning(wanted))
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import random
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,10 +14,13 @@ from harness import own_programs
 from machine import Event, Machine, booted
 from test_keep_kernel import (
     PREPARE,
+    became,
+    counted,
     counters,
     last_start,
     nothing_is_left,
     scraped,
+    settled,
     staged,
     violate,
 )
@@ -135,3 +142,47 @@ def test_maps_of_another_size_begin_again_without_a_gap(
     assert "what systemd had kept is let go: it is of another ring size" in notes
     assert machine.show("NFileDescriptorStore") == kept
     machine.wait("freed", lambda: not own_programs().keys() & before)
+
+
+def test_replacing_in_a_storm_counts_each_run_once(running: Machine) -> None:
+    """Versions back and forth, by restarts and by kills at any moment of a start."""
+    machine = running
+    first = scraped(machine)
+    storm = "/usr/local/bin/kept_storm"
+    machine.run("systemd-run", "--quiet", "--unit=storm", storm, "2000")
+    dice, seen, down = random.Random(15), counters(first), Counter[str]()
+    for turn in range(RESTARTS + KILLS):
+        become(machine, f"0.{turn % 2 + 1}.0")
+        if turn < RESTARTS:
+            machine.run("systemctl", "restart", "seal-monitor.service")
+        else:
+            machine.run("systemctl", "kill", "-s", "KILL", "seal-monitor.service")
+            time.sleep(dice.uniform(0.0, 1.2))  # it is started after 0.1 s
+        now = counters(scraped(machine))
+        down.update(name for name, value in now.items() if value < seen.get(name, 0))
+        seen.update(now)
+    machine.wait("start", lambda: machine.show("ActiveState") == "active", 60)
+    machine.run("systemctl", "kill", "-s", "TERM", "storm.service")
+    machine.wait("quiet", lambda: scraped(machine).get("seal_monitor_ring_used_bytes") == 0, 60)
+    time.sleep(1)
+    made = machine.run("journalctl", "-u", "storm", "-o", "cat", "-g", "^[0-9]+( [0-9]+)+$")
+    denials, faults, *_ = map(int, made.split())
+    last = settled(machine)
+    lines = machine.run(
+        "journalctl", "-u", "seal-monitor", "-o", "cat", "--output-fields=SEAL_MONITOR_EVENT"
+    ).splitlines()
+    ids = Counter(json.loads(line)["id"] for line in lines if line[:1] == "{")
+    own = 'seal_monitor_workload_denials_total{verdict="sealed",workload="storm.service"}'
+    fault = 'seal_monitor_faults_total{cause="guard_region",disposition="handler"}'
+    kinds = {
+        kind: last[f'seal_monitor_starts_total{{kind="{kind}"}}']
+        for kind in ("fresh", "resumed", "replaced")
+    }
+    print(denials, faults, kinds, became(last), counted(last), len(ids), down)
+    assert kinds["fresh"] == first['seal_monitor_starts_total{kind="fresh"}']
+    assert kinds["replaced"] >= RESTARTS - 1  # the first has the same version
+    assert last[own] - first.get(own, 0) == denials
+    assert last[fault] - first.get(fault, 0) == faults
+    assert became(last) == counted(last)
+    assert [each for each, count in ids.items() if count > 1] == []
+    assert down == {}
