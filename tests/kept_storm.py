@@ -38,7 +38,7 @@ kept = database.execute("SELECT json_extract(event, '$.id') FROM events").fetcha
 print(json.dumps([state, sums, [name for (name,) in kept]]))
 """
 KINDS = ("denial", "fault", "bypass")
-STARTS = ("fresh", "resumed")
+STARTS = ("fresh", "resumed", "replaced")
 
 
 def build(root: Path) -> None:
