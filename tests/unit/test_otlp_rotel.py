@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 from collector import Collector, Request, collecting, until
-from google.protobuf import json_format
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from test_otlp import event, settings
 
+from monitor.evidence.events import encode
 from monitor.formats.opentelemetry import log_record, resource
-from monitor.sinks.otlp import OtlpSink, Times
+from monitor.sinks.otlp import OtlpSink, Times, request
+
+logs = pytest.importorskip("opentelemetry.proto.collector.logs.v1.logs_service_pb2")
+json_format = pytest.importorskip("google.protobuf.json_format")
 
 EVENTS = 3000
 IN_TIME = 60.0
@@ -65,12 +67,21 @@ def rotel(behind: Collector, tmp_path: Path) -> Iterator[str]:
 
 def exported(behind: Collector) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Resource and record of each, in the JSON form."""
-    for request in list(behind.requests):
-        found = ExportLogsServiceRequest.FromString(request.text)
+    for each in list(behind.requests):
+        found = logs.ExportLogsServiceRequest.FromString(each.text)
         for of_resource in json_format.MessageToDict(found).get("resourceLogs", []):
             for of_scope in of_resource["scopeLogs"]:
                 for record in of_scope["logRecords"]:
                     yield of_resource["resource"], record
+
+
+def test_a_request_is_that_of_the_protocol() -> None:
+    sent = [event(number) for number in range(3)]
+    rendered = [b"\t".join((encode(resource(each)), encode(log_record(each)))) for each in sent]
+    found = json_format.Parse(request(rendered), logs.ExportLogsServiceRequest())
+    (of_resource,) = found.resource_logs
+    (of_scope,) = of_resource.scope_logs
+    assert len(of_scope.log_records) == 3
 
 
 def test_rotel_gives_every_record_on(rotel: str, behind: Collector, tmp_path: Path) -> None:
