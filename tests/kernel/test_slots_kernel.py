@@ -1,4 +1,8 @@
-"""A program is replaced while its hook stays attached."""
+"""A program is replaced while its hook stays attached.
+
+Not in emulated machines: QEMU without KVM sometimes runs the breakpoint by which the kernel patches
+code after it is gone, and the guest ends.
+"""
 
 from __future__ import annotations
 

@@ -33,7 +33,6 @@ OPTIONS = ("-q", "--color=no", "-p", "no:cacheprovider", "--durations=15")
 PROGRAMS = "harness"  # the fixture: loaded once a mode, which takes 20 s here
 NO_MODE = "-"
 WITHOUT_PROGRAMS = "test_system_calls_kernel.py"
-SLOTS = "test_slots_kernel.py"
 PACKAGE = "package.py"
 PORTED = (
     HERE / "arm64.py",
@@ -68,7 +67,7 @@ def _is_ported(item: Any) -> bool:
 
 def _needs_fexit(item: Any) -> bool:
     """What loads its own is left to machines where that takes one second, if those can load it."""
-    return "require_fexit" in item.fixturenames or item.path.name == SLOTS
+    return "require_fexit" in item.fixturenames
 
 
 def _any(_: Any) -> bool:
@@ -90,7 +89,7 @@ class Selection(NamedTuple):
 SELECTIONS = {
     "shared": Selection((HERE / "facts.py", *_sharing_files()), _shares_programs),
     "port": Selection((HERE / "facts.py", HERE / PACKAGE, *PORTED), _is_ported),
-    "own": Selection((KERNEL_TESTS / "test_attach.py", KERNEL_TESTS / SLOTS), _needs_fexit),
+    "own": Selection((KERNEL_TESTS / "test_attach.py",), _needs_fexit),
     "preempt": Selection((HERE / "preempt.py",), _any),
     "storm": Selection((KERNEL_TESTS / "test_turmoil.py",), _any),
 }
