@@ -1,7 +1,8 @@
 """A program is replaced while its hook stays attached.
 
-Not in emulated machines: QEMU without KVM sometimes runs the breakpoint by which the kernel patches
-code after it is gone, and the guest ends.
+Not in emulated machines: QEMU before 8.1 without KVM may run what is being patched ("accel/tcg:
+Always lock pages before translation"), and guests ended so, in a breakpoint that nobody claimed at
+the jump that the kernel patches. A CPU ran thousands of replacements well.
 """
 
 from __future__ import annotations
