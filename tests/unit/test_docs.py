@@ -95,10 +95,12 @@ def test_configuration(page: str) -> None:
         config.parse(text, page)
 
 
-def test_the_readme_shows_a_mute() -> None:
-    (text,) = blocks(README, "toml")
-    assert config.parse(text, "README.md").mutes[0].operation == "munmap"
-    assert set(tomllib.loads(text)) == {"events", "mute"}
+def test_the_readme_shows_a_mute_and_a_collector() -> None:
+    mute, collector = blocks(README, "toml")
+    assert config.parse(mute, "README.md").mutes[0].operation == "munmap"
+    assert set(tomllib.loads(mute)) == {"events", "mute"}
+    assert config.parse(collector, "README.md").otlp.endpoint == "https://collector.example:4318"
+    assert set(tomllib.loads(collector)) == {"otlp"}
 
 
 # ---- Names ---------------------------------------------------------------------------------------
