@@ -16,6 +16,7 @@ from monitor.provoke import table as provoke
 
 __all__ = ["start"]
 
+RULES = Path(__file__).parents[2] / "dashboards/rules"
 NUMBERS = {
     name.removeprefix("overview.json: "): panel
     for name, panel in PANELS.items()
@@ -43,11 +44,13 @@ def test_a_violation_is_on_the_overview(start: Start, tmp_path: Path) -> None:
     url = daemon.health("started", READY_SECONDS)["details"]["metrics"]
     target = url.removeprefix("http://").removesuffix("/metrics")
     document = {
-        "global": {"scrape_interval": "1s"},
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(path) for path in sorted(RULES.glob("*.yml"))],
         "scrape_configs": [{"job_name": "seal-monitor", "static_configs": [{"targets": [target]}]}],
     }
     with serving(tmp_path, yaml.safe_dump(document)) as prometheus:
         until(lambda: numbers(prometheus)["Hosts up"] == "1 of 1", "it is not scraped")
+        until(lambda: numbers(prometheus)["Partial updates"] != "none", "no rule has looked at it")
         quiet = numbers(prometheus)
         assert quiet["Hosts that see"] == "1 of 1"
         assert {title: quiet[title] for title in ("Critical denials", "Partial updates")} == {

@@ -117,7 +117,7 @@ def test_a_host_that_cannot_be_monitored_fails() -> None:
     assert (shown.stderr, shown.returncode) == ("", 3)
     text = " ".join(shown.stdout.split())
     assert "failed privileges this process lacks CAP_BPF and CAP_PERFMON remedy: run it as" in text
-    assert text.endswith("This host cannot be monitored: 3 of 13 checks failed.")
+    assert text.endswith("This host cannot be monitored: 3 of 14 checks failed.")
 
 
 def _descriptors() -> list[str]:

@@ -14,6 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SECONDS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6)
+# Interrupted while it starts, Python says so itself: nothing of ours has run yet.
+INTERPRETER = b"Fatal Python error: init_import_site: "
 WORDS = ("--output", "json", "--web.listen-address", "127.0.0.1:0")
 
 
@@ -50,5 +52,6 @@ def test_a_start_that_is_ended_is_silent(
             time.sleep(seconds)
             send(daemon.pid, number)
             _, errors = daemon.communicate(timeout=30)
-        assert (errors, daemon.returncode in (0, -number)) == (b"", True)
         wait_until_gone(daemon.pid)
+        if not errors.startswith(INTERPRETER):
+            assert (errors, daemon.returncode in (0, -number)) == (b"", True)

@@ -168,6 +168,8 @@ def test_a_wheel_is_built_with_an_object(
     for name in ("monitor", "bpf"):
         ignored = shutil.ignore_patterns("__pycache__", compiler.OBJECT.name)
         shutil.copytree(root / name, sources / name, ignore=ignored)
+    questions = "dashboards/fleet/questions"
+    shutil.copytree(root / questions, sources / questions)
     for name in ("setup.py", "pyproject.toml", "README.md"):
         shutil.copy(root / name, sources)
     command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path / "built")]

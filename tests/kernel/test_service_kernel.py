@@ -82,7 +82,15 @@ def test_what_is_installed(staged: Path) -> None:
         **{
             f"usr/local/share/seal-monitor/{path.relative_to(ROOT / 'dashboards')}": "0o644"
             for path in (ROOT / "dashboards").glob("**/*.[yj]*")
-            if "tests" not in path.parts and path.parent.name != "pictures"
+            if not {"tests", "pictures", "fleet"} & set(path.parts)
+        },
+        **{
+            f"usr/local/share/seal-monitor/{path.relative_to(ROOT / 'dashboards')}": "0o644"
+            for path in (ROOT / "dashboards/fleet").glob("**/*.[sy]*")
+        },
+        **{
+            f"usr/local/share/doc/seal-monitor/fleet/{path.name}": "0o644"
+            for path in (ROOT / "dashboards/fleet").glob("*.json")
         },
     }
     link = staged / "usr/local/bin/seal-monitor"
