@@ -308,7 +308,7 @@ def _write(archive: _Archive, directory: Path, files: Sequence[tuple[Path, str]]
         path
         for folder in (STANDARD_LIBRARY / "lib-dynload", environment / "lib")
         for path in folder.rglob("*.so")
-        if not LEFT_OUT(str(folder), path.relative_to(folder).parts)
+        if not LEFT_OUT(str(folder), [*path.relative_to(folder).parts])
     ]
     for source, path in (*programs, *((library, str(library)) for library in libraries), *files):
         archive.file(source, path)
