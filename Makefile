@@ -8,7 +8,7 @@ KERNEL_PACKAGES := qemu-system-x86 qemu-system-arm iproute2 debian-archive-keyri
     gcc-arm-linux-gnueabihf libc6-dev-armhf-cross
 RUNTIME_PACKAGES := nodejs default-jdk-headless
 TEST_PACKAGES := chromium-headless-shell gdb musl-tools
-CENTRE_PACKAGES := postgresql
+CENTRE_PACKAGES := postgresql iproute2
 MONITORING_PACKAGES := prometheus prometheus-alertmanager
 REPORT_PACKAGES := $(TEST_PACKAGES) pngquant
 PICTURE_PACKAGES := $(REPORT_PACKAGES) fonts-inter-variable

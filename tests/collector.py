@@ -1,4 +1,4 @@
-"""A collector of a test's own, on loopback, that behaves as badly as the test asks."""
+"""A collector of a test's own, on loopback by default, that behaves as badly as the test asks."""
 
 from __future__ import annotations
 
@@ -83,7 +83,9 @@ class Collector:
         context: ssl.SSLContext | None = None,
         family: int = socket.AF_INET,
         port: int = 0,
+        address: str = "",
     ) -> None:
+        self.address = address or ("::1" if family == socket.AF_INET6 else "127.0.0.1")
         self.behave: Behaviour = answer()
         self.on_connect: Callable[[socket.socket], None] = lambda connection: None
         self.requests: list[Request] = []
@@ -92,7 +94,7 @@ class Collector:
         self._context = context
         self._listener = socket.socket(family, socket.SOCK_STREAM)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._listener.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", port))
+        self._listener.bind((self.address, port))
         self.port = int(self._listener.getsockname()[1])
         self._listener.listen(16)
         self.stopping = threading.Event()
@@ -102,7 +104,7 @@ class Collector:
 
     @property
     def endpoint(self) -> str:
-        host = "[::1]" if self._listener.family == socket.AF_INET6 else "127.0.0.1"
+        host = f"[{self.address}]" if ":" in self.address else self.address
         return f"{'https' if self._context else 'http'}://{host}:{self.port}"
 
     def _accept(self) -> None:

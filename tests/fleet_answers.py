@@ -12,10 +12,23 @@ from typing import Any
 
 from fleet_events import Fact
 
-__all__ = ["Answers", "once"]
+__all__ = ["ANY", "KINDS", "OF_THE_COMMAND", "Answers", "comparable", "once"]
 
+KINDS = ("denial", "fault", "bypass")
+ANY = dict.fromkeys(("host", "executable", "workload", "verdict", "likely", "operation"), "") | {
+    "fingerprint": "%"
+}
+OF_THE_COMMAND = {"facets", "last", "recent"}  # tested by what seal-monitor fleet makes of them
+# Columns of long rows that the answers have as well.
+KEPT = {"timeline": (0, 1, 3, 10), "user": (0, 1, 4, 8)}
 RANKS = {"info": 0, "warning": 1, "critical": 2}
 Row = tuple[Any, ...]
+
+
+def comparable(question: str, rows: Iterable[Row]) -> list[Row]:
+    """A database's rows with the columns that the answers have."""
+    kept = KEPT.get(question)
+    return [tuple(row[number] for number in kept) if kept else tuple(row) for row in rows]
 
 
 def once(facts: Iterable[Fact]) -> list[Fact]:
