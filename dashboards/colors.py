@@ -46,8 +46,10 @@ COLORS: Mapping[str, Meaning] = {
         },
     ),
     "dark-orange": Meaning("lost", {"result": ("dropped",), LITERAL: ("runs missed",)}),
-    "super-light-orange": Meaning("lost, because something failed", {"result": ("failed",)}),
-    "green": Meaning("as it should be", {"result": ("delivered", "complete", "taken")}),
+    "super-light-orange": Meaning(
+        "lost, because something failed", {"result": ("failed", "refused")}
+    ),
+    "green": Meaning("as it should be", {"result": ("delivered", "complete", "taken", "accepted")}),
     "yellow": Meaning("in part, or held back by a limit", {"result": ("partial", "suppressed")}),
     NOTHING: Meaning("nothing to do", {"result": ("filtered", "gone")}),
     "#5c5c5c": Meaning("another process's, and so nothing to do", {"result": ("reused",)}),

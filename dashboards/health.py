@@ -107,6 +107,16 @@ def _of_most(series: str) -> Query:
     return query(host(f"max by (instance) ({series} and on (instance) ({_MOST}))"))
 
 
+_OLDEST = "max by (instance) (~sink_spool_oldest_seconds{SELECT})"
+_LONGEST = f"topk(10, {_OLDEST} > 0)"
+_SPOOLED = "max by (instance) (~sink_spool_bytes{SELECT})"
+
+
+def _most_gained(metric: str, where: str = "") -> Query:
+    """The ten hosts with most, in the time shown."""
+    return query(host(f"topk(10, {gained(metric, where, by='instance')} > 0)"))
+
+
 HEALTH = Dashboard(
     "seal-monitor-health",
     "seal-monitor / Monitor health",
@@ -315,6 +325,53 @@ HEALTH = Dashboard(
                     8,
                     6,
                     columns={"host": HOST_COLUMN, "Value": Column("Removed", "bytes")},
+                    hidden=("instance",),
+                ),
+            ),
+        ),
+        Row(
+            "Does the collector take it?",
+            (
+                _results(
+                    "Sent to a collector",
+                    "Events by hosts with [otlp], in each bar: accepted, or refused for good.",
+                    "~sink_sent_total",
+                ),
+                Panel(
+                    "Waiting for the collector",
+                    "table",
+                    "Now, on disk: the age of the oldest event that waits, and the bytes of all."
+                    " The ten hosts where it waits longest. Minutes mean that the collector is"
+                    " away.",
+                    COUNT,
+                    [
+                        query(host(_LONGEST)),
+                        query(host(f"{_SPOOLED} and on (instance) {_LONGEST}")),
+                    ],
+                    8,
+                    columns={
+                        "host": HOST_COLUMN,
+                        "Value #A": Column("Oldest", "s"),
+                        "Value #B": Column("On disk", "bytes"),
+                    },
+                    hidden=("instance",),
+                ),
+                Panel(
+                    "Never at the collector",
+                    "table",
+                    "Events in the time shown that it refused, or that were lost while they waited"
+                    " for it. The ten hosts with most of each.",
+                    COUNT,
+                    [
+                        _most_gained("~sink_sent_total", 'result="refused"'),
+                        _most_gained("~sink_spool_dropped_total"),
+                    ],
+                    8,
+                    columns={
+                        "host": HOST_COLUMN,
+                        "Value #A": Column("Refused", COUNT),
+                        "Value #B": Column("Lost", COUNT),
+                    },
                     hidden=("instance",),
                 ),
             ),

@@ -184,6 +184,8 @@ def draw(tab: Browser, page: str, name: str, view: View, picture: Path) -> list[
     shrink = ("pngquant", "--force", "--strip", "--speed=1", "--output", picture, "--", picture)
     subprocess.run(shrink, check=True)
     problems = [f"no panel {title!r}" for title in missing]
+    if state["busy"]:
+        problems.append(f"still loading after {SECONDS:.0f} s")
     if broken := state["text"].count("An unexpected error happened"):
         problems.append(f"{broken} panels broken")
     empty = state["empty"]

@@ -21,7 +21,7 @@ TABLES = {name: panel for name, panel in PANELS.items() if panel["type"] == "tab
 UNITS = {
     "timeseries": {"locale", "bytes", "percentunit", "s"},
     "stat": {"locale", "percentunit"},
-    "table": {"string", "locale", "bytes", "percentunit", "dateTimeAsIso", "dateTimeFromNow"},
+    "table": {"s", "string", "locale", "bytes", "percentunit", "dateTimeAsIso", "dateTimeFromNow"},
 }
 GREY = "#8e8e8e"
 LEGEND = 10
