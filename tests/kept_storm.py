@@ -176,7 +176,8 @@ def nothing_is_lost(storm: Storm) -> None:
     stored, kept = storm.stored()
     starts = {kind: last.get(f'seal_monitor_starts_total{{kind="{kind}"}}') for kind in STARTS}
     print(starts, last["seal_monitor_unread_seconds_total"], storm.made)
-    print("seconds to ready:", *storm.seconds_to_ready())
+    ready = storm.seconds_to_ready()
+    print("seconds to ready:", *ready)
     assert {name: storm.gained(name) for name in storm.SERIES} == storm.made
     assert all(storm.made.values())
     assert starts["fresh"] == 1
@@ -194,7 +195,8 @@ def nothing_is_lost(storm: Storm) -> None:
         failed = storm.gained(result % (kind, "failed"))
         print(kind, delivered, failed, of[kind], stored[kind])
         assert delivered <= of[kind] <= delivered + failed
-        assert delivered <= stored[kind] <= delivered + failed
+        # What the journal took is delivered: a kill may come before the incidents have it.
+        assert delivered - len(ready) <= stored[kind] <= delivered + failed
 
 
 def repeated(names: Iterable[str]) -> list[str]:
