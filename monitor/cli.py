@@ -271,12 +271,8 @@ def _kinds(text: str) -> tuple[str, ...]:
     return kinds
 
 
-def _add_incidents(parser: Parser) -> None:
-    common = Parser(add_help=False, allow_abbrev=False)
-    _add_config(common, "the daemon's configuration, which may name a state directory")
-    common.add_argument(
-        "--database", type=Path, metavar="FILE", help="another database, as of another host"
-    )
+def _verbs(parser: Parser, common: Parser) -> Callable[..., Parser]:
+    """Adds a command below that of `parser`: its name, what it does, and its other parents."""
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", dest="verb", required=True)
 
     def add(name: str, text: str, *parents: Parser) -> Parser:
@@ -288,6 +284,16 @@ def _add_incidents(parser: Parser) -> None:
             allow_abbrev=False,
         )
 
+    return add
+
+
+def _add_incidents(parser: Parser) -> None:
+    common = Parser(add_help=False, allow_abbrev=False)
+    _add_config(common, "the daemon's configuration, which may name a state directory")
+    common.add_argument(
+        "--database", type=Path, metavar="FILE", help="another database, as of another host"
+    )
+    add = _verbs(parser, common)
     printed = Parser(add_help=False, allow_abbrev=False)
     printed.add_argument("--json", action="store_true", help="print JSON")
     filters = _incident_filters()
@@ -336,17 +342,7 @@ def _add_fleet(parser: Parser) -> None:
         help="has the password in its first line (default: SEAL_MONITOR_FLEET_PASSWORD in the "
         "environment, and for PostgreSQL ~/.pgpass)",
     )
-    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", dest="verb", required=True)
-
-    def add(name: str, text: str, *parents: Parser) -> Parser:
-        return verbs.add_parser(
-            name,
-            help=text,
-            description=f"{text[0].upper()}{text[1:]}.",
-            parents=[*parents, common],
-            allow_abbrev=False,
-        )
-
+    add = _verbs(parser, common)
     printed = Parser(add_help=False, allow_abbrev=False)
     printed.add_argument("--json", action="store_true", help="print JSON")
     filters = _incident_filters()

@@ -161,9 +161,8 @@ class Daemon:
         restricted: bool = False,
     ) -> None:
         """`incidents` is their store, `otlp` what sends to a collector, if one of the outputs is.
-        `runtime`: where announcements are
-        taken; None: nowhere. `announce` is called with the pid of each process that is about to
-        try something.
+        `runtime`: where announcements are taken; None: nowhere. `announce` is called with the pid
+        of each process that is about to try something.
 
         `restricted`: once everything is open, give up all capabilities but those that read the
         identity of processes.

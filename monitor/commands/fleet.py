@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from monitor.commands.incidents import (
     filters_given,
     filters_of,
     moment,
+    one,
     order_of,
     shown,
     write_output,
@@ -64,16 +64,8 @@ def _connect(arguments: Namespace) -> FleetIncidents:
     return FleetIncidents(opened(url, password, on_command_line=arguments.url is not None))
 
 
-def _one(incidents: FleetIncidents, given_id: str) -> Incident:
-    prefix = given_id.lower()
-    found = incidents.find(prefix) if re.fullmatch("[0-9a-f]{1,64}", prefix) else []
-    if len(found) != 1:
-        what = "more than one incident has" if found else "no incident has"
-        raise IncidentError(
-            f"{what} an id that begins with {printable(prefix)}; "
-            "'seal-monitor fleet list' shows the ids"
-        )
-    return found[0]
+def _one(incidents: FleetIncidents, given: str) -> Incident:
+    return one(incidents.find, given, "fleet")
 
 
 def _print(lines: Sequence[str], document: object, as_json: bool) -> int:

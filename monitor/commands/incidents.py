@@ -53,6 +53,7 @@ __all__ = [
     "filters_given",
     "filters_of",
     "moment",
+    "one",
     "order_of",
     "run",
     "shown",
@@ -332,17 +333,21 @@ def _list(arguments: Namespace, database: Path) -> int:
     return _print(listed(listing, width_of_output()), [as_object(i) for i in found], arguments.json)
 
 
-def _one(incidents: Incidents, given: str) -> Incident:
-    """The one incident whose id begins with `given`. Raises IncidentError."""
+def one(find: Callable[[str], Sequence[Incident]], given: str, command: str) -> Incident:
+    """The one incident whose id begins with `given`; `command` lists them. Raises IncidentError."""
     prefix = given.lower()
-    found = incidents.find(prefix) if re.fullmatch("[0-9a-f]{1,12}", prefix) else []
+    found = find(prefix) if re.fullmatch("[0-9a-f]{1,64}", prefix) else []
     if len(found) != 1:
         what = "more than one incident has" if found else "no incident has"
         raise IncidentError(
             f"{what} an id that begins with {printable(prefix)}; "
-            "'seal-monitor incidents list' shows the ids"
+            f"'seal-monitor {command} list' shows the ids"
         )
     return found[0]
+
+
+def _one(incidents: Incidents, given: str) -> Incident:
+    return one(incidents.find, given, "incidents")
 
 
 def _show(arguments: Namespace, database: Path) -> int:
