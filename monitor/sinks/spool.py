@@ -12,6 +12,7 @@ soon as it does. Beyond the bound, the least severe events go first, of those th
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -45,20 +46,26 @@ SEGMENT_BYTES = 256 << 10  # less than any collector refuses
 SEGMENT_EVENTS = 512
 MEMORY = 4 << 20
 _READ_LIMIT = SEGMENT_BYTES + (4 << 20)  # its last event may be larger than all others
+AGAIN = 60.0  # seconds until a segment that could not be read is tried again
 _BLOCK = 4096  # what a file takes at least
 _NAME = re.compile(rf"([0-9]{{19}})\.({'|'.join(RANKS)})")
+_LATEST = 9 * 10**18  # Linux refuses a clock beyond the year 2232: 8.3e18
 _CHECK = 9  # bytes of a line before the data
 
 
 @dataclass(eq=False, slots=True)
 class Segment:
-    """`lines`: those that are in memory alone; None: they are in the file."""
+    """`lines`: those that are in memory alone; None: they are in the file. `begun` and `again` are
+    on the monotonic clock.
+    """
 
     severity: str
     number: int  # Unix time in nanoseconds at which it was begun; none is used twice
     events: int | None = None  # None: of an earlier life, not counted yet
     size: int = 0
     lines: list[bytes] | None = None
+    begun: float = 0.0
+    again: float = 0.0  # it could not be read, and is not tried before
 
     @property
     def name(self) -> str:
@@ -67,11 +74,15 @@ class Segment:
     @property
     def room(self) -> int:
         """Bytes that it takes, in whole blocks."""
-        return -(-self.size // _BLOCK) * _BLOCK
+        return _in_blocks(self.size)
 
     @property
     def is_full(self) -> bool:
         return self.size >= SEGMENT_BYTES or (self.events or 0) >= SEGMENT_EVENTS
+
+
+def _in_blocks(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +136,7 @@ class Spool:
         dropped: MutableMapping[str, int] | None = None,
         gather: float = 0.0,
         clock: Callable[[], int] = time.time_ns,
+        monotonic: Callable[[], float] = time.monotonic,
         write: Callable[[int, bytes], int] = os.write,
     ) -> None:
         """`most`: bytes on disk. `dropped` counts lost events by severity. `gather`: seconds for
@@ -133,6 +145,7 @@ class Spool:
         """
         self._path = directory
         self._clock = clock
+        self._monotonic = monotonic
         self._gather = gather
         self._write_some = write
         self.most = most
@@ -159,20 +172,15 @@ class Spool:
         if self._directory >= 0:
             return
         try:
-            self._directory = _opened(self._path)
+            self._directory, found = _opened(self._path)
         except OSError as error:
             self.problem = error
             raise
-        for name in sorted(os.listdir(self._directory)):
-            found = _NAME.fullmatch(name)
-            if found is None:
-                continue
-            status = os.stat(name, dir_fd=self._directory, follow_symlinks=False)
-            if stat.S_ISREG(status.st_mode):
-                segment = Segment(found[2], int(found[1]), None, status.st_size)
+        for segment in found:
+            if segment.number < _LATEST:  # else the next would have a digit more, and no name
                 self._last = max(self._last, segment.number)
-                self._bytes += segment.room
-                self._waiting.add(segment)
+            self._bytes += segment.room
+            self._waiting.add(segment)
 
     # ---- what the writer calls -------------------------------------------------------------------
 
@@ -198,8 +206,7 @@ class Spool:
 
     def _begin(self, severity: str) -> _Open:
         """A new segment, in memory if the disk does not take it."""
-        self._last = max(self._last + 1, self._clock())
-        begun = Segment(severity, self._last, 0)
+        begun = self._new(severity)
         try:
             self._use_directory()
             self._save()
@@ -214,6 +221,10 @@ class Spool:
         self._waiting.add(begun)
         return kept
 
+    def _new(self, severity: str) -> Segment:
+        self._last = max(self._last + 1, self._clock())
+        return Segment(severity, self._last, 0, begun=self._monotonic())
+
     def _append_to_file(self, kept: _Open, line: bytes) -> _Open:
         """Returns where the line is to go instead, in memory, when the disk does not take it."""
         segment = kept.segment
@@ -225,8 +236,8 @@ class Spool:
             self._end(severity)
             if not segment.events:
                 self._remove(segment)
-            self._last = max(self._last + 1, self._clock())
-            kept = _Open(Segment(severity, self._last, 0, lines=[]))
+            kept = _Open(self._new(severity))
+            kept.segment.lines = []
             self._open[severity] = kept
             self._waiting.add(kept.segment)
         else:
@@ -251,6 +262,8 @@ class Spool:
             if not segment.lines or segment is self._taken:
                 continue
             data = b"".join(segment.lines)
+            with contextlib.suppress(FileNotFoundError):  # a part, of when it failed before
+                os.unlink(segment.name, dir_fd=self._directory)
             descriptor = _created(self._directory, segment.name)
             try:
                 self._write(descriptor, data, 0)
@@ -295,7 +308,7 @@ class Spool:
                     self._drop(segment)
             if self._memory + size > MEMORY:
                 return False
-        return self._keep_within(self.most - size, rank, into)
+        return self._keep_within(self.most - _in_blocks(into.size + size) + into.room, rank, into)
 
     def _keep_within(
         self, most: int, rank: int = len(RANKS) - 1, but: Segment | None = None
@@ -351,37 +364,48 @@ class Spool:
             segment, seconds = self._next()
         if segment is None and not self._is_ending:
             self._changed.wait(wait if seconds is None else min(wait, seconds))
-        with self._lock:
-            segment, _ = self._next()
-            if segment is None:
-                return None
-            if (kept := self._open.get(segment.severity)) and kept.segment is segment:
-                self._end(segment.severity)
-            self._taken = segment
-            lines = segment.lines
-        if lines is not None:
-            return Batch(segment, [line[_CHECK:-1] for line in lines])
-        return self._read_batch(segment)
+        while True:
+            with self._lock:
+                segment, _ = self._next()
+                if segment is None:
+                    return None
+                if (kept := self._open.get(segment.severity)) and kept.segment is segment:
+                    self._end(segment.severity)
+                self._taken = segment
+                lines = segment.lines
+            if lines is not None:
+                return Batch(segment, [line[_CHECK:-1] for line in lines])
+            try:
+                return self._read_batch(segment)
+            except OSError as error:  # no descriptors, or a broken disk: it stays, others go on
+                self.problem = error
+                segment.again = self._monotonic() + AGAIN
 
     def _next(self) -> tuple[Segment | None, float | None]:
         """A segment to send; else the seconds until one is due, None if there is none."""
         soonest = None
+        now = self._monotonic()
         for segment in self._waiting.worst_first():
-            kept = self._open.get(segment.severity)
-            is_open = kept is not None and kept.segment is segment
-            age = (self._clock() - segment.number) / 1e9
-            # A clock that was set back must not hold it.
-            if not is_open or segment.is_full or self._is_ending or not 0 <= age < self._gather:
-                if segment.events != 0:
-                    return segment, None
+            if segment.events == 0:
                 continue
-            soonest = min(soonest or self._gather, self._gather - age)
+            left = max(segment.again, self._gathered_at(segment)) - now
+            if left <= 0:
+                return segment, None
+            soonest = left if soonest is None else min(soonest, left)
         return None, soonest
 
+    def _gathered_at(self, segment: Segment) -> float:
+        """When it may be sent: an open one has a moment to grow."""
+        kept = self._open.get(segment.severity)
+        is_open = kept is not None and kept.segment is segment
+        is_growing = is_open and not segment.is_full and not self._is_ending
+        return segment.begun + self._gather if is_growing else 0.0
+
     def _read_batch(self, segment: Segment) -> Batch:
+        """Raises OSError for what may be read another time."""
         try:
             data = _read(self._directory, segment.name)
-        except (OSError, ValueError):
+        except (FileNotFoundError, ValueError):
             return Batch(segment, [], segment.events or 1)
         events, damaged = [], 0
         *lines, _ = data.split(b"\n")  # what follows the last end was never taken
@@ -405,8 +429,18 @@ class Spool:
             self._remove(batch.segment)
 
     def put_back(self) -> None:
+        """The collector does not take it: it waits, and what is in memory had better be on disk."""
         with self._lock:
             self._taken = None
+            if not self._memory:
+                return
+            try:
+                self._use_directory()
+                self._save()
+            except OSError as error:
+                self.problem = error
+            else:
+                self.problem = None
 
     def wake(self, *, for_the_end: bool = False) -> None:
         """Have `take` return; at the end, it waits for nothing any more."""
@@ -426,11 +460,15 @@ class Spool:
         waiting = [number for segments in self._waiting.by_rank for number in list(segments)]
         return max((self._clock() - min(waiting)) / 1e9, 0.0) if waiting else 0.0
 
-    def close(self) -> int:
+    def close(self, seconds: float = -1.0) -> int:
         """Write what is in memory, as far as the disk takes it; returns how many events it did not
         take, which are counted as dropped.
+
+        `seconds` to wait at most for a thread that waits for the disk; negative: without end.
         """
-        with self._lock:
+        if not self._lock.acquire(timeout=seconds):
+            return 0
+        try:
             self._taken = None
             with contextlib.suppress(OSError):
                 self._use_directory()
@@ -443,6 +481,8 @@ class Spool:
             if self._directory >= 0:
                 os.close(self._directory)
                 self._directory = -1
+        finally:
+            self._lock.release()
         return sum(segment.events or 0 for segment in lost)
 
 
@@ -462,8 +502,11 @@ def _is_whole(line: bytes) -> bool:
     )
 
 
-def _opened(path: Path) -> int:
-    """A descriptor of the directory, locked; it is made if it is not there. Raises OSError."""
+def _opened(path: Path) -> tuple[int, list[Segment]]:
+    """A descriptor of the directory, locked, and what is there; it is made if it is not there.
+
+    Raises OSError.
+    """
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700)
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -474,10 +517,18 @@ def _opened(path: Path) -> int:
             fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise SinkError(f"{path}: another seal-monitor uses it") from None
+        return directory, list(_found(directory))
     except OSError:
         os.close(directory)
         raise
-    return directory
+
+
+def _found(directory: int) -> Iterator[Segment]:
+    for name in sorted(os.listdir(directory)):
+        if found := _NAME.fullmatch(name):
+            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            if stat.S_ISREG(status.st_mode):
+                yield Segment(found[2], int(found[1]), None, status.st_size)
 
 
 def _created(directory: int, name: str) -> int:
@@ -486,8 +537,13 @@ def _created(directory: int, name: str) -> int:
 
 
 def _read(directory: int, name: str) -> bytes:
-    """The contents of a segment. Raises OSError, ValueError."""
-    data = state_file.read(directory, name, _READ_LIMIT)
+    """The contents of a segment. Raises OSError, ValueError for what is no segment."""
+    try:
+        data = state_file.read(directory, name, _READ_LIMIT)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ValueError("a link") from None
+        raise
     if data is None:
         raise FileNotFoundError(name)
     return data

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitor.sinks.outputs import SinkError
-from monitor.sinks.spool import MEMORY, SEGMENT_BYTES, SEGMENT_EVENTS, Batch, Spool
+from monitor.sinks.spool import AGAIN, MEMORY, SEGMENT_BYTES, SEGMENT_EVENTS, Batch, Spool
 
 BOUND = 64 << 20
 
@@ -72,24 +74,59 @@ def test_what_is_put_back_is_taken_again(place: Path) -> None:
     assert events(spool) == [b"worse", b"small"]
 
 
+class Clocks:
+    """The time of day in nanoseconds, and since the start in seconds."""
+
+    def __init__(self) -> None:
+        self.time, self.since = 1_700_000_000_000_000_000, 100.0
+
+    def spool(self, place: Path, gather: float = 1.0) -> Spool:
+        return Spool(
+            place, BOUND, gather=gather, clock=lambda: self.time, monotonic=lambda: self.since
+        )
+
+
 def test_a_moment_is_gathered_in_one_request(place: Path) -> None:
-    now = [1_700_000_000_000_000_000]
-    spool = Spool(place, BOUND, gather=1.0, clock=lambda: now[0])
+    clocks = Clocks()
+    spool = clocks.spool(place)
     for number in range(3):
         spool.add("info", b"%d" % number)
     assert spool.take(0) is None
-    now[0] += 1_000_000_001
+    clocks.since += 1.001
     batch = spool.take(0)
     assert batch is not None
     assert batch.events == [b"0", b"1", b"2"]
 
 
-def test_a_clock_that_was_set_back_holds_nothing(place: Path) -> None:
-    now = [1_700_000_000_000_000_000]
-    spool = Spool(place, BOUND, gather=1.0, clock=lambda: now[0])
+YEARS = 20 * 365 * 86400 * 10**9
+
+
+@pytest.mark.parametrize("step", [-YEARS, YEARS], ids=["back", "ahead"])
+def test_a_clock_that_is_set_changes_neither_requests_nor_order(place: Path, step: int) -> None:
+    clocks = Clocks()
+    spool = clocks.spool(place)
     spool.add("info", b"0")
-    now[0] -= 3600 * 10**9
-    assert events(spool) == [b"0"]
+    clocks.time += step
+    spool.add("info", b"1")
+    assert spool.take(0) is None
+    clocks.since += 1.001
+    first = spool.take(0)
+    assert first is not None
+    for number in (2, 3):
+        spool.add("info", b"%d" % number)
+    spool.close()
+    again = clocks.spool(place)
+    assert [batch.events for batch in batches(again)] == [[b"0", b"1"], [b"2", b"3"]]
+
+
+def test_no_name_of_a_file_makes_later_ones_unknown(place: Path) -> None:
+    place.mkdir()
+    for number in (10**19 - 1, 9 * 10**18 - 1):
+        (place / f"{number}.critical").write_bytes(b"")
+    spool = opened(place)
+    spool.add("critical", b"1")
+    spool.close()
+    assert events(opened(place)) == [b"1"]
 
 
 @pytest.mark.parametrize(
@@ -158,6 +195,19 @@ def test_what_is_being_sent_is_not_dropped(place: Path) -> None:
     assert spool.dropped == {"info": 6}
 
 
+@pytest.mark.parametrize("size", [1, 4085, 4086, 4087, 100_000])
+def test_the_bound_is_that_of_whole_blocks(place: Path, size: int) -> None:
+    spool = opened(place, most=1 << 20)
+    used = []
+    for _ in range(3 * (1 << 20) // max(size, 4096)):
+        for severity in ("info", "warning"):
+            with contextlib.suppress(SinkError):  # the worse have filled it
+                spool.add(severity, b"x" * size)
+            used.append(spool.used_bytes)
+    assert max(used) <= 1 << 20
+    assert spool.used_bytes == sum(-(-file.stat().st_size // 4096) * 4096 for file in files(place))
+
+
 def test_small_files_count_as_what_they_take(place: Path) -> None:
     for _ in range(3):  # lives
         spool = opened(place)
@@ -215,6 +265,35 @@ def test_what_waited_in_memory_is_written_once_there_is_room(place: Path) -> Non
     spool.add("critical", b"3")
     spool.close()
     assert events(opened(place)) == [b"3", b"2", b"1"]
+
+
+def test_what_waited_in_memory_is_written_while_the_collector_is_away(place: Path) -> None:
+    disk = Disk()
+    spool = opened(place, write=disk.write)
+    disk.left = 0
+    spool.add("critical", b"1")
+    disk.left = None
+    assert spool.take(0)
+    spool.put_back()
+    assert spool.problem is None
+    spool.add("critical", b"2")  # and a kill
+    assert [file.read_bytes()[9:] for file in files(place)] == [b"1\n", b"2\n"]
+    assert events(spool) == [b"1", b"2"]
+
+
+def test_a_part_that_could_not_be_removed_stands_in_no_way(place: Path) -> None:
+    """A disk that goes read-only in the middle of a write, and comes back."""
+    disk = Disk()
+    spool = opened(place, write=disk.write)
+    disk.left = 0
+    spool.add("critical", b"1")
+    (waiting,) = [segment for segment in spool._waiting if segment.lines]
+    (place / waiting.name).write_bytes(b"00000000 a par")
+    disk.left = None
+    spool.add("info", b"2")
+    assert spool.problem is None
+    spool.close()
+    assert events(opened(place)) == [b"1", b"2"]
 
 
 def test_the_end_writes_what_is_in_memory(place: Path) -> None:
@@ -289,6 +368,60 @@ def test_two_do_not_share_it(place: Path) -> None:
     assert events(first) == [b"1"]
 
 
+# ---- Segments that cannot be read now ------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def few_descriptors(number: int) -> Iterator[None]:
+    """This process can open so many more."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    probes = [os.dup(0) for _ in range(number + 1)]
+    for probe in probes:
+        os.close(probe)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (probes[-1], before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("is_ending", [False, True])
+def test_what_cannot_be_read_now_waits(place: Path, is_ending: bool) -> None:
+    clocks = Clocks()
+    spool = clocks.spool(place, gather=0.0)
+    for severity in ("critical", "warning"):
+        spool.add(severity, severity.encode())
+    spool.close()
+    spool = clocks.spool(place, gather=0.0)
+    with few_descriptors(0):
+        if is_ending:
+            spool.wake(for_the_end=True)
+        assert spool.take(0) is None
+        assert spool.problem is not None
+        assert spool.problem.errno == errno.EMFILE
+        spool.add("info", b"memory")
+        assert events(spool) == [b"memory"]  # others are not held up
+    assert (spool.dropped, len(files(place))) == ({}, 2)
+    clocks.since += AGAIN
+    assert events(spool) == [b"critical", b"warning"]
+    assert (spool.dropped, files(place)) == ({}, [])
+
+
+def test_a_directory_that_cannot_be_listed_is_tried_again(place: Path) -> None:
+    first = opened(place)
+    first.add("critical", b"1")
+    first.close()
+    before = os.listdir("/proc/self/fd")
+    with few_descriptors(1):
+        spool = opened(place)
+        assert spool.problem is not None
+        assert spool.used_bytes == 0
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+    spool.add("info", b"2")
+    assert spool.problem is None
+    assert events(spool) == [b"1", b"2"]
+
+
 # ---- Damage --------------------------------------------------------------------------------------
 
 
@@ -320,12 +453,17 @@ def test_a_segment_that_was_cut_off_is_counted(place: Path) -> None:
     assert spool.dropped == {"warning": 4}
 
 
-def test_a_pipe_in_place_of_a_segment_holds_nothing(place: Path) -> None:
+@pytest.mark.parametrize(
+    "put", [os.mkfifo, lambda file: os.symlink("/etc/passwd", file)], ids=["pipe", "link"]
+)
+def test_what_is_in_place_of_a_segment_holds_nothing(
+    place: Path, put: Callable[[Path], None]
+) -> None:
     spool = opened(place)
     spool.add("critical", b"1")
     (file,) = files(place)
     file.unlink()
-    os.mkfifo(file)
+    put(file)
     assert events(spool) == []
     assert spool.dropped == {"critical": 1}
 
