@@ -163,13 +163,25 @@ class OtlpSink:
 
     def write(self, data: bytes) -> None:
         """Raises SinkError when the spool has no room, FormatError for what is no event."""
-        if self._thread is None:
-            # Not before: a thread that started earlier would keep the monitor's capabilities.
-            self._thread = threading.Thread(target=self._run, name="otlp", daemon=True)
-            self._thread.start()
         event = json.loads(data)
         record = _BETWEEN.join((encode(resource(event)), encode(log_record(event))))
         self.spool.add(event["severity"], record)
+        self._start()
+
+    def _start(self) -> None:
+        """Have a sender: called with each event, as a thread may be refused, or end by a bug.
+
+        Not called before: a thread that started earlier would keep the monitor's capabilities.
+        """
+        if self._thread is not None and self._thread.is_alive():
+            return
+        thread = threading.Thread(target=self._run, name="otlp", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self._seldom("sink_failed", f"{NAME}: it gets no thread, and events wait: {error}", {})
+        else:
+            self._thread = thread
 
     def reopen(self) -> None:
         """Nothing to open; but what waits to be tried again is tried now."""
@@ -185,8 +197,8 @@ class OtlpSink:
             if self._thread.is_alive():
                 self._running.client.interrupt()
                 self._thread.join(self._times.end)
-        if self._thread is None or not self._thread.is_alive():
-            self.spool.close()
+        # A sender that still waits for the resolver finds the spool closed, and leaves all there.
+        self.spool.close(self._times.end)
 
     def reconfigure(self, otlp: Otlp) -> None:
         """Send by this configuration from now on: what waits as well. Raises ConfigError."""
@@ -212,7 +224,9 @@ class OtlpSink:
             self._report_lost()
             self._report_disk()
             if batch is None:
-                used.client.close()
+                # What has just come is sent in a moment, by the connection that is open.
+                if self._end_at is not None or not self.spool.used_bytes:
+                    used.client.close()
                 if self._end_at is not None:
                     break
                 continue
@@ -325,7 +339,10 @@ class OtlpSink:
 
     def _report_disk(self) -> None:
         if problem := self.spool.problem:
-            text = f"what waits for the collector is kept in memory, 4 MiB at most: {problem}"
+            text = (
+                f"the spool: {problem}; it is tried again, and what the disk does not take is kept "
+                "in memory, 4 MiB at most"
+            )
             self._seldom("state_failed", text, {})
 
     def _seldom(self, event: str, message: str, details: Mapping[str, object]) -> bool:

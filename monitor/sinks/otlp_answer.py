@@ -70,7 +70,7 @@ def seconds(
 
     try:
         at = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter for a zone of many digits
         return None
     at = at if at.tzinfo else at.replace(tzinfo=UTC)
     return max((at - now()).total_seconds(), 0.0)

@@ -85,6 +85,18 @@ class _Connection:
         self._socket.shutdown(socket.SHUT_RDWR)
 
 
+class _Response(http.client.HTTPResponse):
+    """Any number of interim answers may come before the answer (RFC 9110, 15.2), and http.client
+    knows one of them: it takes 103 for the answer.
+    """
+
+    def _read_status(self) -> tuple[str, int, str]:
+        protocol, status, reason = super()._read_status()  # type: ignore[misc]
+        if status == http.client.SWITCHING_PROTOCOLS:
+            raise http.client.HTTPException("it switches protocols, which nobody asked for")
+        return protocol, http.client.CONTINUE if status < 200 else status, reason
+
+
 class Client:
     """Used by one thread, but for `interrupt`."""
 
@@ -125,12 +137,17 @@ class Client:
         except (OSError, http.client.HTTPException, ValueError) as error:
             self.close()
             raise SinkError(_reason(error)) from error
+        except BaseException:  # no memory: the rest of the answer must not be taken for the next
+            self.close()
+            raise
 
     def _post(self, body: bytes, encoding: str | None, deadline: float) -> Answer:
         if self._http is None or self._socket is None:
             self._socket = _Connection(self._connect(deadline))
             self._http = http.client.HTTPConnection(self._host, self._port)
             self._http.default_port = 443 if self._context else 80
+            self._http.response_class = _Response
+            self._http.auto_open = 0  # by itself it would connect without TLS
             self._http.sock = self._socket
         self._socket.deadline, self._socket.readable = deadline, _READ_BYTES
         coding = {"Content-Encoding": encoding} if encoding else {}

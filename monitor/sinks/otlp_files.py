@@ -56,7 +56,8 @@ def _identity(path: Path | None) -> tuple[int, int, int] | None:
         status = os.stat(path)
     except OSError:
         return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
+    # Not the time of the last write, which whoever writes can keep as it was.
+    return status.st_ino, status.st_ctime_ns, status.st_size
 
 
 def is_in_the_clear(endpoint: str) -> bool:
@@ -132,6 +133,11 @@ def _headers(path: Path) -> dict[str, str]:
         found[name] = value
         if len(found) > _MOST:
             raise ConfigError(f"{place}: more than {_MOST} headers; remove some")
+    if not found:  # most likely it is being written: without a password all would be refused
+        raise ConfigError(
+            f"otlp.headers_file: {printable(str(path), 300)}: no header is in it; write one, or "
+            "leave the key out"
+        )
     return found
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import ssl
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -30,8 +33,10 @@ from collector import (
 from monitor.configuration.config import ConfigError, Otlp, parse
 from monitor.formats.opentelemetry import SCHEMA_URL
 from monitor.sinks import otlp_files
-from monitor.sinks.otlp import NAME, OtlpSink, Times, wait_seconds
+from monitor.sinks.otlp import NAME, OtlpSink, Times, request, wait_seconds
 from monitor.sinks.otlp_answer import RETRIED, partial_success, seconds
+from monitor.sinks.otlp_client import Client
+from monitor.sinks.outputs import SinkError
 from monitor.sinks.spool import DIRECTORY
 
 QUICK = Times(gather=0.05, first=0.02, most=0.05, asked=0.2, failing=0.3, notice=3600.0, end=0.5)
@@ -270,6 +275,8 @@ def test_what_a_success_says(said: bytes, expected: tuple[int, str]) -> None:
         ("Fri, 31 Dec 9999 23:59:59 GMT", "later"),
         ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
         ("Thu, 01 Jan 1970 00:00:00", 0.0),
+        (f"Thu, 01 Jan 1970 00:00:00 +{'9' * 30}", None),
+        (f"Thu, 01 Jan {'9' * 30} 00:00:00 GMT", None),
     ],
 )
 def test_retry_after_has_two_forms(value: str | None, expected: object) -> None:
@@ -309,6 +316,9 @@ LIST = {
     "headers without end": say_without_end(HEAD, b"X: " + b"y" * 60000 + b"\r\n"),
     "one header without end": say_without_end(HEAD + b"X: ", b"y" * 60000),
     "100 Continue without end": say_without_end(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "103 Early Hints without end": say_without_end(b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"),
+    "another protocol, by 101": say_and_close(b"HTTP/1.1 101 Switching\r\n\r\n" + HEAD + b"\r\n"),
+    "an interim answer alone": say_and_close(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"),
     "no HTTP": say_and_close(b"220 mail.example ESMTP\r\n"),
     "an answer that is cut off": say_and_close(HEAD + b"Content-Length: 100\r\n\r\n{"),
     "a head that is cut off": say_and_close(HEAD + b"Content-Le"),
@@ -330,6 +340,22 @@ def test_of_no_answer_nothing_is_lost(collector: Collector, make: Make, way: str
     assert sink.sent == {}
     collector.behave = answer()
     assert is_stored(collector, 1, 2)
+
+
+@pytest.mark.parametrize("status", [100, 102, 103, 199])
+def test_interim_answers_are_not_the_answer(collector: Collector, make: Make, status: int) -> None:
+    def behave(collector: Collector, connection: socket.socket, request: Request) -> None:
+        interim = f"HTTP/1.1 {status} Wait\r\nLink: </a>\r\n\r\n".encode()
+        connection.sendall(interim * 3)
+        answer()(collector, connection, request)
+
+    collector.behave = behave
+    sink = make(collector)
+    for number in range(3):  # by one connection, which has to stay in step
+        send(sink, number)
+        assert is_stored(collector, number)
+    assert is_empty(sink)
+    assert (sink.sent, collector.connections) == ({"accepted": 3, "refused": 0}, 1)
 
 
 @pytest.mark.parametrize(
@@ -373,6 +399,101 @@ def test_nobody_listens(make: Make, tmp_path: Path) -> None:
     assert notice.message.endswith(": Connection refused; 4096 bytes of events wait")
     sink.close()
     assert len(list((tmp_path / DIRECTORY).iterdir())) == 1
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("end", ["refused", "closed", "cut off"])
+def test_requests_that_fail_leave_no_descriptor(scheme: str, end: str, tmp_path: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        if end != "refused":
+            listener.listen(1)
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    with connection, contextlib.suppress(OSError):
+                        if end == "cut off":
+                            connection.recv(65536)
+                            connection.sendall(HEAD)
+
+        server = threading.Thread(target=serve, daemon=True)
+        server.start()
+        endpoint = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
+        context = otlp_files.load(settings(endpoint)).context
+        client = Client(endpoint, {}, context, timeout=5.0)
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(500):
+            with pytest.raises(SinkError):
+                client.post(b"{}", None)
+        assert len(os.listdir("/proc/self/fd")) <= before + 1  # the server's own
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        server.join(5)
+
+
+def test_after_any_error_the_next_request_has_a_connection_of_its_own(
+    collector: Collector,
+) -> None:
+    """And makes it itself: http.client would make one without TLS."""
+    client = Client(collector.endpoint, {}, None, timeout=5.0)
+
+    body = request([])
+
+    class NoMemory(bytes):
+        def __len__(self) -> int:
+            raise MemoryError
+
+    assert client.post(body, None).status == 200
+    with pytest.raises(MemoryError):
+        client.post(NoMemory(), None)
+    assert client.post(body, None).status == 200
+    assert client._http is not None
+    client._http.close()  # as it does by itself
+    with pytest.raises(SinkError, match="NotConnected"):
+        client.post(body, None)
+    assert client.post(body, None).status == 200
+    assert collector.connections == 3
+
+
+def test_without_a_thread_events_wait_and_go_with_the_next(
+    collector: Collector, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = make(collector)
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        send(sink, 1)
+    (notice,) = sink.notices
+    assert notice.event == "sink_failed"
+    assert "it gets no thread" in notice.message
+    send(sink, 2)
+    assert is_stored(collector, 1, 2)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_sender_that_a_bug_has_ended_is_replaced(collector: Collector, make: Make) -> None:
+    sink = make(collector)
+    send(sink, 1)
+    assert is_empty(sink)
+    take = sink.spool.take
+
+    def fail(_: float) -> None:
+        sys.exit()
+
+    sink.spool.take = fail  # type: ignore[assignment, method-assign]
+    sender = sink._thread
+    assert sender is not None
+    sink.reopen()
+    sender.join(IN_TIME)
+    assert not sender.is_alive()
+    sink.spool.take = take  # type: ignore[method-assign]
+    send(sink, 2)
+    assert is_stored(collector, 1, 2)
 
 
 def test_a_recovery_is_reported(collector: Collector, make: Make) -> None:
@@ -533,10 +654,39 @@ def test_headers_that_cannot_be_read_any_more_lose_nothing(
     assert until(lambda: len(sink.notices) > 0, IN_TIME)
     assert "mode 0604" in sink.notices[0].message
     assert "Bearer" not in sink.notices[0].message
-    file.chmod(0o600)
     private(file, "Authorization: Bearer four\n")
     assert is_stored(collector, 1)
     assert collector.requests[0].headers["authorization"] == "Bearer four"
+
+
+def test_headers_that_are_being_written_are_waited_for(
+    collector: Collector, make: Make, tmp_path: Path
+) -> None:
+    """Whoever writes them in place empties the file first: nothing is sent without a password."""
+    file = private(tmp_path / "headers", "Authorization: Bearer one\n")
+    sink = make(collector, headers_file=file)
+    file.write_text("")
+    send(sink, 1)
+    assert until(lambda: len(sink.notices) > 0, IN_TIME)
+    assert sink.notices[0].message.startswith(
+        f"{NAME}: {collector.endpoint}: otlp.headers_file: {file}: no header is in it; write one"
+    )
+    private(file, "Authorization: Bearer two\n")
+    assert is_stored(collector, 1)
+    assert [request.headers["authorization"] for request in collector.requests] == ["Bearer two"]
+
+
+def test_headers_written_with_the_time_of_before_are_read(
+    collector: Collector, make: Make, tmp_path: Path
+) -> None:
+    file = private(tmp_path / "headers", "Authorization: Bearer one\n")
+    sink = make(collector, headers_file=file)
+    before = file.stat()
+    private(file, "Authorization: Bearer two\n")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    send(sink, 1)
+    assert is_stored(collector, 1)
+    assert collector.requests[0].headers["authorization"] == "Bearer two"
 
 
 @pytest.mark.parametrize(
@@ -548,6 +698,8 @@ def test_headers_that_cannot_be_read_any_more_lose_nothing(
         ("A: secret\u00e9\n", 0o600, "headers:1: not a header"),
         ("A: secret\rB: c\n", 0o600, "headers:1: not a header"),
         ("A: \n", 0o600, "headers:1: not a header"),
+        ("", 0o600, "headers: no header is in it"),
+        ("# secret\n", 0o600, "headers: no header is in it"),
         ("Content-Length: 1\n", 0o600, "headers:1: the header Content-Length is set by"),
         ("HOST: secret\n", 0o600, "headers:1: the header HOST is set by"),
         ("A: secret\n\na: secret\n", 0o600, "headers:3: the header a is there twice"),
@@ -616,7 +768,8 @@ def test_a_disk_that_takes_nothing_is_reported(collector: Collector, tmp_path: P
         assert is_stored(collector, 1)
         (notice,) = sink.notices
         assert notice.event == "state_failed"
-        assert "kept in memory, 4 MiB at most: [Errno 2] No such file" in notice.message
+        assert notice.message.startswith("the spool: [Errno 2] No such file")
+        assert notice.message.endswith("is kept in memory, 4 MiB at most")
     finally:
         sink.close()
 
