@@ -431,6 +431,10 @@ def _load(arguments: argparse.Namespace) -> config.Config:
     return config.load(arguments.config, _overrides(arguments))
 
 
+def _load_again(arguments: argparse.Namespace) -> config.Config:
+    return config.load_again(arguments.config, _overrides(arguments))
+
+
 def _run(arguments: argparse.Namespace) -> int:
     settings = _load(arguments)
     from monitor import start  # noqa: PLC0415 - a command imports only what it needs
@@ -439,7 +443,7 @@ def _run(arguments: argparse.Namespace) -> int:
         from monitor import daemon  # noqa: PLC0415 - while the programs are being loaded
 
         try:
-            return daemon.run(settings, lambda: _load(arguments), beginning)
+            return daemon.run(settings, lambda: _load_again(arguments), beginning)
         except Exception as error:
             if _explained(error)[1] in (WRONG_USAGE, UNFIT_HOST):  # the next start fails as well
                 _try(beginning.let_go)

@@ -14,7 +14,13 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from monitor.configuration.files import ConfigError, Source, drop_ins, main_file
+from monitor.configuration.files import (
+    ConfigError,
+    Source,
+    drop_ins,
+    main_file,
+    require_readable_again,
+)
 from monitor.configuration.mutes import Mute
 from monitor.configuration.toml_lines import KeyPath, key_lines, line_of
 from monitor.configuration.values import (
@@ -50,6 +56,7 @@ __all__ = [
     "Key",
     "Placed",
     "load",
+    "load_again",
     "load_placed",
     "parse",
 ]
@@ -206,7 +213,7 @@ class Key:
     """A key: `default` as it would be written in the file, and the `flag` that overrides it.
 
     `reloads`: whether a change takes effect on SIGHUP, or only after a restart. `switches`: whether
-    from nothing to something, and back, takes a restart all the same.
+    from nothing to something, and back, takes a restart all the same, and with it its section.
     """
 
     name: str
@@ -691,6 +698,12 @@ def load(
     Raises ConfigError with all mistakes, or with the reason why a file cannot be read.
     """
     return load_placed(path, overrides, default=default).config
+
+
+def load_again(path: Path | None, overrides: Mapping[str, object]) -> Config:
+    """As load(), of files that have been read before."""
+    require_readable_again(path or DEFAULT_PATH)
+    return load(path, overrides)
 
 
 def load_placed(

@@ -7,6 +7,7 @@ so a drop-in must belong to somebody who may decide that, and be written by nobo
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import NamedTuple
 from monitor.untrusted.printable import printable
 from monitor.untrusted.regular import open_regular
 
-__all__ = ["ConfigError", "Source", "drop_ins", "main_file"]
+__all__ = ["ConfigError", "Source", "drop_ins", "main_file", "require_readable_again"]
 
 _SIZE_LIMIT = 256 * 1024  # bytes of a file
 _FILES_LIMIT = 256
@@ -50,6 +51,17 @@ def main_file(path: Path, *, may_be_missing: bool) -> Source | None:
     return _source(str(path), data)
 
 
+def require_readable_again(path: Path) -> None:
+    """Raises ConfigError for what has nothing more to say, as a shell's <(COMMAND), or would wait
+    for a writer or a terminal.
+    """
+    with contextlib.suppress(OSError):  # main_file() says more of it
+        if not stat.S_ISREG(path.stat().st_mode) and not path.samefile(os.devnull):
+            raise ConfigError(
+                f"cannot read {str(path)!r} again: not a regular file; name one in its place"
+            )
+
+
 def drop_ins(path: Path) -> tuple[list[Source], list[str]]:
     """Those of the file at `path` by their names, and what is wrong with the others.
 
@@ -81,7 +93,8 @@ def drop_ins(path: Path) -> tuple[list[Source], list[str]]:
         try:
             source = _drop_in(directory / name, trusted)
         except ConfigError as error:
-            problems.append(str(error))
+            if os.path.lexists(directory / name):  # else it was removed just now
+                problems.append(str(error))
             continue
         left -= len(source.text)
         if left < 0:

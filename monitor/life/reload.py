@@ -61,11 +61,19 @@ def merge(running: Config, asked: Config) -> Merged:
     """The configuration to continue with, after `asked` was read while `running` is in force."""
     config = asked
     changed, refused = [], []
-    for key in KEYS:
-        before, after = attrgetter(key.name)(running), attrgetter(key.name)(asked)
-        if before == after:
-            continue
-        if key.reloads and not (key.switches and bool(before) != bool(after)):
+    differing = [
+        (key, before, after)
+        for key in KEYS
+        if (before := attrgetter(key.name)(running)) != (after := attrgetter(key.name)(asked))
+    ]
+    # Where the collector stays, so do its credentials: without them it would refuse for good.
+    stays = {
+        key.path[0]
+        for key, before, after in differing
+        if key.switches and bool(before) != bool(after)
+    }
+    for key, before, _ in differing:
+        if key.reloads and key.path[0] not in stays:
             changed.append(key.name)
         else:
             refused.append(key.name)

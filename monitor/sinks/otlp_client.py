@@ -109,7 +109,10 @@ class Client:
     ) -> None:
         """`endpoint`: the base URL; `context` for https; `timeout` in seconds."""
         url = urlsplit(endpoint)
-        self._host, self._port = url.hostname or "", url.port or (443 if context else 80)
+        self._host = (url.hostname or "").replace("%25", "%")  # RFC 6874: %25eth0
+        # The zone of an address is this host's own: no name in a certificate, none for the peer.
+        self._name = self._host.partition("%")[0]
+        self._port = url.port or (443 if context else 80)
         self._path = url.path.rstrip("/") + PATH
         self._context = context
         self._timeout = timeout
@@ -144,7 +147,7 @@ class Client:
     def _post(self, body: bytes, encoding: str | None, deadline: float) -> Answer:
         if self._http is None or self._socket is None:
             self._socket = _Connection(self._connect(deadline))
-            self._http = http.client.HTTPConnection(self._host, self._port)
+            self._http = http.client.HTTPConnection(self._name, self._port)
             self._http.default_port = 443 if self._context else 80
             self._http.response_class = _Response
             self._http.auto_open = 0  # by itself it would connect without TLS
@@ -187,7 +190,7 @@ class Client:
         if self._context is None:
             return connection
         connection.settimeout(max(deadline - time.monotonic(), 0.001))
-        return self._context.wrap_socket(connection, server_hostname=self._host)
+        return self._context.wrap_socket(connection, server_hostname=self._name)
 
     def interrupt(self) -> None:
         """Have a request that waits for an answer fail."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from clocks import at_most
 
-from monitor.configuration.config import ConfigError, load, load_placed
+from monitor.configuration.config import ConfigError, load, load_again, load_placed
 from monitor.life.reload import merge
 
 ROOT_ALONE = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files away")
@@ -55,6 +56,52 @@ def test_later_files_replace_keys_and_add_mutes(main: Path) -> None:
         "rate_limit.host": "command line",
     }
     assert found.mute_places == (f"{main}:1", f"{first}:2", f"{first}:6")
+
+
+def test_a_drop_in_that_is_removed_while_it_is_read_is_not_there(main: Path) -> None:
+    stop = threading.Event()
+
+    def come_and_go() -> None:
+        while not stop.is_set():
+            for number in range(20):
+                add(main, f"{number}.toml", "")
+            for number in range(20):
+                (main.with_suffix(".d") / f"{number}.toml").unlink()
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        for _ in range(200):
+            assert load(main, {}).canary.interval == 60
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_link_to_nothing_is_a_mistake(main: Path) -> None:
+    (main.with_suffix(".d") / "a.toml").symlink_to("nowhere")
+    (mistake,) = mistakes(main)
+    assert mistake.endswith(
+        "a.toml: No such file or directory; correct it, or remove it from the directory"
+    )
+
+
+def test_a_pipe_is_read_once(tmp_path: Path) -> None:
+    """As with --config <(COMMAND): the second time it says nothing, which would be all defaults."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with at_most(5, "it waits for a writer"):
+        with pytest.raises(ConfigError) as caught:
+            load_again(pipe, {})
+        assert str(caught.value) == (
+            f"cannot read '{pipe}' again: not a regular file; name one in its place"
+        )
+    assert load_again(Path(os.devnull), {}).canary.interval == 60
+    file = tmp_path / "config.toml"
+    file.write_text("canary.interval = 7")
+    assert load_again(file, {}).canary.interval == 7
+    with pytest.raises(ConfigError, match="No such file"):
+        load_again(tmp_path / "missing", {})
 
 
 def test_only_names_that_end_in_toml_count(main: Path) -> None:

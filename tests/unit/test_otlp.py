@@ -138,6 +138,14 @@ def test_ipv6(make: Make) -> None:
         assert collector.requests[0].headers["host"] == f"[::1]:{collector.port}"
 
 
+@pytest.mark.parametrize("zone", ["%1", "%251"])
+def test_the_zone_of_an_address_stays_here(make: Make, zone: str) -> None:
+    with collecting(family=socket.AF_INET6) as collector:
+        send(make(f"http://[::1{zone}]:{collector.port}"), 1)
+        assert is_stored(collector, 1)
+        assert collector.requests[0].headers["host"] == f"[::1]:{collector.port}"
+
+
 def test_no_proxy_of_the_environment_is_asked(
     collector: Collector, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

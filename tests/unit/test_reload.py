@@ -82,13 +82,17 @@ def test_every_key_is_changed_or_refused_by_name(key: object) -> None:
         assert merged == (DEFAULTS, (), (name,))
 
 
+OF_OTLP = {key.name for key in KEYS if key.path[0] == "otlp"}
+
+
 def test_all_at_once() -> None:
     merged = merge(DEFAULTS, asked(*OTHERS))
-    assert set(merged.changed) == RELOADS
-    assert set(merged.refused) == set(OTHERS) - RELOADS
+    expected = RELOADS - OF_OTLP  # which goes by its endpoint
+    assert set(merged.changed) == expected
+    assert set(merged.refused) == set(OTHERS) - expected
     for key in KEYS:
         in_force = attrgetter(key.name)(merged.config)
-        source = asked(*OTHERS) if key.name in RELOADS else DEFAULTS
+        source = asked(*OTHERS) if key.name in expected else DEFAULTS
         assert in_force == attrgetter(key.name)(source), key.name
 
 
@@ -98,6 +102,13 @@ def test_to_send_or_not_takes_a_restart_but_not_to_send_elsewhere() -> None:
     )
     assert merge(there, elsewhere) == (elsewhere, ("otlp.endpoint",), ())
     assert merge(there, DEFAULTS) == (there, (), ("otlp.endpoint",))
+
+
+def test_where_the_collector_stays_so_do_its_credentials() -> None:
+    there = asked(*OF_OTLP)
+    merged = merge(there, DEFAULTS)  # the section was taken out
+    assert (merged.config, merged.changed, set(merged.refused)) == (there, (), OF_OTLP)
+    assert merge(merged.config, there).refused == ()
 
 
 def test_words() -> None:
