@@ -192,6 +192,11 @@ def _parser() -> Parser:
     _add_incidents(add("incidents", _incidents, "show what was kept of violations, grouped"))
     _add_fleet(add("fleet", _fleet, "show the incidents of all hosts, from one database"))
     _add_posture(add("posture", _posture, "show which processes have sealed memory, and how much"))
+    detach = add("detach", _detach, "end what a stopped monitor has left attached, by its pins")
+    _add_config(detach, "the daemon's configuration, which names the directory as state.pin")
+    detach.add_argument(
+        "directory", metavar="DIR", type=Path, nargs="?", help="the directory (default: state.pin)"
+    )
     return parser
 
 
@@ -542,6 +547,15 @@ def _posture(arguments: argparse.Namespace) -> int:
     from monitor.commands import posture as posture_cli  # noqa: PLC0415
 
     return posture_cli.run(arguments)
+
+
+def _detach(arguments: argparse.Namespace) -> int:
+    directory: Path | None = arguments.directory or _load(arguments).state.pin
+    if directory is None:
+        raise config.ConfigError("state.pin is not set; name the directory")
+    from monitor.commands import detach  # noqa: PLC0415
+
+    return detach.run(directory)
 
 
 def _database(settings: config.Config) -> Path:

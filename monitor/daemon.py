@@ -479,6 +479,7 @@ class Daemon:
                 "probes": {p.probe: p.mode for p in self.watcher.loaded.probes if p.attached},
                 "partial_updates": dict(self.watcher.findings.partial_updates),
                 "notes": notes,
+                "kept_by": self._keeping.kept_by,
                 "resumed": self._keeping.details(self.watcher.state.counters()),
                 "last_run": as_details(past, boot_id) if past else None,
             },
@@ -563,7 +564,7 @@ class Daemon:
             self._report("state_failed", f"what is attached cannot be let go: {error}")
         self._canary.stop()
         self._posture.stop()
-        self.watcher.loaded.detach()  # what systemd keeps goes on until the unit has stopped
+        self.watcher.loaded.detach()  # what is kept goes on
         if self._announcements:
             self._announcements.close()
         if self._has_started:  # else the file of the run before still holds
@@ -578,16 +579,14 @@ class Daemon:
             self._last_run.end(reason, accounts.totals(counters))
         self._report_pending()
         figures = accounts.final(counters, self.tally, self._keeping.is_kept)
-        self._report("stopped", self._final_words(counters), details=figures)
+        details = {**figures, "kept_by": self._keeping.kept_by}
+        self._report("stopped", self._final_words(counters), details=details)
         self.delivery.finish(LAST_SECONDS)
 
     def _final_words(self, counters: abi.Counters) -> str:
         life = time.monotonic() - self._started
         by = f", stopped by {self._stopped_by}" if self._stopped_by else ""
-        after = "nothing is seen from now on"
-        if self._keeping.is_kept:
-            after = "the programs count until systemd lets them go"
-        return f"{accounts.in_words(counters)} in {life:.0f} s{by}; {after}"
+        return f"{accounts.in_words(counters)} in {life:.0f} s{by}; {self._keeping.outlook}"
 
     def _status(self) -> str:
         """The line for `systemctl status`."""

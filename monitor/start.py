@@ -50,7 +50,9 @@ class Start:
             self.notes.append(f"{self.keeper.name} does not let go of what it had ({why})")
 
     def let_go(self) -> None:
-        """The monitor ends for good: nothing is to stay attached. Raises OSError."""
+        """The monitor ends for good: nothing stays attached but what is for the next start all the
+        same. Raises OSError.
+        """
         self.keeper.stop()
 
     def close(self) -> None:
@@ -79,7 +81,9 @@ def begin(config: Config) -> Start:
     signal.signal(signal.SIGHUP, lambda *_: None)
     privileges.disinherit()
     wanted = request(config)
-    keeper, given, notes = choose(config.state.pin, given)
+    keeper, given, notes = choose(
+        config.state.pin, given, outlives_stop=config.state.pin_on_stop == "keep"
+    )
     problem, generation = given.problem, 1
     if not keeper.outlives_stop:
         _stop_with_signals(keeper)

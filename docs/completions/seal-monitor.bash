@@ -24,6 +24,7 @@ declare -gA _seal_monitor_flags=(
     [fleet timeline]="--from --json --limit --password-file --since --until"
     [fleet report]="--from --output-file --password-file $_seal_monitor_filters"
     [posture]="--all --by --json --pid"
+    [detach]="--config"
 )
 
 # Flag -> its values.
@@ -80,7 +81,7 @@ _seal_monitor() {
     if [[ -z $command && $current == -* ]]; then
         word="--help --version"
     elif [[ -z $command ]]; then
-        word="run demo exec doctor check-config schema symbolize incidents fleet posture"
+        word="run demo exec doctor check-config schema symbolize incidents fleet posture detach"
     elif [[ $command == incidents && -z $verb ]]; then
         word="list show timeline report export backup"
     elif [[ $command == fleet && -z $verb ]]; then

@@ -125,6 +125,7 @@ class Host:
 class State:
     directory: Path | None
     pin: Path | None
+    pin_on_stop: str
 
 
 @dataclass(frozen=True)
@@ -393,6 +394,13 @@ KEYS: tuple[Key, ...] = (
         "A directory in a bpffs, such as /sys/fs/bpf/seal-monitor, that keeps what is attached "
         'while the monitor is started again; it is made where it is missing. "": systemd keeps it, '
         "where it runs the service.",
+    ),
+    Key(
+        "state.pin_on_stop",
+        "remove",
+        one_of("remove", "keep"),
+        'What a stop does to it: "remove", or "keep", so that the next start goes on, as in the '
+        'update of a DaemonSet. Then only "seal-monitor detach" or a reboot ends it.',
     ),
     Key(
         "incidents.enabled",

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from monitor.attach import calibrate
@@ -394,13 +394,36 @@ _BLIND = "a monitor that is started again makes a fresh start, and is blind unti
 def pin_row(directory: Path) -> Row:
     """Whether a directory in bpffs keeps what is attached while the monitor is started again."""
     try:
-        count = pins.look(directory)
+        kept = pins.look(directory)
     except pins.PinError as error:
         problem, _, remedy = str(error).partition("; ")
         remedy = remedy or f"remove {directory}, or name another as state.pin"
         return Row("Kept", "restarts", "degraded", f"{problem}: {_BLIND}", remedy)
-    finding = f"{directory} keeps what is attached: {count} maps, programs and links now"
+    if kept.objects and not kept.is_used:
+        return _unread_row(directory, kept, "start the monitor, which goes on with it, or")
+    finding = f"{directory} keeps what is attached: {kept.objects} maps, programs and links now"
     return Row("Kept", "restarts", "ok", finding)
+
+
+def _unread_row(directory: Path, kept: pins.Kept, else_: str = "") -> Row:
+    since = ""
+    if kept.unread_seconds is not None:
+        since = f" for {timedelta(seconds=int(kept.unread_seconds))}"
+    finding = (
+        f"{kept.objects} maps, programs and links in {directory} are attached and counting, and no "
+        f"monitor has read them{since}"
+    )
+    remedy = f"{else_} run: seal-monitor detach {directory}".lstrip()
+    return Row("Kept", "restarts", "degraded", finding, remedy)
+
+
+def left_rows(directory: Path = pins.USUAL) -> list[Row]:
+    """What is attached by a directory that no configuration names any more."""
+    try:
+        kept = pins.look(directory)
+    except pins.PinError:  # it is not the monitor's, or this user may not look
+        return []
+    return [_unread_row(directory, kept)] if kept.objects and not kept.is_used else []
 
 
 def restart_row(properties: Mapping[str, str]) -> Row:
@@ -453,6 +476,8 @@ def rows(config: Config, announce: Callable[[int], None] = nobody) -> list[Row]:
         found.append(pin_row(config.state.pin))
     else:
         found.append(restart_row(_unit_properties()))
+    if config.state.pin != pins.USUAL:
+        found += left_rows()
     options, _ = host.kernel_configuration()
     found.append(review_row(host.system_calls()))
     found += blind_rows(probes, options, host.takes_x32_calls(options))

@@ -13,9 +13,12 @@ __all__ = ["Choice", "Keeper", "choose"]
 
 
 class Keeper(Protocol):
-    """`name`: as messages have it. `is_there`: whether it can be trusted with the set."""
+    """`name`: as messages have it. `until`: what it keeps after a stop goes on until then.
+    `is_there`: whether it can be trusted with the set.
+    """
 
     name: str
+    until: str
 
     @property
     def is_there(self) -> bool: ...
@@ -45,15 +48,17 @@ class Choice(NamedTuple):
     notes: list[str]
 
 
-def choose(pin: Path | None, handed: Handed) -> Choice:
-    """`pin`: the directory, or None. `handed`: what systemd has handed over."""
+def choose(pin: Path | None, handed: Handed, *, outlives_stop: bool = False) -> Choice:
+    """`pin`: the directory, or None; with `outlives_stop` it keeps the set when the monitor is
+    stopped, too. `handed`: what systemd has handed over.
+    """
     store = Store()
     if pin is None:
         return Choice(store, handed, [])
     from monitor.keep.pins import PinError, Pins  # noqa: PLC0415 - only where it is wanted
 
     try:
-        pins = Pins(pin)
+        pins = Pins(pin, outlives_stop=outlives_stop)
     except PinError as error:
         return Choice(store, handed, [f"state.pin is not used: {error}"])
     notes = []

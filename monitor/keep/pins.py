@@ -15,14 +15,17 @@ import stat
 import time
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from monitor.keep import memory
 from monitor.keep.handed import Handed
+from monitor.keep.ledger import Ledger, LedgerError
 from monitor.kernel import bpf
 from monitor.kernel.syscalls import grace_period
 
-__all__ = ["PinError", "Pins", "look"]
+__all__ = ["USUAL", "Kept", "PinError", "Pins", "look"]
 
+USUAL = Path("/sys/fs/bpf/seal-monitor")  # as the documentation names it
 MOST = 1024  # entries; a set has about a hundred
 LOCK_SECONDS = 2.0  # for a monitor that was killed to be gone
 _POLL_SECONDS = 0.02
@@ -124,19 +127,63 @@ def _names(descriptor: int, directory: Path) -> list[tuple[str, str]]:
     return [(file, name) for _, file, name in sorted(found)]
 
 
-def look(directory: Path) -> int:
-    """How many objects it keeps, whoever uses it; 0 where it can be made. For doctor.
+class Kept(NamedTuple):
+    """What a directory keeps. `objects`: maps, programs and links. `is_used`: whether a monitor
+    that uses it runs. `unread_seconds`: since one last read what was counted; None: not known.
+    """
+
+    objects: int
+    is_used: bool
+    unread_seconds: float | None
+
+
+def look(directory: Path) -> Kept:
+    """What it keeps, whoever uses it; nothing where it can be made. For doctor.
 
     Raises PinError.
     """
     if not os.path.lexists(directory):
         os.close(_above(directory))
-        return 0
+        return Kept(0, False, None)
     descriptor = _opened(directory, owners=())
     try:
-        return len(_names(descriptor, directory))
+        names = _names(descriptor, directory)
+        ledgers = [file for file, name in names if name.startswith("ledger")]
+        unread = _unread_seconds(_path(descriptor, ledgers[0])) if len(ledgers) == 1 else None
+        # Held for a moment, which a monitor that begins just now waits for.
+        return Kept(len(names), not _lock(descriptor, directory, fcntl.LOCK_SH), unread)
     finally:
         os.close(descriptor)
+
+
+def _path(directory: int, file: str) -> str:
+    return f"/proc/self/fd/{directory}/{file}"
+
+
+def _unread_seconds(path: str) -> float | None:
+    """By the ledger that is pinned there; None where it cannot be read."""
+    try:
+        descriptor = bpf.pinned(path)
+    except OSError:
+        return None
+    try:
+        read_ns = Ledger.found(descriptor).number("read_boot_ns")
+    except (OSError, LedgerError):
+        return None
+    finally:
+        os.close(descriptor)
+    return max(time.clock_gettime_ns(time.CLOCK_BOOTTIME) - read_ns, 0) / 1e9
+
+
+def _lock(descriptor: int, directory: Path | str, kind: int) -> bool:
+    """Whether nobody else holds it, and so this does now. Raises PinError."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise PinError(f"{directory} cannot be locked ({error.strerror})") from error
+    return True
 
 
 class Pins:
@@ -147,46 +194,39 @@ class Pins:
     """
 
     is_there = True
-    outlives_stop = False
+    until = "the next start, or seal-monitor detach"
 
-    def __init__(self, directory: Path, seconds: float = LOCK_SECONDS) -> None:
+    def __init__(
+        self, directory: Path, seconds: float = LOCK_SECONDS, *, outlives_stop: bool = False
+    ) -> None:
         """`seconds`: how long to wait for another monitor to be gone. Raises PinError."""
         self.name = str(directory)
+        self.outlives_stop = outlives_stop
         _make(directory)
         self._descriptor = _opened(directory, owners=(0, os.geteuid()))
         try:
-            self._lock(seconds)
+            self._wait_for_lock(seconds)
             self._files = dict(_names(self._descriptor, directory))
         except PinError:
             os.close(self._descriptor)
             raise
 
-    def _lock(self, seconds: float) -> None:
+    def _wait_for_lock(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        while not self._is_locked():
+        while not _lock(self._descriptor, self.name, fcntl.LOCK_EX):
             if time.monotonic() >= deadline:
                 problem = f"another monitor uses {self.name}"
                 raise PinError(f"{problem}; give each a directory of its own")
             time.sleep(_POLL_SECONDS)
-
-    def _is_locked(self) -> bool:
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            raise PinError(f"{self.name} cannot be locked ({error.strerror})") from error
-        return True
-
-    def _path(self, file: str) -> str:
-        return f"/proc/self/fd/{self._descriptor}/{file}"
 
     def given(self) -> Handed:
         """What an earlier life has left, as systemd hands it over."""
         found = Handed({})
         for file, name in self._files.items():
             try:
-                found.descriptors.setdefault(name, []).append(bpf.pinned(self._path(file)))
+                found.descriptors.setdefault(name, []).append(
+                    bpf.pinned(_path(self._descriptor, file))
+                )
             except OSError as error:
                 return found._replace(problem=f"{file} cannot be opened ({error.strerror})")
         return found
@@ -202,7 +242,7 @@ class Pins:
             for each in descriptors:
                 file = f"{name.replace('.', ':')}-{number}"
                 self._files[file] = name  # before: a signal may end it between the two
-                bpf.pin(each, self._path(file))
+                bpf.pin(each, _path(self._descriptor, file))
                 number += 1
 
     def forget(self, names: Iterable[str]) -> None:
@@ -217,6 +257,15 @@ class Pins:
             del self._files[file]
 
     def stop(self) -> None:
-        """Remove all: a link's last descriptor then detaches its program. Raises OSError."""
+        """Remove all, unless that is for the next start. Raises OSError."""
+        if not self.outlives_stop:
+            self.remove()
+
+    def remove(self) -> int:
+        """How many maps, programs and links these were; a link's last descriptor detaches its
+        program. Raises OSError.
+        """
+        count = len(self._files)
         self.forget(set(self._files.values()))
         grace_period()  # bpffs lets go of an inode's object after one (bpf_free_inode())
+        return count

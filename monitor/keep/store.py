@@ -24,6 +24,7 @@ class Store:
     """
 
     name = "systemd"
+    until = "systemd lets them go"
     outlives_stop = True
 
     def __init__(

@@ -134,6 +134,18 @@ class Keeping:
             self._start.let_go()
             self.is_kept = self.is_kept and self._start.keeper.outlives_stop
 
+    @property
+    def kept_by(self) -> str | None:
+        """Who keeps the programs when the daemon ends: "systemd", or a directory."""
+        return self._start.keeper.name if self._start and self.is_kept else None
+
+    @property
+    def outlook(self) -> str:
+        """What becomes of the programs when the daemon has ended, for a person."""
+        if self._start and self.is_kept:
+            return f"the programs count until {self._start.keeper.until}"
+        return "nothing is seen from now on"
+
     def turned(self) -> None:
         """The ring was read just now."""
         self._read_ns[0] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -32,6 +33,13 @@ from monitor.provoke import table as provoke
 
 ROOT = Path(__file__).parents[2]
 KILLS = 10
+UPDATES = 6
+OTHER_VERSION = f"""
+import runpy, sys
+from monitor import version
+version.VERSION = sys.argv.pop(1)
+runpy.run_path({str(ROOT / RUN_APART[0])!r}, run_name="__main__")
+"""
 ARRAY = 2  # enum bpf_map_type
 Start = Callable[..., Running]
 
@@ -58,11 +66,13 @@ def start(tmp_path: Path, pin: Path) -> Iterator[Start]:
     lives: list[Running] = []
     (tmp_path / "state").mkdir(mode=0o750)
 
-    def _start(wait: bool = True) -> Running:
+    def _start(wait: bool = True, on_stop: str = "remove", version: str = "") -> Running:
         folder = tmp_path / str(len(lives))
         folder.mkdir()
         state = f'[state]\ndirectory = "{tmp_path}/state"\npin = "{pin}"\n'
-        lives.append(Running(folder, state))
+        state += f'pin_on_stop = "{on_stop}"\n'
+        command = (sys.executable, "-c", OTHER_VERSION, version, "run") if version else ()
+        lives.append(Running(folder, state, command=command))
         if wait:
             lives[-1].health("started", READY_SECONDS)
         return lives[-1]
@@ -196,6 +206,140 @@ def test_kills_in_a_storm_lose_no_count_and_repeat_no_event(
         figures = stopped["details"][kind]
         assert figures["counted"] == sum(figures.values()) - figures["counted"]
     assert stopped["details"]["denial"]["counted"] > denials
+    assert list(pin.iterdir()) == []
+
+
+def test_updates_in_a_storm_lose_no_count_and_repeat_no_event(
+    start: Start, pin: Path, compiled: Callable[[str], Path]
+) -> None:
+    """As a DaemonSet's: SIGTERM, nobody for a moment, another version."""
+    dice, lives = random.Random(15), [start(on_stop="keep", version="0.1.0")]
+    since = lives[0].metric("seal_monitor_counters_since_timestamp_seconds")
+    assert details(lives[0])["kept_by"] == str(pin)
+    with subprocess.Popen([compiled("kept_storm"), "2000"], stdout=subprocess.PIPE) as storm:
+        for number in range(UPDATES):
+            time.sleep(dice.uniform(0, 0.5))
+            stopped = lives[-1].stop()
+            assert stopped["message"].endswith(
+                "; the programs count until the next start, or seal-monitor detach"
+            )
+            assert stopped["details"]["kept_by"] == str(pin)
+            for kind in ("denial", "fault"):
+                figures = stopped["details"][kind]
+                assert figures["counted"] == sum(figures.values()) - figures["counted"]
+            time.sleep(dice.uniform(0, 0.5))
+            on_stop = "keep" if number < UPDATES - 1 else "remove"
+            lives.append(start(on_stop=on_stop, version=f"0.{1 + (number + 1) % 2}.0"))
+            started = lives[-1].health("started")
+            assert started["blind_seconds"] == 0
+            assert started["details"]["resumed"]["replaced"] == "another version"
+            assert started["details"]["resumed"]["handover_seconds"] == 0
+            assert started["details"]["resumed"]["events_interrupted"] == 0
+        storm.terminate()
+        output, _ = storm.communicate(timeout=30)
+    if storm.returncode == -signal.SIGABRT:
+        pytest.skip("this kernel has no guard regions")
+    denials, faults = map(int, output.split()[:2])
+    last = lives[-1]
+    assert last.metric("seal_monitor_counters_since_timestamp_seconds") == since
+    assert (
+        last.metric('seal_monitor_denials_total{operation="mprotect",verdict="sealed"}') == denials
+    )
+    assert faults == last.metric(
+        'seal_monitor_faults_total{cause="guard_region",disposition="handler"}'
+    )
+    assert denials > 1000
+    assert last.metric('seal_monitor_starts_total{kind="fresh"}') == 1
+    assert last.metric('seal_monitor_starts_total{kind="replaced"}') == UPDATES
+    stopped = last.stop()
+    assert (stopped["details"]["kept_by"], list(pin.iterdir())) == (None, [])
+    lines = [json.loads(line) for life in lives for line in whole_lines(life)]
+    ids = Counter(event["id"] for event in lines)
+    assert [each for each, count in ids.items() if count > 1] == []
+    # Every event that was made in any of the lives was written by one.
+    became = stopped["details"]["denial"]
+    assert (became["failed"], became["counted"]) == (0, denials)
+    assert became["delivered"] == sum(event["kind"] == "denial" for event in lines)
+
+
+def test_what_a_stop_has_kept_until_it_is_detached(start: Start, pin: Path) -> None:
+    command = [sys.executable, "-m", "monitor", "detach"]
+
+    def detach(*words: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [*command, *words], check=False, cwd=ROOT, capture_output=True, text=True, timeout=60
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    daemon = start(on_stop="keep")
+    configured = ("--config", str(daemon.configuration))
+    count, programs = len(os.listdir(pin)), pinned_programs(pin)
+    assert doctor.left_rows(pin) == []
+    assert doctor.pin_row(pin).status == "ok"
+    assert detach(*configured) == (
+        1,
+        "",
+        f"seal-monitor: a monitor uses {pin}; stop it first\n",
+    )
+    daemon.stop()
+    assert pinned_programs(pin) == programs
+    row = doctor.pin_row(pin)
+    found = f"{count} maps, programs and links in {pin} are attached and counting, and no monitor"
+    assert row.status == "degraded"
+    assert re.fullmatch(rf"{re.escape(found)} has read them for 0:00:[0-5]\d", row.finding)
+    assert row.remedy.endswith(f"goes on with it, or run: seal-monitor detach {pin}")
+    (left,) = doctor.left_rows(pin)
+    assert left.remedy == f"run: seal-monitor detach {pin}"
+    violate("munmap")
+    code, output, errors = detach(*configured)
+    assert (code, errors) == (0, "")
+    said = f"{count} maps, programs and links are let go, last read 0:00:[0-5][0-9] ago"
+    assert re.fullmatch(f"{said}: nothing is attached by {re.escape(str(pin))}\n", output)
+    assert list(pin.iterdir()) == []
+    assert are_gone(programs)
+    assert detach(*configured) == (0, f"{pin} is empty: nothing is attached by it\n", "")
+    missing = f"{pin}-missing"
+    assert detach(missing) == (0, f"{missing} is not there: nothing is attached by it\n", "")
+    assert not os.path.lexists(missing)
+    (pin / "other").mkdir()
+    code, _, errors = detach(str(pin))
+    assert (code, "which is not the monitor's" in errors) == (1, True)
+
+
+def test_a_failed_or_ended_start_keeps_what_an_update_left(
+    start: Start, pin: Path, tmp_path: Path
+) -> None:
+    """A roll-out that fails can be rolled back, and has lost nothing."""
+    daemon = start(on_stop="keep")
+    violate("munmap")
+    daemon.wait_for(lambda event: event.get("operation") == "munmap")
+    daemon.stop()
+    programs = pinned_programs(pin)
+    command = [sys.executable, *RUN_APART, "--config", str(daemon.configuration)]
+    web = tmp_path / "web.yml"
+    web.write_text("wrong: 1\n")
+    for _ in range(3):
+        done = subprocess.run(
+            [*command, "--web.config.file", str(web)], check=False, cwd=ROOT, timeout=60
+        )
+        assert done.returncode == 2
+        violate("munmap")
+    for seconds in (0.1, 0.3, 0.5):
+        with subprocess.Popen(
+            [*command, "--web.listen-address", "127.0.0.1:0", "--output", "json"],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        ) as process:
+            time.sleep(seconds)
+            process.terminate()
+            assert process.wait(30) in (0, -signal.SIGTERM)
+    assert pinned_programs(pin) == programs
+    last = start()
+    assert details(last)["resumed"] is not None
+    assert last.metric('seal_monitor_denials_total{operation="munmap",verdict="sealed"}') == 4
+    assert last.metric('seal_monitor_starts_total{kind="fresh"}') == 1
+    last.stop()
     assert list(pin.iterdir()) == []
 
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,10 +29,12 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "systemd/kubernetes"
 POD = yaml.safe_load((FOLDER / "daemonset.yaml").read_text("utf-8"))["spec"]["template"]["spec"]
 (CONTAINER,) = POD["containers"]
+DETACH = yaml.safe_load((FOLDER / "detach.yaml").read_text("utf-8"))["spec"]["template"]["spec"]
 SECURITY = CONTAINER["securityContext"]
 READY_SECONDS = 60.0
 MACHINE_ID = "0f3c5a9b2d7e4816a1c9e0d4b5f60718"
 Event = dict[str, Any]
+Spec = dict[str, Any]
 
 # What a container runtime does. The package is installed as the Containerfile does it, its
 # dependencies being there.
@@ -61,13 +64,13 @@ exec chroot . setpriv --no-new-privs --bounding-set=$capabilities --inh-caps=$ca
 """
 
 
-def mounts(node: Path) -> str:
+def mounts(node: Path, pod: Spec, container: Spec) -> str:
     """Mounts as in the manifest. In `node` are what the node has under these names: its state, its
     machine id, and, where they are there, the secret and its bpffs.
     """
-    volumes = {volume["name"]: volume for volume in POD["volumes"]}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
     lines = []
-    for mount in CONTAINER["volumeMounts"]:
+    for mount in container["volumeMounts"]:
         target = mount["mountPath"].lstrip("/")
         volume = volumes[mount["name"]]
         source = volume.get("hostPath", {}).get("path")
@@ -110,20 +113,28 @@ class Pod:
         raise AssertionError(f"no such event: {self.events()}")
 
 
+def contained(node: Path, package: Path, place: Path, pod: Spec, container: Spec) -> list[str]:
+    """The command of a container, but for its arguments. `place`: a directory for what it makes."""
+    place.mkdir(parents=True)
+    asked = container["securityContext"]["capabilities"].get("add", [])
+    capabilities = ",".join(("-all", *(f"+{name.lower()}" for name in asked)))
+    return [
+        *("env", "-u", "SEAL_MONITOR_RUNTIME_DIRECTORY"),  # that of the tests
+        *("unshare", "--mount", "--propagation=private", "--cgroup", "--ipc", "--uts"),
+        *("sh", "-c", _RUN.replace("MOUNTS", mounts(node, pod, container)), "sh"),
+        *(str(tree("trixie")), str(place), str(package), capabilities),
+    ]
+
+
 @contextmanager
 def run_pod(node: Path, package: Path, name: str = "pod") -> Iterator[Pod]:
     """`name`: of a directory for what it makes."""
     folder = node / name
-    place, output = folder / "place", folder / "events"
-    place.mkdir(parents=True)
+    output = folder / "events"
     (node / "state").mkdir(exist_ok=True)
     (node / "machine-id").write_text(f"{MACHINE_ID}\n")
-    added = ",".join(f"+{name.lower()}" for name in SECURITY["capabilities"]["add"])
     command = [
-        *("env", "-u", "SEAL_MONITOR_RUNTIME_DIRECTORY"),  # that of the tests
-        *("unshare", "--mount", "--propagation=private", "--cgroup", "--ipc", "--uts"),
-        *("sh", "-c", _RUN.replace("MOUNTS", mounts(node)), "sh"),
-        *(str(tree("trixie")), str(place), str(package), f"-all,{added}"),
+        *contained(node, package, folder / "place", POD, CONTAINER),
         *CONTAINER["args"][:-1],
         "--web.listen-address=127.0.0.1:0",
     ]
@@ -223,34 +234,78 @@ def test_a_pod_reports_another_pods_violation(node: Path, package: Path, require
     assert (node / "state/incidents.db").stat().st_size > 0
 
 
-def test_a_killed_pod_loses_nothing_where_the_node_keeps_it(
-    node: Path, package: Path, require_bpf: None
-) -> None:
-    """The secret and the command that docs/install.md has."""
-    (settings,) = re.findall(
+def settings(node: Path) -> None:
+    """The secret, by the command that docs/install.md has."""
+    (text,) = re.findall(
         r"^printf '(.*)' >config.toml$", (ROOT / "docs/install.md").read_text("utf-8"), re.MULTILINE
     )
     (node / "settings").mkdir()
-    (node / "settings/config.toml").write_text(settings.replace("\\n", "\n"))
+    (node / "settings/config.toml").write_text(text.replace("\\n", "\n"))
+
+
+@pytest.fixture
+def pinned(node: Path) -> Iterator[Path]:
+    """Where pods of this node pin."""
+    settings(node)
     bpffs = node / "bpf"
     bpffs.mkdir()
     subprocess.run(["mount", "-t", "bpf", "bpf", bpffs], check=True)
-    try:
-        with run_pod(node, package, "first") as pod:
-            assert pod.wait_for(event="started")["details"]["notes"] == []
-        assert len(list(bpffs.glob("seal-monitor/*"))) > 20
+    yield bpffs / "seal-monitor"
+    for each in bpffs.glob("seal-monitor/*"):
+        each.unlink()
+    subprocess.run(["umount", "--lazy", bpffs], check=True)
+
+
+def test_a_pod_that_is_killed_or_updated_loses_nothing_where_the_node_keeps_it(
+    node: Path, package: Path, pinned: Path, require_bpf: None
+) -> None:
+    seen: list[int] = []
+    for turn, end in enumerate((signal.SIGKILL, signal.SIGTERM, signal.SIGTERM)):
+        with run_pod(node, package, str(turn)) as pod:
+            started = pod.wait_for(event="started")
+            assert started["details"]["notes"] == []
+            assert started["details"]["kept_by"] == "/sys/fs/bpf/seal-monitor"
+            if seen:
+                assert started["details"]["resumed"] is not None, started
+                assert started["blind_seconds"] == 0
+                denial = pod.wait_for(kind="denial")
+                assert (denial["operation"], denial["process"]["pid"]) == ("munmap", seen[-1])
+            pod.process.send_signal(end)
+            assert pod.process.wait(30) == (0 if end == signal.SIGTERM else -end)
+        assert len(list(pinned.iterdir())) > 20
         with provoke.run("munmap") as victim:  # while there is none
             victim.communicate()
-        with run_pod(node, package, "second") as pod:
-            started = pod.wait_for(event="started")
-            assert started["details"]["resumed"] is not None, started
-            assert started["blind_seconds"] == 0
-            denial = pod.wait_for(kind="denial")
-            assert (denial["operation"], denial["process"]["pid"]) == ("munmap", victim.pid)
-            pod.process.send_signal(signal.SIGTERM)
-            assert pod.process.wait(30) == 0
-        assert list(bpffs.glob("seal-monitor/*")) == []
-    finally:
-        for each in bpffs.glob("seal-monitor/*"):
-            each.unlink()
-        subprocess.run(["umount", "--lazy", bpffs], check=True)
+        seen.append(victim.pid)
+
+
+def test_the_other_manifest_ends_what_a_node_keeps(
+    node: Path, package: Path, pinned: Path, require_bpf: None
+) -> None:
+    """Without a capability, as it asks for none."""
+    (container,) = DETACH["initContainers"]
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert container["args"][1] == settings_pin(node)
+
+    def detach(name: str) -> subprocess.CompletedProcess[str]:
+        command = contained(node, package, node / name / "place", DETACH, container)
+        return subprocess.run(
+            [*command, *container["args"]], check=False, capture_output=True, text=True
+        )
+
+    with run_pod(node, package) as pod:
+        pod.wait_for(event="started")
+        refused = detach("early")
+        assert refused.returncode == 1
+        assert refused.stderr.endswith("a monitor uses /sys/fs/bpf/seal-monitor; stop it first\n")
+        pod.process.send_signal(signal.SIGTERM)
+        assert pod.process.wait(30) == 0
+    count = len(list(pinned.iterdir()))
+    done = detach("late")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{count} maps, programs and links are let go, last read 0:0")
+    assert list(pinned.iterdir()) == []
+
+
+def settings_pin(node: Path) -> str:
+    found: str = tomllib.loads((node / "settings/config.toml").read_text())["state"]["pin"]
+    return found

@@ -21,7 +21,10 @@ from monitor.version import VERSION
 from monitor.web import server as web
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("run", "demo", "exec", "doctor", "check-config", "schema", "incidents", "posture")
+COMMANDS = (
+    *("run", "demo", "exec", "doctor", "check-config", "schema", "incidents", "posture"),
+    "detach",
+)
 INCIDENTS = tuple(("incidents", verb) for verb in ("list", "show", "timeline", "report", "export"))
 # Still user 0: it can run a checkout that only root may read.
 WITHOUT_CAPABILITIES = ("setpriv", "--inh-caps=-all", "--bounding-set=-all")
@@ -111,7 +114,7 @@ def test_help_and_schema_load_nothing_heavy() -> None:
             ("wacth",),
             "seal-monitor: error: argument COMMAND: invalid choice: 'wacth' (choose from 'run', "
             "'demo', 'exec', 'doctor', 'check-config', 'schema', 'symbolize', 'incidents', "
-            "'fleet', 'posture')",
+            "'fleet', 'posture', 'detach')",
         ),
         *(
             (words, f"seal-monitor {words[0]}: error: unrecognized arguments: {unknown}")

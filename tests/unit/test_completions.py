@@ -19,6 +19,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
 """
 COMMANDS = (
     *("run", "demo", "exec", "doctor", "check-config", "schema", "symbolize", "posture"),
+    "detach",
     *("incidents list", "incidents show", "incidents timeline"),
     *("incidents report", "incidents export", "incidents backup"),
     *("fleet list", "fleet show", "fleet hosts", "fleet timeline", "fleet report"),

@@ -119,7 +119,7 @@ def help_of(*command: str) -> str:
 def test_commands_and_flags() -> None:
     commands = set(re.findall(r"^    ([a-z-]+) +\S", help_of(), re.MULTILINE))
     own = {"run", "demo", "exec", "doctor", "check-config", "schema", "symbolize"}
-    assert own | {"incidents", "fleet", "posture"} == commands
+    assert own | {"incidents", "fleet", "posture", "detach"} == commands
     shown = [row[0].split()[1] for row in table(README, "| Command |")]
     assert set(shown) == commands
     asked = (

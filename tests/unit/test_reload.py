@@ -41,6 +41,7 @@ OTHERS: Mapping[str, str] = {
     "host.id": '"i-0abc"',
     "state.directory": '"/tmp"',
     "state.pin": '"/sys/fs/bpf/seal-monitor"',
+    "state.pin_on_stop": '"keep"',
     "incidents.enabled": "false",
     "incidents.max_age": "16",
     "incidents.max_size": "1048576",
