@@ -1,105 +1,66 @@
 /*
- * bench_mappings BATCHES CALLS COUNT
+ * bench_mappings BATCHES CALLS COUNT [--wait]
  *
  * What a denied mprotect costs in a process of exactly COUNT mappings. A process of one mapping has
- * no stack, no libc and no data: a child keeps only the sealed page that it runs on and COUNT - 1
- * others around it, makes its calls from there and writes their time to a pipe. Prints a JSON
- * object: `mappings`, how many the kernel says it had; `denied`, how many calls were refused; `ns`
- * per call of each batch.
+ * no libc and no data: a child keeps only the sealed page that it runs on, with its stack in
+ * the same page, and COUNT - 1 others around it, makes its calls from there and writes their time
+ * to a pipe. Prints a JSON object: `mappings`, how many the kernel says it had; `denied`, how many
+ * calls were refused; `ns` per call of each batch.
  */
 #define _GNU_SOURCE
 #include "asset.h"
+#include "processor.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <time.h>
-#include <x86intrin.h>
 
 /* Far from where the kernel puts anything by itself. */
 #define BASE 0x100000000000UL
-#define USER_END 0x7ffffffff000UL
+
+struct life {
+    unsigned long batches, calls;
+    unsigned long start, end; /* of the mappings that are kept */
+    unsigned long highest;    /* where the last one of all ends */
+    char *page;               /* the sealed one, which holds this and the code */
+    size_t page_size;
+    int pipe;
+};
+
+#define BARE __attribute__((section("bare_code"), noipa))
+
+/* By a wrapper, as libc has one: its return address is what the monitor looks for. */
+BARE static long refused(const struct life *life)
+{
+    return bare_call(SYS_mprotect, (long)life->page, (long)life->page_size, PROT_READ);
+}
 
 /*
  * The child's life from here on: it stops, so that its mappings can be counted, then makes batches
- * of refused calls and writes how many ticks each took. All it knows is in registers; to write, it
- * maps a page and takes it away again.
- *
- * rbx: batches; r12: calls of each; r13: the sealed page, this one; r14: the pipe; rbp: the
- * mappings' start; r15: their end.
+ * of refused calls and writes how many ticks each took. A copy of it runs, with nothing but its
+ * argument and its stack.
  */
-asm(".globl bare, bare_end\n"
-    "bare:\n"
-    "    xor %edi, %edi\n" /* munmap all below, and all above */
-    "    mov %rbp, %rsi\n"
-    "    mov $11, %eax\n"
-    "    syscall\n"
-    "    test %rax, %rax\n"
-    "    jnz 9f\n"
-    "    mov %r15, %rdi\n"
-    "    mov $0x7ffffffff000, %rsi\n"
-    "    sub %r15, %rsi\n"
-    "    mov $11, %eax\n"
-    "    syscall\n"
-    "    test %rax, %rax\n"
-    "    jnz 9f\n"
-    "    mov $39, %eax\n" /* kill(getpid(), SIGSTOP) */
-    "    syscall\n"
-    "    mov %eax, %edi\n"
-    "    mov $19, %esi\n"
-    "    mov $62, %eax\n"
-    "    syscall\n"
-    "1:  lfence\n"
-    "    rdtsc\n"
-    "    shl $32, %rdx\n"
-    "    lea (%rdx,%rax), %rbp\n"
-    "    mov %r12, %r15\n"
-    "2:  mov %r13, %rdi\n" /* mprotect(page, 4096, PROT_READ) */
-    "    mov $4096, %esi\n"
-    "    mov $1, %edx\n"
-    "    mov $10, %eax\n"
-    "    syscall\n"
-    "    cmp $-1, %rax\n"
-    "    jne 9f\n"
-    "    dec %r15\n"
-    "    jnz 2b\n"
-    "    lfence\n"
-    "    rdtsc\n"
-    "    shl $32, %rdx\n"
-    "    add %rdx, %rax\n"
-    "    sub %rbp, %rax\n"
-    "    mov %rax, %rbp\n"
-    "    xor %edi, %edi\n" /* mmap(0, 4096, rw, private anonymous, -1, 0) */
-    "    mov $4096, %esi\n"
-    "    mov $3, %edx\n"
-    "    mov $0x22, %r10d\n"
-    "    mov $-1, %r8\n"
-    "    xor %r9d, %r9d\n"
-    "    mov $9, %eax\n"
-    "    syscall\n"
-    "    mov %rax, %r15\n"
-    "    mov %rbp, (%r15)\n"
-    "    mov %r14d, %edi\n" /* write(pipe, page, 8) */
-    "    mov %r15, %rsi\n"
-    "    mov $8, %edx\n"
-    "    mov $1, %eax\n"
-    "    syscall\n"
-    "    cmp $8, %rax\n"
-    "    jne 9f\n"
-    "    mov %r15, %rdi\n"
-    "    mov $4096, %esi\n"
-    "    mov $11, %eax\n"
-    "    syscall\n"
-    "    dec %rbx\n"
-    "    jnz 1b\n"
-    "    xor %edi, %edi\n"
-    "    mov $231, %eax\n"
-    "    syscall\n"
-    "9:  mov $1, %edi\n" /* exit_group */
-    "    mov $231, %eax\n"
-    "    syscall\n"
-    "bare_end:\n");
-extern const char bare[], bare_end[];
+BARE static void bare(const struct life *life)
+{
+    long wrong = bare_call(SYS_munmap, 0, (long)life->start, 0) |
+                 bare_call(SYS_munmap, (long)life->end, (long)(life->highest - life->end), 0);
+
+    if (!wrong)
+        wrong = bare_call(SYS_kill, bare_call(SYS_getpid, 0, 0, 0), SIGSTOP, 0);
+    for (unsigned long batch = 0; !wrong && batch < life->batches; batch++) {
+        uint64_t took, began = ticks();
+
+        for (unsigned long n = 0; n < life->calls; n++)
+            wrong |= refused(life) + EPERM;
+        took = ticks() - began;
+        wrong |= bare_call(SYS_write, life->pipe, (long)&took, sizeof(took)) - (long)sizeof(took);
+    }
+    for (;;)
+        bare_call(SYS_exit_group, wrong != 0, 0, 0);
+}
+extern const char __start_bare_code[], __stop_bare_code[]; /* the linker's names */
 
 static double now(void)
 {
@@ -109,21 +70,51 @@ static double now(void)
     return (double)time.tv_sec * 1e9 + (double)time.tv_nsec;
 }
 
-/* COUNT mappings in a row, neighbours unlike each other; the one in their midst is code. */
+struct mappings {
+    int count;
+    unsigned long end; /* of the highest one */
+};
+
+/* Without the vsyscall page, which is in every list and is no mapping. */
+static struct mappings mappings_of(pid_t pid)
+{
+    struct mappings found = {0, 0};
+    char path[32], line[4352];
+    FILE *file;
+
+    snprintf(path, sizeof(path), "/proc/%d/maps", pid);
+    file = fopen(path, "r");
+    if (!file)
+        fail(path);
+    while (fgets(line, sizeof(line), file))
+        if (!strstr(line, "[vsyscall]")) {
+            found.count++;
+            sscanf(line, "%*x-%lx", &found.end);
+        }
+    fclose(file);
+    return found;
+}
+
+/*
+ * COUNT mappings in a row, neighbours unlike each other; the one in their midst is code. It can be
+ * written to, for its stack.
+ */
 static char *lay_out(size_t count)
 {
     char *area = mmap((void *)BASE, count * PAGE, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
     char *code = area + count / 2 * PAGE;
+    int all = PROT_READ | PROT_WRITE | PROT_EXEC;
 
     if (area == MAP_FAILED)
         fail("mmap");
-    memcpy(code, bare, (size_t)(bare_end - bare));
+    memcpy(code, __start_bare_code, (size_t)(__stop_bare_code - __start_bare_code));
+    __builtin___clear_cache(code, code + PAGE);
     for (size_t i = 0; i < count; i++) {
         char *page = area + i * PAGE;
         int protection = (i ^ count / 2) & 1 ? PROT_NONE : PROT_READ;
 
-        if (mprotect(page, PAGE, page == code ? PROT_READ | PROT_EXEC : protection))
+        if (mprotect(page, PAGE, page == code ? all : protection))
             fail("mprotect");
     }
     if (mseal_range(code, PAGE))
@@ -133,51 +124,20 @@ static char *lay_out(size_t count)
 
 static void become_bare(size_t count, unsigned long batches, unsigned long calls, int pipe)
 {
-    register char *code asm("r13") = lay_out(count);
-    register unsigned long number asm("r12") = calls;
-    register unsigned long out asm("r14") = (unsigned long)pipe;
-    register unsigned long end asm("r15") = BASE + count * PAGE;
+    char *code = lay_out(count);
+    /* What is above the stack pointer can be read, as it always can. */
+    struct life *life = (struct life *)(code + PAGE / 2);
 
-    /* The stack pointer will point at something readable, as it always does. */
-    asm volatile("mov %0, %%rbx\n"
-                 "mov %1, %%rbp\n"
-                 "mov %%r13, %%rsp\n"
-                 "jmp *%%r13\n"
-                 :
-                 : "a"(batches), "d"(BASE), "r"(code), "r"(number), "r"(out), "r"(end)
-                 : "memory");
-    __builtin_unreachable();
-}
-
-static int mappings_of(pid_t pid)
-{
-    char path[32];
-    FILE *file;
-    int lines = 0, character;
-
-    snprintf(path, sizeof(path), "/proc/%d/maps", pid);
-    file = fopen(path, "r");
-    if (!file)
-        fail(path);
-    while ((character = getc(file)) != EOF)
-        lines += character == '\n';
-    fclose(file);
-    return lines;
-}
-
-/* The vsyscall page is in every list and is no mapping. */
-static int has_vsyscall(void)
-{
-    char line[512];
-    FILE *file = fopen("/proc/self/maps", "r");
-    int found = 0;
-
-    if (!file)
-        fail("/proc/self/maps");
-    while (fgets(line, sizeof(line), file))
-        found |= strstr(line, "[vsyscall]") != NULL;
-    fclose(file);
-    return found;
+    *life = (struct life){.batches = batches,
+                          .calls = calls,
+                          .start = BASE,
+                          .end = BASE + count * PAGE,
+                          .highest = mappings_of(getpid()).end,
+                          .page = code,
+                          .page_size = PAGE,
+                          .pipe = pipe};
+    jump_on_stack(code + ((const char *)bare - __start_bare_code),
+                  (void *)((uintptr_t)life & ~15UL), life);
 }
 
 /* At its every return from an interrupt the kernel would write into what glibc registered. */
@@ -195,13 +155,14 @@ static void do_without_rseq(char **argv)
 
 int main(int argc, char **argv)
 {
-    unsigned long batches, calls, count, ticks, made = 0;
+    unsigned long batches, calls, count, made = 0;
+    uint64_t took;
     double begin = now(), ns_per_tick, *ns;
-    unsigned long long first = __rdtsc();
+    uint64_t first = ticks();
     int channel[2], status, mappings;
     pid_t child;
 
-    if (argc != 4)
+    if (argc < 4)
         goto usage;
     batches = strtoul(argv[1], NULL, 10);
     calls = strtoul(argv[2], NULL, 10);
@@ -209,6 +170,7 @@ int main(int argc, char **argv)
     if (!batches || !calls || !count)
         goto usage;
     do_without_rseq(argv);
+    wait_if_asked(argc, argv);
     ns = calloc(batches, sizeof(*ns));
     if (!ns || pipe2(channel, O_CLOEXEC))
         fail("pipe");
@@ -224,17 +186,17 @@ int main(int argc, char **argv)
         fprintf(stderr, "the child cannot give up its mappings: status %d\n", status);
         return 1;
     }
-    mappings = mappings_of(child) - has_vsyscall();
+    mappings = mappings_of(child).count;
     kill(child, SIGCONT);
-    while (read(channel[0], &ticks, sizeof(ticks)) == sizeof(ticks)) {
+    while (read(channel[0], &took, sizeof(took)) == sizeof(took)) {
         if (made++)
-            ns[made - 2] = (double)ticks / (double)calls;
+            ns[made - 2] = (double)took / (double)calls;
     }
     if (waitpid(child, &status, 0) != child || status || made != batches + 1) {
         fprintf(stderr, "the child ended with status %d after %lu batches\n", status, made);
         return 1;
     }
-    ns_per_tick = (now() - begin) / (double)(__rdtsc() - first);
+    ns_per_tick = (now() - begin) / (double)(ticks() - first);
     printf("{\"mappings\": %d, \"denied\": %lu, \"ns\": [", mappings, made * calls);
     for (unsigned long i = 0; i < batches; i++)
         printf("%s%.2f", i ? ", " : "", ns[i] * ns_per_tick);
@@ -242,6 +204,6 @@ int main(int argc, char **argv)
     return 0;
 
 usage:
-    fprintf(stderr, "usage: bench_mappings BATCHES CALLS COUNT\n");
+    fprintf(stderr, "usage: bench_mappings BATCHES CALLS COUNT [--wait]\n");
     return 2;
 }

@@ -5,6 +5,7 @@
  */
 #define _GNU_SOURCE
 #include "asset.h"
+#include "processor.h"
 
 #include <errno.h>
 #include <linux/filter.h>
@@ -18,8 +19,6 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/prctl.h>
-#include <sys/ptrace.h>
-#include <sys/user.h>
 #include <sys/wait.h>
 
 #define SENDERS 4
@@ -51,26 +50,24 @@ static void fault_once(void)
         *(volatile char *)page = 1;
 }
 
-/* int 0x80: rt_tgsigqueueinfo of 32 bits, with a siginfo that lies low enough. */
-static long send_by_int80(void)
+/* The same call by 32-bit code, with a siginfo that lies low enough; by 64-bit code where a program
+ * cannot have both. A kernel without 32-bit calls refuses it by a SIGSEGV of its own. */
+static long queue_as_32_bit(void)
 {
     static int *low;
-    long result;
 
+    if (!HAS_32_BIT_CALLS)
+        return syscall(SYS_rt_tgsigqueueinfo, getpid(), gettid(), SIGSEGV, &first);
     if (!low) {
-        low = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1,
-                   0);
+        low = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | LOW, -1, 0);
         if (low == MAP_FAILED)
             fail("mmap");
         low[0] = SIGSEGV;
         low[2] = first.si_code;
         low[3] = (int)(uintptr_t)first.si_addr;
     }
-    asm volatile("int $0x80"
-                 : "=a"(result)
-                 : "a"(335), "b"(getpid()), "c"(gettid()), "d"(SIGSEGV), "S"(low)
-                 : "memory");
-    return result;
+    queue_by_32_bits(getpid(), gettid(), SIGSEGV, low);
+    return 0;
 }
 
 static long queue_one(unsigned long number)
@@ -85,8 +82,7 @@ static long queue_one(unsigned long number)
             pidfd = (int)syscall(SYS_pidfd_open, getpid(), 0);
         return syscall(SYS_pidfd_send_signal, pidfd, SIGSEGV, &first, 0);
     case 2:
-        send_by_int80(); /* a kernel without 32-bit calls refuses it by a SIGSEGV of its own */
-        return 0;
+        return queue_as_32_bit();
     }
     return syscall(SYS_rt_tgsigqueueinfo, getpid(), gettid(), SIGSEGV, &first);
 }
@@ -158,17 +154,13 @@ static void lose_stack(unsigned long count)
 {
     for (unsigned long n = 0; n < count; n++) {
         pid_t child = fork();
-        long result;
 
         if (!child) {
             struct sigaction action = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO};
 
             sigaction(SIGUSR1, &action, NULL);
             page = sealed_page();
-            asm volatile("mov %%rsp, %%rbx; mov %4, %%rsp; syscall; mov %%rbx, %%rsp"
-                         : "=a"(result)
-                         : "a"(SYS_kill), "D"(getpid()), "S"(SIGUSR1), "r"(page + PAGE)
-                         : "rbx", "rcx", "r11", "memory");
+            call_on_stack(SYS_kill, getpid(), SIGUSR1, page + PAGE);
             _exit(0);
         }
         waitpid(child, NULL, 0);
@@ -194,7 +186,7 @@ static pid_t traced(void (*run)(unsigned long), unsigned long count)
 static void write_to_page(unsigned long count)
 {
     for (unsigned long n = 0; n < count; n++)
-        asm volatile("movb $1, (%%rax)" : : "a"(page) : "memory"); /* three bytes */
+        store_byte(page);
 }
 
 /* A tracer keeps the signals of real faults back. */
@@ -208,9 +200,9 @@ static void swallow(unsigned long count)
     while (waitpid(child, &status, 0) == child && WIFSTOPPED(status)) {
         if (WSTOPSIG(status) == SIGSEGV) {
             handled++;
-            ptrace(PTRACE_GETREGS, child, 0, &registers);
-            registers.rip += 3;
-            ptrace(PTRACE_SETREGS, child, 0, &registers);
+            get_registers(child, &registers);
+            registers.PROGRAM_COUNTER += STORE_SIZE;
+            set_registers(child, &registers);
         }
         ptrace(PTRACE_CONT, child, 0, 0);
     }
@@ -232,12 +224,12 @@ static void emulate(unsigned long count)
 
     ptrace(PTRACE_SYSEMU, child, 0, 0);
     while (waitpid(child, &status, 0) == child && WIFSTOPPED(status)) {
-        ptrace(PTRACE_GETREGS, child, 0, &registers);
-        if (registers.orig_rax == SYS_getppid)
+        get_registers(child, &registers);
+        if (registers.CALL_NUMBER == SYS_getppid)
             break;
-        registers.rax = (unsigned long)-EPERM;
-        handled += registers.orig_rax == SYS_munmap;
-        ptrace(PTRACE_SETREGS, child, 0, &registers);
+        registers.CALL_RESULT = (unsigned long)-EPERM;
+        handled += registers.CALL_NUMBER == SYS_munmap;
+        set_registers(child, &registers);
         ptrace(PTRACE_SYSEMU, child, 0, 0);
     }
     ptrace(PTRACE_DETACH, child, 0, 0);
@@ -308,18 +300,12 @@ static void free_sealed(unsigned long count)
 
 static void *libc_address; /* what a call in the C library returns to */
 
-/* The program's own call, with a word at sp as if the C library had called it. */
+/* The program's own call, which looks as if the C library had called it. */
 static void unmap_as_libc(unsigned long count)
 {
-    void *words[2] = {libc_address, NULL};
-    long result;
-
     page = sealed_page();
     for (unsigned long n = 0; n < count; n++)
-        asm volatile("mov %%rsp, %%rbx; mov %4, %%rsp; syscall; mov %%rbx, %%rsp"
-                     : "=a"(result)
-                     : "a"(SYS_munmap), "D"(page), "S"(PAGE), "r"(words)
-                     : "rbx", "rcx", "r11", "memory");
+        call_returning_to(SYS_munmap, (long)page, (long)PAGE, libc_address);
 }
 
 static void *map_and_unmap(void *unused)

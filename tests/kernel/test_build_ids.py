@@ -6,17 +6,19 @@ import textwrap
 from typing import Any
 
 from harness import Harness
+from machine_code import function_of_call
 
 from monitor.evidence.stacks import frames
 from monitor.kernel.abi import Kind
+from monitor.kernel.arch import NUMBERS
 
 # A file with a build id and one function: mprotect. Its mapping takes the place of the one before:
 # same process, same address.
-FILES = """
+FILES = f"""
 import struct, tempfile, time
 from pathlib import Path
 CODE = 512
-MPROTECT = bytes.fromhex("b80a000000 0f05 c3")  # mov eax, 10; syscall; ret
+MPROTECT = {function_of_call(NUMBERS["mprotect"])!r}
 NOTES = 120
 
 def content(build_id):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 from harness import Harness
+from machine_code import function_of_call
 
 from monitor.kernel.abi import Kind, Verdict
+from monitor.kernel.arch import NUMBERS
 from monitor.kernel.operations import OPERATIONS
 from monitor.kernel.syscalls import PAGE
 
@@ -121,12 +123,12 @@ print(call("mmap", start, PAGE, 3, NORESERVE | FIXED | HUGETLB | 21 << 26, -1, 0
 
 
 def test_high_half_of_the_number_is_no_disguise(harness: Harness) -> None:
-    """The kernel takes the call's number from the low half of rax."""
+    """The kernel takes the call's number from the low half of its register."""
+    code = function_of_call((1 << 32) + NUMBERS["munmap"])
     made = harness.python(
-        """
+        f"""
 pages = lay("S")
-code = b"\\x48\\xb8" + ((1 << 32) + 11).to_bytes(8, "little") + b"\\x0f\\x05\\xc3"
-munmap = ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_ulong, ctypes.c_ulong)(machine_code(code))
+munmap = ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_ulong, ctypes.c_ulong)(machine_code({code!r}))
 print(munmap(pages.start, PAGE))
 """
     )

@@ -35,6 +35,7 @@ from monitor.kernel.abi import (
     Verdict,
 )
 from monitor.kernel.operations import OPERATIONS
+from monitor.kernel.syscalls import PAGE
 
 SECONDS = float(os.environ.get("SEAL_MONITOR_STORM_SECONDS", "5"))
 SEED = int(os.environ.get("SEAL_MONITOR_STORM_SEED", "1"))
@@ -44,7 +45,6 @@ UNVERIFIED_MOST = 0.001
 PATIENCE = 120.0  # seconds without a record
 WRONG_SHOWN = 20
 
-PAGE = 4096
 VM_WRITE = 2
 VM_ANY = 7
 MAP_LOCKED = 0x2000

@@ -22,7 +22,6 @@ SUITE = "trixie"
 FRESH_DAYS = 14
 COMPILERS = {"arm64": "aarch64-linux-gnu-gcc"}
 # Test programs for the 32-bit processor that the other one also is.
-X86_ONLY = ("bench_mappings", "forge")
 OF_32_BITS = {"aarch32": ("arm-linux-gnueabihf-gcc", "-static")}
 # As systemd/debian/control has it, and what the tests and an init of our own call.
 INCLUDED = (
@@ -96,10 +95,8 @@ def package(architecture: str, directory: Path) -> Path:
 
 
 def assets(architecture: str, sources: Path, directory: Path) -> Iterator[Path]:
-    """The test programs in C, without those that are written for x86-64 alone."""
+    """The test programs in C."""
     for source in sorted(sources.glob("*.c")):
-        if source.stem in X86_ONLY:
-            continue
         program = directory / source.stem
         compiler = OF_32_BITS.get(source.stem, (COMPILERS[architecture],))
         command = (*compiler, "-O2", "-pthread", str(source), "-o", str(program))
