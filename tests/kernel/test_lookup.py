@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from harness import Harness
 
 from monitor.kernel.abi import Kind, Reason, Record, Role, Verdict
 from monitor.kernel.operations import OPERATIONS
+from monitor.kernel.syscalls import PAGE
 
 TRIALS = 60
 
@@ -42,43 +44,26 @@ def test_as_smaps_has_it(
     assert len(made.lines) == TRIALS
     assert [facts_of(record) for record in records] == [expected(trial) for trial in made.lines]
     offsets = [
-        (record.mapping.page_offset * 4096, trial["offset"])
+        (record.mapping.page_offset * PAGE, trial["offset"])
         for record, trial in zip(records, made.lines, strict=True)
         if trial["inode"]
     ]
     assert [found for found, _ in offsets] == [there for _, there in offsets]
 
 
-# One sealed page behind `before` mappings, with holes between them or none, in a process that has
-# many others: its tree is deeper.
-BEHIND = """
-before, holes, others = (int(word) for word in sys.argv[1:])
-for _ in range(others // 1000):
-    lay("rw" * 500)
-step = 2 if holes else 1
-letters = ["n"] * (step * before)
-letters[::step] = ("rw" * before)[:before]
-pages = lay("".join(letters) + "S")
-if holes:
-    for index in range(before):
-        need("munmap", pages.start + (2 * index + 1) * PAGE, PAGE)
-print(json.dumps([call("munmap", pages.start, pages.end - pages.start), pages.sealed_start]))
-"""
-
-
+# In a process that has many other mappings the kernel's tree of them is deeper.
 @pytest.mark.parametrize("others", [0, 20000])
 @pytest.mark.parametrize("holes", [0, 1])
 @pytest.mark.parametrize("before", [0, 1, 255, 256, 20000])
 def test_a_seal_is_found_behind_as_many_mappings_as_there_may_be(
-    harness: Harness, before: int, holes: int, others: int
+    harness: Harness, compiled: Callable[[str], Path], before: int, holes: int, others: int
 ) -> None:
     with harness.configured(emit_seals=0):
-        made = harness.python(BEHIND, str(before), str(holes), str(others))
-    result, sealed = made.line
-    assert result == -1
+        made = harness.run([compiled("behind"), before, holes, others, "--wait"])
+    assert made.line["error"] == errno.EPERM
     (record,) = made.of_kind(Kind.DENIAL)
     assert Verdict(record.verdict) == Verdict.SEALED
-    assert record.mapping.start == sealed
+    assert record.mapping.start == made.line["sealed"]
 
 
 def test_changing_mappings_give_no_wrong_proof(harness: Harness) -> None:
