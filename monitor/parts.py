@@ -1,7 +1,8 @@
-"""Imports modules of a library without all that the library's package imports.
+"""Imports modules of a library without all that the library imports.
 
-structlog's and prometheus_client's packages import an event loop, HTTP servers and clients and TLS.
-Nothing of that is used here: it would be 10 MiB in a daemon that needs 22.
+structlog's and prometheus_client's packages import an event loop, HTTP servers and clients and TLS,
+and http.client imports TLS. Where nothing of that is used, it would be 10 MiB in a daemon that
+needs 22.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from importlib.util import find_spec, module_from_spec
 
-__all__ = ["parts_of"]
+__all__ = ["parts_of", "without"]
 
 
 @contextlib.contextmanager
@@ -32,3 +33,21 @@ def parts_of(package: str) -> Iterator[None]:
         for name in list(sys.modules):
             if name == package or name.startswith(f"{package}."):
                 del sys.modules[name]
+
+
+@contextlib.contextmanager
+def without(optional: str, module: str) -> Iterator[None]:
+    """In this context, `module` is imported as where the other one is not installed.
+
+    Only the importer has this module: a later import elsewhere gets all of it. Where either is
+    imported already, that is used.
+    """
+    if optional in sys.modules or module in sys.modules:
+        yield
+        return
+    sys.modules[optional] = None  # type: ignore[assignment]  # an import of it fails
+    try:
+        yield
+    finally:
+        del sys.modules[optional]
+        sys.modules.pop(module, None)

@@ -8,18 +8,25 @@ ever sees the headers.
 from __future__ import annotations
 
 import contextlib
-import http.client
 import io
 import socket
-import ssl
+import sys
 import time
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from monitor.parts import without
 from monitor.sinks.otlp_answer import MESSAGE, Answer
 from monitor.sinks.outputs import SinkError
 from monitor.untrusted.printable import printable
 from monitor.version import version
+
+if TYPE_CHECKING:
+    import ssl
+
+with without("ssl", "http.client"):  # which is imported where it is used
+    import http.client
 
 __all__ = ["Client"]
 
@@ -180,6 +187,8 @@ class Client:
             try:
                 connection.settimeout(share)
                 connection.connect(address)
+                # http.client sends head and body apart, and the body would wait for 40 ms.
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 return self._secured(connection, deadline)
             except OSError as error:
                 connection.close()
@@ -207,9 +216,10 @@ class Client:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
+    tls = sys.modules.get("ssl")
+    if tls and isinstance(error, tls.SSLCertVerificationError):
         return f"certificate: {printable(error.verify_message, MESSAGE)}"
-    if isinstance(error, ssl.SSLError):
+    if tls and isinstance(error, tls.SSLError):
         return f"TLS: {printable(error.reason or str(error), MESSAGE)}"
     if isinstance(error, TimeoutError):
         return "no answer in time"

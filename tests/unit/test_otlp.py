@@ -522,6 +522,10 @@ def test_a_connection_is_used_again_and_opened_again(collector: Collector, make:
     assert is_stored(collector, *range(2000))
     assert collector.connections == 1
     assert len(collector.requests) >= 4
+    connection = sink._running.client._socket
+    assert connection is not None
+    is_prompt = connection._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    assert is_prompt  # else each request takes 40 ms
 
     def once(collector: Collector, connection: socket.socket, request: Request) -> None:
         answer()(collector, connection, request)

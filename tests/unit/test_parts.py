@@ -25,7 +25,7 @@ def library(tmp_path: Path) -> Path:
 
 def python(code: str, path: Path) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys\nfrom monitor.parts import parts_of\n{code}"],
+        [sys.executable, "-c", f"import sys\nfrom monitor.parts import parts_of, without\n{code}"],
         env={"PYTHONPATH": f"{path}:{Path(__file__).parents[2]}"},
         capture_output=True,
         text=True,
@@ -62,3 +62,46 @@ def test_nothing_is_left_of_one_that_fails(library: Path) -> None:
 
 def test_one_that_is_not_installed(tmp_path: Path) -> None:
     assert python(PARTS, tmp_path) == "ModuleNotFoundError: No module named 'whole'"
+
+
+OPTIONAL = """\
+try:
+ import extra
+except ImportError:
+ extra = None
+"""
+LESS = "with without('extra', 'user'):\n import user\n"
+
+
+@pytest.fixture
+def optional(tmp_path: Path) -> Path:
+    (tmp_path / "user.py").write_text(OPTIONAL)
+    (tmp_path / "extra.py").write_text("")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (f"{LESS}print(user.extra, 'extra' in sys.modules)", "None False\n"),
+        (f"{LESS}import user, extra\nprint(user.extra is extra)", "True\n"),
+        (f"import extra\n{LESS}print(user.extra is extra)", "True\n"),
+        (f"import user as before\n{LESS}print(user is before, user.extra is None)", "True False\n"),
+    ],
+    ids=["without", "whole elsewhere", "what it does without is there", "it is there itself"],
+)
+def test_a_module_does_without_another(optional: Path, code: str, said: str) -> None:
+    assert python(code, optional) == said
+
+
+def test_a_collector_without_tls_takes_no_memory_for_it(tmp_path: Path) -> None:
+    make = (
+        "from dataclasses import replace\nfrom pathlib import Path\n"
+        "from monitor.configuration.config import parse\nfrom monitor.sinks.otlp import OtlpSink\n"
+        "otlp = replace(parse('', '').otlp, endpoint='{}://127.0.0.1:1')\n"
+        f"OtlpSink(otlp, Path({str(tmp_path)!r}))\n"
+        "print('ssl' in sys.modules)\n"
+        "import http.client\nprint(hasattr(http.client, 'HTTPSConnection'))"
+    )
+    assert python(make.format("http"), tmp_path) == "False\nTrue\n"
+    assert python(make.format("https"), tmp_path) == "True\nTrue\n"
