@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import json
 import os
@@ -155,13 +156,15 @@ def _held_by_others() -> set[int]:
     """Ids of the BPF programs that processes outside of this session hold."""
     ours = {os.getpid(), *_children()}
     found = set()
-    for path in Path("/proc").glob("[0-9]*/fdinfo/*"):
-        if int(path.parts[2]) in ours:
+    for process in Path("/proc").glob("[0-9]*"):
+        if int(process.name) in ours:
             continue
-        try:
-            text = path.read_text()
-        except OSError:
-            continue
+        text = ""
+        # A process may end, or close one, at any time.
+        with contextlib.suppress(OSError):
+            for name in os.listdir(process / "fdinfo"):
+                with contextlib.suppress(OSError):
+                    text += (process / "fdinfo" / name).read_text()
         found |= {int(line.split()[1]) for line in text.splitlines() if line.startswith("prog_id:")}
     return found
 
