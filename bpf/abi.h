@@ -261,8 +261,8 @@ struct config {
     u32 canary_pid;         /* 0: none is running */
     u32 announced; /* bit per process, then bit per cgroup; read together with canary_pid */
     struct announced_process announced_processes[ANNOUNCED_PROCESSES];
-    u32 pid_namespace; /* the monitor's own: inode number of /proc/self/ns/pid */
-    u32 reserved;
+    u32 pid_namespace;    /* the monitor's own: inode number of /proc/self/ns/pid */
+    u32 workloads_max;    /* at most, of all cgroups */
     u64 sealed_mask;      /* VM_SEALED; 0 until calibrated */
     u64 maybe_guard_mask; /* VM_MAYBE_GUARD; 0 where the kernel has none */
     u64 mmap_min_addr;

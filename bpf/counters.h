@@ -53,11 +53,11 @@ static __always_inline bool is_watched(struct config *config)
 static __always_inline bool has_workload_quota(struct config *config, struct workload_quota *own,
                                                struct workload_quota *all)
 {
-    u64 held = own->taken - own->given_back;
+    u64 held = own->taken - own->given_back, of_all = all->taken - all->given_back;
 
-    if (held >= config->subtree_workloads)
+    if (held >= config->subtree_workloads || of_all >= config->workloads_max)
         return false;
-    if (all->taken - all->given_back < config->ordinary_workloads)
+    if (of_all < config->ordinary_workloads)
         return true;
     return held < SERVICE_WORKLOADS && config->system_slice &&
            bpf_get_current_ancestor_cgroup_id(1) == config->system_slice;

@@ -75,7 +75,7 @@ FLUSH_SECONDS = 2.0  # at the end, for a sink to take the next waiting event, an
 FLUSH_AT_MOST_SECONDS = 10.0  # for all of them, on a slow disk; TimeoutStopSec= allows for it
 SNAPSHOT_SECONDS = 0.5  # for the snapshots that were asked for last
 LAST_SECONDS = 1.0  # for the event with the final counts
-CANARY_POLL_SECONDS = 0.01
+POLL_SECONDS = 0.01  # while there is what cannot wake it up
 # By their numbers in glibc, for mallopt(3).
 M_ARENA_MAX, M_MMAP_THRESHOLD = -8, -3
 HEAP = {M_ARENA_MAX: 1, M_MMAP_THRESHOLD: 128 << 10}
@@ -368,7 +368,8 @@ class Daemon:
             if self._wakeup is not None:
                 poll.register(self._wakeup, select.EPOLLIN)
             while not self._stopping and not until():
-                poll.poll(CANARY_POLL_SECONDS if self._canary.running else self._wait_seconds)
+                is_busy = self._canary.running or self.watcher.ring.older  # which are not polled
+                poll.poll(POLL_SECONDS if is_busy else self._wait_seconds)
                 if self._wakeup is not None:
                     with contextlib.suppress(BlockingIOError):
                         os.read(self._wakeup, 64)

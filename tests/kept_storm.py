@@ -19,6 +19,7 @@ __all__ = [
     "counted",
     "counters",
     "nothing_is_lost",
+    "repeated",
     "scraped",
     "settled",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +13,9 @@ from monitor.attach import calibrate, trial
 from monitor.attach.calibrate import Findings
 from monitor.configuration.config import Config
 from monitor.evidence.cgroups import cgroup_mount
+from monitor.keep.identify import map_fields, map_id
 from monitor.keep.ledger import Ledger
-from monitor.keep.record import HOOKS_BLIND, Facts, Found
+from monitor.keep.record import HOOKS_BLIND, Facts, Found, unread_by
 from monitor.kernel import abi, loader
 from monitor.kernel.abi import ANNOUNCED_CGROUPS, ANNOUNCED_PROCESSES
 from monitor.kernel.announced import Marks
@@ -72,6 +73,7 @@ def limit_workloads(kernel: abi.Config, maximum: int, root: Path | None = None) 
 
     `root` is the cgroup2 mount; found in /proc/self/mountinfo when it is None.
     """
+    kernel.workloads_max = maximum
     kernel.subtree_workloads = min(max(maximum // 4, _FEW_WORKLOADS), maximum)
     kernel.ordinary_workloads = maximum - maximum // 4
     root = root or cgroup_mount()
@@ -96,7 +98,7 @@ class Resumed:
     def close(self) -> None:
         if not self._is_taken:
             self._is_taken = True
-            self.found.loaded.close()
+            self.found.close()
 
 
 class Replacing:
@@ -109,7 +111,8 @@ class Replacing:
         self.found = found
         self.wanted = replace(wanted, without=found.facts.blind)
         loaded = found.loaded
-        maps = {name: loaded.maps[name] for name in KEPT_MAPS}
+        others = {"ring"} if found.ring_size != wanted.ring_size else set()
+        maps = {name: loaded.maps[name] for name in KEPT_MAPS if name not in others}
         slots = {slot.key: slot for slot in loaded.slots}
         self._loading = loader.Loading(self.wanted, Existing(maps, slots))
         self._loaded: loader.Loaded | None = None
@@ -122,7 +125,7 @@ class Replacing:
 
     def close(self) -> None:
         self._loading.close()
-        self.found.loaded.close()
+        self.found.close()
         if self._loaded:
             self._loaded.close()
 
@@ -170,6 +173,7 @@ class Attached:
         if isinstance(beginning, Resumed):
             found = beginning.take()
             self._go_on(found, found.loaded)
+            found.close_unread()
         elif isinstance(beginning, Replacing):
             self._wanted = beginning.wanted
             self._replaced = beginning.found
@@ -181,7 +185,8 @@ class Attached:
         """With the maps of an earlier life."""
         self._facts = found.facts
         with contextlib.ExitStack() as cleanup:
-            self._map(cleanup, loaded)
+            self._map(cleanup, loaded, found)
+            limit_workloads(self.state.config, self._wanted.workloads_max)
             # Trials that ended, or lost their connection, with the monitor that they asked.
             self.state.config.canary_pid = 0
             marks = Marks(self.state.config, found.loaded.maps["announced_cgroups"])
@@ -189,13 +194,35 @@ class Attached:
                 marks.free(place)
             self._cleanup = cleanup.pop_all()
 
-    def _map(self, cleanup: contextlib.ExitStack, loaded: loader.Loaded) -> None:
+    def _map(
+        self, cleanup: contextlib.ExitStack, loaded: loader.Loaded, found: Found | None = None
+    ) -> None:
         self.loaded = loaded
         cleanup.callback(self.loaded.close)
         self.state = KernelState(self.loaded)
         cleanup.callback(self.state.close)
-        self.ring = Ring(self.loaded.maps["ring"], self._wanted.ring_size, self._taken)
+        self.ring = self._ring(found)
         cleanup.callback(self.ring.close)
+
+    def _ring(self, found: Found | None) -> Ring:
+        """That of the programs, and before it what is not yet read of those of an earlier life."""
+        unread = unread_by(self.loaded, found)
+        self._unread = [each.name for each in unread]
+        older = [self._opened(os.dup(each.descriptor)) for each in unread]
+        ring = self._opened(self.loaded.maps["ring"], older)
+        if not found:
+            ring.begin()
+        return ring
+
+    def _opened(self, descriptor: int, older: Sequence[Ring] = ()) -> Ring:
+        size = map_fields(descriptor)["max_entries"]
+        return Ring(descriptor, size, self._taken, number=map_id(descriptor), older=older)
+
+    def read_out(self) -> list[str]:
+        """Names by which rings are kept that were read to their end since this was asked last."""
+        count = len(self._unread) - len(self.ring.older)
+        names, self._unread = self._unread[:count], self._unread[count:]
+        return names
 
     def _finish(self, beginning: Beginning) -> None:
         with contextlib.ExitStack() as cleanup:
@@ -251,7 +278,7 @@ class Attached:
             before[key].empty()
         seconds = time.monotonic() - began if before.keys() != now else 0.0
         grace_period()  # programs of the earlier life have ended
-        self._replaced.loaded.close()
+        self._replaced.close()
         self._replaced = None
         if self._has_new_functions(before, now) and self._blind_targets():
             if self._ledger:

@@ -16,6 +16,7 @@ __all__ = [
     "describe_program",
     "link_id",
     "map_fields",
+    "map_id",
     "program_id",
     "program_in",
 ]
@@ -123,11 +124,20 @@ def map_fields(descriptor: int) -> dict[str, int]:
     return {name: int(value, 0) for name, _, value in pairs if name in _MAP_FIELDS}
 
 
-def describe_map(descriptor: int) -> str:
-    """Raises IdentityError, as the others here do."""
+def map_id(descriptor: int) -> int:
+    """Raises IdentityError, as those that follow do."""
+    return int(_map(descriptor).id)
+
+
+def _map(descriptor: int) -> _MapInfo:
     _require(descriptor, "bpf-map")
     info = _MapInfo()
     _fill(descriptor, info)
+    return info
+
+
+def describe_map(descriptor: int) -> str:
+    info = _map(descriptor)
     name = info.name.decode("ascii", "replace")
     return (
         f"map {info.id} {name}: type {info.type}, {info.max_entries} of {info.key_size} and "

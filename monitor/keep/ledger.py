@@ -94,7 +94,7 @@ def _places() -> Iterator[tuple[str, int, int]]:
 _PLACES = {name: (start, words) for name, start, words in _places()}
 _USED = max(start + words for start, words in _PLACES.values()) * _WORD
 _SIZE = -(-_USED // mmap.PAGESIZE) * mmap.PAGESIZE
-_FORMAT = crc32(repr((1, _AREAS, _TABLES, _PLACES)).encode())
+_FORMAT = crc32(repr((2, _AREAS, _TABLES, _PLACES)).encode())
 
 
 class LedgerError(Exception):

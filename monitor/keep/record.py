@@ -23,6 +23,8 @@ from monitor.keep.identify import (
     describe_map,
     describe_program,
     link_id,
+    map_fields,
+    map_id,
     program_id,
     program_in,
 )
@@ -59,18 +61,20 @@ __all__ = [
     "Facts",
     "Found",
     "SetError",
+    "Unread",
     "Written",
     "check",
     "generation_after",
+    "unread_by",
     "write",
 ]
 
 # What a name begins with. After a dot comes what makes it one of its kind.
 NAMES = ("map", "program", "link", "ledger", "record")
 _DESCRIBED = ("map", "program", "link")
-# Of a generation, and of the arrays of its tail calls; of a hook.
+# Of a generation, of its ring, and of the arrays of its tail calls; of a hook.
 _NAME = re.compile(
-    r"(map|ledger|record)\.[0-9]{1,9}|map\.t[0-9]{1,9}|(map|program|link)\.h[0-9]{1,9}"
+    r"(map|ledger|record)\.[0-9]{1,9}|map\.[rt][0-9]{1,9}|(map|program|link)\.h[0-9]{1,9}"
 )
 ATTEMPTS = 2  # that may end while the daemon looks at a set
 CANARY_FAILED, RECORDS_CORRUPT, HOOKS_BLIND = 1, 2, 4
@@ -79,12 +83,16 @@ _DOUBTS = {
     RECORDS_CORRUPT: "in its ring was what is no record",
     HOOKS_BLIND: "a function that it is attached to sees no refusal",
 }
-_FORMAT = 2
+_FORMAT = 3
 _SIZE_LIMIT = 1 << 20
 _PID_NAMESPACE = Path("/proc/self/ns/pid")
 _OBJECT_HEAD = 256
-# What may have changed: the programs are replaced then, and the maps go on.
-_REPLACED = ("version", "object", "attach", "switches", "pid_namespace", "capabilities")
+# What may have changed: the programs are replaced then, and the maps go on. Those of another ring
+# size write to a ring of their own.
+_REPLACED = (
+    *("version", "object", "attach", "switches", "pid_namespace", "capabilities"),
+    "ring_size",
+)
 
 Handed = Mapping[str, Sequence[int]]  # descriptors by name
 
@@ -104,12 +112,20 @@ class Facts(NamedTuple):
     since: float
 
 
+class Unread(NamedTuple):
+    """A ring that others have taken the place of, and that still has records."""
+
+    descriptor: int
+    name: str  # by which it is kept
+    said: str  # what the kernel says of it
+
+
 @dataclass
 class Found:
     """A set that was taken over. `changed`: why its programs are to be replaced, empty when not.
 
-    `names`: those by which it is kept, by what the kernel says of each descriptor. `leftovers`:
-    descriptors by name that are no part of it.
+    `names`: those by which it is kept, by what the kernel says of each descriptor. `unread`: rings
+    before that of the set, the oldest first. `leftovers`: descriptors by name that are no part.
     """
 
     loaded: Loaded
@@ -118,7 +134,22 @@ class Found:
     generation: int
     changed: str
     names: dict[str, str]
+    unread: list[Unread]
     leftovers: dict[str, list[int]]
+
+    @property
+    def ring_size(self) -> int:
+        """In bytes. Raises OSError, IdentityError."""
+        return map_fields(self.loaded.maps["ring"])["max_entries"]
+
+    def close(self) -> None:
+        self.loaded.close()
+        self.close_unread()
+
+    def close_unread(self) -> None:
+        for ring in self.unread:
+            os.close(ring.descriptor)
+        self.unread.clear()
 
 
 class Written(NamedTuple):
@@ -138,7 +169,7 @@ def _maker(request: LoadRequest, made: str, ledger: Ledger) -> dict[str, Any]:
         "user": os.geteuid(),
         "set": ledger.number("set"),
         "ring_size": request.ring_size,
-        "workloads_max": request.workloads_max,
+        "table_of_workloads": request.workload_places,
         "buckets_max": request.buckets_max,
         "version": [version(), revision()],
         "object": made,
@@ -164,13 +195,14 @@ def _kind(name: str) -> str:
 
 def generation_after(handed: Handed) -> int:
     """A number that no name of these has."""
-    numbers = [name.partition(".")[2].lstrip("t") for name in handed]
+    numbers = [name.partition(".")[2].lstrip("rt") for name in handed]
     return 1 + max((int(each) for each in numbers if each.isascii() and each.isdigit()), default=0)
 
 
 def _groups(loaded: Loaded, generation: int) -> Iterator[tuple[str, list[int]]]:
     """What is let go by itself has a name of its own: hooks, and arrays of tail calls."""
-    yield f"map.{generation}", [loaded.maps[name] for name in KEPT_MAPS]
+    yield f"map.{generation}", [loaded.maps[name] for name in KEPT_MAPS if name != "ring"]
+    yield f"map.r{generation}", [loaded.maps["ring"]]
     tails = [each for name, each in loaded.maps.items() if name not in KEPT_MAPS]
     if tails:
         yield f"map.t{generation}", tails
@@ -213,6 +245,7 @@ def write(
     said = _described(groups)
     kept = before.names if before else {}
     names = {said[each]: kept.get(said[each], name) for name in groups for each in groups[name]}
+    unread = unread_by(loaded, before)
     names["ledger"] = kept.get("ledger", f"ledger.{generation}")
     running = [program_id(each) for each in loaded.waiting] or [
         program_in(slot.array) for slot in loaded.slots
@@ -221,6 +254,7 @@ def write(
         "maker": _maker(request, loaded.made.digest, ledger),
         "names": names,
         "maps": {name: said[each] for name, each in loaded.maps.items()},
+        "unread": [[ring.name, ring.said] for ring in unread],
         "slots": [
             [slot.key, *(said[each] for each in slot[1:]), program]
             for slot, program in zip(loaded.slots, running, strict=True)
@@ -238,10 +272,24 @@ def write(
     if "ledger" not in kept:
         new.append((names["ledger"], [ledger.descriptor]))
     new.append((f"record.{generation}", [memory.frozen(json.dumps(document).encode())]))
-    dropped = set(kept.values()) - set(names.values())
+    dropped = set(kept.values()) - {*names.values(), *(ring.name for ring in unread)}
     if before:
         dropped |= {f"record.{before.generation}", *before.leftovers}
     return Written([each for each in new if each[1]], sorted(dropped))
+
+
+def unread_by(loaded: Loaded, before: Found | None) -> list[Unread]:
+    """The rings that are to be read before that of the set, when it replaces the one before.
+
+    Their descriptors belong to the one before. Raises IdentityError.
+    """
+    if before is None:
+        return []
+    ring = before.loaded.maps["ring"]
+    said = describe_map(ring)
+    if said == describe_map(loaded.maps["ring"]):
+        return before.unread
+    return [*before.unread, Unread(ring, before.names[said], said)]
 
 
 # ---- Checked -------------------------------------------------------------------------------------
@@ -335,9 +383,8 @@ def _taken_over(  # noqa: PLR0917 - all that a set is compared with
         ],
         made=_made(document["made"]),
     )
-    _check_shapes(loaded.maps, request)
-    if not is_at(loaded.maps["ring"], ledger.words("taken")):
-        raise SetError("its ring was read by somebody else")
+    _check_shapes(loaded.maps)
+    unread = _unread(handed, document["unread"], loaded.maps["ring"], ledger.words("taken"))
     lost = [f"probe {probe.probe} is not attached" for probe in loaded.probes if probe.lost]
     others = [
         f"{slot.key} runs another program"
@@ -346,7 +393,7 @@ def _taken_over(  # noqa: PLR0917 - all that a set is compared with
     ]
     changed = [f"another {name.replace('_', ' ')}" for name in differ]
     regions, partial, blind, since = document["facts"]
-    used = {*names.values(), f"record.{generation}"}
+    used = {*names.values(), *(ring.name for ring in unread), f"record.{generation}"}
     return Found(
         loaded,
         ledger,
@@ -359,8 +406,25 @@ def _taken_over(  # noqa: PLR0917 - all that a set is compared with
         generation,
         "; ".join(changed + lost[:1] + others[:1]),
         names,
+        unread,
         {name: group for name, group in handed.items() if name not in used},
     )
+
+
+def _unread(handed: Handed, rows: list[list[str]], ring: int, taken: memoryview) -> list[Unread]:
+    """From the one that was being read on, up to the one before `ring`."""
+    found: list[Unread] = []
+    current = ring
+    for name, said in reversed(rows):
+        if is_at(current, map_id(current), taken):
+            return found
+        current = _only(handed, name)
+        if describe_map(current) != said:
+            raise SetError(f"it misses {said}")
+        found.insert(0, Unread(current, name, said))
+    if not is_at(current, map_id(current), taken):
+        raise SetError("its ring was read by somebody else")
+    return found
 
 
 def _made(row: list[Any]) -> Made:
@@ -402,23 +466,17 @@ def object_digest(path: Path) -> str:
     return digest_in(head)
 
 
-def _check_shapes(maps: Mapping[str, int], request: LoadRequest) -> None:
+def _check_shapes(maps: Mapping[str, int]) -> None:
     """Whoever maps them relies on their sizes."""
     wanted = (
         ("counters", possible_cpus() * len(Bank) * ctypes.sizeof(Counters)),
         ("config", ctypes.sizeof(Config)),
         ("shared_buckets", (max(SharedBucket) + 1) * ctypes.sizeof(Bucket)),
-        ("ring", request.ring_size),
     )
     for name, size in wanted:
-        info = dict(
-            line.split(":\t", 1)
-            for line in Path(f"/proc/self/fdinfo/{maps[name]}").read_text("ascii").splitlines()
-            if ":\t" in line
-        )
-        entries, value = int(info["max_entries"]), int(info["value_size"])
-        each = 1 if name == "ring" else -(-value // 8) * 8  # an element begins at a word
-        found = entries * each
+        fields = map_fields(maps[name])
+        # An element begins at a word.
+        found = fields["max_entries"] * (-(-fields["value_size"] // 8) * 8)
         if found != size:
             raise SetError(f"its map {name} has {found} bytes, not {size}")
     for name in KEPT_MAPS:

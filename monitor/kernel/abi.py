@@ -325,7 +325,7 @@ class Config(ctypes.Structure):
         ("announced", c_uint32),
         ("announced_processes", AnnouncedProcess * ANNOUNCED_PROCESSES),
         ("pid_namespace", c_uint32),
-        ("reserved", c_uint32),
+        ("workloads_max", c_uint32),
         ("sealed_mask", c_uint64),
         ("maybe_guard_mask", c_uint64),
         ("mmap_min_addr", c_uint64),

@@ -78,7 +78,7 @@ class Programs:
         entries = {
             "ring": request.ring_size,
             "counters": possible_cpus() * len(Bank),
-            "workloads": request.workloads_max,
+            "workloads": request.workload_places,
             "buckets": request.buckets_max,
         }
         self.maps: dict[str, int] = {}

@@ -42,6 +42,7 @@ class Keeping:
         self._dropped_before = ledger.number("dropped")
         self._found: dict[str, object] = {}
         self._changed, self._handed_over = "", 0.0
+        self._attached: Attached | None = None
         self.notes: list[str] = start.notes if start else []
 
     def begin(self, attached: Attached, findings: Findings, severities: Severities) -> None:
@@ -49,6 +50,7 @@ class Keeping:
 
         Raises OSError and CalibrationError when programs cannot be replaced.
         """
+        self._attached = attached
         start = self._start
         programs = start.programs if start else None
         if start and isinstance(programs, Resumed):
@@ -148,6 +150,8 @@ class Keeping:
 
     def turned(self) -> None:
         """The ring was read just now."""
+        if self._start and self._attached and (names := self._attached.read_out()):
+            self._start.forget(names)
         self._read_ns[0] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
     def details(self, counters: Counters) -> dict[str, object] | None:

@@ -180,11 +180,11 @@ def test_a_restart_and_one_by_the_watchdog_resume(running: Machine) -> None:
 def test_what_does_not_match_is_let_go(running: Machine, others: dict[int, str]) -> None:
     machine, before = running, own_programs().keys() - others.keys()
     assert before
-    machine.write("/etc/seal-monitor/config.toml", "[ring]\nsize = 1048576\n")
+    machine.write("/etc/seal-monitor/config.toml", "[workloads]\nmaximum = 1025\n")
     machine.run("systemctl", "restart", "seal-monitor.service")
     assert last_start(machine)["details"]["resumed"] is None
     notes = " ".join(last_start(machine)["details"]["notes"])
-    assert "what systemd had kept is let go: it is of another ring size" in notes
+    assert "what systemd had kept is let go: it is of another table of workloads" in notes
     store = int(machine.show("NFileDescriptorStore"))
     machine.wait("let go", lambda: not own_programs().keys() & before)
     machine.run("systemctl", "restart", "seal-monitor.service")

@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from monitor.attach.attached import Attached, Resumed
+from monitor.attach.attached import Attached, Replacing, Resumed, configure
+from monitor.configuration.config import parse
 from monitor.keep import memory, record
 from monitor.keep.identify import describe_link, program_id
 from monitor.keep.ledger import Ledger
 from monitor.kernel import bpf
+from monitor.kernel.abi import Kind
 from monitor.kernel.compiler import OBJECT
 from monitor.kernel.loaded import LoadRequest
 
@@ -184,8 +188,8 @@ def test_what_is_odd_is_not_taken_over(
 @pytest.mark.parametrize(
     ("request_", "why"),
     [
-        (replace(REQUEST, ring_size=1 << 20), "ring size"),
-        (replace(REQUEST, workloads_max=77), "wor"),
+        (replace(REQUEST, buckets_max=77), "buckets max"),
+        (replace(REQUEST, workloads_max=1025), "table of workloads"),
     ],
 )
 def test_other_maps_are_let_go(handed: Handed, request_: LoadRequest, why: str) -> None:
@@ -196,6 +200,8 @@ def test_other_maps_are_let_go(handed: Handed, request_: LoadRequest, why: str) 
 @pytest.mark.parametrize(
     ("request_", "why"),
     [
+        (replace(REQUEST, workloads_max=77), ""),
+        (replace(REQUEST, ring_size=1 << 20), "another ring size"),
         (replace(REQUEST, attach="raw_tracepoint"), "another attach"),
         (replace(REQUEST, switches=frozenset({"watch.compat"})), "another switches"),
     ],
@@ -267,3 +273,79 @@ def test_a_ring_that_somebody_else_has_read_is_let_go(
             record.check(handed, REQUEST, OBJECT)
     finally:
         first.ring._consumed[0] = before
+
+
+def denied(name: str) -> int:
+    """The pid of a process that was refused."""
+    with subprocess.Popen([sys.executable, "-m", "monitor.provoke.table", name]) as process:
+        assert process.wait(30) == 0
+    return process.pid
+
+
+def denied_of(attached: Attached, pids: list[int]) -> list[int]:
+    """The pids of all denials up to the end, of these processes, in their order."""
+    found: list[int] = []
+    while attached.ring.used_bytes or attached.ring.older:
+        records = attached.ring.drain().records
+        found += [each.pid for each in records if each.pid in pids and each.kind == Kind.DENIAL]
+    return found
+
+
+def test_rings_of_lives_that_were_killed_are_read_one_after_the_other(require_bpf: None) -> None:
+    """The first is killed while it reads, the second before it replaces the programs, the third
+    when it has, and the last one reads all.
+    """
+    kept: Handed = {}
+    sizes = (1 << 20, 1 << 16, 1 << 18)
+    with contextlib.ExitStack() as lives:
+        lives.callback(close_all, kept)
+        ledger = Ledger.shared()
+        first = lives.enter_context(Attached(REQUEST, ledger=ledger))
+        facts = record.Facts(*first.calibrate(), frozenset(), 1.0)
+        keep(kept, record.write(first.loaded, ledger, REQUEST, facts, generation=1))
+        configure(first.state.config, parse("", ""))
+        read = [denied("mprotect")]
+        assert denied_of(first, read) == read
+        pids = [denied("munmap")]
+        for generation, size in enumerate(sizes, 2):
+            wanted = replace(REQUEST, ring_size=size)
+            found = record.check(copied(kept), wanted, OBJECT)
+            assert "another ring size" in found.changed
+            assert [each.name for each in found.unread] == [
+                f"map.r{each}" for each in range(1, generation - 1)
+            ]
+            lives.callback(close_all, found.leftovers)
+            replacing = Replacing(found, wanted)
+            lives.callback(replacing.close)
+            life = lives.enter_context(Attached(wanted, replacing, ledger=found.ledger))
+            set_of = (life.loaded, found.ledger, wanted, facts)
+            keep(kept, record.write(*set_of, generation=generation, before=found))
+            if size != sizes[0]:
+                assert life.hand_over() == 0.0
+            pids.append(denied("mremap_source"))
+        assert len(life.ring.older) == 3
+        assert denied_of(life, pids) == pids
+        assert life.ring.older == []
+        assert life.ring.taken()[Kind.DENIAL] >= len(read + pids)
+        assert sorted(life.read_out()) == ["map.r1", "map.r2", "map.r3"]
+        again = record.check(copied(kept), wanted, OBJECT)
+        assert (again.changed, again.unread) == ("", [])
+        assert {"map.r1", "map.r2", "map.r3"} <= again.leftovers.keys()
+        again.close()
+        close_all(again.leftovers)
+
+
+def close_all(handed: Handed) -> None:
+    for each in {each for group in handed.values() for each in group}:
+        os.close(each)
+
+
+def keep(kept: Handed, written: record.Written) -> None:
+    """As a manager does."""
+    for name, group in written.groups:
+        kept.setdefault(name, []).extend(os.dup(each) for each in group)
+    os.close(written.groups[-1][1][0])
+
+
+def copied(kept: Handed) -> Handed:
+    return {name: [os.dup(each) for each in group] for name, group in kept.items()}

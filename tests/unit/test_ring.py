@@ -7,22 +7,24 @@ import mmap
 import os
 import resource
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitor.kernel.abi import Record
-from monitor.kernel.ring import Ring
+from monitor.kernel.abi import Kind, Record
+from monitor.kernel.ring import Ring, is_at
 
 PAGE = mmap.PAGESIZE
 SIZE = 1 << 16
 LENGTH = ctypes.sizeof(Record)
 FRAME = 8 + LENGTH
 BUSY, DISCARDED = 1 << 31, 1 << 30
+ROW = len(Kind) + 2  # words that are stored for a part that is taken
 
 
 class KernelSide:
@@ -227,3 +229,128 @@ def test_any_bytes(data: list[int], start: int) -> None:
     finally:
         ring.close()
         os.close(kernel.descriptor)
+
+
+# ---- One ring after another ----------------------------------------------------------------------
+
+
+class Killed(Exception):
+    pass
+
+
+class Words(list[int]):
+    """Memory that outlives its process, which a kill ends at one of the stores."""
+
+    left = 1 << 30
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        if self.left == 0:
+            raise Killed
+        super().__setitem__(index, value)
+        self.left -= 1
+
+
+def nothing() -> None:
+    pass
+
+
+def chain(kernels: list[KernelSide], words: Words, wait: Callable[[], None] = nothing) -> Ring:
+    """As a new life opens them: from the one that is being read on."""
+    taken, most = cast("memoryview", words), len(kernels)
+    reading = max(n + 1 for n in range(most) if is_at(kernels[n].descriptor, n + 1, taken))
+    older = [
+        Ring(os.dup(kernels[number - 1].descriptor), SIZE, taken, number=number)
+        for number in range(reading, most)
+    ]
+    return Ring(kernels[-1].descriptor, SIZE, taken, number=most, older=older, wait=wait)
+
+
+@contextmanager
+def three() -> Iterator[list[KernelSide]]:
+    """Of five records, three of which are taken; of none; of two."""
+    sides = [KernelSide() for _ in range(3)]
+    for pid in range(5):
+        sides[0].record(pid)
+    for pid in range(5, 7):
+        sides[2].record(pid)
+    yield sides
+    for side in sides:
+        os.close(side.descriptor)
+
+
+@pytest.fixture
+def kernels() -> Iterator[list[KernelSide]]:
+    with three() as sides:
+        yield sides
+
+
+def begun(kernels: list[KernelSide]) -> Words:
+    words = Words([0] * 16)
+    first = Ring(kernels[0].descriptor, SIZE, cast("memoryview", words), number=1)
+    first.begin()
+    assert pids(first, 3) == [0, 1, 2]
+    first.close()
+    return words
+
+
+def test_older_rings_are_read_first(kernels: list[KernelSide]) -> None:
+    words = begun(kernels)
+    ring = chain(kernels, words)
+    assert (ring.waiting, len(ring.older)) == (4, 2)
+    assert [pids(ring), len(ring.older)] == [[3, 4], 2]
+    assert ring.taken()[Kind.DENIAL] == 5
+    assert [pids(ring), len(ring.older), pids(ring)] == [[5, 6], 0, []]
+    assert ring.taken()[Kind.DENIAL] == 7
+    ring.close()
+    again = chain(kernels, words)
+    assert (again.older, again.taken()[Kind.DENIAL]) == ([], 7)
+    again.close()
+
+
+def test_what_is_still_written_to_an_older_ring_is_waited_for(kernels: list[KernelSide]) -> None:
+    words = begun(kernels)
+    late = iter(("late",))
+    ring = chain(kernels, words, lambda: kernels[0].record(77) if next(late, "") else None)
+    assert [pids(ring), pids(ring), pids(ring)] == [[3, 4], [77], [5, 6]]
+    ring.close()
+
+
+def test_what_is_never_submitted_does_not_hold_the_next_ring_up(kernels: list[KernelSide]) -> None:
+    words = begun(kernels)
+    kernels[0].record(78, BUSY)
+    ring = chain(kernels, words)
+    assert [pids(ring), ring.drain().corrupt, pids(ring)] == [[3, 4], 1, [5, 6]]
+    ring.close()
+
+
+@pytest.mark.parametrize("most", [1, 2, 256])
+def test_a_kill_at_any_store_takes_each_record_once(most: int) -> None:
+    stores = 0
+    while lives(stores, most) > 1:
+        stores += 1
+    assert stores >= 4 * ROW
+
+
+def lives(stores: int, most: int) -> int:
+    """How many it takes, when the first can store so many words."""
+    seen: list[int] = []
+    life = 0
+    with three() as kernels:
+        words = begun(kernels)
+        words.left = stores
+        while True:
+            life += 1
+            ring = chain(kernels, words)
+            try:
+                while ring.used_bytes or ring.older:
+                    seen += pids(ring, most)
+                break
+            except Killed:
+                words.left = 1 << 30
+            finally:
+                ring.close()
+        assert seen == [3, 4, 5, 6]
+        last = chain(kernels, words)
+        assert (last.taken()[Kind.DENIAL], last.older) == (7, [])
+        last.close()
+    return life
