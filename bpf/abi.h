@@ -195,6 +195,7 @@ struct workload {
     u64 denials[VERDICTS];
     u64 quota; /* its place in `workload_quotas` */
 };
+#define WORKLOADS_MAX 65536 /* the most that can be configured */
 
 /* Workloads of the cgroup subtrees whose hash is the same; at place 0 those of all. */
 #define WORKLOAD_QUOTAS (4 * 1024)

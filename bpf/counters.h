@@ -13,7 +13,11 @@
 
 BPF_F_TABLE("array", u32, struct counters, counters, BANKS, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct config, config, 1, BPF_F_MMAPABLE);
-BPF_TABLE("hash", u64, struct workload, workloads, WORKLOADS_MAX);
+/*
+ * As large as can be configured, so that another number of them needs no other table. It takes
+ * memory for those that are there; where the kernel has none at that moment, one finds no place.
+ */
+BPF_F_TABLE("hash", u64, struct workload, workloads, WORKLOADS_MAX, BPF_F_NO_PREALLOC);
 BPF_F_TABLE("array", u32, struct workload_quota, workload_quotas, WORKLOAD_QUOTAS, BPF_F_MMAPABLE);
 
 /* Atomic: on kernels whose tracepoints can be preempted a plain addition could lose a count. */

@@ -18,6 +18,7 @@
     } name
 #define BPF_TABLE(kind, key_type, value_type, name, entries)                                       \
     BPF_F_TABLE(kind, key_type, value_type, name, entries, 0)
+#define BPF_F_NO_PREALLOC 1
 #define BPF_F_MMAPABLE 1024
 
 #define BPF_PROG_ARRAY(name, entries)                                                              \

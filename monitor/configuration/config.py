@@ -43,7 +43,7 @@ from monitor.configuration.values import (
     until,
     user,
 )
-from monitor.kernel.abi import Cause, Method, Verdict
+from monitor.kernel.abi import WORKLOADS_MAX, Cause, Method, Verdict
 from monitor.kernel.operations import OPERATIONS
 from monitor.kernel.probes import MODES
 from monitor.untrusted.redact import CommandLine
@@ -351,7 +351,7 @@ KEYS: tuple[Key, ...] = (
     Key(
         "workloads.maximum",
         64,
-        integer(1, 65536),
+        integer(1, WORKLOADS_MAX),
         'Workloads with metrics of their own; any further one counts as "other".',
     ),
     Key(

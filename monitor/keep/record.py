@@ -32,11 +32,13 @@ from monitor.keep.ledger import Ledger, LedgerError
 from monitor.kernel import privileges
 from monitor.kernel.abi import (
     ABI_VERSION,
+    WORKLOADS_MAX,
     Bank,
     Bucket,
     Config,
     Counters,
     SharedBucket,
+    Workload,
     description,
 )
 from monitor.kernel.loaded import (
@@ -169,7 +171,6 @@ def _maker(request: LoadRequest, made: str, ledger: Ledger) -> dict[str, Any]:
         "user": os.geteuid(),
         "set": ledger.number("set"),
         "ring_size": request.ring_size,
-        "table_of_workloads": request.workload_places,
         "buckets_max": request.buckets_max,
         "version": [version(), revision()],
         "object": made,
@@ -467,11 +468,12 @@ def object_digest(path: Path) -> str:
 
 
 def _check_shapes(maps: Mapping[str, int]) -> None:
-    """Whoever maps them relies on their sizes."""
+    """What maps them relies on their sizes, and the configuration on the places of one."""
     wanted = (
         ("counters", possible_cpus() * len(Bank) * ctypes.sizeof(Counters)),
         ("config", ctypes.sizeof(Config)),
         ("shared_buckets", (max(SharedBucket) + 1) * ctypes.sizeof(Bucket)),
+        ("workloads", WORKLOADS_MAX * ctypes.sizeof(Workload)),
     )
     for name, size in wanted:
         fields = map_fields(maps[name])

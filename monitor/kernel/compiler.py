@@ -34,7 +34,6 @@ SOURCES = next(
 OBJECT = SOURCES / "seal_monitor.object"
 # Fixed, so that every host builds the same object; programs.py sets some again for each map.
 _SIZES = {
-    "WORKLOADS_MAX": 1024,
     "BUCKETS_MAX": 4096,
     "HANDLED_FAULTS_MAX": 1024,
     "SEALERS_MAX": 4096,

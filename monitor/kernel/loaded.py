@@ -13,9 +13,7 @@ from monitor.kernel.probes import OPTIONAL
 from monitor.kernel.slots import Slot
 
 __all__ = [
-    "FEW_WORKLOADS",
     "KEPT_MAPS",
-    "MANY_WORKLOADS",
     "NOTHING_EXISTS",
     "AttachedProbe",
     "Existing",
@@ -42,7 +40,6 @@ KEPT_MAPS = (
     "watched_cgroup",
     "announced_cgroups",
 )
-FEW_WORKLOADS, MANY_WORKLOADS = 1024, 65536
 
 
 class LoadError(Exception):
@@ -63,16 +60,9 @@ class LoadRequest:
     switches: frozenset[str] = frozenset()
     without: frozenset[str] = frozenset()  # targets not to attach to
     ring_size: int = 1 << 21
-    workloads_max: int = FEW_WORKLOADS
+    workloads_max: int = 1024
     buckets_max: int = 4096
     path: Path | None = None  # of the object; None: the one that setup or the package installed
-
-    @property
-    def workload_places(self) -> int:
-        """Of the map, which has room for more than are wanted: so the programs keep it, and their
-        counts, when the configuration wants another number. Few take 0.1 MiB of the kernel, many 7.
-        """
-        return FEW_WORKLOADS if self.workloads_max <= FEW_WORKLOADS else MANY_WORKLOADS
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,6 @@ class Programs:
         entries = {
             "ring": request.ring_size,
             "counters": possible_cpus() * len(Bank),
-            "workloads": request.workload_places,
             "buckets": request.buckets_max,
         }
         self.maps: dict[str, int] = {}

@@ -7,7 +7,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,8 @@ from kept_storm import (
 from machine import Event, Machine, booted
 from test_service_kernel import stage
 
+from monitor.keep import record
+
 __all__ = ["became", "counted", "counters", "scraped", "settled"]
 
 PREPARE = """
@@ -34,6 +36,7 @@ printf '[Service]\\nRestartSec=100ms\\nWatchdogSec=12\\n' \\
 systemd-sysusers --root=$place/root >&2
 """
 PYTHON = "/usr/local/lib/seal-monitor/bin/python"
+MODULES = "/usr/local/lib/seal-monitor/lib/python3.11/site-packages/monitor"
 MEMORY = Path("/sys/fs/cgroup/memory")
 OOM_BYTES = 32 << 20
 GREEDY = """
@@ -177,14 +180,29 @@ def test_a_restart_and_one_by_the_watchdog_resume(running: Machine) -> None:
     assert delivered <= len(denials(machine, "mremap")) <= 1
 
 
-def test_what_does_not_match_is_let_go(running: Machine, others: dict[int, str]) -> None:
+@pytest.fixture
+def counts_otherwise(machine: Machine) -> Iterator[Callable[[], None]]:
+    """Once called, the program is a version that cannot go on with the counts of this one."""
+    file = f"{MODULES}/keep/record.py"
+
+    def become(number: int) -> None:
+        machine.run("sed", "-i", f"s/^_FORMAT = .*/_FORMAT = {number}/", file)
+        machine.run("sh", "-c", f"rm -f {MODULES}/keep/__pycache__/record.*.pyc")
+
+    yield lambda: become(99)
+    become(record._FORMAT)
+
+
+def test_what_does_not_match_is_let_go(
+    running: Machine, others: dict[int, str], counts_otherwise: Callable[[], None]
+) -> None:
     machine, before = running, own_programs().keys() - others.keys()
     assert before
-    machine.write("/etc/seal-monitor/config.toml", "[workloads]\nmaximum = 1025\n")
+    counts_otherwise()
     machine.run("systemctl", "restart", "seal-monitor.service")
     assert last_start(machine)["details"]["resumed"] is None
     notes = " ".join(last_start(machine)["details"]["notes"])
-    assert "what systemd had kept is let go: it is of another table of workloads" in notes
+    assert "what systemd had kept is let go: it is of another format" in notes
     store = int(machine.show("NFileDescriptorStore"))
     machine.wait("let go", lambda: not own_programs().keys() & before)
     machine.run("systemctl", "restart", "seal-monitor.service")

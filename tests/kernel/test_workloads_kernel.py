@@ -11,6 +11,9 @@ import pytest
 from attackers import by_nobody_in_cgroup, delegated, in_cgroup
 from harness import Harness, cgroup_root, new_cgroup, remove_cgroup
 
+from monitor.attach.attached import limit_workloads
+from monitor.kernel.abi import WORKLOADS_MAX
+
 Compiled = Callable[[str], Path]
 
 
@@ -126,6 +129,19 @@ def test_delegated_cgroups_leave_room_for_services(
     assert whole.state.counters().other_workloads[0] - before >= SCOPES - QUOTA
     storm_in(service, compiled, 17)
     assert whole.workload(service)["sealed"] == 17
+
+
+def test_places_are_made_as_fast_as_workloads_come(
+    whole: Harness, compiled: Compiled, subtrees: tuple[Path, Path]
+) -> None:
+    """A quarter of the most that can be configured is more than they are."""
+    limit_workloads(whole.config, WORKLOADS_MAX)
+    _, service = subtrees
+    command = in_cgroup(service, [compiled("flood"), "scopes", SCOPES, service])
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    held = {key.value: list(value.denials) for key, value in whole.state.workloads.items()}
+    found = [held.get(each.stat().st_ino) for each in service.glob("*/")]
+    assert found == [[1, 0, 0]] * SCOPES
 
 
 def storm_in(cgroup: Path, compiled: Compiled, count: int) -> None:
