@@ -424,7 +424,8 @@ KEYS: tuple[Key, ...] = (
         "incidents.events_kept",
         20,
         integer(1, 1000),
-        "The last events of an incident that are kept whole; all are counted.",
+        "How many events of an incident are kept whole, the last ones and the worst one of each "
+        "owner; all are counted.",
     ),
     Key(
         "incidents.snapshots",

@@ -6,17 +6,20 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from monitor.evidence.cgroups import top_workload
+from monitor.evidence.waiting import SUB_USERS
 from monitor.untrusted.printable import printable
 
 __all__ = ["NOBODY", "Owner", "owner_of"]
 
 _LIMIT = 256
+_SUB_USERS = str(SUB_USERS)
 
 
 class Owner(NamedTuple):
     """Who makes violations: the outermost workload (cgroups.py) and the uid there.
 
-    All users of one workload are one as well: of a user namespace, he may be any of thousands.
+    `user` is a uid in words; one for all from SUB_USERS on, of which one person has thousands in a
+    user namespace.
     """
 
     workload: str
@@ -24,7 +27,8 @@ class Owner(NamedTuple):
 
     @property
     def words(self) -> str:
-        return f"user {self.user or 'unknown'} in {self.workload or 'no known workload'}"
+        user = f"users from {self.user} on" if self.user == _SUB_USERS else f"user {self.user}"
+        return f"{user if self.user else 'user unknown'} in {self.workload or 'no known workload'}"
 
 
 NOBODY = Owner("", "")  # of the monitor's own events, and of those without a process
@@ -35,5 +39,5 @@ def owner_of(event: Mapping[str, Any]) -> Owner:
     uid = (event.get("process") or {}).get("uid")
     path = (event.get("workload") or {}).get("cgroup")
     workload = top_workload(path) if isinstance(path, str) else ""
-    user = str(uid) if isinstance(uid, int) else ""
+    user = str(min(uid, SUB_USERS)) if isinstance(uid, int) else ""
     return Owner(printable(workload, _LIMIT), user)

@@ -25,6 +25,8 @@ UPDATE incidents SET last_ns = coalesce(
 WHERE last_ns > :future
 """
 
+_OLD = "WHERE time_ns < :oldest OR time_ns > :future AND seq < :last"
+
 _LOOK_EVENTS, _LOOK_SECONDS = 64, 60.0  # retention is checked after so many events or seconds
 _FULL, _ROOM = 0.9, 0.8  # shares of the size: above _FULL incidents are removed, down to _ROOM
 HALF = 0.5  # the share where a batch did not fit: it may be as large as the rest of a small one
@@ -97,12 +99,12 @@ class Removal:
             query = f"SELECT max(+seq) FROM {table} WHERE time_ns < :oldest"
             (last,) = database.execute(query, times).fetchone()
             if last is not None:
+                times["last"] = last
                 with transaction(database):
-                    database.execute(
-                        f"DELETE FROM {table} WHERE time_ns < :oldest "
-                        "OR time_ns > :future AND seq < :last",
-                        times | {"last": last},
-                    )
+                    if table == "events":
+                        query = f"DELETE FROM owners WHERE seq IN (SELECT seq FROM events {_OLD})"
+                        database.execute(query, times)
+                    database.execute(f"DELETE FROM {table} {_OLD}", times)
         if database.execute("SELECT 1 FROM incidents WHERE last_ns > :future", times).fetchone():
             with transaction(database):
                 database.execute(_AS_OLD_AS_THE_LAST_EVENT, times)
@@ -161,7 +163,7 @@ class Removal:
         """Remove the incidents with these numbers and ranks, and count them."""
         numbers = [(number,) for number, _ in found]
         with transaction(database):
-            for table in ("facets", "events", "snapshots", "standing"):
+            for table in ("facets", "events", "owners", "snapshots", "standing"):
                 database.executemany(f"DELETE FROM {table} WHERE incident = ?", numbers)
             database.executemany("DELETE FROM incidents WHERE number = ?", numbers)
         self.removed.update(severity_of(rank) for _, rank in found)

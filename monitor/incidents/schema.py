@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from monitor.evidence.owner import owner_of
-from monitor.incidents.stored import rank_of
+from monitor.incidents.stored import event_rank, rank_of
 
 __all__ = [
     "READABLE",
@@ -27,8 +27,8 @@ __all__ = [
     "transaction",
 ]
 
-VERSION = 3
-READABLE = (1, 2, 3)  # version 1 had no snapshots, version 2 no standing
+VERSION = 4
+READABLE = (1, 2, 3, 4)  # 1 had no snapshots, 2 no standing, 3 no owners
 
 # `events` counts the delivered events of an incident, `suppressed` those that the rate limit held
 # back. A facet counts the events of an incident that have a value in common. `number` and `seq`
@@ -63,7 +63,19 @@ _ADDED_BY_3 = (
     "user TEXT NOT NULL, rank INTEGER NOT NULL)",
     "CREATE INDEX standing_by_owner ON standing (workload, user)",
 )
-_ADDED = {1: _SCHEMA_1, 2: _ADDED_BY_2, 3: _ADDED_BY_3}
+# Whose each kept event and snapshot is, and whose the place of each value (places.py). That of an
+# event is in a row of its own: events are large, and an older database has many.
+_ADDED_BY_4 = (
+    "CREATE TABLE owners (seq INTEGER PRIMARY KEY, incident INTEGER NOT NULL, "
+    "workload TEXT NOT NULL, user TEXT NOT NULL, rank INTEGER NOT NULL)",
+    "CREATE INDEX owners_by_incident ON owners (incident)",
+    *(
+        f"ALTER TABLE {table} ADD COLUMN {column} TEXT NOT NULL DEFAULT ''"
+        for table in ("facets", "snapshots")
+        for column in ("workload", "user")
+    ),
+)
+_ADDED = {1: _SCHEMA_1, 2: _ADDED_BY_2, 3: _ADDED_BY_3, 4: _ADDED_BY_4}
 SCHEMA = tuple(statement for added in _ADDED.values() for statement in added)
 
 _LAST_EVENT = "SELECT event FROM events WHERE incident = ? ORDER BY seq DESC LIMIT 1"
@@ -111,7 +123,9 @@ def prepare(database: sqlite3.Connection) -> None:
         for added in range(version + 1, VERSION + 1):
             for statement in _ADDED[added]:
                 database.execute(statement)
-        database.executemany("INSERT INTO standing VALUES (?, ?, ?, ?)", _standings(database))
+        if version < 3:
+            database.executemany("INSERT INTO standing VALUES (?, ?, ?, ?)", _standings(database))
+        database.executemany("INSERT INTO owners VALUES (?, ?, ?, ?, ?)", _owners(database))
         database.execute(f"PRAGMA user_version = {VERSION}")
 
 
@@ -125,6 +139,14 @@ def _standings(database: sqlite3.Connection) -> Iterator[tuple[int, str, str, in
         of_it = [verdict for (verdict,) in database.execute(verdicts, (number,))]
         rank = max(rank_of(severity, verdict) for verdict in (*of_it, None))
         yield number, owner.workload, owner.user, rank
+
+
+def _owners(database: sqlite3.Connection) -> Iterator[tuple[int, int, str, str, int]]:
+    """Of each event of an older version. Whose its values and snapshots are is not known."""
+    for seq, incident, text in database.execute("SELECT seq, incident, event FROM events"):
+        event = _event(text)
+        owner = owner_of(event)
+        yield seq, incident, owner.workload, owner.user, event_rank(event)
 
 
 def _event(text: str) -> dict[str, Any]:

@@ -19,10 +19,12 @@ from typing import Any, NamedTuple
 from monitor.evidence.fingerprint import Event, fingerprint, unattributed, what_of
 from monitor.evidence.owner import NOBODY, Owner, owner_of
 from monitor.incidents.clock import Clock
+from monitor.incidents.places import Row, Value, has_more, row_to_remove, value_to_remove
 from monitor.incidents.removal import HALF, Removal
 from monitor.incidents.retention import Newcomers, Retention
 from monitor.incidents.schema import OtherSchema, prepare, transaction
 from monitor.incidents.stored import (
+    event_rank,
     facets_of,
     incident_of,
     many_places,
@@ -80,37 +82,40 @@ _SUPPRESSED = """
 UPDATE incidents SET last_ns = max(last_ns, :last_ns), suppressed = suppressed + :suppressed
 WHERE id = :id RETURNING number
 """
-_FACET = """
-INSERT INTO facets SELECT :incident, :name, iif(
-    EXISTS (SELECT 1 FROM facets WHERE incident = :incident AND name = :name AND value = :value)
-    OR (SELECT count(*) FROM facets WHERE incident = :incident AND name = :name) < :kept,
-    :value, :others), 1
-WHERE true ON CONFLICT DO UPDATE SET count = count + 1
+_SEEN_VALUE = """
+UPDATE facets SET count = count + 1
+WHERE incident = :incident AND name = :name AND value = :value RETURNING workload, user
+"""
+_NEW_VALUE = """
+INSERT INTO facets (incident, name, value, count, workload, user)
+VALUES (:incident, :name, :value, :count, :workload, :user)
+ON CONFLICT DO UPDATE SET count = count + :count
+"""
+_VALUES = """
+SELECT workload, user, count, 1, value FROM facets
+WHERE incident = :incident AND name = :name AND value <> :others
+"""
+_FORGET_VALUE = "DELETE FROM facets WHERE incident = :incident AND name = :name AND value = :value"
+_PLACES = """
+SELECT workload, user, count(*) FROM facets
+WHERE incident = :incident AND name = :name AND value <> :others GROUP BY 1, 2
+"""
+_GIVE_PLACE = """
+UPDATE facets SET workload = :workload, user = :user
+WHERE incident = :incident AND name = :name AND value = :value
 """
 _EVENT = """
 INSERT INTO events (incident, time_ns, boot_id, pid, start_ns, event)
 VALUES (:incident, :time_ns, :boot_id, :pid, :start_ns, :event)
 """
-_ONLY_THE_LAST = """
-DELETE FROM events WHERE incident = :incident AND seq <= (
-    SELECT seq FROM events WHERE incident = :incident ORDER BY seq DESC LIMIT 1 OFFSET :kept)
-"""
-# The event that the incident's summary is of, the worst one, stays beside the last ones.
-_ONLY_THE_LAST_AND_THE_WORST = (
-    _ONLY_THE_LAST
-    + """AND seq IS NOT (SELECT max(seq) FROM events WHERE incident = :incident
-    AND json_extract(event, '$.summary') =
-        (SELECT summary FROM incidents WHERE number = :incident))
-"""
-)
+_OWNER = "INSERT INTO owners VALUES (:seq, :incident, :workload, :user, :rank)"
+_EVENTS_KEPT = "SELECT seq, workload, user, rank FROM owners WHERE incident = ?"
 _SNAPSHOT = """
-INSERT INTO snapshots (incident, time_ns, snapshot)
-SELECT number, :time_ns, :snapshot FROM incidents WHERE id = :incident RETURNING incident
+INSERT INTO snapshots (incident, time_ns, snapshot, workload, user)
+SELECT number, :time_ns, :snapshot, :workload, :user FROM incidents WHERE id = :incident
+RETURNING incident
 """
-_ONLY_THE_LAST_SNAPSHOTS = """
-DELETE FROM snapshots WHERE incident = :incident AND seq <= (
-    SELECT seq FROM snapshots WHERE incident = :incident ORDER BY seq DESC LIMIT 1 OFFSET :kept)
-"""
+_SNAPSHOTS_KEPT = "SELECT seq, workload, user, 0 FROM snapshots WHERE incident = ?"
 
 _BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _CALLERS = 512  # whose suppressions find their incident: enough for a storm between two sweeps
@@ -134,12 +139,12 @@ class _Seen(NamedTuple):
     start_ns: int | None
 
 
-def snapshot_data(incident: str, time_ns: int, text: bytes) -> bytes:
+def snapshot_data(incident: str, time_ns: int, text: bytes, owner: Owner = NOBODY) -> bytes:
     """What the store is to write for a snapshot of the incident with this id.
 
-    A line with the incident and the time, then the snapshot; an event is only one line.
+    A line with the incident, the time and the owner, then the snapshot; an event is only one line.
     """
-    return encode({"incident": incident, "time_ns": time_ns}) + b"\n" + text
+    return encode({"incident": incident, "time_ns": time_ns, **owner._asdict()}) + b"\n" + text
 
 
 def _caller(event: Event) -> _Caller | None:
@@ -287,11 +292,11 @@ class IncidentStore:
                     self._take(database, json.loads(text), text)
 
     def _take(self, database: sqlite3.Connection, event: Event, text: str) -> None:
-        is_worst = False
+        owner = owner_of(event)
         if event["kind"] == "suppression":
             number, start_ns = self._add_suppressed(database, event)
         else:
-            number, start_ns, is_worst = self._add(database, event)
+            number, start_ns = self._add(database, event, owner)
         stored = {
             "incident": number,
             "time_ns": nanoseconds(event["time"]),
@@ -300,26 +305,28 @@ class IncidentStore:
             "start_ns": start_ns,
             "event": text,
         }
-        database.execute(_EVENT, stored)
-        # A storm of equal ones, which is the usual one, needs no look at the others.
-        others = _ONLY_THE_LAST if is_worst else _ONLY_THE_LAST_AND_THE_WORST
-        database.execute(others, {"incident": number, "kept": self._retention.events})
+        seq = database.execute(_EVENT, stored).lastrowid
+        stored |= {"seq": seq, **owner._asdict(), "rank": event_rank(event)}
+        database.execute(_OWNER, stored)
+        rows = map(Row._make, database.execute(_EVENTS_KEPT, (number,)))
+        if (loser := row_to_remove(list(rows), self._retention.events)) is not None:
+            for table in ("events", "owners"):
+                database.execute(f"DELETE FROM {table} WHERE seq = ?", (loser,))
 
-    def _add(self, database: sqlite3.Connection, event: Event) -> tuple[int, int | None, bool]:
-        """The incident's number, when the process started, and whether no event was worse."""
-        owner = owner_of(event)
+    def _add(
+        self, database: sqlite3.Connection, event: Event, owner: Owner
+    ) -> tuple[int, int | None]:
+        """The incident's number, and when the process started."""
         incident = self._place(database, event, owner)
         ((number,),) = database.execute(_COUNT, incident).fetchall()
-        is_worst = self._rank(database, number, incident, owner, event.get("verdict"))
-        common = {"incident": number, "kept": VALUES_KEPT, "others": OTHERS}
-        database.executemany(
-            _FACET, [common | {"name": name, "value": value} for name, value in facets_of(event)]
-        )
+        self._rank(database, number, incident, owner, event_rank(event))
+        for name, value in facets_of(event):
+            _count_value(database, number, name, value, owner)
         start = (event["process"] or {}).get("start")
         start_ns = nanoseconds(start) if start else None
         if event["kind"] != "health" and (caller := _caller(event)):
             self._callers.put(caller, _Seen(str(incident["id"]), start_ns))
-        return number, start_ns, is_worst
+        return number, start_ns
 
     def _place(self, database: sqlite3.Connection, event: Event, owner: Owner) -> dict[str, object]:
         """The values of the event's own incident, or of the one for many places."""
@@ -338,33 +345,27 @@ class IncidentStore:
         number: int,
         incident: Mapping[str, object],
         owner: Owner,
-        verdict: str | None,
-    ) -> bool:
-        """Let what is said of the incident rise to this event, and see whose it is.
-
-        Whether none of its events was worse.
-        """
-        rank = rank_of(str(incident["severity"]), verdict)
+        rank: int,
+    ) -> None:
+        """Let what is said of the incident rise to this event, and see whose it is."""
         values = {**incident, **owner._asdict(), "incident": number, "rank": rank}
         found = database.execute(_STANDING, (number,)).fetchone()
         if found is None:
             database.execute(_NEW_STANDING, values)
-            return True
+            return
         if rank > found[2]:
             database.execute(_RISE, values)
             database.execute(_RISEN, values)
         if rank >= found[2]:
             database.execute(_SUMMARY, values)
         seen = (str(incident["id"]), owner)
-        is_worst = bool(rank >= found[2])
         if owner == found[:2] or owner == NOBODY or self._helpers.get(seen):
-            return is_worst
+            return
         # Of several owners it is that one's who has the fewest, and so loses it last.
         self._helpers.put(seen, True)
         (theirs,), (own,) = (database.execute(_OWN, each).fetchone() for each in (found[:2], owner))
         if own < theirs:
             database.execute(_GIVE, values)
-        return is_worst
 
     def _add_suppressed(self, database: sqlite3.Connection, event: Event) -> tuple[int, int | None]:
         """Count it for the last incident of the process at that caller, else as unattributed."""
@@ -375,7 +376,7 @@ class IncidentStore:
             if found:
                 return found[0][0], seen.start_ns
         ((number,),) = database.execute(_COUNT, incident).fetchall()
-        self._rank(database, number, incident, NOBODY, None)
+        self._rank(database, number, incident, NOBODY, rank_of(str(event["severity"]), None))
         return number, None
 
     # ---- a database that cannot be used ----------------------------------------------------------
@@ -399,4 +400,34 @@ def _add_snapshot(database: sqlite3.Connection, stored: Mapping[str, Any]) -> No
     found = database.execute(_SNAPSHOT, stored).fetchall()
     if not found:
         raise SinkError(f"no incident {stored['incident']} that a snapshot belongs to")
-    database.execute(_ONLY_THE_LAST_SNAPSHOTS, {"incident": found[0][0], "kept": SNAPSHOTS_KEPT})
+    rows = map(Row._make, database.execute(_SNAPSHOTS_KEPT, found[0]))
+    if (loser := row_to_remove(list(rows), SNAPSHOTS_KEPT)) is not None:
+        database.execute("DELETE FROM snapshots WHERE seq = ?", (loser,))
+
+
+def _count_value(
+    database: sqlite3.Connection, incident: int, name: str, value: str, owner: Owner
+) -> None:
+    """Count a value of a facet; where it has no place, among the others."""
+    values = {"incident": incident, "name": name, "value": value, "count": 1, "others": OTHERS}
+    values |= owner._asdict()
+    found = database.execute(_SEEN_VALUE, values).fetchall()
+    if found:
+        holder = Owner(*found[0])
+        if holder != owner:
+            # Of several owners it is that one's who has the fewest, and so loses it last.
+            places = {Owner(*row[:2]): row[2] for row in database.execute(_PLACES, values)}
+            if has_more(holder, owner, places):
+                database.execute(_GIVE_PLACE, values)
+        return
+    asked = Value(*owner, 1, False, value)
+    held = [Value._make(row) for row in database.execute(_VALUES, values)]
+    if len(held) < VALUES_KEPT:
+        database.execute(_NEW_VALUE, values)
+        return
+    loser = value_to_remove([*held, asked])
+    others = values | {"value": OTHERS, "count": loser.seen, **NOBODY._asdict()}
+    if loser is not asked:
+        database.execute(_FORGET_VALUE, values | {"value": loser.value})
+        database.execute(_NEW_VALUE, values)
+    database.execute(_NEW_VALUE, others)

@@ -17,6 +17,7 @@ __all__ = [
     "ALERTED",
     "CRITICAL",
     "TEXT_LIMIT",
+    "event_rank",
     "facets_of",
     "incident_of",
     "many_places",
@@ -37,6 +38,13 @@ def rank_of(severity: str, verdict: str | None) -> int:
     by_verdict = _VERDICTS.index(verdict) if verdict in _VERDICTS else 0
     by_severity = _SEVERITIES.index(severity) if severity in _SEVERITIES else 0
     return by_severity * len(_VERDICTS) + by_verdict
+
+
+def event_rank(event: Event) -> int:
+    """The same of an event; a suppression, which shows nothing, is below all others."""
+    if event.get("kind") == "suppression":
+        return -1
+    return rank_of(str(event.get("severity")), event.get("verdict"))
 
 
 def severity_of(rank: int) -> str:

@@ -7,9 +7,9 @@ loses anything to somebody who asks for more.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
-__all__ = ["keep_fairly", "shares"]
+__all__ = ["keep_fairly", "of_the_largest", "shares"]
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
@@ -43,12 +43,32 @@ def keep_fairly(
                 break
             kept.append(item)
         return kept
-    groups: dict[Hashable, list[T]] = {}
-    for item in items:
-        groups.setdefault(owners[0](item), []).append(item)
+    groups = _grouped(items, owners[0])
     granted = shares({owner: sum(map(weight, own)) for owner, own in groups.items()}, room)
     return [
         item
         for owner, own in groups.items()
         for item in keep_fairly(own, granted[owner], owners[1:], weight)
     ]
+
+
+def of_the_largest(
+    items: Sequence[T], owners: Sequence[Callable[[T], Hashable]], worth: Callable[[T], Any]
+) -> Sequence[T]:
+    """The items of the one owner who has the most, of whom one must go where there is one too many.
+
+    Owners are asked in order, as in keep_fairly(). Of several who have as many, it is the one whose
+    most valuable item is worth the least.
+    """
+    for owner in owners:
+        groups = _grouped(items, owner).values()
+        if len(groups) > 1:
+            items = min(groups, key=lambda own: (-len(own), max(map(worth, own))))
+    return items
+
+
+def _grouped(items: Sequence[T], owner: Callable[[T], Hashable]) -> dict[Hashable, list[T]]:
+    groups: dict[Hashable, list[T]] = {}
+    for item in items:
+        groups.setdefault(owner(item), []).append(item)
+    return groups

@@ -26,6 +26,7 @@ from monitor.evidence.fingerprint import fingerprint
 from monitor.evidence.owner import Owner, owner_of
 from monitor.incidents.retention import Retention
 from monitor.incidents.search import Incident
+from monitor.incidents.store import snapshot_data
 
 __all__ = ["make"]
 
@@ -110,8 +111,7 @@ def test_nor_by_large_ones(make: Make) -> None:
     for number in range(30):
         store.take(fault(number))
         text = b'{"padding":"' + b"x" * 30_000 + b'"}'
-        line = b'{"incident":"%s","time_ns":1}\n' % fingerprint(fault(number)).id.encode()
-        store.sink.write(line + text)
+        store.sink.write(snapshot_data(fingerprint(fault(number)).id, 1, text))
     assert {fingerprint(event).id for event in others} <= ids(store.read())
     assert store.sink.removed["info"] > 5
 
@@ -162,10 +162,18 @@ def test_after_an_hour_there_is_room_for_new_ones(make: Make) -> None:
 
 def test_many_users_of_one_workload_are_one(make: Make) -> None:
     store = make(Retention(30, 64 * MIB, 20, new=10))
-    flood(store, [fault(n, uid=100_000 + n) for n in range(500)])
+    flood(store, [fault(n, uid=2000 + n) for n in range(500)])
     found = store.read()
     assert len(found) == 41
     assert max(incident.events for incident in found) == 460
+
+
+def test_all_users_of_a_namespace_are_one(make: Make) -> None:
+    store = make(Retention(30, 64 * MIB, 20, new=10))
+    flood(store, [fault(n, uid=100_000 + n) for n in range(500)])
+    (many,) = (each for each in store.read() if each.caller == "many places")
+    assert many.events == 490
+    assert many.title.endswith("many places, users from 100000 on in user-65534.slice")
 
 
 # ---- What only rises -----------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from monitor.untrusted.shares import keep_fairly, shares
+from monitor.untrusted.shares import keep_fairly, of_the_largest, shares
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,17 @@ def test_of_each_the_first_that_fit() -> None:
     items = [("a", 3), ("a", 4), ("b", 5), ("a", 5)]
     kept = keep_fairly(items, 12, (lambda item: item[0],), lambda item: item[1])
     assert kept == [("a", 3), ("a", 4), ("b", 5)]
+
+
+def test_of_the_largest_one_must_go() -> None:
+    owners = (lambda item: item[0], lambda item: item[1])
+
+    def largest(*items: tuple[str, int, int]) -> set[tuple[str, int, int]]:
+        return set(of_the_largest(items, owners, lambda item: item[2]))
+
+    many = [("his", user, 9) for user in range(5)]
+    # His users have one share; of those with as many, whose best is worth the least.
+    assert largest(*many, ("sshd", 0, 1), ("sshd", 0, 2)) == {("his", 0, 9)}
+    assert largest(("a", 1, 5), ("a", 1, 6), ("a", 2, 9), ("b", 0, 1)) == {("a", 1, 5), ("a", 1, 6)}
+    assert largest(("a", 1, 5), ("b", 1, 4), ("c", 1, 6)) == {("b", 1, 4)}
+    assert largest(("a", 1, 5)) == {("a", 1, 5)}

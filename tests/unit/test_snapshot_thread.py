@@ -15,10 +15,11 @@ from clocks import at_most
 from test_fingerprint import EVENTS
 
 from monitor.evidence.fingerprint import fingerprint
+from monitor.evidence.owner import owner_of
 from monitor.evidence.waiting import Waiting
 from monitor.incidents.snapshot import Request, Taken
-from monitor.incidents.snapshot_thread import CPU_SECONDS, WAITING, Snapshots
-from monitor.incidents.store import snapshot_data
+from monitor.incidents.snapshot_thread import CPU_SECONDS, RESERVED, WAITING, Snapshots
+from monitor.incidents.store import SNAPSHOTS_KEPT, snapshot_data
 from monitor.kernel.abi import Kind, Record
 from monitor.metrics.tally import Tally
 from monitor.sinks.delivery import Delivery
@@ -67,8 +68,16 @@ class Setting:
         assert self.open.wait(30)
         return self.result(asked)
 
-    def ask(self, caller: int = 1, pid: int = 42, start: int = 5, kind: Kind = Kind.DENIAL) -> None:
+    def ask(
+        self,
+        caller: int = 1,
+        pid: int = 42,
+        start: int = 5,
+        kind: Kind = Kind.DENIAL,
+        uid: int = 33,
+    ) -> None:
         event = copy.deepcopy(EVENTS[kind.label])
+        event["process"]["uid"] = uid
         event["caller"] = event["stack"][1]["address"] = hex(0x5500_0000_0000 + caller)
         event["stack"][1]["offset"] = event["stack"][0]["offset"] = caller
         event["fingerprint"] = fingerprint(event).id
@@ -116,7 +125,7 @@ def test_what_the_store_gets(setting: Setting) -> None:
     assert (json.loads(head)["time_ns"], text) == (7, b"{}")
     (asked,) = setting.asked
     assert (asked.event, asked.start) == (event["id"], event["process"]["start"])
-    assert data == snapshot_data(json.loads(head)["incident"], 7, b"{}")
+    assert data == snapshot_data(json.loads(head)["incident"], 7, b"{}", owner_of(event))
 
 
 def test_the_incident_is_the_events(setting: Setting) -> None:
@@ -218,6 +227,50 @@ def test_the_time_of_a_core_is_bounded(setting: Setting) -> None:
     setting.now += 1
     setting.ask(caller=2)
     assert setting.results() == {"taken": 2, "dropped": 1}
+
+
+def test_no_owner_takes_anothers_place_in_an_incident(setting: Setting) -> None:
+    for pid in range(100):
+        setting.ask(caller=1, pid=pid)
+    setting.ask(caller=1, pid=1000, uid=1000)
+    assert setting.results() == {"taken": SNAPSHOTS_KEPT + 1, "dropped": 97}
+    assert setting.asked[-1].pid == 1000
+
+
+def test_nor_the_last_places_that_wait(setting: Setting) -> None:
+    setting.open.clear()
+    for n in range(100):
+        setting.ask(caller=n, pid=n)
+    for n in range(2 * RESERVED):
+        setting.ask(caller=1, pid=1000 + n, uid=1000 + n)
+        setting.ask(caller=2, pid=1000 + n, uid=1000 + n)
+    setting.open.set()
+    assert setting.results()["taken"] == WAITING + RESERVED
+    assert [asked.pid for asked in setting.asked][WAITING:] == [1000, 1001, 1002, 1003]
+    assert not setting.snapshots._waiting_of
+
+
+def test_nor_all_of_the_time(setting: Setting) -> None:
+    """What others get beyond the bound is paid back, by whoever comes next."""
+
+    def busy(asked: Request) -> Taken:
+        began = thread_time()
+        while thread_time() - began < CPU_SECONDS:
+            pass
+        return Taken("taken", 7, b"{}")
+
+    setting.result = busy
+    setting.ask(caller=1)
+    setting.results()
+    setting.ask(caller=1, pid=1000, uid=1000)
+    assert setting.results() == {"taken": 2}
+    setting.ask(caller=1, pid=1001, uid=1001)
+    setting.ask(caller=2)
+    assert setting.results() == {"taken": 2, "dropped": 2}
+    setting.now += 1
+    setting.ask(caller=2)
+    setting.ask(caller=2, pid=1000, uid=1000)
+    assert setting.results() == {"taken": 2, "dropped": 4}
 
 
 def test_the_time_of_threads_that_read_for_it_counts(setting: Setting) -> None:
