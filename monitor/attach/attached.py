@@ -21,11 +21,11 @@ from monitor.kernel.abi import ANNOUNCED_CGROUPS, ANNOUNCED_PROCESSES
 from monitor.kernel.announced import Marks
 from monitor.kernel.arch import THIS
 from monitor.kernel.counters import KernelState
+from monitor.kernel.grace import Grace
 from monitor.kernel.loaded import KEPT_MAPS, Existing
 from monitor.kernel.probes import AT_SEAL, reporters
 from monitor.kernel.ring import Ring
 from monitor.kernel.slots import target_of
-from monitor.kernel.syscalls import grace_period
 from monitor.provoke.child import nobody
 
 __all__ = [
@@ -199,7 +199,9 @@ class Attached:
     ) -> None:
         self.loaded = loaded
         cleanup.callback(self.loaded.close)
-        self.state = KernelState(self.loaded)
+        self._grace = Grace()
+        cleanup.callback(self._grace.close)
+        self.state = KernelState(self.loaded, self._grace.wait)
         cleanup.callback(self.state.close)
         self.ring = self._ring(found)
         cleanup.callback(self.ring.close)
@@ -216,7 +218,14 @@ class Attached:
 
     def _opened(self, descriptor: int, older: Sequence[Ring] = ()) -> Ring:
         size = map_fields(descriptor)["max_entries"]
-        return Ring(descriptor, size, self._taken, number=map_id(descriptor), older=older)
+        return Ring(
+            descriptor,
+            size,
+            self._taken,
+            number=map_id(descriptor),
+            older=older,
+            wait=self._grace.wait,
+        )
 
     def read_out(self) -> list[str]:
         """Names by which rings are kept that were read to their end since this was asked last."""
@@ -277,7 +286,7 @@ class Attached:
         for key in before.keys() - now:
             before[key].empty()
         seconds = time.monotonic() - began if before.keys() != now else 0.0
-        grace_period()  # programs of the earlier life have ended
+        self._grace.wait()  # programs of the earlier life have ended
         self._replaced.close()
         self._replaced = None
         if self._has_new_functions(before, now) and self._blind_targets():

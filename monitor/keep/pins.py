@@ -29,6 +29,7 @@ USUAL = Path("/sys/fs/bpf/seal-monitor")  # as the documentation names it
 MOST = 1024  # entries; a set has about a hundred
 LOCK_SECONDS = 2.0  # for a monitor that was killed to be gone
 _POLL_SECONDS = 0.02
+_GRACE_SECONDS = 0.1  # where the kernel does not wait
 _MAGIC = 0xCAFE4A11  # include/uapi/linux/magic.h: BPF_FS_MAGIC
 _STATFS_BYTES = 256  # more than struct statfs has; its first word is the magic
 # Of a name and a number. A name has no colon, and bpffs takes no dot (bpf_lookup() in
@@ -267,5 +268,7 @@ class Pins:
         """
         count = len(self._files)
         self.forget(set(self._files.values()))
-        grace_period()  # bpffs lets go of an inode's object after one (bpf_free_inode())
+        # bpffs lets go of an inode's object after a grace period (bpf_free_inode()).
+        if not grace_period():
+            time.sleep(_GRACE_SECONDS)
         return count

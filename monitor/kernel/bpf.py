@@ -15,6 +15,8 @@ from pathlib import Path
 from monitor.kernel.arch import NUMBERS
 
 __all__ = [
+    "ARRAY",
+    "ARRAY_OF_MAPS",
     "PROG_ARRAY",
     "RAW_TRACEPOINT",
     "TRACEPOINT",
@@ -39,7 +41,7 @@ __all__ = [
 # include/uapi/linux/bpf.h: enum bpf_prog_type, bpf_attach_type.
 TRACEPOINT, RAW_TRACEPOINT, TRACING = 5, 17, 26
 _TRACE_FEXIT, _PERF_EVENT = 25, 41
-PROG_ARRAY = 3  # enum bpf_map_type
+ARRAY, PROG_ARRAY, ARRAY_OF_MAPS = 2, 3, 12  # enum bpf_map_type
 _EVENTS = Path("/sys/kernel/tracing/events")
 _PERF_TYPE_TRACEPOINT, _PERF_FLAG_FD_CLOEXEC = 2, 8
 _PERF_EVENT_IOC_ENABLE = 0x2400
@@ -126,9 +128,13 @@ def _checked(descriptor: int) -> int:
     return descriptor
 
 
-def create_map(kind: int, name: str, *, key: int, value: int, entries: int, flags: int) -> int:
-    """`key` and `value` are sizes in bytes; a ring buffer's `entries` are its bytes."""
-    options = _MapOptions(sz=ctypes.sizeof(_MapOptions), map_flags=flags)
+def create_map(
+    kind: int, name: str, *, key: int, value: int, entries: int, flags: int, inner: int = 0
+) -> int:
+    """`key` and `value` are sizes in bytes; a ring buffer's `entries` are its bytes. `inner`: a map
+    like those that are in a map of maps.
+    """
+    options = _MapOptions(sz=ctypes.sizeof(_MapOptions), map_flags=flags, inner_map_fd=inner)
     return _checked(
         libbpf().bpf_map_create(
             kind, name[:15].encode(), key, value, entries, ctypes.byref(options)

@@ -11,7 +11,7 @@ import ctypes
 import errno
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -112,8 +112,10 @@ def _mapped(descriptor: int, element: type[ctypes.Structure], count: int) -> mma
 class KernelState:
     """The maps that the programs and the daemon share."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Loaded, wait: Callable[[], object] = grace_period) -> None:
+        """`wait` returns when runs of programs that have begun are over."""
         maps = loaded.maps
+        self._wait = wait
         self._cpus = possible_cpus()
         self._counters = _mapped(maps["counters"], Counters, self._cpus * len(Bank))
         self._words = memoryview(self._counters).cast("Q")
@@ -154,8 +156,7 @@ class KernelState:
         if result:
             raise OSError(-result, os.strerror(-result))
         self.config.one_cgroup = 1
-        # A run that began before may still count: programs run in RCU read sections.
-        grace_period()
+        self._wait()  # a run that began before may still count
         self._counters[:] = bytes(len(self._counters))
         self.reset_limits()
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import time
 
 from monitor.kernel.arch import NUMBERS
 from monitor.kernel.arch import PAGE_SIZE as PAGE
@@ -20,7 +19,6 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
 _MEMBARRIER_CMD_GLOBAL = 1  # returns after synchronize_rcu()
-_GRACE_SECONDS = 0.1  # much longer than any run of a BPF program
 
 _syscall = LIBC.syscall
 _syscall.argtypes = [ctypes.c_long] + [ctypes.c_ulong] * 6
@@ -49,7 +47,10 @@ def end_with(parent: int) -> None:
         os._exit(1)
 
 
-def grace_period() -> None:
-    """Wait until all that ran in a section of RCU has left it, as runs of BPF programs do."""
-    if call("membarrier", _MEMBARRIER_CMD_GLOBAL) < 0:  # a kernel with nohz_full CPUs
-        time.sleep(_GRACE_SECONDS)
+def grace_period() -> bool:
+    """Wait until all that ran in a section of RCU has left it; whether the kernel did.
+
+    It refuses where a CPU has no tick (nohz_full). Where there is one CPU it returns at once, which
+    is right for memory, but not for a task that was preempted in such a section (membarrier(2)).
+    """
+    return os.sysconf("SC_NPROCESSORS_ONLN") > 1 and not call("membarrier", _MEMBARRIER_CMD_GLOBAL)
