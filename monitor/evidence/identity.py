@@ -33,6 +33,7 @@ from monitor.evidence.image import (
 )
 from monitor.evidence.loaded import Loaded, loaded
 from monitor.evidence.memory_map import DELETED
+from monitor.evidence.names import GROUP, PASSWD, Names
 from monitor.evidence.waiting import TooLong, Waiting
 from monitor.untrusted.printable import printable
 from monitor.untrusted.process_directory import Found, find, stat_of
@@ -59,7 +60,6 @@ ARGUMENTS_SHOWN = 32
 # An exec keeps pid and start time. The kernel's base name shows most execs at once. The others, and
 # a command line that the program rewrote, show after this time.
 FRESH_SECONDS = 1.0
-NAME_FRESH_SECONDS = 60.0
 
 # What /proc/PID/stat counts in: USER_HZ, as nsec_to_clock_t() does (kernel/time/time.c).
 TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
@@ -171,36 +171,6 @@ def _executable(directory: int) -> tuple[bytes, str]:
         return b"", PATH_TOO_LONG
 
 
-class _Names:
-    """Names of users or groups by number, from the user database."""
-
-    def __init__(
-        self, look_up: Callable[[int], str], waiting: Waiting, clock: Callable[[], float]
-    ) -> None:
-        self._look_up = look_up
-        self._waiting = waiting
-        self._clock = clock
-        self._known: Recent[int, tuple[str | None, float]] = Recent()
-
-    def get(self, number: int, user: int) -> str | None:
-        """`user`: on whose behalf a server may have to be asked."""
-        known = self._known.get(number)
-        if known is None or self._clock() >= known[1]:
-            try:
-                name = self._waiting.run(user, lambda: self._name(number))
-            except TooLong:
-                name = None
-            known = (name, self._clock() + NAME_FRESH_SECONDS)
-            self._known.put(number, known)
-        return known[0]
-
-    def _name(self, number: int) -> str | None:
-        try:
-            return printable(os.fsencode(self._look_up(number)))
-        except KeyError:
-            return None
-
-
 class Identities:
     """Look-ups in /proc and the user database, with bounded caches."""
 
@@ -216,8 +186,8 @@ class Identities:
         self._clock = clock
         self.waiting = waiting or Waiting()
         self._processes: Recent[tuple[int, int], _Facts] = Recent()
-        self._users = _Names(lambda uid: pwd.getpwuid(uid).pw_name, self.waiting, clock)
-        self._groups = _Names(lambda gid: grp.getgrgid(gid).gr_name, self.waiting, clock)
+        self._users = Names(PASSWD, lambda uid: pwd.getpwuid(uid).pw_name, self.waiting, clock)
+        self._groups = Names(GROUP, lambda gid: grp.getgrgid(gid).gr_name, self.waiting, clock)
 
     def reconfigure(self, command_line: CommandLine) -> None:
         """Set how command lines are shown from now on, and forget those shown in the old way."""

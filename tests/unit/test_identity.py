@@ -286,6 +286,6 @@ def test_nobody_uses_up_the_time_for_the_name_of_another() -> None:
     identities = Identities(waiting=Spent())
     start = start_of(os.getpid())
     identity = identities.lookup(os.getpid(), start, 65534)
-    assert (identity.user_name, identity.owner, identity.reason) == (None, None, "spent")
+    assert (identity.user_name, identity.owner, identity.reason) == ("nobody", None, "spent")
     identity = identities.lookup(os.getppid(), start_of(os.getppid()), 0)
     assert identity.user_name == "root"
