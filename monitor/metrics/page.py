@@ -25,8 +25,8 @@ buffer is empty, what was counted equals the sum of `seal_monitor_events_total` 
 (for faults, those with disposition `handler_failed` or `handler_ended` counted twice).
 
 A fault whose handler could not be started, because its frame did not fit on the stack, counts once
-above, as `handler_failed`; one in whose handler the process has ended, as `handler_ended`. A scrape
-in between may have shown it as `handler`.
+above, as `handler_failed`, and makes one event; one in whose handler the process has ended, as
+`handler_ended`. A scrape in between may have shown it as `handler`.
 
 The standard `process_*` metrics (CPU time, memory, start time, open file descriptors) describe the
 monitor itself.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from monitor.evidence.suppression import Suppressions
 from monitor.kernel.abi import Record
 from monitor.kernel.ring import Drained, Ring
+from monitor.watch import handled
 from monitor.watch.backlog import Backlog
 from monitor.watch.losses import Losses
 from monitor.watch.pipeline import Pipeline
@@ -31,12 +32,14 @@ class Pump:
         *,
         take: Callable[[Sequence[Record]], None] | None = None,
         corrupt: Callable[[int], None],
+        merged: Callable[[int], None],
         trouble: Callable[[str], None],
         has_room: Callable[[], bool] = lambda: True,
         backlog: Backlog | None = None,
     ) -> None:
         """`take` gets the records; None: the pipeline does. `corrupt` gets the number of entries
-        of the ring that were not records. `trouble` gets a message when something cannot be read:
+        of the ring that were not records, `merged` that of records whose fault has another one.
+        `trouble` gets a message when something cannot be read:
         one, until it can be read again. While `has_room` is false, records stay in the ring.
         `backlog` learns how late they are read.
         """
@@ -46,6 +49,7 @@ class Pump:
         self._losses = losses
         self._take = take or pipeline.take
         self._corrupt = corrupt
+        self._merged = merged
         self._trouble = trouble
         self._has_room = has_room
         self._backlog = backlog
@@ -59,11 +63,14 @@ class Pump:
         while self._has_room():
             drained = Drained([], 0)
             with self._survived("cannot read the ring"):
-                drained = self._ring.drain()
+                drained = self._read()
             if self._backlog and drained.records:
                 now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
                 self._backlog.look(drained.records[0].time_boot_ns, now)
-            self._take(drained.records)
+            records = handled.without_first(drained.records)
+            if len(records) < len(drained.records):
+                self._merged(len(drained.records) - len(records))
+            self._take(records)
             taken += len(drained.records)
             corrupt += drained.corrupt
             is_empty = not drained.records and not drained.corrupt
@@ -72,6 +79,20 @@ class Pump:
         if corrupt:
             self._corrupt(corrupt)
         return taken
+
+    def _read(self) -> Drained:
+        """The next records, with the second one of a fault that may have two. Raises OSError."""
+        drained = self._ring.drain()
+        settled_ns = handled.settled_at(drained.records)
+        if not settled_ns:
+            return drained
+        early_ns = settled_ns - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        time.sleep(min(max(early_ns, 0), handled.SETTLE_NS) / 1e9)
+        try:
+            more = self._ring.drain()
+        except OSError:  # it takes nothing then, and the next call reports it
+            return drained
+        return Drained(drained.records + more.records, drained.corrupt + more.corrupt)
 
     def sweep_when_due(self, now: float) -> None:
         """Report what was suppressed, every SWEEP_SECONDS. `now` is of the monotonic clock."""

@@ -105,6 +105,7 @@ class Watcher:
                 losses,
                 take=take,
                 corrupt=self._count_corrupt,
+                merged=self._count_merged,
                 trouble=functools.partial(self._report, "probe_degraded"),
                 has_room=has_room,
                 backlog=Backlog(self.state.config, self.ring.size) if is_prompt else None,
@@ -127,3 +128,8 @@ class Watcher:
         if self._ledger:
             self._ledger.doubt(RECORDS_CORRUPT, True)
         self._report("records_corrupt", f"{entries} entries of the ring were no records")
+
+    def _count_merged(self, records: int) -> None:
+        """Their faults become events by other records, which have more to say."""
+        self._tally.judged("fault", records)
+        self._tally.event("fault", "filtered", records)

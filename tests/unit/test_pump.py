@@ -16,8 +16,8 @@ from test_ring import BUSY, LENGTH, SIZE, KernelSide, no_descriptor_left
 from test_suppression import KEY, Kernel
 
 from monitor.evidence.suppression import Gap, Suppressions
-from monitor.kernel.abi import Record
-from monitor.kernel.ring import Ring
+from monitor.kernel.abi import Disposition, Kind, Record
+from monitor.kernel.ring import Drained, Ring
 from monitor.watch import pump
 from monitor.watch.pump import Pump
 
@@ -59,6 +59,7 @@ class Setting:
         self.pipeline = Pipeline()
         self.losses = Losses(self.pipeline)
         self.corrupt: list[int] = []
+        self.merged: list[int] = []
         self.trouble: list[str] = []
         self.pump = Pump(
             self.ring,
@@ -66,6 +67,7 @@ class Setting:
             Suppressions(self.kernel, severity=lambda _: "warning"),  # type: ignore[arg-type]
             self.losses,  # type: ignore[arg-type]
             corrupt=self.corrupt.append,
+            merged=self.merged.append,
             trouble=self.trouble.append,
             **settings,
         )
@@ -96,6 +98,47 @@ def side() -> Iterator[KernelSide]:
     side = KernelSide()
     yield side
     os.close(side.descriptor)
+
+
+def test_the_second_record_of_a_fault_is_waited_for(make: Make) -> None:
+    """It comes while the first one is looked at, after a batch of others, or not at all."""
+    setting = make()
+    now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    first = Record(pid=1, kind=Kind.FAULT, disposition=Disposition.HANDLER, time_boot_ns=now)
+    second = Record(pid=1, kind=Kind.FAULT, disposition=Disposition.HANDLER_FAILED)
+    alone = Record(pid=2, kind=Kind.FAULT, disposition=Disposition.HANDLER, time_boot_ns=now)
+    read, waiting = setting.ring.drain, [second]
+
+    def reads(most: int = 256) -> Drained:
+        drained = read(most)
+        if waiting:
+            setting.side.whole(waiting.pop())
+        return drained
+
+    setting.side.whole(first)
+    setting.ring.drain = reads  # type: ignore[method-assign]
+    assert setting.pump.drain() == 2
+    assert (setting.pipeline.given, setting.merged) == ([1], [1])
+    setting.ring.drain = read  # type: ignore[method-assign]
+    setting.side.whole(alone)
+    assert setting.pump.drain() == 1
+    assert (setting.pipeline.given, setting.merged) == ([1, 2], [1])
+
+
+def test_a_second_record_that_cannot_be_read_yet_loses_nothing(make: Make) -> None:
+    setting = make()
+    first = Record(pid=1, kind=Kind.FAULT, disposition=Disposition.HANDLER)
+    read, answers = setting.ring.drain, [True, False]
+
+    def reads(most: int = 256) -> Drained:
+        if not answers or answers.pop(0):
+            return read(most)
+        raise NO_MEMORY
+
+    setting.side.whole(first)
+    setting.ring.drain = reads  # type: ignore[method-assign]
+    assert setting.pump.drain() == 1
+    assert (setting.pipeline.given, setting.trouble) == ([1], [])
 
 
 def test_all_records_in_order(make: Make) -> None:

@@ -61,7 +61,9 @@ class KernelSide:
             self._word(PAGE, self.position)
 
     def record(self, pid: int, flags: int = 0) -> None:
-        record = Record(pid=pid)
+        self.whole(Record(pid=pid), flags)
+
+    def whole(self, record: Record, flags: int = 0) -> None:
         self.put(struct.pack("<II", LENGTH | flags, 0) + bytes(record))
 
     def entry(self, length: int, flags: int = 0) -> None:
