@@ -1,6 +1,6 @@
 """`make release-check`: what must hold before a version is tagged. Each failure says what to do.
 
-Exits with 1 when something does not hold. Writes nothing but the package, to build/.
+Exits with 1 when something does not hold. Writes nothing but the packages, to build/.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ PAGE_TESTS = (
     "tests/unit/test_metrics_page.py",
     "tests/unit/test_version.py",
 )
+ARCHITECTURES = ("amd64", "arm64")  # as systemd/debian/control has them
 LEFT_OVER = r"^(<{7}|>{7}) |\b(TODO|FIXME|XXX)\b|BEGIN [A-Z ]*PRIVATE KEY|/home/[a-z]"
 NOT_SEARCHED = (":!tests/release.py", ":!tests/unit/test_release.py")  # they name what is searched
 _HEADING = re.compile(r"^## \[(.+?)\](?: - (.+))?$", re.MULTILINE)
@@ -90,7 +91,7 @@ def changelog_unreleased(root: Path) -> str:
 
 
 def readme_package(root: Path) -> str:
-    named = set(re.findall(r"seal-monitor_(.+?)_amd64\.deb", (root / "README.md").read_text()))
+    named = set(re.findall(r"seal-monitor_([^_\s]+)_\S+\.deb", (root / "README.md").read_text()))
     wrong = sorted(named - {_version(root)})
     return (
         f"README.md names the package of {wrong[0]}; name that of {_version(root)}" if wrong else ""
@@ -126,28 +127,34 @@ def pages(root: Path, tests: Sequence[str] = PAGE_TESTS) -> str:
     return f"{failed[0]}; run it: it says what to do (make docs, make report-picture)"
 
 
-def _package(root: Path) -> Path:
-    return root / f"build/seal-monitor_{_version(root)}_amd64.deb"
+def _packages(root: Path) -> dict[str, Path]:
+    """By the processors that they are for."""
+    return {
+        each: root / f"build/seal-monitor_{_version(root)}_{each}.deb" for each in ARCHITECTURES
+    }
 
 
-def package(root: Path) -> str:
-    done = _run(root, "systemd/debian/build-package", "build")
-    if done.returncode:
-        return f"{done.stdout[-2000:]}\nmake deb fails with this; repair it"
-    path = _package(root)
-    if not path.exists():
-        return f"make deb has not made {path.name}; see systemd/debian/build-package"
-    found = _run(root, "dpkg-deb", "--field", str(path), "Version").stdout.strip()
-    if found != _version(root):
-        return f"{path.name} says that it is version {found}; see systemd/debian/build-package"
+def packages(root: Path) -> str:
+    see = "see systemd/debian/build-package"
+    for architecture, path in _packages(root).items():
+        done = _run(root, "systemd/debian/build-package", "build", "", architecture)
+        if done.returncode:
+            return f"{done.stdout[-2000:]}\nmake deb ARCH={architecture} fails with this; repair it"
+        if not path.exists():
+            return f"make deb ARCH={architecture} has not made {path.name}; {see}"
+        found = _run(root, "dpkg-deb", "--field", str(path), "Version", "Architecture").stdout
+        version, of = re.findall(r": (.+)", found)
+        if (version, of) != (_version(root), architecture):
+            return f"{path.name} says that it is version {version} for {of}; {see}"
     return ""
 
 
 def lintian(root: Path, command: str = "lintian") -> str:
-    """Of the package that was built last."""
-    if not _package(root).exists():
-        return "there is no package to look at; run: make deb"
-    words = ("--fail-on=error,warning", "--allow-root", str(_package(root)))
+    """Of the packages that were built last."""
+    paths = _packages(root).values()
+    if missing := [path.name for path in paths if not path.exists()]:
+        return f"there is no {missing[0]} to look at; run: make release-check again"
+    words = ("--fail-on=error,warning", "--allow-root", *map(str, paths))
     try:
         done = _run(root, command, *words)
     except FileNotFoundError:
@@ -163,7 +170,7 @@ CHECKS: dict[str, Callable[[Path], str]] = {
     "the tag is free": free_tag,
     "nothing is left over": nothing_left_over,
     "pages and pictures are current": pages,
-    "the package builds": package,
+    "the packages build": packages,
     "lintian finds no fault": lintian,
 }
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from monitor.configuration.config import load
+from monitor.version import VERSION
 
 ROLE = Path(__file__).parents[2] / "systemd/ansible/roles/seal_monitor"
 DEFAULTS: dict[str, Any] = yaml.safe_load((ROLE / "defaults/main.yml").read_text("utf-8"))
@@ -60,6 +61,15 @@ def test_its_web_configuration_has_what_it_should() -> None:
         },
         "basic_auth_users": {"prometheus": HASH},
     }
+
+
+@pytest.mark.parametrize(("kernels_name", "package"), [("x86_64", "amd64"), ("aarch64", "arm64")])
+def test_a_host_gets_the_package_of_its_processor(kernels_name: str, package: str) -> None:
+    template = jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(
+        DEFAULTS["seal_monitor_package"]
+    )
+    found = template.render({**DEFAULTS, "ansible_facts": {"architecture": kernels_name}})
+    assert found == f"seal-monitor_{VERSION}_{package}.deb"
 
 
 @pytest.mark.parametrize("path", sorted(ROLE.parents[1].rglob("*.yml")), ids=lambda path: path.name)

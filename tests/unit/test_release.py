@@ -28,11 +28,11 @@ mkdir -p "$1/tree/DEBIAN"
 cat >"$1/tree/DEBIAN/control" <<END
 Package: seal-monitor
 Version: 1.2.3
-Architecture: amd64
+Architecture: $3
 Maintainer: a <a@b.invalid>
 Description: made up
 END
-dpkg-deb --root-owner-group --build "$1/tree" "$1/seal-monitor_1.2.3_amd64.deb"
+dpkg-deb --root-owner-group --build "$1/tree" "$1/seal-monitor_1.2.3_$3.deb"
 """
 TEST = "def test_page() -> None:\n    assert 1 == 1\n"
 PAGE = "tests/unit/test_page.py"
@@ -54,7 +54,7 @@ def root(tmp_path: Path) -> Path:
     """A repository that is ready for its tag."""
     write(tmp_path, "monitor/version.py", f'VERSION = "{VERSION}"\n')
     write(tmp_path, "CHANGELOG.md", CHANGELOG)
-    write(tmp_path, "README.md", "`apt install ./build/seal-monitor_1.2.3_amd64.deb`\n")
+    write(tmp_path, "README.md", "`apt install ./build/seal-monitor_1.2.3_$(dpkg).deb`\n")
     write(tmp_path, ".gitignore", "build/\n__pycache__/\n")
     write(tmp_path, PAGE, TEST)
     write(tmp_path, "systemd/debian/build-package", BUILD)
@@ -74,8 +74,9 @@ def replace(name: str, old: str, new: str) -> Callable[[Path], None]:
     return change
 
 
-def remove_package(root: Path) -> None:
-    (root / "build/seal-monitor_1.2.3_amd64.deb").unlink()
+def remove_packages(root: Path) -> None:
+    for path in (root / "build").glob("*.deb"):
+        path.unlink()
 
 
 def pages(root: Path) -> str:
@@ -146,20 +147,27 @@ CASES = [
         "(make docs, make report-picture)",
     ),
     (
-        release.package,
+        release.packages,
         replace("systemd/debian/build-package", "set -e", "echo no compiler; exit 1"),
-        "no compiler\n\nmake deb fails with this; repair it",
+        "no compiler\n\nmake deb ARCH=amd64 fails with this; repair it",
     ),
     (
-        release.package,
+        release.packages,
         replace("systemd/debian/build-package", "Version: 1.2.3", "Version: 1.2.2"),
-        "seal-monitor_1.2.3_amd64.deb says that it is version 1.2.2; "
+        "seal-monitor_1.2.3_amd64.deb says that it is version 1.2.2 for amd64; "
         "see systemd/debian/build-package",
     ),
     (
-        release.package,
+        release.packages,
         replace("systemd/debian/build-package", "monitor_1.2.3_", "monitor_1.2.2_"),
-        "make deb has not made seal-monitor_1.2.3_amd64.deb; see systemd/debian/build-package",
+        "make deb ARCH=amd64 has not made seal-monitor_1.2.3_amd64.deb; "
+        "see systemd/debian/build-package",
+    ),
+    (
+        release.packages,
+        replace("systemd/debian/build-package", "Architecture: $3", "Architecture: amd64"),
+        "seal-monitor_1.2.3_arm64.deb says that it is version 1.2.3 for amd64; "
+        "see systemd/debian/build-package",
     ),
 ]
 
@@ -170,14 +178,15 @@ def test_a_check(
 ) -> None:
     assert check(root) == ""
     if (root / "build").exists():
-        remove_package(root)
+        remove_packages(root)
     change(root)
     assert check(root) == expected
 
 
 def test_lintian(root: Path) -> None:
-    assert release.lintian(root, "true") == "there is no package to look at; run: make deb"
-    assert release.package(root) == ""
+    missing = "seal-monitor_1.2.3_amd64.deb to look at; run: make release-check again"
+    assert release.lintian(root, "true") == f"there is no {missing}"
+    assert release.packages(root) == ""
     assert release.lintian(root, "true") == ""
     assert release.lintian(root, "false") == "\nsee lintian-explain-tags"
     missing = "no-such-lintian is missing; run: apt-get install lintian"
@@ -210,3 +219,8 @@ def test_every_check_has_its_case() -> None:
 
 def test_the_changelog_has_our_version() -> None:
     assert release.changelog_version(release.ROOT) == ""
+
+
+def test_a_package_for_every_processor() -> None:
+    control = (release.ROOT / "systemd/debian/control").read_text("utf-8")
+    assert f"\nArchitecture: {' '.join(release.ARCHITECTURES)}\n" in control
