@@ -24,7 +24,8 @@ CENTRE := .venv/.centre
 ECS_VERSION := 9.4.0
 ECS := .venv/share/ecs-$(ECS_VERSION).json
 OBJECT := bpf/seal_monitor.object
-ARCH := $(shell dpkg --print-architecture 2>/dev/null)
+NATIVE := $(shell dpkg --print-architecture 2>/dev/null)
+ARCH := $(NATIVE)
 PROMETHEUS := $(addprefix .venv/,$(addprefix bin/,prometheus prometheus-alertmanager promtool amtool) \
     $(addprefix share/prometheus/etc/,prometheus/prometheus.yml default/prometheus-alertmanager))
 
@@ -81,7 +82,7 @@ test: setup $(PROMETHEUS) $(CENTRE) $(ECS) $(RELAY) ## run the tests; those that
 	$(PYTHON) tests/suite.py $(ARGS)
 
 test-kernels: setup ## run the kernel tests on other kernels, in emulated machines
-	@$(call install,$(KERNEL_PACKAGES))
+	@$(call install,$(KERNEL_PACKAGES) $(DEB_PACKAGES))
 	@$(PYTHON) tests/vm/matrix.py $(ARGS)
 
 lint: setup ## check style, types and words
@@ -107,7 +108,7 @@ soak: setup ## watch a steady load for MINUTES=60, then an attacker; counts must
 	$(PYTHON) tests/soak.py --minutes $(MINUTES)
 
 instructions: setup ## count the instructions of each call again, in an emulated machine; ARCH=arm64, too
-	@$(call install,$(KERNEL_PACKAGES))
+	@$(call install,$(KERNEL_PACKAGES) $(DEB_PACKAGES))
 	$(PYTHON) tests/vm/instructions.py --write $(ARCH)
 
 docs: setup ## regenerate the pages that are made from the code
@@ -164,9 +165,15 @@ deb: ## build the Debian package: build/seal-monitor_*.deb; ARCH=arm64 for anoth
 	@systemd/debian/build-package build "$(DEB_VERSION)" $(ARCH)
 	@ls build/seal-monitor_*_$(ARCH).deb
 
-test-deb: setup ## install, start, upgrade and remove the package in real trees of Debian
+ifeq ($(ARCH),$(NATIVE))
+test-deb: setup ## install, start, upgrade and remove the package in real trees of Debian; ARCH=arm64, too
 	@$(call install,$(DEB_TEST_PACKAGES))
 	$(PYTHON) -m pytest tests/package $(ARGS)
+else
+test-deb: setup
+	@$(call install,$(KERNEL_PACKAGES) $(DEB_PACKAGES))
+	$(PYTHON) tests/vm/matrix.py --only "$(ARCH) package"
+endif
 
 release-check: setup ## check what must hold before a version is tagged
 	@$(call install,$(DEB_PACKAGES) $(BUILD_PACKAGES) lintian)

@@ -2,7 +2,8 @@
 
 It has no disk, no modules and no bcc: Python, the virtual environment, the checkout and some
 programs lie in an initramfs at the paths that they have here. That of another processor is made of
-Debian's packages for it (foreign.py), with the checkout at its path. The kernel's messages leave
+Debian's packages for it (foreign.py), with the checkout at its path; or it is installed, boots with
+systemd as PID 1, and has only our package and its test (service.py). The kernel's messages leave
 the guest by its first serial port, what the command prints by its second.
 """
 
@@ -17,16 +18,18 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import foreign
 
-__all__ = ["ROOT", "GuestError", "Result", "boot", "build"]
+__all__ = ["ROOT", "WITH_SYSTEMD", "GuestError", "Result", "boot", "build", "build_installed"]
 
 ROOT = Path(__file__).parents[2]
 ASSETS = ROOT / "tests/assets"
+SERVICE_TEST = ROOT / "tests/vm/service.py"
 BUILT_ASSETS = Path("/usr/lib/seal-monitor-test-assets")
 PYTHON = Path("/usr/bin/python3").resolve()
 STANDARD_LIBRARY = Path("/usr/lib") / PYTHON.name
@@ -142,7 +145,9 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t tracefs tracefs /sys/kernel/tracing
 ip link set lo up
 cd {root}
-for word in $(cat /proc/cmdline); do
+{run}"""
+# The command of the kernel's command line, its end, and that of the machine.
+RUN = """for word in $(cat /proc/cmdline); do
     case $word in seal_monitor.command=*) encoded=${{word#*=}} ;; esac
 done
 command=$(echo $encoded | base64 -d)
@@ -154,6 +159,23 @@ stty -F /dev/{output} raw
 echo b >/proc/sysrq-trigger
 sleep 60
 """
+# Nothing else is started: a unit that the package enables, it starts itself.
+UNIT = """[Unit]
+Description=What this guest is for
+Requires=basic.target
+After=basic.target
+
+[Service]
+Type=oneshot
+ExecStart=/root/run
+"""
+UNIT_NAME = "guest.service"
+WITH_SYSTEMD = f"systemd.unit={UNIT_NAME}"
+# What waits for modules, or for a person.
+MASKED = (
+    *("systemd-firstboot.service", "proc-sys-fs-binfmt_misc.automount", "timers.target"),
+    *("systemd-networkd.service", "systemd-udevd.service", "systemd-journal-flush.service"),
+)
 _END = re.compile(r"\x1e(\d+)\n\Z")
 
 
@@ -264,9 +286,12 @@ def _compile_assets(directory: Path) -> Iterator[Path]:
         yield program
 
 
+def _run(architecture: str) -> str:
+    return RUN.format(output=MACHINES[architecture].output)
+
+
 def _init(path: str, architecture: str) -> str:
-    output = MACHINES[architecture].output
-    return INIT.format(path=path, assets=BUILT_ASSETS, root=ROOT, output=output)
+    return INIT.format(path=path, assets=BUILT_ASSETS, root=ROOT, run=_run(architecture))
 
 
 def _write_checkout(archive: _Archive) -> None:
@@ -279,12 +304,28 @@ def _write_foreign(archive: _Archive, directory: Path, architecture: str) -> Non
     archive.text("init", _init("/usr/bin:/usr/sbin", architecture), 0o755)
     archive.copy(foreign.tree(architecture))
     archive.link("/usr/bin/python", "python3")
-    archive.copy(foreign.package(architecture, directory))
+    package = foreign.package(architecture, directory)
+    subprocess.run(["dpkg-deb", "--extract", package, directory / "package"], check=True)
+    archive.copy(directory / "package")
     made = foreign.programs_object(architecture)
     archive.file(made, str(ROOT / "bpf" / made.name))  # before that of this machine
     for path in foreign.assets(architecture, ASSETS, directory):
         archive.file(path, f"{BUILT_ASSETS}/{path.name}")
     _write_checkout(archive)
+
+
+def _write_installed(archive: _Archive, directory: Path, architecture: str) -> None:
+    tree = foreign.tree(architecture, foreign.INSTALLED)
+    archive.link("init", "usr/lib/systemd/systemd")
+    archive.text("etc/fstab", "")
+    archive.text("etc/machine-id", "5ea1000000000000000000000000cafe\n")
+    archive.text("root/run", f"#!/bin/sh\ncd /root\n{_run(architecture)}", 0o755)
+    archive.text(f"etc/systemd/system/{UNIT_NAME}", UNIT)
+    for unit in MASKED:
+        archive.link(f"etc/systemd/system/{unit}", "/dev/null")
+    archive.file(SERVICE_TEST, f"root/{SERVICE_TEST.name}")
+    archive.file(foreign.package(architecture, directory), "root/new.deb")
+    archive.copy(tree)
 
 
 def _write(archive: _Archive, directory: Path, files: Sequence[tuple[Path, str]]) -> None:
@@ -329,6 +370,19 @@ def _write(archive: _Archive, directory: Path, files: Sequence[tuple[Path, str]]
     _write_checkout(archive)
 
 
+@contextmanager
+def _image(directory: Path, name: str) -> Iterator[tuple[Path, _Archive, Path]]:
+    """The image's path, what is written to it, and a directory for what is made on the way."""
+    image = directory / f"guest-{name}.cpio"
+    with image.open("wb") as file, tempfile.TemporaryDirectory() as place:
+        archive = _Archive(file)
+        try:
+            yield image, archive, Path(place)
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+            raise GuestError(f"no guest of {name}: {error}") from error
+        archive.close()
+
+
 def build(
     directory: Path, files: Sequence[tuple[Path, str]] = (), architecture: str = "amd64"
 ) -> Path:
@@ -336,17 +390,21 @@ def build(
 
     Raises GuestError where something that it needs is not installed.
     """
-    image = directory / f"guest-{architecture}.cpio"
-    with image.open("wb") as file, tempfile.TemporaryDirectory() as assets:
-        archive = _Archive(file)
+    with _image(directory, architecture) as (image, archive, place):
         if architecture == "amd64":
-            _write(archive, Path(assets), files)
+            _write(archive, place, files)
         else:
-            try:
-                _write_foreign(archive, Path(assets), architecture)
-            except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-                raise GuestError(f"no guest of {architecture}: {error}") from error
-        archive.close()
+            _write_foreign(archive, place, architecture)
+    return image
+
+
+def build_installed(directory: Path, architecture: str) -> Path:
+    """The initramfs of a guest with systemd, our package as /root/new.deb, and its test.
+
+    Boot it with `WITH_SYSTEMD` at the kernel's command line. Raises GuestError.
+    """
+    with _image(directory, f"{architecture}-installed") as (image, archive, place):
+        _write_installed(archive, place, architecture)
     return image
 
 

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import instructions
-from guest import ROOT, GuestError, Result, boot, build
+from guest import ROOT, WITH_SYSTEMD, GuestError, Result, boot, build, build_installed
 from kernels import OTHERS, Kernel, KernelError, kernels
 
 GUESTS_AT_A_TIME = 2
@@ -60,6 +60,18 @@ class Row:
     problems: list[str] = field(default_factory=list)
 
 
+class Image(NamedTuple):
+    """Which files a guest has."""
+
+    architecture: str
+    is_installed: bool = False
+
+    def build(self, directory: Path) -> Path:
+        if self.is_installed:
+            return build_installed(directory, self.architecture)
+        return build(directory, architecture=self.architecture)
+
+
 @dataclass(frozen=True)
 class Job:
     """A guest: what it runs, and how its result becomes rows."""
@@ -70,6 +82,10 @@ class Job:
     rows: Callable[[Kernel, Result], list[Row]]
     append: str = ""
     qemu: tuple[str, ...] = ()
+
+    @property
+    def image(self) -> Image:
+        return Image(self.kernel.architecture, WITH_SYSTEMD in self.append)
 
 
 # ---- From results to rows ------------------------------------------------------------------------
@@ -145,6 +161,13 @@ def _ported(kernel: Kernel, result: Result) -> list[Row]:
     return _rows([mode for mode in found if mode != NO_MODE], kernel, result)[0]
 
 
+def _serviced(kernel: Kernel, result: Result) -> list[Row]:
+    rows, _ = _rows((), kernel, result)
+    for row in rows:
+        row.mode = "package, systemd"
+    return rows
+
+
 def _own(kernel: Kernel, result: Result) -> list[Row]:
     rows, _ = _rows((), kernel, result)
     for row in rows:
@@ -215,6 +238,7 @@ def _ported_jobs(found: Sequence[Kernel]) -> list[Job]:
         Job("port", first, f"{port} {','.join(MODES)}", _ported),
         *(Job("port", kernel, f"{port} fexit", _ported) for kernel in others),
         Job("port", last, f"{port} fexit", _ported, qemu=ALL_FEATURES),
+        Job("package", last, "python3 service.py", _serviced, WITH_SYSTEMD),
     ]
 
 
@@ -350,18 +374,18 @@ def main() -> int:
     logs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=BUILD) as name:
         try:
-            wanted = {job.kernel.architecture for job in jobs}
-            wanted |= {"amd64"} if is_wanted("instructions") else set()
-            images = {each: build(Path(name), architecture=each) for each in sorted(wanted)}
+            wanted = {job.image for job in jobs}
+            wanted |= {Image("amd64")} if is_wanted("instructions") else set()
+            images = {image: image.build(Path(name)) for image in sorted(wanted)}
         except GuestError as error:
             print(f"test-kernels: {error}", file=sys.stderr)
             return 2
         with ThreadPoolExecutor(GUESTS_AT_A_TIME) as pool:
-            results = pool.map(
-                lambda job: _run(job, images[job.kernel.architecture], logs, attempts), jobs
-            )
+            results = pool.map(lambda job: _run(job, images[job.image], logs, attempts), jobs)
             counted = (
-                pool.submit(_counted, found, images["amd64"]) if is_wanted("instructions") else None
+                pool.submit(_counted, found, images[Image("amd64")])
+                if is_wanted("instructions")
+                else None
             )
             rows = [row for each in results for row in each]
             rows += [counted.result()] if counted else []
