@@ -98,7 +98,8 @@ class ClickHouse:
         self._post(query, {})
 
     def clear(self) -> None:
-        self.execute("TRUNCATE TABLE seal_monitor.records")
+        for table in ("records", "host_records"):
+            self.execute(f"TRUNCATE TABLE seal_monitor.{table}")
 
     def rows(self, query: str, **values: object) -> list[tuple[Any, ...]]:
         lines = self._post(f"{query}\nFORMAT JSONCompactEachRowWithNamesAndTypes", values)
@@ -112,9 +113,6 @@ class ClickHouse:
         file = self._folder / "lines"
         with file.open("w", encoding="utf-8", errors="surrogateescape") as out:
             out.writelines(f"{line}\n" for line in lines)
-        self.load_file(file)
-
-    def load_file(self, file: Path) -> None:
         self.execute(
             "INSERT INTO seal_monitor.inbox (Timestamp, Body) "
             f"SELECT now64(9), line FROM file('{file}', 'LineAsString')"
@@ -158,7 +156,9 @@ class PostgreSQL:
     def clear(self) -> None:
         self.rows("TRUNCATE seal_monitor.records")
 
-    def rows(self, query: str, values: Mapping[str, object] | None = None) -> list[tuple[Any, ...]]:
+    def rows(
+        self, query: str, values: Mapping[str, object] | Sequence[object] | None = None
+    ) -> list[tuple[Any, ...]]:
         with self.connect() as connection:
             connection.execute("SET timezone = 'UTC'")
             found = connection.execute(query, values)

@@ -32,8 +32,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import drawn
+import postgresql_page
 from browser import Browser, browser
-from centre import clickhouse
+from centre import Centre, clickhouse, postgresql
 from fleet import MINUTE, exposition
 from fleet_events import Fleet
 from prometheus import backfilled
@@ -49,7 +50,10 @@ SITE = WORKSHOP / "dist"
 HOSTS, MINUTES = 100, 360
 DAY = 86_400
 EVENTS = 20_000  # of a fleet, in the dashboard of incidents
-INCIDENTS = "fleet/incidents-clickhouse"
+INCIDENTS = {
+    "clickhouse": "fleet/incidents-clickhouse",
+    "postgresql": "fleet/incidents-postgresql",
+}
 CHOSEN: dict[str, dict[str, str]] = {
     "overview": {},
     "host": {"var-instance": "web-001.example:10462"},
@@ -75,7 +79,7 @@ VIEWS = (WIDE, DARK, View("-narrow", 390, "light"), View("-narrow-dark", 390, "d
 # What is committed: what the pages show.
 KEPT = {
     *(("overview", WIDE), ("overview", DARK), ("host", WIDE), ("health", WIDE)),
-    (INCIDENTS, WIDE),
+    *((name, WIDE) for name in INCIDENTS.values()),
 }
 
 
@@ -198,6 +202,15 @@ def draw(tab: Browser, page: str, name: str, view: View, picture: Path) -> list[
     return problems
 
 
+def _loaded(centre: Centre, fleet: Fleet) -> dict[str, object]:
+    """The incident and the host to look at."""
+    centre.load(line for line, _ in fleet.lines())
+    ((host, *_),) = centre.rows(
+        "SELECT host FROM seal_monitor.events GROUP BY host ORDER BY count(*) DESC, host LIMIT 1"
+    )
+    return {"var-fingerprint": fleet.spreading, "var-host": host}
+
+
 @contextmanager
 def filled(folder: Path) -> Iterator[dict[str, dict[str, object]]]:
     """The parameters of each dashboard: where its data are, of which time, and what is chosen."""
@@ -206,23 +219,32 @@ def filled(folder: Path) -> Iterator[dict[str, dict[str, object]]]:
     rules = DASHBOARDS / "rules/recording.yml"
     fleet = Fleet(EVENTS, datetime.fromtimestamp(end, UTC))
     samples = exposition(HOSTS, MINUTES, end)
-    with backfilled(folder, samples, rules, start, end) as prometheus, clickhouse() as centre:
-        centre.load(line for line, _ in fleet.lines())
-        ((host, *_),) = centre.rows(
-            "SELECT host FROM seal_monitor.events GROUP BY host ORDER BY count() DESC, host LIMIT 1"
-        )
+    with (
+        backfilled(folder, samples, rules, start, end) as prometheus,
+        clickhouse() as columns,
+        postgresql() as rows,
+        postgresql_page.serving(rows) as page,
+    ):
         metrics = {"prometheus": prometheus.url, "from": start * 1000, "to": (end - MINUTE) * 1000}
-        incidents = {
-            **{"sql": centre.url, "from": (end - DAY) * 1000, "to": end * 1000},
-            **{"var-fingerprint": fleet.spreading, "var-host": host},
+        shown: dict[str, dict[str, object]] = {
+            name: metrics | chosen for name, chosen in CHOSEN.items()
         }
-        yield {name: metrics | chosen for name, chosen in CHOSEN.items()} | {INCIDENTS: incidents}
+        day = {"from": (end - DAY) * 1000, "to": end * 1000}
+        centres: tuple[tuple[str, Centre, str], ...] = (
+            ("clickhouse", columns, columns.url),
+            ("postgresql", rows, page),
+        )
+        for name, centre, url in centres:
+            chosen = _loaded(centre, fleet)
+            shown[INCIDENTS[name]] = {name: url, **day, **chosen}
+        yield shown
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--keep", action="store_true", help="replace the pictures in the checkout")
     parser.add_argument("--all", action="store_true", help="draw also dark and narrow ones")
+    parser.add_argument("--only", default="", metavar="WORD", help="those with this in their name")
     arguments = parser.parse_args()
     install()
     write_schema()
@@ -242,7 +264,7 @@ def main() -> int:
     ):
         for (name, shown), view in itertools.product(sources.items(), VIEWS):
             is_kept = (name, view) in KEPT
-            if not is_kept and not arguments.all:
+            if arguments.only not in name or not (is_kept or arguments.all):
                 continue
             folder_of_it = SCREENSHOTS if is_kept and arguments.keep else loose
             picture = folder_of_it / f"{Path(name).name}{view.suffix}.png"

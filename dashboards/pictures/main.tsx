@@ -1,5 +1,5 @@
 // Draws dashboards/NAME.json with @grafana/scenes: ?dashboard=NAME&prometheus=URL&from=MS&to=MS[&theme=dark][&var-VARIABLE=VALUE]
-// With sql=URL in place of prometheus=URL the data are those of a ClickHouse.
+// With clickhouse=URL or postgresql=URL in place of prometheus=URL the data are those of that database.
 
 import {
   createTheme,
@@ -44,7 +44,7 @@ const SOURCE = 'source';
 const asked = new URLSearchParams(window.location.search);
 
 /** What Grafana sets up at its start. */
-async function prepare(prometheus: string | null, sql: string | null): Promise<void> {
+async function prepare(): Promise<void> {
   await initPluginTranslations('grafana');
   config.theme2 = createTheme({ colors: { mode: asked.get('theme') === 'dark' ? 'dark' : 'light' } });
   setAppEvents(new EventBusSrv());
@@ -65,18 +65,26 @@ async function prepare(prometheus: string | null, sql: string | null): Promise<v
         of({ state: LoadingState.Error, series: [], errors: [error], error, timeRange: request.range, request })
       )
     )) as any);
-  const dataSource = sql ? new SqlSource(SOURCE, sql) : new PrometheusSource(SOURCE, prometheus!);
-  sceneUtils.registerRuntimeDataSource({ dataSource });
+  sceneUtils.registerRuntimeDataSource({ dataSource: CHOSEN.make(asked.get(CHOSEN.parameter)!) });
 }
 
-const SQL = asked.get('sql');
-const REFERENCE = { type: SQL ? 'sql' : 'prometheus', uid: SOURCE };
+const SOURCES = [
+  {
+    parameter: 'clickhouse',
+    name: 'ClickHouse',
+    type: 'sql',
+    make: (url: string) => new SqlSource(SOURCE, url, '\nFORMAT JSONCompactEachRowWithNamesAndTypes'),
+  },
+  { parameter: 'postgresql', name: 'PostgreSQL', type: 'sql', make: (url: string) => new SqlSource(SOURCE, url, '') },
+  { parameter: 'prometheus', name: 'Prometheus', type: 'prometheus', make: (url: string) => new PrometheusSource(SOURCE, url) },
+];
+const CHOSEN = SOURCES.find(({ parameter }) => asked.has(parameter))!;
+const REFERENCE = { type: CHOSEN.type, uid: SOURCE };
 
 function variable(model: any) {
   const common = { name: model.name, label: model.label };
   if (model.type === 'datasource') {
-    const name = SQL ? 'ClickHouse' : 'Prometheus';
-    return new CustomVariable({ ...common, query: name, value: name, text: name });
+    return new CustomVariable({ ...common, query: CHOSEN.name, value: CHOSEN.name, text: CHOSEN.name });
   }
   const wanted = asked.get(`var-${model.name}`);
   if (model.type === 'textbox') {
@@ -138,7 +146,7 @@ function grid(panels: any[]) {
 }
 
 async function draw(): Promise<void> {
-  await prepare(asked.get('prometheus'), SQL);
+  await prepare();
   const dashboard = await (await fetch(`./dashboards/${asked.get('dashboard')}.json`)).json();
   const scene = new EmbeddedScene({
     $timeRange: new SceneTimeRange({

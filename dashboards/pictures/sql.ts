@@ -1,4 +1,4 @@
-// ClickHouse as a data source: what Grafana's plug-in does, as far as it is needed here.
+// ClickHouse or PostgreSQL as a data source: what Grafana's plug-ins do, as far as it is needed here.
 
 import {
   type DataFrame,
@@ -32,7 +32,8 @@ function value(type: FieldType, given: any): any {
 export class SqlSource extends RuntimeDataSource<any> {
   constructor(
     uid: string,
-    private readonly server: string
+    private readonly server: string,
+    private readonly format: string
   ) {
     super('sql', uid);
   }
@@ -40,8 +41,7 @@ export class SqlSource extends RuntimeDataSource<any> {
   private async rows(query: Query, variables: ScopedVars): Promise<DataFrame> {
     const scene = (variables.__sceneObject?.value as { valueOf(): SceneObject }).valueOf();
     const sql = sceneGraph.interpolate(scene, query.rawSql, variables);
-    const body = `${sql}\nFORMAT JSONCompactEachRowWithNamesAndTypes`;
-    const answer = await fetch(this.server, { method: 'POST', body });
+    const answer = await fetch(this.server, { method: 'POST', body: sql + this.format });
     const text = await answer.text();
     if (!answer.ok) {
       throw new Error(text);
