@@ -2,13 +2,15 @@
 
     bench_centre.py [--events N] [--write PAGE]
 
-Writes the tables between the marks of docs/fleet.md. PostgreSQL, which is for small fleets, gets a
-tenth of the events.
+Writes the tables between the marks of docs/fleet.md. ClickHouse gets the events in batches, as from
+a collector; it is asked at once, when it has merged only some of them, and when it has merged all.
+PostgreSQL, which is for small fleets, gets a tenth of the events.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import platform
 import re
@@ -23,6 +25,7 @@ from centre import Centre, clickhouse, postgresql
 from fleet_events import HOSTS, Fleet
 
 TRIES = 5
+BATCH = 4000  # events, 8 MiB: as large as collector.yaml lets them become
 MARKS = re.compile(r"(<!-- figures -->\n).*?(<!-- /figures -->)", re.DOTALL)
 TICK = os.sysconf("SC_CLK_TCK")
 
@@ -31,7 +34,8 @@ Asked = Sequence[tuple[str, str, dict[str, Any]]]
 Times = Sequence[tuple[str, float, float | None]]
 
 
-def asked(fleet: Fleet, now: datetime) -> Asked:
+def asked(fleet: Fleet, now: datetime, worst: Sequence[str]) -> Asked:
+    """`worst`: the ids of the incidents that the first question finds."""
     ever = {"since": datetime(2000, 1, 1, tzinfo=UTC), "until": now}
     day = {"since": now - timedelta(days=1), "until": now}
     some = dict.fromkeys(
@@ -41,6 +45,8 @@ def asked(fleet: Fleet, now: datetime) -> Asked:
     busy, usual = fleet.hosts[97], fleet.hosts[50]
     return (
         ("all incidents, the worst first", "incidents", {**some, **ever, "rank": 0}),
+        ("in what these differ", "facets", {"fingerprints": worst, "limit": 100}),
+        ("their last events", "last", {"fingerprints": worst, "limit": 4 * len(worst)}),
         ("critical ones of a day", "incidents", {**some, **day, "rank": 2}),
         ("new ones of a day", "new", {"kinds": some["kinds"], "limit": 50, **day}),
         ("the hosts of an incident", "hosts", {**of_it, "limit": HOSTS}),
@@ -63,9 +69,11 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICK
 
 
-def timed(centre: Centre, questions: Asked, pid: int | None) -> Times:
+def timed(centre: Centre, fleet: Fleet, now: datetime, pid: int | None) -> Times:
     found = []
-    for title, name, values in questions:
+    _, first, values = asked(fleet, now, ("",))[0]
+    worst = tuple(row[0] for row in centre.ask(first, **values))
+    for title, name, values in asked(fleet, now, worst):
         times, work = [], []
         for _ in range(TRIES):
             begun, busy = time.perf_counter(), cpu_seconds(pid) if pid else 0.0
@@ -78,22 +86,27 @@ def timed(centre: Centre, questions: Asked, pid: int | None) -> Times:
 
 def in_clickhouse(lines: Path, fleet: Fleet, now: datetime) -> tuple[list[str], Times, Times]:
     size = (
-        "SELECT sum(rows), sum(bytes_on_disk) / sum(rows), count() FROM system.parts "
-        "WHERE active AND database = 'seal_monitor' AND table = 'records'"
+        "SELECT sumIf(rows, table = 'records') AS events, sum(bytes_on_disk) / events, count() "
+        "FROM system.parts WHERE active AND database = 'seal_monitor'"
     )
     with clickhouse() as centre:
         pid = centre.pid
         begun, busy = time.perf_counter(), cpu_seconds(pid)
-        centre.load_file(lines)
+        with lines.open(encoding="utf-8") as text:
+            while batch := [*itertools.islice(text, BATCH)]:
+                centre.load(line.rstrip("\n") for line in batch)
         seconds, work = time.perf_counter() - begun, cpu_seconds(pid) - busy
+        centre.execute("SYSTEM STOP MERGES")  # or what is just inserted would not remain so
         ((rows, bytes_fresh, parts),) = centre.rows(size)
-        fresh = timed(centre, asked(fleet, now), pid)
-        centre.execute("OPTIMIZE TABLE seal_monitor.records FINAL")
-        ((_, bytes_merged, _),) = centre.rows(size)
-        merged = timed(centre, asked(fleet, now), pid)
+        fresh = timed(centre, fleet, now, pid)
+        centre.execute("SYSTEM START MERGES")
+        for table in ("records", "host_records"):
+            centre.execute(f"OPTIMIZE TABLE seal_monitor.{table} FINAL")
+        ((_, bytes_merged, merged_parts),) = centre.rows(size)
+        merged = timed(centre, fleet, now, pid)
     facts = [
-        f"{rows:,} events in {seconds:.0f} s, {work:.0f} s of CPU",
-        f"{bytes_fresh:.0f} bytes an event in {parts} parts, {bytes_merged:.0f} in one",
+        f"{rows:,} events in {seconds:.0f} s, {work:.0f} s of CPU, in batches of {BATCH:,}",
+        f"{bytes_fresh:.0f} bytes an event in {parts} parts, {bytes_merged:.0f} in {merged_parts}",
     ]
     return facts, fresh, merged
 
@@ -108,7 +121,7 @@ def in_postgresql(lines: Path, fleet: Fleet, now: datetime) -> tuple[list[str], 
             "SELECT count(*), pg_total_relation_size('seal_monitor.records') "
             "FROM seal_monitor.records"
         )
-        times = timed(centre, asked(fleet, now), None)
+        times = timed(centre, fleet, now, None)
     return [f"{rows:,} events in {seconds:.0f} s", f"{size / rows:,.0f} bytes an event"], times
 
 

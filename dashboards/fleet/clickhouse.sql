@@ -34,8 +34,8 @@ CREATE TABLE IF NOT EXISTS seal_monitor.records
 (
     time DateTime64(9, 'UTC') CODEC(Delta, ZSTD(1)),
     id String CODEC(ZSTD(1)),
-    host_id LowCardinality(String),
-    host LowCardinality(String),
+    host_id LowCardinality(String) CODEC(ZSTD(1)),
+    host LowCardinality(String) CODEC(ZSTD(1)),
     kind LowCardinality(String) COMMENT 'denial, fault, bypass, seal, health; of a suppression that of what it counts; unreadable: no event',
     what LowCardinality(String) COMMENT 'operation, cause or method; the name of a health event',
     severity LowCardinality(String),
@@ -47,30 +47,25 @@ CREATE TABLE IF NOT EXISTS seal_monitor.records
     likely LowCardinality(String),
     disposition LowCardinality(String),
     workload LowCardinality(String),
+    user_slice LowCardinality(String) COMMENT 'as user-1000.slice, which alerts name in place of what a user runs; else empty',
     executable LowCardinality(String),
     files LowCardinality(String) COMMENT 'whose path that is: host, namespace, unknown; empty: the event does not say',
     uid Int64 COMMENT '-1: not known',
     user_name LowCardinality(String),
-    pid UInt32,
+    pid UInt32 CODEC(ZSTD(1)),
     build_ids Array(LowCardinality(String)) COMMENT 'of the executable and of the files in the stack, sorted',
     summary String CODEC(ZSTD(3)),
-    event String CODEC(ZSTD(6)) COMMENT 'the event as it was sent',
+    event String CODEC(ZSTD(1)) COMMENT 'the event as it was sent',
     key UInt64 DEFAULT cityHash64(host_id, id) CODEC(NONE) COMMENT 'a quarter of the time of the id itself, where records are sorted out',
     arrived DateTime('UTC') DEFAULT now() CODEC(Delta, ZSTD(1)),
     precedence UInt32 DEFAULT toUInt32(4294967295 - toUInt32(now())) CODEC(Delta, ZSTD(1)),
-    INDEX by_build_id build_ids TYPE bloom_filter(0.01) GRANULARITY 4,
-    PROJECTION by_host
-    (
-        SELECT time, id, host_id, host, kind, what, severity, fingerprint, suppressed, executable, workload,
-            user_name, pid, summary
-        ORDER BY host, time
-    )
+    INDEX by_build_id build_ids TYPE bloom_filter(0.01) GRANULARITY 4
 )
 ENGINE = ReplacingMergeTree(precedence)
 PARTITION BY toYYYYMM(time)
 ORDER BY (fingerprint, time, key)
 TTL toDateTime(time) + INTERVAL 400 DAY
-SETTINGS index_granularity = 1024, ttl_only_drop_parts = 1, deduplicate_merge_projection_mode = 'rebuild';
+SETTINGS index_granularity = 1024, ttl_only_drop_parts = 1;
 
 -- No text may make this fail, or the collector would send its batch for ever: what is missing or of
 -- another type is empty, and what is no event is kept as kind 'unreadable'. A time that is far from now
@@ -97,7 +92,10 @@ WITH
         e.workload.pod_uid != '', concat('pod/', e.workload.pod_uid),
         e.workload.container_id != '', concat('container/', left(e.workload.container_id, 12)), '') AS inner,
     multiIf(inner = '' AND manager != '', manager, inner = '', e.workload.cgroup,
-        manager != '', concat(manager, '/', inner), inner) AS of_workload
+        manager != '', concat(manager, '/', inner), inner) AS whole_workload,
+    -- Longer names are cut as on the host, so that those of alerts are found.
+    if(lengthUTF8(whole_workload) > 200, concat('…', rightUTF8(whole_workload, 199)), whole_workload) AS of_workload,
+    extract(e.workload.cgroup, '^/user\\.slice/(user-[0-9]+\\.slice)(?:/|$)') AS of_user
 SELECT
     if(given BETWEEN now() - INTERVAL 400 DAY AND now() + INTERVAL 2 DAY, assumeNotNull(given),
         toDateTime64(today(), 9, 'UTC')) AS time,
@@ -117,7 +115,8 @@ SELECT
     leftUTF8(e.verdict, 64) AS verdict,
     leftUTF8(e.assessment.likely, 64) AS likely,
     leftUTF8(e.disposition, 64) AS disposition,
-    leftUTF8(of_workload, 255) AS workload,
+    of_workload AS workload,
+    if(of_user = workload, '', left(of_user, 255)) AS user_slice,
     leftUTF8(e.process.executable, 4096) AS executable,
     multiIf(e.process.files != '', left(e.process.files, 64), NOT JSONHas(Body, 'process', 'files'), '', 'unknown') AS files,
     coalesce(e.process.uid, -1) AS uid,
@@ -129,6 +128,39 @@ SELECT
     Body AS event
 FROM seal_monitor.inbox;
 
--- Each event once.
+-- Each event once. A host by its number is counted in half of the time that its id takes.
 CREATE VIEW IF NOT EXISTS seal_monitor.events AS
-SELECT * FROM seal_monitor.records FINAL SETTINGS do_not_merge_across_partitions_select_final = 1;
+SELECT *, cityHash64(host_id) AS host_key
+FROM seal_monitor.records FINAL SETTINGS do_not_merge_across_partitions_select_final = 1;
+
+-- What each host reported, sorted by host, with what a timeline shows. Ask seal_monitor.host_events. A table
+-- and no projection: that would have no codecs, and its doubles would be left to every question.
+CREATE TABLE IF NOT EXISTS seal_monitor.host_records
+(
+    host String CODEC(ZSTD(1)),
+    time DateTime64(9, 'UTC') CODEC(Delta, ZSTD(1)),
+    id String CODEC(ZSTD(1)),
+    kind LowCardinality(String),
+    severity LowCardinality(String),
+    fingerprint LowCardinality(String) CODEC(ZSTD(1)),
+    what LowCardinality(String),
+    executable LowCardinality(String) CODEC(ZSTD(1)),
+    workload LowCardinality(String) CODEC(ZSTD(1)),
+    user_name LowCardinality(String),
+    pid UInt32 CODEC(ZSTD(1)),
+    summary String CODEC(ZSTD(3)),
+    precedence UInt32 CODEC(Delta, ZSTD(1))
+)
+ENGINE = ReplacingMergeTree(precedence)
+PARTITION BY toYYYYMM(time)
+PRIMARY KEY (host, time)
+ORDER BY (host, time, id)
+TTL toDateTime(time) + INTERVAL 400 DAY
+SETTINGS index_granularity = 256, ttl_only_drop_parts = 1;
+
+CREATE MATERIALIZED VIEW IF NOT EXISTS seal_monitor.sorting_by_host TO seal_monitor.host_records AS
+SELECT host, time, id, kind, severity, fingerprint, what, executable, workload, user_name, pid, summary, precedence
+FROM seal_monitor.records;
+
+CREATE VIEW IF NOT EXISTS seal_monitor.host_events AS
+SELECT * FROM seal_monitor.host_records FINAL SETTINGS do_not_merge_across_partitions_select_final = 1;

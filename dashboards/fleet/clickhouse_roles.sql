@@ -11,3 +11,5 @@ CREATE ROLE IF NOT EXISTS seal_monitor_reader SETTINGS
     readonly = 2, max_execution_time = 60 MAX 60, max_memory_usage = 4000000000 MAX 4000000000;
 GRANT SELECT ON seal_monitor.events TO seal_monitor_reader;
 GRANT SELECT ON seal_monitor.records TO seal_monitor_reader;
+GRANT SELECT ON seal_monitor.host_events TO seal_monitor_reader;
+GRANT SELECT ON seal_monitor.host_records TO seal_monitor_reader;

@@ -21,6 +21,7 @@ CREATE TABLE IF NOT EXISTS seal_monitor.records
     likely text NOT NULL,
     disposition text NOT NULL,
     workload text NOT NULL,
+    user_slice text NOT NULL,
     executable text NOT NULL,
     files text NOT NULL,
     uid bigint NOT NULL,
@@ -40,7 +41,8 @@ CREATE INDEX IF NOT EXISTS records_by_build_id ON seal_monitor.records USING gin
 -- Rows arrive by time, so their blocks are sorted by it: an index of a few kilobytes is enough.
 CREATE INDEX IF NOT EXISTS records_by_time ON seal_monitor.records USING brin (time);
 
-CREATE OR REPLACE VIEW seal_monitor.events AS SELECT * FROM seal_monitor.records;
+CREATE OR REPLACE VIEW seal_monitor.events AS SELECT *, host_id AS host_key FROM seal_monitor.records;
+CREATE OR REPLACE VIEW seal_monitor.host_events AS SELECT * FROM seal_monitor.records;
 
 -- Two functions that ClickHouse has, so that a question is the same text for both.
 CREATE OR REPLACE FUNCTION seal_monitor.has(list text[], element text) RETURNS boolean
@@ -87,11 +89,18 @@ BEGIN
             WHEN e#>>'{workload,pod_uid}' <> '' THEN 'pod/' || (e#>>'{workload,pod_uid}')
             WHEN e#>>'{workload,container_id}' <> '' THEN 'container/' || left(e#>>'{workload,container_id}', 12)
             ELSE '' END;
-        r.workload := left(CASE
+        r.workload := CASE
             WHEN inner_name = '' AND manager <> '' THEN manager
             WHEN inner_name = '' THEN coalesce(e#>>'{workload,cgroup}', '')
             WHEN manager <> '' THEN manager || '/' || inner_name
-            ELSE inner_name END, 255);
+            ELSE inner_name END;
+        -- Longer names are cut as on the host, so that those of alerts are found.
+        IF length(r.workload) > 200 THEN
+            r.workload := '…' || right(r.workload, 199);
+        END IF;
+        r.user_slice := coalesce(nullif(
+            left(substring(e#>>'{workload,cgroup}' FROM '^/user\.slice/(user-[0-9]+\.slice)(?:/|$)'), 255),
+            r.workload), '');
         r.executable := left(coalesce(e#>>'{process,executable}', ''), 4096);
         r.files := left(coalesce(e#>>'{process,files}', CASE WHEN e->'process' ? 'files' THEN 'unknown' END, ''), 64);
         r.uid := CASE WHEN jsonb_typeof(e#>'{process,uid}') = 'number' THEN (e#>>'{process,uid}')::bigint ELSE -1 END;
@@ -110,7 +119,7 @@ BEGIN
         r.id := 'unreadable-' || md5(NEW.line);
         r.host := ''; r.host_id := ''; r.kind := 'unreadable'; r.what := 'unknown'; r.severity := 'warning';
         r.events := 1; r.suppressed := 0; r.verdict := ''; r.likely := ''; r.disposition := ''; r.workload := '';
-        r.executable := ''; r.files := ''; r.uid := -1; r.user_name := ''; r.pid := 0; r.build_ids := '{}';
+        r.user_slice := ''; r.executable := ''; r.files := ''; r.uid := -1; r.user_name := ''; r.pid := 0; r.build_ids := '{}';
         r.summary := 'not an event of seal-monitor'; r.fingerprint := '';
     END IF;
     IF r.time IS NULL OR r.time NOT BETWEEN now() - interval '400 days' AND now() + interval '2 days' THEN

@@ -15,4 +15,4 @@ END
 $$;
 GRANT USAGE ON SCHEMA seal_monitor TO seal_monitor_writer, seal_monitor_reader;
 GRANT INSERT ON seal_monitor.inbox TO seal_monitor_writer;
-GRANT SELECT ON seal_monitor.records, seal_monitor.events TO seal_monitor_reader;
+GRANT SELECT ON seal_monitor.records, seal_monitor.events, seal_monitor.host_events TO seal_monitor_reader;

@@ -66,8 +66,10 @@ def spread_view(incident: Incident, spread: Spread | None) -> SpreadView | None:
 
 
 def _bars(hours: Sequence[Hour]) -> tuple[list[Bar], int, str, str]:
-    """A bar for each period of as many hours as it takes to show all of them; none of one hour."""
-    if len(hours) < 2:
+    """A bar for each period of as many hours as it takes to show all of them; none of one hour, and
+    none where the new hosts were all before.
+    """
+    if len(hours) < 2 or not any(hour.new_hosts for hour in hours):
         return [], 0, "", ""
     begin, end = hours[0].start_ns, hours[-1].start_ns + _HOUR_NS
     periods = min((end - begin) // _HOUR_NS, _BARS)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import unicodedata
 import xml.dom.minidom
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -27,6 +28,9 @@ from monitor import cli
 from monitor.fleet.answer import CentreError
 from monitor.fleet.clickhouse import ClickHouse
 from monitor.fleet.incidents import EVENTS
+from monitor.incidents.search import Incident
+from monitor.report.cases import Hour, SeenOn, Spread
+from monitor.report.spread import spread_view
 
 NOW = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
 ENGINES: dict[str, Callable[[], AbstractContextManager[Centre]]] = {
@@ -36,7 +40,7 @@ ENGINES: dict[str, Callable[[], AbstractContextManager[Centre]]] = {
 EVER = {"since": datetime(2000, 1, 1, tzinfo=UTC), "until": NOW}
 ANY = dict.fromkeys(("host", "executable", "workload", "verdict", "likely", "operation"), "")
 KINDS = ("denial", "fault", "bypass")
-EVIL = "web-\x1b[31m\u202e<script>alert(1)</script>"
+EVIL = "web-\x1b[31m\x9b1m\u202e\u2066\r\nforged line <script>alert(1)</script>'\"&"
 FLEET = Fleet(4000, NOW)
 SENT = [*FLEET.lines()]
 ANSWERS = Answers(fact for _, fact in SENT)
@@ -171,45 +175,117 @@ def test_the_page_has_hosts_and_spread(run: Callable[..., str], tmp_path: Path) 
     assert f"3 of {len(expected()):,}; <code>--limit</code> shows more." in file.read_text("utf-8")
 
 
+@pytest.mark.parametrize(("new_hosts", "bars"), [((0, 0), 0), ((2, 0), 1), ((1, 3), 2)])
+def test_a_bar_for_each_hour_with_new_hosts(new_hosts: tuple[int, ...], bars: int) -> None:
+    """No empty chart where all hosts were new before the hours that are shown."""
+    hour_ns = 3600 * 10**9
+    hours = [Hour(n * hour_ns, 5, number, 9) for n, number in enumerate(new_hosts)]
+    seen = SeenOn("web-3", "abc", 0, hour_ns, 18)
+    values: dict[str, Any] = {"id": "0123456789ab", "kind": "denial", "severity": "critical"}
+    values |= dict.fromkeys(("what", "executable", "caller", "mapping", "title", "summary"), "")
+    values |= {"first_ns": 0, "last_ns": hour_ns, "events": 18, "suppressed": 0, "facets": {}}
+    found = spread_view(Incident(**values, hosts=5), Spread([seen], hours))
+    assert found is not None
+    assert len(found.bars) == bars
+    assert found.most == str(max(new_hosts))
+
+
 def test_no_such_incident(capsys: pytest.CaptureFixture[str], url: str) -> None:
     for id in ("0123456789ab", "%", "zz", "' OR 1=1"):
         assert cli.main(["fleet", "show", id, "--from", url]) == 1
         assert "no incident has an id that begins with" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_user_is_found_by_the_name_that_alerts_have(
+    engine: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    user = "/user.slice/user-1000.slice"
+    cgroups = {
+        "session-4.scope": f"{user}/session-4.scope",
+        "app.service": f"{user}/user@1000.service/app.slice/app.service",
+        "session-5.scope": "/user.slice/user-1001.slice/session-5.scope",
+        "image-worker.service": "/system.slice/image-worker.service",
+    }
+    event = json.loads(SENT[0][0])
+    lines = [
+        json.dumps(
+            event
+            | {"id": f"event-{number}", "fingerprint": f"{number:012x}"}
+            | {"kind": "denial", "operation": "munmap", "workload": {"unit": unit, "cgroup": path}}
+        )
+        for number, (unit, path) in enumerate(cgroups.items())
+    ]
+    expected = {
+        "user-1000.slice": {0, 1},
+        "user-100?.slice": {0, 1, 2},
+        "user-100.slice": set(),
+        "session-4.scope": {0},
+        "user@1000.service/app.service": {1},
+        "image-worker.service": {3},
+        "": set(),
+    }
+    with ENGINES[engine]() as centre:
+        centre.load(lines)
+        for workload, numbers in expected.items():
+            words = ["fleet", "list", "--json", "--workload", workload, "--from", centre.url]
+            assert cli.main(words) == 0
+            found = json.loads(capsys.readouterr().out)
+            assert {int(incident["id"], 16) for incident in found} == numbers, workload
+
+
 # ---- Hostile events ------------------------------------------------------------------------------
+
+
+def unsafe(text: str) -> set[str]:
+    """Characters that a terminal or a browser obeys."""
+    return {c for c in text if unicodedata.category(c) in ("Cc", "Cf") and c != "\n"}
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_what_a_host_says_is_only_shown(
     engine: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Control characters and markup are escaped; what is no event stops nothing."""
+    """Control characters, line breaks and markup are escaped; what is no event stops nothing."""
     evil = json.loads(SENT[0][0]) | {"summary": f"{EVIL}: x", "severity": EVIL, "id": "evil"}
     evil["host"] |= {"name": EVIL, "id": EVIL}
     evil["process"] = {"executable": f"/{EVIL}", "user_name": EVIL, "files": EVIL}
+    evil |= {"verdict": EVIL, "disposition": EVIL, "assessment": {"likely": EVIL, "name": EVIL}}
+    evil["workload"] = {"unit": EVIL, "pod_uid": EVIL, "container_id": EVIL, "cgroup": f"/{EVIL}"}
+    nowhere = evil | {"id": "nowhere", "fingerprint": EVIL}
+    nothing = evil | {"id": "nothing", "fingerprint": "0123456789ab", "operation": EVIL}
     broken = evil | {"id": "broken", "process": 7, "stack": "none", "kind": "denial"}
     with ENGINES[engine]() as centre:
-        centre.load([json.dumps(evil), json.dumps(broken), "nonsense", SENT[1][0]])
+        evils = (evil, broken, nowhere, nothing)
+        centre.load([*map(json.dumps, evils), "nonsense", SENT[1][0]])
         fingerprint = evil["fingerprint"] or ANSWERS.facts[0].fingerprint
         for words in (
             ("list", "--kind", "all"),
+            ("list", "--kind", "all", "--json"),
+            ("list", "--host", EVIL),
             ("hosts", fingerprint),
+            ("hosts", fingerprint, "--json"),
             ("show", fingerprint),
+            ("show", fingerprint, "--json"),
+            ("show", "0123456789ab"),
             ("timeline", EVIL),
+            ("timeline", EVIL, "--json"),
             ("report", "--kind", "all", "-o", str(tmp_path / "page.html")),
             ("report", fingerprint, "-o", str(tmp_path / "one.html")),
+            ("report", "0123456789ab", "-o", str(tmp_path / "other.html")),
         ):
             code = cli.main(["fleet", *words, "--from", centre.url])
             printed = capsys.readouterr()
             assert (code, printed.err) == (0, ""), words
-            assert "\x1b" not in printed.out
-            assert "\u202e" not in printed.out
+            assert not unsafe(printed.out), words
+            assert not [line for line in printed.out.splitlines() if line.startswith("forged")]
+        assert cli.main(["fleet", "timeline", f"{EVIL}x", "--from", centre.url]) == 1
+        assert not unsafe(capsys.readouterr().err)
         for page in tmp_path.iterdir():
             text = page.read_text("utf-8")
             xml.dom.minidom.parseString(text)
             assert "<script>" not in text
-            assert "\u202e" not in text
+            assert not unsafe(text)
 
 
 def test_a_reader_is_enough(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -96,7 +96,8 @@ LEFT_OUT = shutil.ignore_patterns(
     ),
     *("*-stubs", "types_*", "_sysconfigdata_*_i386*", "*.opt-?.pyc"),
     # The engines of the centre, and what they bring: a GiB that no test in a guest asks for.
-    *("chdb*", "datastore", "adbc_driver_*", "numpy*", "pandas*", "pyarrow*", "psycopg*", "rotel*"),
+    *("chdb*", "datastore", "adbc_driver_*", "numpy*", "pandas*", "pyarrow*"),
+    *("psycopg*", "pyvrl*", "rotel*"),
 )
 KERNEL_COMMAND_MAX = 2047  # COMMAND_LINE_SIZE, less its end
 

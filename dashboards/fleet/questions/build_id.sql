@@ -1,7 +1,7 @@
 -- The executables in whose violations a build was involved, as the executable itself or in the stack.
 SELECT
     executable,
-    count(DISTINCT host_id) AS hosts,
+    count(DISTINCT host_key) AS hosts,
     count(DISTINCT fingerprint) AS incidents,
     sum(events) AS delivered,
     min(time) AS first_seen,

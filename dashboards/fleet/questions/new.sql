@@ -5,7 +5,7 @@ SELECT
     min(e.what) AS what,
     max(rank) AS worst,
     min(time) AS first_seen,
-    count(DISTINCT host_id) AS hosts,
+    count(DISTINCT host_key) AS hosts,
     sum(events + suppressed) AS violations
 FROM seal_monitor.events AS e
 WHERE has({kinds:Array(String)}, e.kind)

@@ -1,6 +1,6 @@
 -- How far an incident has spread: one row.
 SELECT
-    count(DISTINCT host_id) AS hosts,
+    count(DISTINCT host_key) AS hosts,
     count(DISTINCT workload) AS workloads,
     count(DISTINCT executable) AS executables,
     count(DISTINCT user_name) AS users,

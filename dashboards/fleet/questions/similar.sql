@@ -4,7 +4,7 @@ SELECT
     min(e.kind) AS kind,
     min(e.what) AS what,
     max(rank) AS worst,
-    count(DISTINCT host_id) AS hosts,
+    count(DISTINCT host_key) AS hosts,
     sum(events + suppressed) AS violations,
     min(time) AS first_seen,
     max(time) AS last_seen

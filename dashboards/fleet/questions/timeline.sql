@@ -1,5 +1,4 @@
--- What one host reported, in order. The grouping leaves out what was sent twice; by seal_monitor.events, ClickHouse
--- would not use the projection for it.
+-- What one host reported, in order.
 SELECT
     time,
     kind,
@@ -12,10 +11,9 @@ SELECT
     pid,
     summary,
     id
-FROM seal_monitor.records
+FROM seal_monitor.host_events
 WHERE host = {host:String}
     AND time >= {since:DateTime64(9, 'UTC')}
     AND time <= {until:DateTime64(9, 'UTC')}
-GROUP BY time, kind, severity, fingerprint, what, executable, workload, user_name, pid, summary, id
 ORDER BY time, id
 LIMIT {limit:UInt32}
