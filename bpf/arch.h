@@ -14,6 +14,8 @@ struct call {
     u64 compat; /* not 0: a 32-bit system call */
 };
 
+#define SI_KERNEL 0x80 /* include/uapi/asm-generic/siginfo.h */
+
 #if defined(__x86_64__)
 #include "arch/x86_64.h"
 #elif defined(__aarch64__)

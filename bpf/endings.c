@@ -35,7 +35,7 @@ static __always_inline bool has_ended_in_handler(struct task_struct *task, struc
         return false;
     if (is_back(first, regs))
         return (code & SIGNAL_MASK) == SIGSEGV;
-    return is_exit_or_signal(task, regs) && is_in_handler(task, first, regs);
+    return is_exit_or_signal(task, regs, code & SIGNAL_MASK) && is_in_handler(task, first, regs);
 }
 
 /*

@@ -20,7 +20,6 @@
 #include "proof.h"
 #include "stack.h"
 
-#define SI_KERNEL 0x80
 #define SEGV_MAPERR 1
 #define SEGV_ACCERR 2
 #define SEGV_PKUERR 4
@@ -158,14 +157,15 @@ static __always_inline void classify(struct fault *fault, struct task_struct *ta
  * Whether the kernel raised the signal for what its own task did. All that a process can send to
  * itself it sends in a system call, with any siginfo it likes; an exception comes outside of calls.
  * In any other call the kernel alone gives SI_KERNEL: where the frame of some other signal's
- * handler does not fit, or sigreturn finds none.
+ * handler does not fit, or sigreturn finds none. So it is with what a processor notices later.
  */
 static __always_inline bool is_raised(struct task_struct *task, struct pt_regs *regs, u64 target,
                                       s32 code)
 {
     if (code <= 0 || (u64)task != target) /* kill, raise, sigqueue; or somebody else's */
         return false;
-    return is_exception(regs) || (code == SI_KERNEL && !queues_signals(task, regs));
+    return is_exception(regs) ||
+           ((code == SI_KERNEL || code == SEGV_NOTICED_LATER) && !queues_signals(task, regs));
 }
 
 /* The handler that the signal will find, 0: the default action. */

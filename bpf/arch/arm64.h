@@ -149,19 +149,36 @@ static __always_inline bool queues_signals(struct task_struct *task, struct pt_r
 #define NR_EXIT_GROUP_32 248
 #define NR_TGKILL_32 268
 
+#define NUMBER_REGISTER 8
+#define NUMBER_REGISTER_32 7
+#define SIGNAL_SET_SIZE 8
+
 /*
  * Whether the task is in a call by which a process ends itself. raise() of musl, and of glibc up to
  * 2.33, blocks all signals while it sends one, which comes when it takes that back.
+ *
+ * Before a signal ends the task, the kernel forgets that it is in a call (do_signal() in
+ * arch/arm64/kernel/signal.c). The registers still have the call's number and arguments. A thread
+ * that was interrupted could have a number from before, but not this signal with it.
  */
-static __always_inline bool is_exit_or_signal(struct task_struct *task, struct pt_regs *regs)
+static __always_inline bool is_exit_or_signal(struct task_struct *task, struct pt_regs *regs,
+                                              u32 signal)
 {
+    bool compat = is_compat(task);
     u32 number = number_of(regs);
+    u64 second = regs->regs[1], third = regs->regs[2], fourth = regs->regs[3];
 
-    if (is_compat(task))
-        return number == NR_EXIT_GROUP_32 || number == NR_TGKILL_32 || number == NR_TKILL_32 ||
-               number == NR_KILL_32 || number == NR_RT_SIGPROCMASK_32;
-    return number == NR_EXIT_GROUP || number == NR_TGKILL || number == NR_TKILL ||
-           number == NR_KILL || number == NR_RT_SIGPROCMASK;
+    if (!is_exception(regs))
+        return number == (compat ? NR_EXIT_GROUP_32 : NR_EXIT_GROUP);
+    number = compat ? regs->regs[NUMBER_REGISTER_32] : regs->regs[NUMBER_REGISTER];
+    if (regs->regs[0]) /* its result */
+        return false;
+    if (number == (compat ? NR_TGKILL_32 : NR_TGKILL))
+        return third == signal;
+    if (number == (compat ? NR_TKILL_32 : NR_TKILL) || number == (compat ? NR_KILL_32 : NR_KILL))
+        return second == signal;
+    return number == (compat ? NR_RT_SIGPROCMASK_32 : NR_RT_SIGPROCMASK) &&
+           fourth == SIGNAL_SET_SIZE;
 }
 
 /* The cache of seccomp's filters has a place for every call; what is none has no number. */
@@ -245,6 +262,9 @@ static __always_inline u64 user_address(u64 mm, u64 address)
 #define ESR_CACHE_MAINTENANCE (1 << 8) /* it sets ESR_WRITE, and reads */
 #define ESR_STATUS(code) ((code)&0x3f)
 #define ESR_TAG_CHECK 0x11 /* of MTE: no fault of a page */
+/* SEGV_MTEAERR: the processor did not wait for the check of a tag. The kernel finds what came of it
+ * when it is next entered, by a call, too. */
+#define SEGV_NOTICED_LATER 8
 
 /* The address in the siginfo of a fault, as thread.fault_address has it: without its tag. */
 static __always_inline u64 fault_address(u64 address)

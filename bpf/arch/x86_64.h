@@ -164,7 +164,8 @@ static __always_inline bool queues_signals(struct task_struct *task, struct pt_r
  * Whether the task is in a call by which a process ends itself. raise() of musl, and of glibc up to
  * 2.33, blocks all signals while it sends one, which comes when it takes that back.
  */
-static __always_inline bool is_exit_or_signal(struct task_struct *task, struct pt_regs *regs)
+static __always_inline bool is_exit_or_signal(struct task_struct *task, struct pt_regs *regs,
+                                              u32 signal)
 {
     u32 number = native_number(number_of(regs));
 
@@ -281,6 +282,7 @@ static __always_inline u64 user_address(u64 mm, u64 address)
 #define X86_TRAP_PF 14
 #define PF_WRITE 2
 #define PF_INSTR 16
+#define SEGV_NOTICED_LATER SI_KERNEL /* it notices nothing later */
 
 /* The address in the siginfo of a fault, as thread.cr2 has it. */
 static __always_inline u64 fault_address(u64 address)

@@ -16,7 +16,7 @@ from monitor.evidence.libraries import Libraries
 from monitor.kernel.abi import Cause, Kind
 
 NOBODY = 65534
-NUMBER = 1000
+NUMBER = 300
 
 
 @pytest.fixture

@@ -24,7 +24,6 @@ from harness import (
 
 from monitor.kernel.abi import Kind, Outcome, Record
 from monitor.kernel.counters import missed_runs
-from monitor.kernel.syscalls import PAGE
 
 Compiled = Callable[[str], Path]
 OPERATIONS = ("mprotect", "munmap", "madvise")
@@ -54,21 +53,6 @@ def assert_conserved(counted: Counter[Cell]) -> None:
 
 
 # ---- Exact ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("mappings", [1, 2, 101])
-def test_a_process_that_has_hardly_more_than_its_code(
-    harness: Harness, compiled: Compiled, mappings: int
-) -> None:
-    """One of one mapping has its stack in the sealed page that it runs on."""
-    made = harness.run([compiled("bench_mappings"), 1, 503, mappings, "--wait"])
-    assert (made.line["mappings"], made.line["denied"]) == (mappings, 2 * 503)
-    assert made.counted["denial", "mprotect", "sealed"] == 2 * 503
-    records = made.of_kind(Kind.DENIAL)
-    assert len(records) == 2 * 503
-    (mapping,) = {(record.mapping.start, record.mapping.end) for record in records}
-    assert mapping[1] - mapping[0] == PAGE
-    assert all(mapping[0] <= record.caller < mapping[1] for record in records)
 
 
 @pytest.mark.parametrize(

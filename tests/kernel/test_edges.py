@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 from harness import Harness
 from machine_code import function_of_call
@@ -180,3 +183,18 @@ print(json.dumps([start, start == hint, call("mprotect", start, 3 * PAGE, 1)]))
     (record,) = made.of_kind(Kind.DENIAL)
     assert (result, record.verdict, record.address) == (-1, Verdict.SEALED, start)
     assert record.mapping.start == start + PAGE
+
+
+@pytest.mark.parametrize("mappings", [1, 2, 101])
+def test_a_process_that_has_hardly_more_than_its_code(
+    harness: Harness, compiled: Callable[[str], Path], mappings: int
+) -> None:
+    """One of one mapping has its stack in the sealed page that it runs on."""
+    made = harness.run([compiled("bench_mappings"), 1, 503, mappings, "--wait"])
+    assert (made.line["mappings"], made.line["denied"]) == (mappings, 2 * 503)
+    assert made.counted["denial", "mprotect", "sealed"] == 2 * 503
+    records = made.of_kind(Kind.DENIAL)
+    assert len(records) == 2 * 503
+    (mapping,) = {(record.mapping.start, record.mapping.end) for record in records}
+    assert mapping[1] - mapping[0] == PAGE
+    assert all(mapping[0] <= record.caller < mapping[1] for record in records)

@@ -22,9 +22,10 @@ pytestmark = pytest.mark.skipif(
 
 PREPARED = """
 import ctypes, json, os
+from monitor.kernel.arch import NUMBERS
 from monitor.provoke.provocation import *
 from monitor.kernel.syscalls import *
-IO_SETUP, IO_DESTROY = 206, 207
+IO_SETUP, IO_DESTROY = (NUMBERS[name] for name in ("io_setup", "io_destroy"))
 EVERY, SHARED, PRIVATE = PROT_READ | PROT_WRITE, 1, 2
 def mapped(address):
     return any(area.start == address for area in mappings())
