@@ -371,6 +371,7 @@ class Life:
         if code:
             raise RuntimeError(f"the daemon ended with {code}")
         (stopped,) = self.reports("stopped")
+        del stopped["details"]["kept_by"]  # the others are by kind
         return stopped
 
     def kill(self) -> None:
