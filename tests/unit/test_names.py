@@ -17,7 +17,7 @@ PASSWD = b"root:x:0:0:root:/root:/bin/sh\nann:x:1000:100::/:\nbob:x:1000:0::/:\n
 
 
 class Patience(Waiting):
-    """Is told when it takes too long; counts how often something was asked."""
+    """Its time can be spent; counts how often something was asked."""
 
     is_spent = False
     asked = 0
