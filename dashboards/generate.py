@@ -53,7 +53,9 @@ TYPES = {
 def expanded(text: str) -> str:
     """PromQL; its own ~ are those of =~ and !~."""
     named = re.sub(r"(?<![=!])~", "seal_monitor_", text)
-    return named.replace("SELECT", 'job="$job",instance=~"$instance"')
+    chosen = 'job="$job",instance=~"$instance"'
+    # All hosts are chosen by a pattern that the name of any job matches, and none by its own name.
+    return named.replace("SELECT", chosen).replace("EACH", f'{chosen},job!~"$instance"')
 
 
 def _source(name: str) -> Json:
@@ -86,7 +88,7 @@ def _variable(variable: Variable) -> Json:
         "sort": 1,
         "multi": variable.many,
         "includeAll": variable.many,
-        **({"allValue": ".+"} if variable.many else {}),
+        **({"allValue": ".*"} if variable.many else {}),  # also what has no such label
         "current": every if variable.many else one,
         "options": [],
         "hide": 0,

@@ -1,6 +1,8 @@
 """What a dashboard is made of: rows of panels, each with its queries.
 
 In expressions `~name` stands for the metric `seal_monitor_name`, and SELECT for the chosen hosts.
+Sums of all hosts have no label `instance`: SELECT finds them where all are chosen, and EACH finds
+the hosts where some are.
 """
 
 from __future__ import annotations

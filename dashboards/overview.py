@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from model import COUNT, Column, Dashboard, Panel, Row, query
-from queries import host, recorded
+from queries import all_or_each, host, recorded
 from violations import (
     BYPASSES,
     BYPASSES_BY_METHOD,
@@ -20,6 +20,7 @@ from violations import (
     NEEDED_NOW,
     PARTIAL_UPDATES,
     PARTIAL_UPDATES_BY_OPERATION,
+    PROCESSES_BY_STATE,
     SEALED_BYTES,
     SEALS,
     THIS_WORKLOAD,
@@ -115,7 +116,16 @@ OVERVIEW = Dashboard(
                     "The part of all processes' executable memory and RELRO that is sealed; the"
                     " mean of the hosts.",
                     "percentunit",
-                    [query("avg by (memory) (~posture_sealed_ratio{SELECT})", "{{memory}}")],
+                    [
+                        query(
+                            "avg by (memory) "
+                            + all_or_each(
+                                "job_memory:~posture_sealed_ratio:avg{SELECT}",
+                                "~posture_sealed_ratio{EACH}",
+                            ),
+                            "{{memory}}",
+                        )
+                    ],
                     8,
                 ),
                 Panel(
@@ -155,7 +165,7 @@ OVERVIEW = Dashboard(
                     "table",
                     "Processes at the last look, by whether they have sealed memory of their own.",
                     COUNT,
-                    [query("sum by (state) (~posture_processes{SELECT})")],
+                    [query(PROCESSES_BY_STATE)],
                     8,
                     columns={"state": Column("State"), "Value": Column("Processes", COUNT)},
                 ),

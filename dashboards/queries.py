@@ -11,7 +11,9 @@ __all__ = [
     "CANARY_OVERDUE",
     "INTERVAL",
     "RANGE",
+    "all_or_each",
     "gained",
+    "gained_by_all",
     "host",
     "out_of",
     "recorded",
@@ -30,15 +32,16 @@ class Window:
 RANGE = Window("$__range", "$__range_s")  # all that is shown
 INTERVAL = Window("$__interval", "$__interval_ms / 1000")  # a bar
 
-# The recorded gains of counters; of denials, those that a seal explains or may explain.
+# The recorded gains of counters, of a host or of a job; of denials, those that a seal explains or
+# may explain.
 _GAINED: Mapping[str, str] = {
-    "~denials_total": "instance_operation_verdict:~denials:gained",
-    "~unverified_denials_total": "instance_reason:~unverified_denials:gained",
-    "~partial_updates_total": "instance_operation:~partial_updates:gained",
-    "~faults_total": "instance_cause_disposition:~faults:gained",
-    "~bypasses_total": "instance_method:~bypasses:gained",
-    "~workload_denials_total": "instance_workload_verdict:~workload_denials:gained",
-    "~violations_total": "instance_workload_kind_severity:~violations:gained",
+    "~denials_total": "_operation_verdict:~denials:gained",
+    "~unverified_denials_total": "_reason:~unverified_denials:gained",
+    "~partial_updates_total": "_operation:~partial_updates:gained",
+    "~faults_total": "_cause_disposition:~faults:gained",
+    "~bypasses_total": "_method:~bypasses:gained",
+    "~workload_denials_total": "_workload_verdict:~workload_denials:gained",
+    "~violations_total": "_workload_kind_severity:~violations:gained",
 }
 
 CANARY_OVERDUE = (
@@ -47,8 +50,16 @@ CANARY_OVERDUE = (
 )
 
 
-def selected(metric: str, where: str = "") -> str:
-    return f"{metric}{{{f'SELECT,{where}' if where else 'SELECT'}}}"
+def selected(metric: str, where: str = "", hosts: str = "SELECT") -> str:
+    return f"{metric}{{{f'{hosts},{where}' if where else hosts}}}"
+
+
+def all_or_each(of_all: str, of_each: str) -> str:
+    """What is recorded of all hosts together, or else is added up from the chosen ones.
+
+    One of them reads nothing: `of_each` selects by EACH.
+    """
+    return f"({of_all} or {of_each})"
 
 
 def _before(series: str, within: Window) -> str:
@@ -97,13 +108,29 @@ def gained(metric: str, where: str = "", by: str = "", within: Window = RANGE) -
 def recorded(metric: str, where: str = "", by: str = "", within: Window = RANGE) -> str:
     """What counters gained within a window, exact, as the recording rules have added it up.
 
-    A counter that gained nothing has no samples, so that it costs nothing to ask ten thousand
-    hosts. Without the rules there is no data, rather than a 0.
+    A counter that gained nothing has no samples, and all hosts together have one for each time:
+    so it costs nothing to ask ten thousand hosts. Without the rules there is no data, rather than
+    a 0.
     """
-    gains = f"sum_over_time({selected(_GAINED[metric], where)}[{within.span}])"
+
+    def gains(level: str, hosts: str) -> str:
+        series = selected(level + _GAINED[metric], where, hosts)
+        return f"sum_over_time({series}[{within.span}])"
+
+    if "instance" in by:
+        return f"sum by ({by}) ({gains('instance', 'SELECT')})"
+    found = all_or_each(gains("job", "SELECT"), gains("instance", "EACH"))
     if by:
-        return f"sum by ({by}) ({gains})"
-    return f"(sum({gains}) or 0 * sum({selected('instance:~up')}))"
+        return f"sum by ({by}) {found}"
+    there = all_or_each(selected("job:~up:sum"), selected("instance:~up", hosts="EACH"))
+    return f"(sum{found} or 0 * (sum{there} > 0))"
+
+
+def gained_by_all(metric: str, within: Window = RANGE) -> str:
+    """What a counter gained that all hosts have some of, as `gained` has it of chosen hosts."""
+    series = selected(f"job:{metric.removesuffix('_total')}:gained")
+    of_all = f"sum_over_time({series}[{within.span}])"
+    return all_or_each(f"sum({of_all})", gained(metric, within=within).replace("SELECT", "EACH"))
 
 
 def host(expression: str) -> str:

@@ -6,10 +6,18 @@ from dataclasses import replace
 
 from colors import CRITICAL, WARNING
 from model import COUNT, TILE, Column, Link, Panel, Variable, query
-from queries import CANARY_OVERDUE, INTERVAL, RANGE, Window, gained, out_of, recorded
+from queries import (
+    INTERVAL,
+    RANGE,
+    Window,
+    all_or_each,
+    gained_by_all,
+    out_of,
+    recorded,
+    selected,
+)
 
 __all__ = [
-    "BLIND",
     "BYPASSES",
     "BYPASSES_BY_METHOD",
     "DENIALS",
@@ -25,6 +33,7 @@ __all__ = [
     "NEEDED_NOW",
     "PARTIAL_UPDATES",
     "PARTIAL_UPDATES_BY_OPERATION",
+    "PROCESSES_BY_STATE",
     "SEALED_BYTES",
     "SEALS",
     "THIS_HOST",
@@ -80,15 +89,12 @@ def _events(kind: str, severity: str = "") -> str:
 
 # ---- What needs a person -------------------------------------------------------------------------
 
+_UP = f"sum{all_or_each('job:~up:sum{SELECT}', 'up{EACH}')}"
+_THERE = f"sum{all_or_each('job:~up:count{SELECT}', 'count by (job) (up{EACH})')}"
 # A monitor that answers, but may not see: its canary never came back or is overdue, or a probe is
-# attached in no way.
-BLIND = (
-    "~canary_last_success_timestamp_seconds{SELECT} == 0"
-    f" or {CANARY_OVERDUE}"
-    " or ~probe_attached{SELECT} == 0"
-)
-_UP = "sum(up{SELECT})"
-_SEEING = f"({_UP} - (count(count by (instance) ({BLIND})) or vector(0)))"
+# attached in no way. Without the rules there is no data.
+_RULES = 'on () job:~up:sum{job="$job"}'
+_SEEING = f"({_UP} - (count(instance:~blind{{SELECT}}) or 0 * {_UP} and {_RULES}))"
 
 HOSTS_UP = Panel(
     "Hosts up",
@@ -96,7 +102,7 @@ HOSTS_UP = Panel(
     "Hosts whose monitor answers scrapes now, of all that Prometheus knows. Red: on another one"
     " nothing may be watching.",
     COUNT,
-    [out_of(_UP, "count(up{SELECT})")],
+    [out_of(_UP, _THERE)],
     4,
     TILE,
     alarm=CRITICAL,
@@ -141,15 +147,15 @@ def _critical(title: str, description: str, kind: str, width: int) -> Panel:
 
 
 # As the alert SealEventMissing has it; the events of the last two minutes may be on their way.
-_STARTED = "process_start_time_seconds{SELECT}"
+_SINCE = "instance:~counters_since:nonzero{SELECT}"
 _NOT_JUDGED = (
     "sum(clamp_min(sum by (job, instance) ("
     "instance_operation_verdict:~denials:nonzero{SELECT} offset 2m"
     " or instance_method:~bypasses:nonzero{SELECT} offset 2m)"
     " - (sum by (job, instance) ("
     'instance_workload_kind_severity:~violations:nonzero{SELECT,kind=~"denial|bypass"})'
-    " or 0 * instance:~up{SELECT}), 0)"
-    f" and on (job, instance) {_STARTED} == {_STARTED} offset 2m)"
+    " or 0 * instance:~counters:nonzero{SELECT}), 0)"
+    f" and on (job, instance) {_SINCE} == {_SINCE} offset 2m) or 0 * {_UP} and {_RULES}"
 )
 
 NEEDED_NOW = (
@@ -201,6 +207,22 @@ NEEDED_NOW = (
     replace(HOSTS_THAT_SEE, width=3),
 )
 
+_EXECUTABLES = (
+    'job_state:~posture_executables:sum{SELECT,state="stopped"}',
+    '~posture_executables{EACH,state="stopped"}',
+)
+
+
+def _processes(where: str = "") -> tuple[str, str]:
+    return (
+        selected("job_state:~posture_processes:sum", where),
+        selected("~posture_processes", where, "EACH"),
+    )
+
+
+_SEALING = _processes('state="sealing"')
+PROCESSES_BY_STATE = f"sum by (state) {all_or_each(*_processes())}"
+
 NEEDED_BY_DAY = (
     Panel(
         "Warnings",
@@ -219,7 +241,7 @@ NEEDED_BY_DAY = (
         "number",
         "Executables that are known to seal memory and were last seen without, now.",
         COUNT,
-        [query('sum(~posture_executables{SELECT,state="stopped"})')],
+        [query(f"sum{all_or_each(*_EXECUTABLES)}")],
         5,
         TILE,
         alarm=WARNING,
@@ -264,11 +286,7 @@ NEEDED_BY_DAY = (
         "number",
         "The part of all processes that has sealed memory of its own, at the last look.",
         "percentunit",
-        [
-            query(
-                'sum(~posture_processes{SELECT,state="sealing"}) / sum(~posture_processes{SELECT})'
-            )
-        ],
+        [query(f"sum{all_or_each(*_SEALING)} / sum{all_or_each(*_processes())}")],
         3,
         TILE,
     ),
@@ -395,7 +413,7 @@ SEALS = Panel(
     "bars",
     "Successful mseal calls, in each bar. With glibc that seals, each start of a program has some.",
     COUNT,
-    [query(gained("~seals_total", within=INTERVAL), "seals")],
+    [query(gained_by_all("~seals_total", INTERVAL), "seals")],
     12,
 )
 SEALED_BYTES = Panel(
@@ -403,6 +421,6 @@ SEALED_BYTES = Panel(
     "bars",
     "Address space in the ranges of successful mseal calls, in each bar.",
     "bytes",
-    [query(gained("~sealed_bytes_total", within=INTERVAL), "sealed bytes")],
+    [query(gained_by_all("~sealed_bytes_total", INTERVAL), "sealed bytes")],
     12,
 )

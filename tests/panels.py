@@ -10,6 +10,7 @@ from typing import Any
 from fleet import JOB, MINUTE
 
 __all__ = [
+    "ALL",
     "BAR",
     "DOCUMENTS",
     "FOLDER",
@@ -24,6 +25,7 @@ __all__ = [
 FOLDER = Path(__file__).parents[1] / "dashboards"
 RANGE = 120 * MINUTE  # what a dashboard shows
 BAR = 5 * MINUTE
+ALL = ".*"
 
 Json = dict[str, Any]
 
@@ -45,8 +47,8 @@ VARIABLES: dict[str, Json] = {
 }
 
 
-def interpolated(text: str) -> str:
-    """As Grafana sends it, for all hosts and workloads."""
+def interpolated(text: str, hosts: str = ALL) -> str:
+    """As Grafana sends it, for all workloads, and for all hosts unless it is a pattern of some."""
     values = {
         "__rate_interval": "4m",
         "__range_s": str(RANGE),
@@ -54,8 +56,8 @@ def interpolated(text: str) -> str:
         "__interval_ms": str(BAR * 1000),
         "__interval": f"{BAR}s",
         "job": JOB,
-        "instance": ".+",
-        "workload": ".+",
+        "instance": hosts,
+        "workload": ".*",
     }
     for name, value in values.items():
         text = text.replace(f"${name}", value)

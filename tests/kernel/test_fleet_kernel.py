@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bench_daemon import Running
 from bench_fleet import BUSY, TREND, fleet, overview, phase, stored
+from panels import DOCUMENTS
 
 INTERVAL = 1
 HOSTS = BUSY + 2  # of which two have denials
@@ -19,7 +20,7 @@ def test_quiet_hosts_store_nothing(tmp_path: Path, require_bpf: None) -> None:
         page = daemon.scrape()
         daemon.stop()
     with fleet(tmp_path, page, HOSTS, INTERVAL) as found:
-        found.load_rules()
+        found.load_rules(True)
         deadline = time.monotonic() + 30
         while len(kept := stored(found.server)) < HOSTS:
             assert time.monotonic() < deadline, f"rules of {len(kept)} hosts"
@@ -37,4 +38,5 @@ def test_quiet_hosts_store_nothing(tmp_path: Path, require_bpf: None) -> None:
         scraped = phase(found.server, 3 * INTERVAL)
         assert HOSTS * found.series < scraped.series
         assert scraped.cpu > 0
-        assert "Critical denials" in overview(found.server, 60)
+        panels = overview(found.server, 60, DOCUMENTS["overview.json"], scraped.cpu)
+        assert "Critical denials" in panels.seconds

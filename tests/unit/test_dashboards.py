@@ -16,7 +16,7 @@ import jsonschema
 import pytest
 import yaml
 from fleet import JOB, MINUTE, NEWCOMER, exposition
-from panels import BAR, DOCUMENTS, FOLDER, PANELS, RANGE, VARIABLES, Json, interpolated
+from panels import ALL, BAR, DOCUMENTS, FOLDER, PANELS, RANGE, VARIABLES, Json, interpolated
 from prometheus import Prometheus, backfilled
 
 from monitor.metrics.table import METRICS
@@ -66,8 +66,8 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Filled]:
         yield Filled(server, end - MINUTE)  # the last sample's
 
 
-def results(filled: Filled, target: Json) -> list[Any]:
-    query = interpolated(target["expr"])
+def results(filled: Filled, target: Json, hosts: str = ALL) -> list[Any]:
+    query = interpolated(target["expr"], hosts)
     at = filled.end + EVALUATED
     if target["instant"]:
         return filled.server.instant(query, at)
@@ -100,6 +100,38 @@ def test_every_panel_has_data(filled: Filled, panel: Json) -> None:
             renamed = panel["transformations"][-1]["options"]["renameByName"]
             labels = {label for series in found for label in series["metric"]}
             assert labels == {name for name in renamed if "Value" not in name} | hidden(panel)
+
+
+@pytest.mark.parametrize("panel", PANELS.values(), ids=PANELS.keys())
+def test_all_hosts_have_what_each_has(filled: Filled, panel: Json) -> None:
+    """All of them are read from other series than hosts that are chosen one by one."""
+    every = "|".join(rf"web-{index:03}\\.example:10462" for index in range(HOSTS))
+
+    def shown(target: Json, hosts: str) -> dict[str, list[float]]:
+        return {
+            str(sorted(series["metric"].items())): [
+                round(float(value), 9) for _, value in series.get("values") or [series["value"]]
+            ]
+            for series in results(filled, target, hosts)
+        }
+
+    for target in panel["targets"]:
+        assert shown(target, ALL) == shown(target, f"({every})"), target["expr"]
+
+
+def test_one_host_is_not_all(filled: Filled) -> None:
+    """Nor is what all have added to it, or shown where it has nothing."""
+    (target,) = PANELS["overview.json: Refused by a seal"]["targets"]
+    gained = {
+        index: float(found["value"][1])
+        for index in range(HOSTS)
+        for found in results(filled, target, rf"web-{index:03}\\.example:10462")
+    }
+    assert set(gained) == set(range(HOSTS)) - {5}  # which does not answer
+    (of_all,) = results(filled, target)
+    assert sum(gained.values()) == float(of_all["value"][1])
+    assert 0 < max(gained.values()) < sum(gained.values())
+    assert results(filled, target, "nowhere") == []
 
 
 @pytest.mark.parametrize("variable", VARIABLES.values(), ids=VARIABLES.keys())
