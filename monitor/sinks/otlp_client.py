@@ -193,7 +193,10 @@ class Client:
             except OSError as error:
                 connection.close()
                 failure = error
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # its traceback has this frame: they would keep each other, and TLS's MiB
 
     def _secured(self, connection: socket.socket, deadline: float) -> socket.socket:
         if self._context is None:

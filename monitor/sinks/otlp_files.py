@@ -93,8 +93,7 @@ def _read(path: Path, key: str, *, is_secret: bool) -> str:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise ConfigError(f"{shown}: not a regular file; name another file")
-            if is_secret:
-                _require_private(status, shown, path)
+            _require_trusted(status, shown, path, is_secret=is_secret)
             data = file.read(_LIMIT + 1)
     except OSError as error:
         raise ConfigError(f"{shown}: {error.strerror}; make it readable or name another") from None
@@ -103,14 +102,18 @@ def _read(path: Path, key: str, *, is_secret: bool) -> str:
     return data.decode("latin-1")
 
 
-def _require_private(status: os.stat_result, shown: str, path: Path) -> None:
+def _require_trusted(status: os.stat_result, shown: str, path: Path, *, is_secret: bool) -> None:
+    """Whoever can write certificates of authorities can read what is sent, passwords among it."""
     if status.st_uid not in (0, os.geteuid()):
         raise ConfigError(f"{shown}: belongs to user {status.st_uid}; run: chown root {path}")
-    if status.st_mode & (stat.S_IWGRP | stat.S_IRWXO):
+    if is_secret:
+        forbidden, said, wanted = stat.S_IWGRP | stat.S_IRWXO, "read it, or its group write", "0640"
+    else:
+        forbidden, said, wanted = stat.S_IWGRP | stat.S_IWOTH, "write", "0644"
+    if status.st_mode & forbidden:
         mode = stat.S_IMODE(status.st_mode)
         raise ConfigError(
-            f"{shown}: mode {mode:04o} lets others read it, or its group write it; "
-            f"run: chmod 0640 {path}"
+            f"{shown}: mode {mode:04o} lets others {said} it; run: chmod {wanted} {path}"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import socket
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -441,6 +443,26 @@ def test_requests_that_fail_leave_no_descriptor(scheme: str, end: str, tmp_path:
         server.join(5)
 
 
+def test_a_request_that_fails_leaves_nothing_to_the_garbage_collector(
+    certificates: Path,
+) -> None:
+    """Authorities take MiB, and that collector comes by when it likes."""
+    gc.disable()
+    try:
+        with collecting(served_by(certificates)) as collector:
+            context = otlp_files.load(settings(collector)).context
+            client = Client(collector.endpoint, {}, context, timeout=5.0)
+            with contextlib.suppress(SinkError):
+                client.post(b"{}", None)
+            assert collector.connections == 1
+            assert context is not None
+            kept = weakref.ref(context)
+            del client, context
+            assert kept() is None
+    finally:
+        gc.enable()
+
+
 def test_after_any_error_the_next_request_has_a_connection_of_its_own(
     collector: Collector,
 ) -> None:
@@ -727,6 +749,32 @@ def test_headers_that_are_refused(tmp_path: Path, text: str, mode: int, message:
         otlp_files.load(settings("http://127.0.0.1:1", headers_file=file))
     assert message in str(refused.value)
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o646, 0o664])
+def test_authorities_that_others_can_write_are_refused(
+    certificates: Path, tmp_path: Path, mode: int
+) -> None:
+    file = tmp_path / "ca.pem"
+    file.write_bytes((certificates / "ca.pem").read_bytes())
+    otlp = settings("https://127.0.0.1:1", ca_file=file)
+    file.chmod(0o644)
+    assert otlp_files.load(otlp).context is not None
+    file.chmod(mode)
+    with pytest.raises(ConfigError) as refused:
+        otlp_files.load(otlp)
+    assert str(refused.value) == (
+        f"otlp.ca_file: {file}: mode {mode:04o} lets others write it; run: chmod 0644 {file}"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files away")
+@pytest.mark.parametrize("key", ["headers_file", "ca_file"])
+def test_files_of_others_are_refused(tmp_path: Path, key: str) -> None:
+    file = private(tmp_path / "file", "A: b\n")
+    os.chown(file, 12345, 0)
+    with pytest.raises(ConfigError, match=rf"otlp\.{key}: .*: belongs to user 12345; run: chown"):
+        otlp_files.load(settings("https://127.0.0.1:1", **{key: file}))
 
 
 def test_files_that_are_not_there_or_no_files(tmp_path: Path) -> None:
