@@ -17,7 +17,7 @@ from pathlib import Path
 
 from monitor.evidence.events import Workload
 from monitor.untrusted.printable import printable
-from monitor.untrusted.recent import Recent
+from monitor.untrusted.recent import SharedRecent
 
 __all__ = [
     "Cgroups",
@@ -228,7 +228,7 @@ class Cgroups:
         root = root or cgroup_mount(proc)
         self._proc = proc
         self._root = None if root is None else os.fsencode(root)
-        self._known: Recent[int, Workload] = Recent(CGROUPS_CACHED)
+        self._known: SharedRecent[int, Workload] = SharedRecent(CGROUPS_CACHED)
         self._clock = clock
         self._scanned: dict[int, bytes] = {}
         self._scan_again = float("-inf")
@@ -251,8 +251,9 @@ class Cgroups:
             path = self.path(cgroup_id, pid)
             if path is None:
                 return NO_WORKLOAD
-            known = parse_cgroup_path(printable(path, PATH_LIMIT))
-            self._known.put(cgroup_id, known)
+            name = printable(path, PATH_LIMIT)
+            known = parse_cgroup_path(name)
+            self._known.put(cgroup_id, known, top_workload(name))
         return known
 
     def subtree(self, cgroup_id: int) -> str | None:

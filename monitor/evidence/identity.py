@@ -34,10 +34,10 @@ from monitor.evidence.image import (
 from monitor.evidence.loaded import Loaded, loaded
 from monitor.evidence.memory_map import DELETED
 from monitor.evidence.names import GROUP, PASSWD, Names
-from monitor.evidence.waiting import TooLong, Waiting
+from monitor.evidence.waiting import TooLong, Waiting, user_group
 from monitor.untrusted.printable import printable
 from monitor.untrusted.process_directory import Found, find, stat_of
-from monitor.untrusted.recent import Recent
+from monitor.untrusted.recent import SharedRecent
 from monitor.untrusted.redact import CommandLine, redact
 
 __all__ = [
@@ -185,7 +185,7 @@ class Identities:
         self._command_line = command_line
         self._clock = clock
         self.waiting = waiting or Waiting()
-        self._processes: Recent[tuple[int, int], _Facts] = Recent()
+        self._processes: SharedRecent[tuple[int, int], _Facts] = SharedRecent()
         self._users = Names(PASSWD, lambda uid: pwd.getpwuid(uid).pw_name, self.waiting, clock)
         self._groups = Names(GROUP, lambda gid: grp.getgrgid(gid).gr_name, self.waiting, clock)
 
@@ -193,7 +193,7 @@ class Identities:
         """Set how command lines are shown from now on, and forget those shown in the old way."""
         if command_line != self._command_line:
             self._command_line = command_line
-            self._processes = Recent()
+            self._processes = SharedRecent()
 
     def lookup(
         self,
@@ -215,16 +215,16 @@ class Identities:
         if known is None or self._clock() >= known.expires or not known.are_of(image, base_name):
             facts = replace(self._process(pid, start_boot_ns, uid or 0, image), uid=uid)
             if known is None or facts.result not in ("gone", "reused"):
-                self._processes.put(key, facts)
+                self._processes.put(key, facts, user_group(uid))
                 known = facts
             elif not known.are_of(image, base_name):
                 known = facts
         elif known.uid != uid:
             known = replace(known, uid=uid)
-            self._processes.put(key, known)
+            self._processes.put(key, known, user_group(uid))
         if not known.is_deleted and _is_deleted(known.base_name, base_name):
             known = replace(known, is_deleted=True)
-            self._processes.put(key, known)
+            self._processes.put(key, known, user_group(uid))
         group = None if gid is None else self._groups.get(gid, uid or 0)
         if not known.are_of(image, base_name):
             return Identity(None, None, self._user(uid), "partial", group, EXECUTED)

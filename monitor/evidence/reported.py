@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 from monitor.evidence.assessment import worst, worst_denial
 from monitor.evidence.events import Process, Severity
+from monitor.evidence.waiting import user_group
 from monitor.kernel.abi import BucketKey, Cause, Kind, Record
 from monitor.kernel.operations import OPERATIONS
-from monitor.untrusted.recent import Recent
+from monitor.untrusted.recent import SharedRecent
 
 __all__ = ["Reported"]
 
@@ -25,18 +26,18 @@ class _Process(NamedTuple):
 
 
 class Reported:
-    """Bounded: of the places, and of the processes, that were reported last."""
+    """Bounded: of the places, and of the processes, that were reported last; shared by user."""
 
     def __init__(self) -> None:
-        self._severities: Recent[bytes, Severity] = Recent(PLACES)
-        self._processes: Recent[_Process, Process] = Recent()
+        self._severities: SharedRecent[bytes, Severity] = SharedRecent(PLACES)
+        self._processes: SharedRecent[_Process, Process] = SharedRecent()
 
     def add(self, record: Record, severity: Severity, process: Process) -> None:
         """The event of `record` had this severity, and was of this process."""
-        key = bytes(_key(record))
+        key, owner = bytes(_key(record)), user_group(record.uid)
         known = self._severities.get(key)
-        self._severities.put(key, worst(severity, known) if known else severity)
-        self._processes.put(_Process(record.pid, record.start_boot_ns), process)
+        self._severities.put(key, worst(severity, known) if known else severity, owner)
+        self._processes.put(_Process(record.pid, record.start_boot_ns), process, owner)
 
     def severity(self, key: BucketKey) -> Severity:
         """Of events that the bucket of this key holds back: the worst of those before them.

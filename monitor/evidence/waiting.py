@@ -20,7 +20,7 @@ from typing import Generic, TypeVar
 
 from monitor.untrusted.process_stat import parse_stat
 
-__all__ = ["Held", "Reads", "TooLong", "Waiting"]
+__all__ = ["Held", "Reads", "TooLong", "Waiting", "user_group"]
 
 SECONDS = 0.05
 # Where the thread waits for nothing but a processor, of which a busy host has none left.
@@ -36,6 +36,11 @@ USERS = 1024  # remembered; the one asked for the longest time ago is forgotten
 
 Value = TypeVar("Value")
 _Owner = tuple[str, int]  # place and user
+
+
+def user_group(uid: int | None) -> int:
+    """The same number for all that one person may have in a user namespace; -1: not known."""
+    return -1 if uid is None else min(uid, SUB_USERS)
 
 
 class TooLong(TimeoutError):
@@ -155,7 +160,7 @@ class Waiting:
         now = self._clock()
         self._stuck = {each: whose for each, whose in self._stuck.items() if not each.is_free}
         is_system = user < SYSTEM_USERS
-        owner = (place, min(user, SUB_USERS) if place else user)
+        owner = (place, user_group(user) if place else user)
         shares = [self._share(owner, 1.0, now)]
         if not is_system:
             shares.append(self._share(None, 2.0, now))

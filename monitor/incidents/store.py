@@ -32,7 +32,7 @@ from monitor.incidents.stored import (
     rank_of,
 )
 from monitor.sinks.outputs import SinkError, encode
-from monitor.untrusted.recent import Recent
+from monitor.untrusted.recent import Recent, SharedRecent
 
 __all__ = [
     "FILE",
@@ -206,7 +206,7 @@ class IncidentStore:
         self.removed, self.notices = self._removal.removed, self._removal.notices
         self._database: sqlite3.Connection | None = None
         self._identity = (-1, -1)
-        self._callers: Recent[_Caller, _Seen] = Recent(callers)
+        self._callers: SharedRecent[_Caller, _Seen] = SharedRecent(callers)
 
     def _make_room(self) -> bool:
         """Whether there is some now; False where it is the disk that is full."""
@@ -325,7 +325,7 @@ class IncidentStore:
         start = (event["process"] or {}).get("start")
         start_ns = nanoseconds(start) if start else None
         if event["kind"] != "health" and (caller := _caller(event)):
-            self._callers.put(caller, _Seen(str(incident["id"]), start_ns))
+            self._callers.put(caller, _Seen(str(incident["id"]), start_ns), owner)
         return number, start_ns
 
     def _place(self, database: sqlite3.Connection, event: Event, owner: Owner) -> dict[str, object]:

@@ -289,3 +289,19 @@ def test_nobody_uses_up_the_time_for_the_name_of_another() -> None:
     assert (identity.user_name, identity.owner, identity.reason) == ("nobody", None, "spent")
     identity = identities.lookup(os.getppid(), start_of(os.getppid()), 0)
     assert identity.user_name == "root"
+
+
+def test_many_processes_of_one_user_push_nobody_elses_out() -> None:
+    """What sealed memory was looked up then: it may be gone by the time of a violation."""
+    identities = Identities(waiting=Waiting(seconds=60.0, at_once=60.0))  # however busy the machine
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        os.write(process.stdin.fileno(), b"x")
+        assert os.read(process.stdout.fileno(), 1) == b"x"  # it has begun
+        start = start_of(process.pid)
+        before = identities.lookup(process.pid, start, 0)
+    assert before.result == "complete"
+    for number in range(3000):  # none of them is there
+        identities.lookup(2**30 + number, 1, 100_000 + number)
+    assert identities.lookup(process.pid, start, 0).executable == before.executable
