@@ -158,7 +158,8 @@ def _timeline(arguments: Namespace, incidents: FleetIncidents) -> int:
         for deed in deeds
     ]
     lines = [
-        f"{clock(deed.time_ns)}  {visible(deed.kind):<8}  {visible(deed.incident):<12}  "
+        f"{clock(deed.time_ns)}  {visible(deed.severity):<8}  {visible(deed.kind):<8}  "
+        f"{visible(deed.incident):<12}  "
         f"{visible(deed.summary)}"
         for deed in deeds
     ]

@@ -54,13 +54,13 @@ def _weight(event: Event) -> tuple[int, bool, bool]:
     )
 
 
-def others(events: Sequence[Event]) -> Others | None:
-    """None where there is nothing to compare."""
+def others(events: Sequence[Event], hosts: bool = True) -> Others | None:
+    """None where there is nothing to compare. `hosts`: whether another host is a difference."""
     found, first = whole(events), worst(events)
     if first is None or len(found) < 2:
         return None
-    shapes = Counter(_shape(event) for event in reversed(found))
-    own = _shape(first)
+    shapes = Counter(_shape(event, hosts) for event in reversed(found))
+    own = _shape(first, hosts)
     alike = shapes.pop(own, 0)
     if not shapes:
         return Others(len(found), alike, 0, ())
@@ -73,7 +73,7 @@ def others(events: Sequence[Event]) -> Others | None:
     return Others(len(found), alike, most, differences)
 
 
-def _shape(event: Event) -> tuple[tuple[str, str], ...]:
+def _shape(event: Event, hosts: bool) -> tuple[tuple[str, str], ...]:
     """What a person would compare: no address, no number of a process."""
     arguments = value(event, "arguments")
     given = {
@@ -97,5 +97,5 @@ def _shape(event: Event) -> tuple[tuple[str, str], ...]:
         ("Program", program.removesuffix(DELETED).rpartition("/")[2]),
         ("User", text(event, "process", "user_name") or text(event, "process", "uid")),
         ("Belongs to", text(event, "workload", "unit") or text(event, "workload", "cgroup")),
-        ("Host", text(event, "host", "name")),
+        *((("Host", text(event, "host", "name")),) if hosts else ()),
     )

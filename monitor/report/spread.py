@@ -55,7 +55,7 @@ def spread_view(incident: Incident, spread: Spread | None) -> SpreadView | None:
         return None
     first, every = spread.hosts[0], incident.hosts or len(spread.hosts)
     lead = f"First on {first.host}, at {clock(first.first_ns)}"
-    lead += f"; since then on {counted(every, 'host')}." if every > 1 else ", and on no other host."
+    lead += f"; by now on {counted(every, 'host')}." if every > 1 else ", and on no other host."
     shown = spread.hosts[:HOSTS_SHOWN]
     rows = [
         HostRow(seen.host, clock(seen.first_ns), clock(seen.last_ns), f"{seen.violations:,}")

@@ -215,7 +215,7 @@ def view(case: Case, *, raw_limit: int, map_limit: int) -> View:
         lead=[*lead(case, later)],
         figures=_figures(incident),
         spread=spread_view(incident, case.spread),
-        others=others(case.events),
+        others=others(case.events, hosts=case.spread is None),
         time=_clock(event),
         facts=[fact for fact in what if fact.text or fact.code],
         who=[fact for fact in who_facts(case, of_process(case)) if fact.text or fact.code],
