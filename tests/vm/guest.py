@@ -112,6 +112,7 @@ class Machine:
     console: str
     output: str
     second_port: tuple[str, ...]  # QEMU's options; {} is the file
+    words: str = ""  # of the kernel's command line
 
 
 MACHINES = {
@@ -122,6 +123,7 @@ MACHINES = {
         "ttyS0",
         "ttyS1",
         ("-serial", "file:{}"),
+        "no_timer_check",  # else a kernel panics whose timer stood still: the host was busy
     ),
     "arm64": Machine(
         "qemu-system-aarch64",
@@ -412,10 +414,11 @@ def build_installed(directory: Path, architecture: str) -> Path:
 # ---- The machine ---------------------------------------------------------------------------------
 
 
-def _kernel_command(command: str, append: str, console: str) -> str:
+def _kernel_command(command: str, append: str, machine: Machine) -> str:
     encoded = base64.b64encode(command.encode()).decode()
     # Warnings are on level 4; a panic restarts the machine, and then QEMU ends.
-    words = f"console={console} loglevel=5 panic=-1 {append} seal_monitor.command={encoded}"
+    words = f"console={machine.console} loglevel=5 panic=-1 {machine.words} {append}"
+    words += f" seal_monitor.command={encoded}"
     if len(words) > KERNEL_COMMAND_MAX:
         raise GuestError(f"the kernel's command line is too long, {len(words)} characters: {words}")
     return words
@@ -442,7 +445,7 @@ def boot(
     """
     machine = MACHINES[architecture]
     emulator = _program(machine.emulator)
-    words = _kernel_command(command, append, machine.console)
+    words = _kernel_command(command, append, machine)
     with tempfile.TemporaryDirectory() as name:
         console, output = Path(name, "console"), Path(name, "output")
         began = time.monotonic()
