@@ -164,6 +164,14 @@ def test_every_figure_may_grow_by_a_twentieth() -> None:
             assert instructions.compare(KEPT, grown(row, call, -number)) == []
 
 
+def test_rows_of_the_same_work_may_differ() -> None:
+    noise = 60
+    assert KEPT["instructions"][WATCHED]["getppid"] < 20 * noise
+    assert instructions.compare(KEPT, grown(WATCHED, "getppid", noise), noise) == []
+    assert len(instructions.compare(KEPT, grown(WATCHED, "getppid", noise + 1), noise)) == 1
+    assert len(instructions.compare(KEPT, grown(WATCHED, "getppid", noise))) == 1
+
+
 def test_on_another_kernel_the_added_part_may_grow_a_twentieth() -> None:
     other = "6.12.999-cloud-amd64"
     for row in KEPT["instructions"]:

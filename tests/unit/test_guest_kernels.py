@@ -9,6 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "vm"))
 from kernels import OTHERS, Kernel, Line, choose
+from matrix import ported_jobs
 
 CLOUD = ["6.12.9+deb13-cloud-arm64", "6.12.117+deb13-cloud-arm64", "7.3.4+deb13-cloud-arm64"]
 
@@ -36,3 +37,17 @@ def test_the_next_series_stands_in() -> None:
 )
 def test_the_processor_of_a_kernel(release: str, architecture: str) -> None:
     assert Kernel("", True, release, "").architecture == architecture
+
+
+def test_the_guests_of_another_processor() -> None:
+    """Each way to attach has one."""
+    found = [
+        Kernel("", True, release, f"/{release}")
+        for release in (CLOUD[1], "6.12.117+deb13-arm64-16k", CLOUD[2])
+    ]
+    jobs = [job for job in ported_jobs(found) if job.name == "port"]
+    assert [(job.kernel.release, job.command.split()[-1]) for job in jobs] == [
+        (CLOUD[1], "fexit,tracepoint"),
+        ("6.12.117+deb13-arm64-16k", "raw_tracepoint"),
+        (CLOUD[2], "fexit"),
+    ]

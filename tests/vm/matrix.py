@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 import instructions
 from guest import ROOT, WITH_SYSTEMD, GuestError, Result, boot, build, build_installed
 from kernels import OTHERS, Kernel, KernelError, kernels
+
+__all__ = ["ported_jobs"]
 
 GUESTS_AT_A_TIME = 2
 GUEST_SECONDS = 1500  # it hangs, or this machine is loaded far beyond its two CPUs
@@ -230,19 +232,18 @@ def _jobs(found: Sequence[Kernel]) -> list[Job]:
     ]
 
 
-def _ported_jobs(found: Sequence[Kernel]) -> list[Job]:
-    """Those of another processor: in both modes where most is different, else in one."""
-    port = f"{INSIDE} port"
+def ported_jobs(found: Sequence[Kernel]) -> list[Job]:
+    """Those of another processor: each mode on one of them; the last has all features."""
     first, *others, last = found
     return [
-        Job("port", first, f"{port} {','.join(MODES)}", _ported),
-        *(Job("port", kernel, f"{port} fexit", _ported) for kernel in others),
-        Job("port", last, f"{port} fexit", _ported, qemu=ALL_FEATURES),
+        Job("port", first, f"{INSIDE} port {','.join(MODES)}", _ported),
+        *(Job("port", kernel, f"{INSIDE} port raw_tracepoint", _ported) for kernel in others),
+        Job("port", last, f"{INSIDE} port fexit", _ported, qemu=ALL_FEATURES),
         Job("package", last, "python3 service.py", _serviced, WITH_SYSTEMD),
     ]
 
 
-def _run(job: Job, initramfs: Path, logs: Path, attempts: int) -> list[Row]:
+def _run(job: Job, initramfs: Future[Path], logs: Path, attempts: int) -> list[Row]:
     """The rows of the last attempt."""
     at_first: list[str] = []
     for attempt in range(1, attempts + 1):
@@ -255,12 +256,12 @@ def _run(job: Job, initramfs: Path, logs: Path, attempts: int) -> list[Row]:
     return rows
 
 
-def _attempt(job: Job, initramfs: Path, log: Path) -> list[Row]:
+def _attempt(job: Job, initramfs: Future[Path], log: Path) -> list[Row]:
     began = time.monotonic()
     try:
         result = boot(
             Path(job.kernel.image),
-            initramfs,
+            initramfs.result(),
             job.command,
             append=job.append,
             qemu=job.qemu,
@@ -279,15 +280,19 @@ def _attempt(job: Job, initramfs: Path, log: Path) -> list[Row]:
     return rows
 
 
-def _counted(found: Sequence[Kernel], initramfs: Path) -> Row:
+def _counted(found: Sequence[Kernel], initramfs: Future[Path], architecture: str) -> Row:
     """Whether a call takes more instructions than it did."""
     began = time.monotonic()
-    offered = [(kernel.release, Path(kernel.image)) for kernel in found if kernel.release]
-    release = instructions.kept()["kernel"]
+    offered = [
+        (kernel.release, Path(kernel.image))
+        for kernel in found
+        if kernel.release and kernel.architecture == architecture
+    ]
+    release = instructions.kept(architecture)["kernel"]
     try:
         image = instructions.choose(release, offered)
         release = next(other for other, path in offered if path == image)
-        problems = instructions.problems(image, initramfs)
+        problems = instructions.problems(image, initramfs.result(), architecture)
     except (GuestError, LookupError, RuntimeError) as error:
         problems = [str(error)]
     seconds = time.monotonic() - began
@@ -361,34 +366,28 @@ def main() -> int:
     except KernelError as error:
         print(f"test-kernels: {error}", file=sys.stderr)
         return 2
+    every = [*found, *others]
     ported = sorted(others, key=lambda kernel: (not kernel.line.startswith("6.12"), kernel.line))
     jobs = [
         job
-        for job in (*_jobs(found), *_ported_jobs(ported))
+        for job in (*_jobs(found), *ported_jobs(ported))
         if is_wanted(f"{job.kernel.release} {job.name}")
     ]
-    if not (jobs or is_wanted("instructions")):
+    counts = [each for each in instructions.FILES if is_wanted(f"{each} instructions")]
+    if not (jobs or counts):
         print(f"test-kernels: no guest is named {' or '.join(arguments.only)}", file=sys.stderr)
         return 2
     logs = BUILD / "kernels"
     logs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=BUILD) as name:
-        try:
-            wanted = {job.image for job in jobs}
-            wanted |= {Image("amd64")} if is_wanted("instructions") else set()
-            images = {image: image.build(Path(name)) for image in sorted(wanted)}
-        except GuestError as error:
-            print(f"test-kernels: {error}", file=sys.stderr)
-            return 2
-        with ThreadPoolExecutor(GUESTS_AT_A_TIME) as pool:
+        wanted = sorted({*(job.image for job in jobs), *map(Image, counts)})
+        with ThreadPoolExecutor(1) as builder, ThreadPoolExecutor(GUESTS_AT_A_TIME) as pool:
+            # The guests of one do not wait for the image of another.
+            images = {image: builder.submit(image.build, Path(name)) for image in wanted}
             results = pool.map(lambda job: _run(job, images[job.image], logs, attempts), jobs)
-            counted = (
-                pool.submit(_counted, found, images[Image("amd64")])
-                if is_wanted("instructions")
-                else None
-            )
+            counted = [pool.submit(_counted, every, images[Image(each)], each) for each in counts]
             rows = [row for each in results for row in each]
-            rows += [counted.result()] if counted else []
+            rows += [each.result() for each in counted]
     rows.sort(key=lambda row: [int(number) for number in re.findall(r"\d+", row.kernel)])
     text = _text(found, rows, time.monotonic() - began)
     (BUILD / "kernels.txt").write_text(f"{text}\n", "utf-8")
