@@ -9,7 +9,7 @@ import pytest
 from harness import Harness
 from machine_code import function_of_call
 
-from monitor.kernel.abi import Kind, Verdict
+from monitor.kernel.abi import Access, Cause, Kind, Verdict
 from monitor.kernel.arch import NUMBERS
 from monitor.kernel.operations import OPERATIONS
 from monitor.kernel.syscalls import PAGE
@@ -183,6 +183,28 @@ print(json.dumps([start, start == hint, call("mprotect", start, 3 * PAGE, 1)]))
     (record,) = made.of_kind(Kind.DENIAL)
     assert (result, record.verdict, record.address) == (-1, Verdict.SEALED, start)
     assert record.mapping.start == start + PAGE
+
+
+def test_a_fault_at_an_address_that_only_a_hint_gives(harness: Harness) -> None:
+    made = harness.python(
+        f"""{PREPARED}
+for hint in (1 << 55, 1 << 51):
+    start = need("mmap", hint, 3 * PAGE, 3, 0x4022, -1, 0)
+    if start == hint:
+        break
+need("mprotect", start + PAGE, PAGE, 0)
+print(json.dumps([start, start == hint]), flush=True)
+ctypes.memset(start + PAGE + 1, 1, 1)
+"""
+    )
+    ((start, is_high),) = made.lines
+    if not is_high:
+        pytest.skip("no five-level paging: no address has more than 48 bits")
+    (record,) = made.of_kind(Kind.FAULT)
+    assert made.exits == [-11]
+    assert (record.address, Access(record.access)) == (start + PAGE + 1, Access.WRITE)
+    assert Cause(record.cause) == Cause.PROT_NONE
+    assert (record.mapping.start, record.mapping.end) == (start + PAGE, start + 2 * PAGE)
 
 
 @pytest.mark.parametrize("mappings", [1, 2, 101])

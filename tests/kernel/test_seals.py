@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from harness import Harness
 
-from monitor.kernel.abi import Kind, RecordFlag
+from monitor.kernel.abi import Kind, RecordFlag, Verdict
+from monitor.kernel.arch import THIS, X86_64
+from monitor.kernel.operations import OPERATIONS
 from monitor.kernel.syscalls import PAGE
 
 SEALS = 1009
@@ -122,3 +126,44 @@ def test_a_32_bit_caller(harness: Harness) -> None:
     assert record.flags == RecordFlag.COMPAT
     assert tuple(record.arguments[:3]) == (made.line, PAGE, 0)
     assert (record.mapping.start, record.mapping.end) == (made.line, made.line + PAGE)
+
+
+# Of i386, whose whole address space is below 4 GiB: a page, sealed, is refused to become writable.
+I386 = bytes.fromhex(
+    "b8c0000000 31db b900100000 ba01000000 be22000000 83cfff 31ed cd80"  # mmap2(0, 4096, r, ...)
+    "89c3 b8ce010000 31d2 cd80"  # mseal(page, 4096, 0)
+    "b87d000000 ba03000000 cd80"  # mprotect(page, 4096, rw)
+    "f7d8 89c3 b801000000 cd80"  # exit(its error)
+)
+START = 0x10000
+
+
+def i386_program(path: Path) -> Path:
+    """An ELF file of one segment, which is headers and code."""
+    begin = 52 + 32
+    end = begin + len(I386)
+    identity = b"\x7fELF\x01\x01\x01".ljust(16, b"\0")
+    # executable, 386; entry and program header; sizes, and their number
+    elf = struct.pack("<2H5I6H", 2, 3, 1, START + begin, 52, 0, 0, 52, 32, 1, 0, 0, 0)
+    load = struct.pack("<8I", 1, 0, START, START, end, end, 5, PAGE)
+    path.write_bytes(identity + elf + load + I386)
+    path.chmod(0o755)
+    return path
+
+
+def test_a_32_bit_program(harness: Harness, tmp_path: Path) -> None:
+    if THIS != X86_64:
+        pytest.skip("a program of i386")
+    program = i386_program(tmp_path / "i386")
+    made = harness.run(["bash", "-c", 'read -n 1; exec "$@"', "bash", str(program)])
+    if made.exits == [126]:  # bash could not start it
+        pytest.skip("this kernel runs no program of i386")
+    assert made.exits == [errno.EPERM]
+    assert (made.counted["seals",], made.counted["sealed_bytes",]) == (1, PAGE)
+    seal, denial = made.records
+    assert (seal.kind, denial.kind) == (Kind.SEAL, Kind.DENIAL)
+    assert (OPERATIONS[denial.operation].name, denial.verdict) == ("mprotect", Verdict.SEALED)
+    assert seal.flags & denial.flags & RecordFlag.COMPAT
+    assert tuple(denial.arguments[:3]) == (denial.mapping.start, PAGE, 3)
+    assert seal.mapping.start == denial.mapping.start < 1 << 32
+    assert START + 52 + 32 < denial.instruction_pointer < START + PAGE
