@@ -3,10 +3,11 @@ beside an attacker.
 
 Processes that live for milliseconds make one violation after another, some are killed half-way;
 meanwhile there is a scrape a second, the configuration is read again, good and bad, the disk of the
-events file fills up and is rotated, and the daemon is stopped, killed and started again. For a
-third of the time it is killed every minute, and goes on with what is pinned (state.pin). At the
-end every count must be exact, and nothing may have grown. Needs root and a host that is otherwise
-quiet: events show which violations are another process's, but seals make no event.
+events file fills up and is rotated, and the daemon is stopped, killed and started again. Beside it
+runs another one, which is killed every minute and goes on with what is pinned (state.pin); it sees
+all of the load. At the end every count of both must be exact, and nothing may have grown. Needs
+root and a host that is otherwise quiet: events show which violations are another process's, but
+seals make no event.
 
 The steady load lasts for MINUTES, with a little more than a minute of rest in it, in which the
 kernel's maps must become empty. Then an ordinary user does for 40 seconds, or a sixth of MINUTES,
@@ -21,13 +22,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
@@ -46,11 +46,11 @@ from soak_attack import (
     judge,
     kept_incidents,
 )
+from soak_kept import Kept
 from soak_life import EventsFile, Life, Printed
-from soak_load import EXECUTABLE, Load
+from soak_load import EXECUTABLE, Load, Provoked
 from soak_report import Check, Row, checks, lives
 
-from monitor.incidents.store import FILE
 from monitor.kernel.abi import COUNTED_AGAIN, Kind
 from monitor.metrics.accounts import RESULTS
 from monitor.web.scrape import KEPT_SECONDS
@@ -80,12 +80,14 @@ GAPS_FAILED = 'seal_monitor_events_total{kind="suppression",result="failed"}'
 KILL_SECONDS = 60.0
 FLOODED_EVENTS = {"events_file_full", "events_dropped"}
 
-CONFIGURATION = """
+OUTPUT = """
 [output]
 events_file = "{folder}/disk/events.jsonl"
 events_file_max_size = {most}
+"""
+CONFIGURATION = """
 [state]
-directory = "{folder}/state"
+directory = "{state}"
 pin = "{pin}"
 [events]
 denials = ["sealed", "not_sealed", "unverified"]
@@ -133,6 +135,17 @@ class Chore:
     due: float = 0.0
 
 
+def configuration(state: Path, pin: Path | str = "", *, seals: bool = False) -> str:
+    """`state` and `pin` are directories."""
+    return CONFIGURATION.format(
+        state=state,
+        pin=pin,
+        executable=EXECUTABLE,
+        seals=str(seals).lower(),
+        canary=CANARY_SECONDS,
+    )
+
+
 @dataclass
 class Soak:
     folder: Path
@@ -144,8 +157,6 @@ class Soak:
     full_disks: int = 0
     strangers: int = 0
     course: list[float] = field(default_factory=list)  # RSS of the long life, MiB
-    pin: str = ""  # the directory that keeps what is attached, in the life that is killed
-    kills: int = 0
     siege: dict[str, int] = field(default_factory=dict)  # how often each attack was made
 
     def __post_init__(self) -> None:
@@ -155,18 +166,14 @@ class Soak:
         self.file = EventsFile(self.folder / "disk" / "events.jsonl")
         self.load = Load(self.folder)
         self.life: Life | None = None
+        self.kept: Kept | None = None
+        self.beside: list[Chore] = []  # those that go on from one life to the next
 
     def configure(self, wanted: Reload, most: int = EVENTS_FILE_BYTES) -> None:
-        text = CONFIGURATION.format(
-            folder=self.folder,
-            executable=EXECUTABLE,
-            seals=str(wanted.seals).lower(),
-            canary=CANARY_SECONDS,
-            most=most,
-            pin=self.pin,
-        )
+        text = OUTPUT.format(folder=self.folder, most=most)
+        text += configuration(self.folder / "state", seals=wanted.seals) + wanted.more
         new = self.configuration.with_suffix(".new")
-        new.write_text(text + wanted.more, "utf-8")
+        new.write_text(text, "utf-8")
         new.replace(self.configuration)
 
     def check(self, what: str, found: object, wanted: str, is_well: bool) -> None:
@@ -219,16 +226,7 @@ class Soak:
         finally:
             filler.unlink(missing_ok=True)
 
-    def revive(self, life: Life) -> None:
-        """A kill in the middle of everything; the next process goes on."""
-        self.configure(RELOADS[-1])  # the one before may be wrong
-        life.revive()
-        self.kills += 1
-        started = life.started
-        if not started["details"]["resumed"] or started["blind_seconds"]:
-            self.problem(f"after a kill: {started['message']}; {started['details']['notes']}")
-
-    def live(self, life: Life, seconds: float, kill_every: float | None = None) -> None:
+    def live(self, life: Life, seconds: float) -> None:
         """Let it live under the load for so long."""
         now = time.monotonic()
         end = now + seconds
@@ -240,10 +238,9 @@ class Soak:
             Chore(min(300.0, seconds / 3), lambda: self.fill_disk(life)),
             Chore(60.0, lambda: self.progress(life)),
         ]
-        if kill_every:
-            chores.append(Chore(kill_every, lambda: self.revive(life)))
         for chore in chores:
             chore.due = now + chore.interval
+        chores += self.beside
         while (now := time.monotonic()) < end:
             for chore in chores:
                 if now >= chore.due:
@@ -305,11 +302,18 @@ class Soak:
         return series
 
     def finish(
-        self, name: str, life: Life, series: dict[str, float] | None, is_flooded: bool = False
+        self,
+        name: str,
+        life: Life,
+        series: dict[str, float] | None,
+        provoked: Provoked | None = None,
+        *,
+        is_flooded: bool = False,
     ) -> None:
         """Stop it; `series` is the last scrape where the load had come to rest before.
 
-        `is_flooded`: there were more events than the events file and the queues had room for.
+        `provoked`: in its life, where that is not since the load last began from 0. `is_flooded`:
+        there were more events than the events file and the queues had room for.
         """
         cpu, seconds = life.cpu_seconds(), time.monotonic() - life.began
         last = life.scraper.scrape()
@@ -318,7 +322,7 @@ class Soak:
         self.file.follow()
         printed = life.printed
         lost = losses(life, stopped)
-        for kind, numbers in stopped["details"].items():
+        for kind, numbers in by_kind(stopped).items():
             results = sum(numbers[result] for result in RESULTS)
             if numbers["counted"] != results:
                 self.problem(
@@ -346,15 +350,15 @@ class Soak:
         matched = "-"
         if series is not None:
             mismatches = [
-                *self.differences(life, series, lost),
-                *self.at_stop(life, stopped, series, lost),
+                *differences(life, series, lost, provoked or self.load.provoked),
+                *at_stop(life, stopped, series, lost, provoked or self.load.provoked),
             ]
             for text in mismatches:
                 self.problem(f"{name}: {text}")
             matched = "no" if mismatches else "yes"
             if not is_flooded and not life.kills:
                 self.compare_file(name, printed, series)
-        details = stopped["details"]
+        details = by_kind(stopped)
         self.rows.append(
             Row(
                 name,
@@ -382,56 +386,6 @@ class Soak:
         if not set(ids) <= printed.ids:
             self.problem(f"{name}: the events file has events that never came")
 
-    def differences(
-        self, life: Life, series: dict[str, float], lost: Counter[str]
-    ) -> Iterator[str]:
-        """A line for each counter that is not what was provoked. `lost`: events, by kind, that a
-        kill may have kept from coming; only by its events is known what a process did that is
-        another's, or was killed itself.
-        """
-        others, by_killed = of_others(life, self.load)
-        found, expected = counted(series), self.load.expected
-        are_others = bool(strangers(life))
-        for cell in sorted({*found, *expected, *others}):
-            # What others sealed makes no event most of the time.
-            if are_others and cell[0] in ("seal", "sealed_bytes") and found[cell] > expected[cell]:
-                continue
-            if not 0 <= found[cell] - others[cell] - expected[cell] <= lost[cell[0]]:
-                yield (
-                    f"{' '.join(cell)}: counted {found[cell]}, {others[cell]} of them of others, "
-                    f"but provoked {expected[cell]}"
-                )
-        for pid, reported in self.load.killed.items():
-            if not reported - lost["denial"] <= by_killed[pid] <= reported + 1:
-                yield f"killed process {pid}: denials {reported}, events {by_killed[pid]}"
-
-    def at_stop(
-        self,
-        life: Life,
-        stopped: dict[str, Any],
-        series: dict[str, float],
-        lost: Counter[str],
-    ) -> Iterator[str]:
-        """A line for each final count that is not that of the last scrape."""
-        found = counted(series)
-        are_others = bool(strangers(life))
-        twice = sum(n for c, n in found.items() if c[-1] in TWICE)
-        for kind, numbers in stopped["details"].items():
-            total = sum(number for cell, number in found.items() if cell[0] == kind)
-            total += twice if kind == Kind.FAULT.label else 0
-            if are_others and kind == Kind.SEAL.label and numbers["counted"] > total:
-                continue  # others have sealed since
-            if numbers["counted"] != total:
-                yield f"{kind}: counted {numbers['counted']} at the end, {total} at the last scrape"
-            for result in RESULTS:
-                name = f'seal_monitor_events_total{{kind="{kind}",result="{result}"}}'
-                if numbers[result] != series[name]:
-                    yield f"{name} was {series[name]:g}, but {numbers[result]} at the end"
-        muted = sum(n for c, n in self.load.expected.items() if c[:2] == ("denial", "munmap"))
-        filtered = stopped["details"]["denial"]["filtered"]
-        if not 0 <= muted - filtered <= lost["denial"]:
-            yield f"{filtered} denials were filtered, but {muted} muted ones provoked"
-
     def begin(self) -> None:
         """The load of another life."""
         self.configure(RELOADS[-1])
@@ -441,15 +395,20 @@ class Soak:
     def close(self) -> None:
         self.load.close()
         self.file.close()
-        if self.life:
-            self.life.kill()
+        for life in (self.life, self.kept and self.kept.life):
+            if life:
+                life.kill()
 
     def run(self) -> None:
         total = self.minutes * 60
         short = min(60.0, total / 9)
-        killed = (total - 3 * short) / 3
 
-        self.pin = str(self.folder / "bpffs" / "seal-monitor")
+        pin = self.folder / "bpffs" / "seal-monitor"
+        folder = self.folder / "kept"
+        self.kept = kept = Kept(folder, configuration(folder / "state", pin=pin), pin)
+        every = min(KILL_SECONDS, total / 15)
+        self.beside.append(Chore(every, kept.revive, time.monotonic() + every))
+
         self.begin()
         life = self.start(None, None)
         self.load.resume()
@@ -457,7 +416,6 @@ class Soak:
         self.finish("stopped under load", life, None)
         down = time.monotonic()
         self.load.pause()
-        self.pin = ""
 
         self.begin()
         life = self.start("stopped", down)
@@ -472,23 +430,12 @@ class Soak:
         self.begin()
         life = self.start("killed", down)
         self.load.resume()
-        self.live(life, total - 3 * short - killed)
+        self.live(life, total - 3 * short)
         series = self.settle(life)
         self.growth(life)
         self.rest(life)
         self.finish("the long one", life, series | life.scraper.scrape())
         down = time.monotonic()
-
-        self.pin = str(self.folder / "bpffs" / "seal-monitor")
-        self.begin()
-        life = self.start("stopped", down)
-        self.load.resume()
-        self.live(life, killed, kill_every=min(KILL_SECONDS, killed / 5))
-        self.finish("killed again and again", life, self.settle(life))
-        down = time.monotonic()
-        self.load.pause()
-        self.kept()
-        self.pin = ""
 
         self.begin()
         life = self.start("stopped", down)
@@ -496,19 +443,17 @@ class Soak:
         self.live(life, short)
         self.finish("after it", life, self.settle(life))
         down = time.monotonic()
-        self.load.pause()
+        self.end_kept(kept)
 
         self.attacked(max(ATTACK_SECONDS, total / 6), down)
         self.problems += self.load.problems
 
-    def kept(self) -> None:
-        """What the kills have left."""
-        left = os.listdir(self.pin)
-        self.check("pins after a stop", len(left), "0", not left)
-        with contextlib.closing(sqlite3.connect(self.folder / "state" / FILE)) as database:
-            ((said,),) = database.execute("PRAGMA integrity_check")
-        self.check("database of incidents after kills", said, "ok", said == "ok")
-        self.check("kills, each of which resumed", self.kills, "3 at least", self.kills >= 3)
+    def end_kept(self, kept: Kept) -> None:
+        provoked = self.load.before + self.load.provoked
+        self.finish("killed every minute", kept.life, self.settle(kept.life), provoked)
+        self.checks += kept.checks()
+        self.problems += kept.problems
+        self.beside.clear()
 
     # ---- An attacker beside it -------------------------------------------------------------------
 
@@ -523,7 +468,7 @@ class Soak:
                 "stopped", down, *flags, command=ALONE, timed=TIMED, password=PASSWORD
             )
             siege, singles = attack(life, place, seconds)
-            self.load.expected += siege.cells() + singles.cells
+            self.load.provoked.expected += siege.cells() + singles.cells
             self.siege = siege.made
             self.problems += [f"under attack: {text}" for text in siege.problems]
             series = self.settle(life)
@@ -591,11 +536,76 @@ class Soak:
         return sum(1 for pid in life.map_entries().buckets if pid not in others)
 
 
+def differences(
+    life: Life, series: dict[str, float], lost: Counter[str], provoked: Provoked
+) -> Iterator[str]:
+    """A line for each counter that is not what was provoked. `lost`: events, by kind, that a
+    kill may have kept from coming; only by its events is known what a process did that is
+    another's, or was killed itself.
+    """
+    others, by_killed = of_others(life, provoked.killed)
+    found, expected = counted(series), provoked.expected
+    for cause in {cell[1] for cell in others if cell[0] == "fault"}:
+        # Of another's that ended in its handler no event says so, as one said before that it was
+        # handled (bpf/endings.c).
+        handled, ended = ("fault", cause, "handler"), ("fault", cause, "handler_ended")
+        moved = min(others[handled], max(found[ended] - expected[ended] - others[ended], 0))
+        others[handled] -= moved
+        others[ended] += moved
+    are_others = bool(strangers(life))
+    for cell in sorted({*found, *expected, *others}):
+        # What others sealed makes no event most of the time.
+        if are_others and cell[0] in ("seal", "sealed_bytes") and found[cell] > expected[cell]:
+            continue
+        if not 0 <= found[cell] - others[cell] - expected[cell] <= lost[cell[0]]:
+            yield (
+                f"{' '.join(cell)}: counted {found[cell]}, {others[cell]} of them of others, "
+                f"but provoked {expected[cell]}"
+            )
+    for pid, reported in provoked.killed.items():
+        if not reported - lost["denial"] <= by_killed[pid] <= reported + 1:
+            yield f"killed process {pid}: denials {reported}, events {by_killed[pid]}"
+
+
+def at_stop(
+    life: Life,
+    stopped: dict[str, Any],
+    series: dict[str, float],
+    lost: Counter[str],
+    provoked: Provoked,
+) -> Iterator[str]:
+    """A line for each final count that is not that of the last scrape."""
+    found = counted(series)
+    are_others = bool(strangers(life))
+    twice = sum(n for c, n in found.items() if c[-1] in TWICE)
+    for kind, numbers in by_kind(stopped).items():
+        total = sum(number for cell, number in found.items() if cell[0] == kind)
+        total += twice if kind == Kind.FAULT.label else 0
+        if are_others and kind == Kind.SEAL.label and numbers["counted"] > total:
+            continue  # others have sealed since
+        if numbers["counted"] != total:
+            yield f"{kind}: counted {numbers['counted']} at the end, {total} at the last scrape"
+        for result in RESULTS:
+            name = f'seal_monitor_events_total{{kind="{kind}",result="{result}"}}'
+            if numbers[result] != series[name]:
+                yield f"{name} was {series[name]:g}, but {numbers[result]} at the end"
+    muted = sum(n for c, n in provoked.expected.items() if c[:2] == ("denial", "munmap"))
+    filtered = stopped["details"]["denial"]["filtered"]
+    if not 0 <= muted - filtered <= lost["denial"]:
+        yield f"{filtered} denials were filtered, but {muted} muted ones provoked"
+
+
+def by_kind(stopped: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """The final counts."""
+    details = stopped["details"]
+    return {kind.label: details[kind.label] for kind in Kind if kind.label in details}
+
+
 def losses(life: Life, stopped: dict[str, Any]) -> Counter[str]:
     """How many events, by kind, may not have come because a process was killed."""
     if not life.kills:
         return Counter()
-    return Counter({kind: row["failed"] for kind, row in stopped["details"].items()})
+    return Counter({kind: row["failed"] for kind, row in by_kind(stopped).items()})
 
 
 def counted(series: dict[str, float]) -> Counter[Cell]:
@@ -623,16 +633,16 @@ def strangers(life: Life) -> set[int]:
     return {pid for name, pid, _ in life.printed.by_process if name not in OWN}
 
 
-def of_others(life: Life, load: Load) -> tuple[Counter[Cell], Counter[int]]:
-    """What events say of processes that are not the load's or were killed, and how many events each
-    killed process has.
+def of_others(life: Life, killed: Collection[int]) -> tuple[Counter[Cell], Counter[int]]:
+    """What events say of processes that are not the load's or are `killed`, and how many events
+    each of those that are has.
     """
     others: Counter[Cell] = Counter()
     by_killed: Counter[int] = Counter()
     for (name, pid, cell), number in life.printed.by_process.items():
         if cell[0] == "seal":
             continue
-        is_killed = name == EXECUTABLE and pid in load.killed
+        is_killed = name == EXECUTABLE and pid in killed
         if is_killed:
             by_killed[pid] += number
         if name in OWN and not is_killed:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from warm import Warm, WarmProcess
 from monitor.provoke import table as provoke
 from monitor.provoke.refusal import as_seen
 
-__all__ = ["BURST", "EXECUTABLE", "Load", "cells"]
+__all__ = ["BURST", "EXECUTABLE", "Load", "Provoked", "cells"]
 
 PAUSE_SECONDS = 0.2  # from one process to the next
 SECONDS_A_PROCESS = 20.0
@@ -76,19 +77,30 @@ def cells(facts: dict[str, Any]) -> Counter[Cell]:
     return Counter()
 
 
+@dataclass
+class Provoked:
+    """`expected`: the exact counts of all processes but those that were killed half-way. `killed`:
+    how many denials each of these reported; it may have made one more.
+    """
+
+    expected: Counter[Cell] = field(default_factory=Counter)
+    killed: dict[int, int] = field(default_factory=dict)
+
+    def __add__(self, other: Provoked) -> Provoked:
+        return Provoked(self.expected + other.expected, self.killed | other.killed)
+
+
 class Load:
     """A thread that starts one process after another; `problems` are what went wrong in it.
 
-    `expected` are the exact counts of all but those that were killed half-way: `killed` has how
-    many denials each of these reported; it may have made one more. `at_seal` are the operations
-    whose denials the daemon sees in the function in which a seal refuses, `probes` all that are
-    attached: one for each way around a seal.
+    `provoked` is what it has made since the last forget(), `before` what it had made until then.
+    `at_seal` are the operations whose denials the daemon sees in the function in which a seal
+    refuses, `probes` all that are attached: one for each way around a seal.
     """
 
     def __init__(self, folder: Path) -> None:
         """`folder` is where its interpreter is put, under the name that a mute knows."""
-        self.expected: Counter[Cell] = Counter()
-        self.killed: dict[int, int] = {}
+        self.provoked, self.before = Provoked(), Provoked()
         self._pids: set[int] = set()
         self.made: Counter[str] = Counter()
         self.unsupported: dict[str, str] = {}
@@ -108,9 +120,8 @@ class Load:
 
     def forget(self) -> None:
         """Count from 0 again, for another life of the daemon. Only while paused."""
-        self.expected.clear()
-        self.killed.clear()
-        self._pids.clear()
+        self.before += self.provoked
+        self.provoked = Provoked()
         self.cgroups = 0
 
     def resume(self) -> None:
@@ -172,7 +183,7 @@ class Load:
         return output
 
     def _start(self, code: str, *arguments: str) -> WarmProcess:
-        """A process with a pid that no other had in this life of the daemon."""
+        """A process with a pid that no other had."""
         while (process := self._warm.start(code, *arguments)).pid in self._pids:
             process.kill()
             process.wait()
@@ -191,20 +202,22 @@ class Load:
         if len(lines) != 1:
             raise RuntimeError(f"{name} printed {len(lines)} lines, status {process.returncode}")
         (facts,) = lines
-        self.expected["seal",] += facts["seals"]
-        self.expected["sealed_bytes",] += facts["sealed_bytes"]
+        expected = self.provoked.expected
+        expected["seal",] += facts["seals"]
+        expected["sealed_bytes",] += facts["sealed_bytes"]
         if "unsupported" in facts:
             self.unsupported[name] = facts["unsupported"]
             return
         self.made[facts["kind"]] += 1
         seen = as_seen(facts, facts.get("operation") in self.at_seal)
         if seen is not None and facts.get("method") in (None, *self.probes):
-            self.expected += cells(seen)
+            expected += cells(seen)
 
     def _one_page(self, denials: int) -> None:
-        self.expected["seal",] += 1
-        self.expected["sealed_bytes",] += 4096
-        self.expected["denial", "mprotect", "sealed"] += denials
+        expected = self.provoked.expected
+        expected["seal",] += 1
+        expected["sealed_bytes",] += 4096
+        expected["denial", "mprotect", "sealed"] += denials
         self.made["denial"] += denials
 
     def _burst(self) -> None:
@@ -226,7 +239,7 @@ class Load:
             process.wait()
             process.stdin.close()
             process.stdout.close()
-        self.killed[process.pid] = reported
+        self.provoked.killed[process.pid] = reported
         self.made["killed half-way"] += 1
         self._one_page(0)
 
