@@ -220,7 +220,7 @@ _TABLE: tuple[tuple[str, str, Callable[[], Fault]], ...] = (
     ("null", "read through a null pointer", lambda: _wild(8, 8, "read")),
     (
         "non_canonical",
-        "read a non-canonical address: the kernel reports address 0",
+        "read where only the highest bit is set: the kernel reports address 0",
         lambda: _wild(_NON_CANONICAL, 0, "read"),
     ),
     ("execute_nx", "execute a writable page", lambda: _page("rwr", "other", "execute")),
