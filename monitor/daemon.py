@@ -7,7 +7,6 @@ and for a sink only at the end, for seconds.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
 import functools
 import os
@@ -21,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from monitor import heap
 from monitor.attach.attached import Replacing
 from monitor.canary import Canary, Rounds
 from monitor.configuration.config import Config, ConfigError
@@ -32,6 +32,7 @@ from monitor.keep.ledger import Ledger
 from monitor.keep.record import CANARY_FAILED
 from monitor.kernel import abi, privileges
 from monitor.kernel.announced import Marks
+from monitor.life import reports
 from monitor.life.announcements import (
     Announcements,
     RuntimeDirectoryError,
@@ -39,8 +40,7 @@ from monitor.life.announcements import (
     own_directory,
 )
 from monitor.life.keeping import Keeping
-from monitor.life.last_run import LastRun, as_details, blind_seconds, state_directory
-from monitor.life.last_run import ended as how_it_ended
+from monitor.life.last_run import LastRun, state_directory
 from monitor.life.reload import InForce, merge
 from monitor.life.service import Service
 from monitor.metrics import accounts, collector
@@ -76,9 +76,6 @@ FLUSH_AT_MOST_SECONDS = 10.0  # for all of them, on a slow disk; TimeoutStopSec=
 SNAPSHOT_SECONDS = 0.5  # for the snapshots that were asked for last
 LAST_SECONDS = 1.0  # for the event with the final counts
 POLL_SECONDS = 0.01  # while there is what cannot wake it up
-# By their numbers in glibc, for mallopt(3).
-M_ARENA_MAX, M_MMAP_THRESHOLD = -8, -3
-HEAP = {M_ARENA_MAX: 1, M_MMAP_THRESHOLD: 128 << 10}
 
 
 def run(config: Config, reload: Callable[[], Config], start: Start) -> int:
@@ -89,7 +86,7 @@ def run(config: Config, reload: Callable[[], Config], start: Start) -> int:
     Raises HostError, LoadError, CalibrationError, ConfigError, WebError.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
-    keep_heap_small()
+    heap.keep_small()
     faulthandler.enable(2)  # prints the stack when the watchdog ends it by SIGABRT
     last_run = LastRun(state_directory(config.state.directory), host.host_facts().boot_id)
     outputs = open_sinks(config)
@@ -114,28 +111,6 @@ def run(config: Config, reload: Callable[[], Config], start: Start) -> int:
         daemon.loop()
         daemon.stop()
     return 0
-
-
-def keep_heap_small() -> None:
-    """Have glibc give memory back that was needed for a moment.
-
-    By default it gives each thread an arena of its own, up to eight a processor, and a block that
-    is kept holds up a run of pages in each: five MiB after minutes of an attack. All but the
-    hashing of passwords runs under the interpreter's lock anyway. And once a large block was freed,
-    it takes blocks of that size from the heap: small ones that are kept lie between them, and the
-    heap grows as TLS connections come and go, by 8 MiB in a minute.
-    """
-    option = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none, and one heap for all
-    if option:
-        for parameter, value in HEAP.items():
-            option(ctypes.c_int(parameter), ctypes.c_int(value))
-
-
-def give_back_memory() -> None:
-    """Give the kernel the memory that the start needed and glibc keeps: a third of a MiB."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
-    if trim:
-        trim(ctypes.c_size_t(0))
 
 
 def _clocks() -> tuple[float, float]:
@@ -454,40 +429,28 @@ class Daemon:
             self._report(change.event, change.message, details=change.details)
 
     def _report_started(self) -> None:
-        ready_after = time.monotonic() - self._started
-        modes = sorted({probe.mode for probe in self.watcher.loaded.probes if probe.attached})
-        past, boot_id, blind = self._last_run.past, self.facts.boot_id, None
-        message = (
-            f"ready after {ready_after:.2f} s, attached by {', '.join(modes)}, "
-            f"metrics on {self.metrics_url}"
-        )
-        if self._keeping.goes_on:
-            blind = 0.0
-            message += f", {self._keeping.words(self.watcher.state.counters())}"
-        elif past is not None:
-            blind = blind_seconds(past, boot_id, *self._watching_since)
-            message += f", blind for {blind:.1f} s: the last run was {how_it_ended(past, boot_id)}"
-        notes = [*self.watcher.loaded.notes, *self._notes, *self._keeping.notes]
-        if not self._last_run.is_kept:
-            notes.append("no state directory is used: the next start will not know of this run")
-        self._report(
+        watched, counters = self.watcher, self.watcher.state.counters()
+        self._say(
             "started",
-            message,
-            blind,
-            details={
-                "metrics": self.metrics_url,
-                "ready_seconds": round(ready_after, 3),
-                "probes": {p.probe: p.mode for p in self.watcher.loaded.probes if p.attached},
-                "partial_updates": dict(self.watcher.findings.partial_updates),
-                "notes": notes,
-                "kept_by": self._keeping.kept_by,
-                "resumed": self._keeping.details(self.watcher.state.counters()),
-                "last_run": as_details(past, boot_id) if past else None,
-            },
+            reports.started(
+                ready_seconds=time.monotonic() - self._started,
+                metrics_url=self.metrics_url,
+                loaded=watched.loaded,
+                partial_updates=watched.findings.partial_updates,
+                keeping=self._keeping,
+                counters=counters,
+                last_run=self._last_run,
+                boot_id=self.facts.boot_id,
+                watching_since=self._watching_since,
+                notes=self._notes,
+            ),
         )
-        self._last_run.alive(accounts.totals(self.watcher.state.counters()))
+        self._last_run.alive(accounts.totals(counters))
         self._service.ready()
-        give_back_memory()
+        heap.give_back()
+
+    def _say(self, event: str, said: reports.Said) -> None:
+        self._report(event, said.message, said.blind_seconds, said.details)
 
     def _look_at_losses(self) -> None:
         self.watcher.pump.look_at_losses()
@@ -579,17 +542,12 @@ class Daemon:
         if self._has_started:
             self._last_run.end(reason, accounts.totals(counters))
         self._report_pending()
-        figures = accounts.final(counters, self.tally, self._keeping.is_kept)
-        details = {**figures, "kept_by": self._keeping.kept_by}
-        self._report("stopped", self._final_words(counters), details=details)
+        seconds = time.monotonic() - self._started
+        self._say(
+            "stopped",
+            reports.stopped(counters, self.tally, self._keeping, seconds, self._stopped_by),
+        )
         self.delivery.finish(LAST_SECONDS)
 
-    def _final_words(self, counters: abi.Counters) -> str:
-        life = time.monotonic() - self._started
-        by = f", stopped by {self._stopped_by}" if self._stopped_by else ""
-        return f"{accounts.in_words(counters)} in {life:.0f} s{by}; {self._keeping.outlook}"
-
     def _status(self) -> str:
-        """The line for `systemctl status`."""
-        state = "; ".join(f"not ready: {reason}" for reason in self.not_ready()) or "watching"
-        return f"{state}; {accounts.in_words(self.watcher.state.counters())}"
+        return reports.status(self.not_ready(), self.watcher.state.counters())

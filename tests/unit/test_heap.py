@@ -1,4 +1,4 @@
-"""The daemon's life, what needs no kernel of it."""
+"""What glibc keeps of memory that was freed."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 
 THREADS = """
 import sys, threading
-from monitor.daemon import keep_heap_small
+from monitor import heap
 if sys.argv[1] == "small":
-    keep_heap_small()
+    heap.keep_small()
 together = threading.Barrier(5)
 def allocate():
     kept = [bytes(2000) for _ in range(500)]  # too large for the interpreter's own allocator
@@ -32,9 +32,9 @@ together.wait()
 
 BLOCKS = """
 import sys
-from monitor.daemon import keep_heap_small
+from monitor import heap
 if sys.argv[1] == "small":
-    keep_heap_small()
+    heap.keep_small()
 large = bytes(8 << 20)
 del large
 large = bytes(4 << 20)
