@@ -12,9 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from attackers import NOBODY, by_nobody
+from apart import own_cgroup
+from attackers import NOBODY, by_nobody, by_nobody_in_cgroup, delegated, in_cgroup
 from test_daemon import READY_SECONDS, Compile, Running, Start, start
 
+from monitor.incidents.search import Filter, Incidents
+from monitor.incidents.store import FILE
 from monitor.provoke import table as provoke
 
 __all__ = ["start"]
@@ -81,3 +84,52 @@ def test_renamed_files_remove_no_critical_incident(
     (many,) = (each for each in found if each["caller"] == "many places")
     assert many["count"] > 1000
     assert len(found) < 150
+
+
+ATTACKS = {
+    # Three times from 40 cgroups of his own, and as any of 65,536 users.
+    "scopes": [("scopes", 40)] * 3,
+    "sub-uids": [("subordinates", 3)],
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_flood_with_the_same_fingerprint_pushes_nobody_out(
+    start: Start, compiled: Compile, state: Path, attack: str
+) -> None:
+    """Both run the same program, so the violations are of one incident."""
+    settings = f'[state]\ndirectory = "{state}"\n'
+    settings += "[rate_limit]\nper_caller = 1000\nburst = 10000\nhost = 10000\n"
+    daemon = start(settings)
+    program = compiled("flood")
+    own = own_cgroup()
+    assert own is not None
+    with delegated(own) as (user, service):
+
+        def his() -> int:
+            words = in_cgroup(service, [program, "processes", 1, 0.001])
+            with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+                made, _ = process.communicate(timeout=60)
+            return int(made)
+
+        before = sum(his() for _ in range(3))
+        for number, (kind, count) in enumerate(ATTACKS[attack]):
+            words: list[object] = [program, kind, count]
+            if kind == "scopes":
+                folder = user / str(number)
+                folder.mkdir()
+                for each in (folder, folder / "cgroup.procs"):
+                    os.chown(each, NOBODY, NOBODY)
+                command = by_nobody_in_cgroup(user, [*words, folder])
+            else:
+                command = in_cgroup(user, words)  # root starts them, as newuidmap(1) does
+            subprocess.run(command, stdout=subprocess.DEVNULL, check=True, timeout=60)
+        daemon.stop()
+    with Incidents(state / FILE) as incidents:
+        found = incidents.search(Filter(operation="mprotect"), 99)
+        kept = [[e["process"]["uid"] for e in incidents.events(each)] for each in found]
+    by_root = [(each, users) for each, users in zip(found, kept, strict=True) if 0 in users]
+    ((incident, users),) = by_root
+    assert incident.count >= before + 100
+    assert len(users) == 20
+    assert users.count(0) == min(before, 10)
