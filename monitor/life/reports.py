@@ -71,8 +71,7 @@ def stopped(counters: Counters, tally: Tally, keeping: Keeping, seconds: float, 
     """Its final counts, after so many seconds. `by`: the signal that asked for it, if one did."""
     asked = f", stopped by {by}" if by else ""
     message = f"{accounts.in_words(counters)} in {seconds:.0f} s{asked}; {keeping.outlook}"
-    figures = accounts.final(counters, tally, keeping.is_kept)
-    return Said(message, None, {**figures, "kept_by": keeping.kept_by})
+    return Said(message, None, accounts.final(counters, tally, keeping.is_kept))
 
 
 def status(not_ready: Sequence[str], counters: Counters) -> str:
