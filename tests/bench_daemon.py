@@ -166,7 +166,6 @@ def weather(daemon: Running, program: Path, threads: int, seconds: float) -> Wea
     else:
         counted = total(gained, "_monitor_denials_total", 'verdict="sealed"')
     final = daemon.stop()["details"]
-    del final["kept_by"]  # the others are by kind
     return Weathered(
         made,
         counted,

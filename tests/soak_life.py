@@ -371,7 +371,6 @@ class Life:
         if code:
             raise RuntimeError(f"the daemon ended with {code}")
         (stopped,) = self.reports("stopped")
-        del stopped["details"]["kept_by"]  # the others are by kind
         return stopped
 
     def kill(self) -> None:
