@@ -80,9 +80,9 @@ class Machine:
         """Standard output, without the end of the last line."""
         return self.done(*command).stdout.rstrip("\n")
 
-    def done(self, *command: str) -> subprocess.CompletedProcess[str]:
+    def done(self, *command: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
         inside = ["nsenter", f"--target={self._leader}", "--all", "--", *command]
-        return subprocess.run(inside, check=False, capture_output=True, text=True, timeout=60)
+        return subprocess.run(inside, check=False, capture_output=True, text=True, timeout=seconds)
 
     def write(self, path: str, text: str) -> None:
         command = 'mkdir -p "${2%/*}" && printf %s "$1" >"$2"'
