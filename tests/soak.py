@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -709,6 +710,7 @@ def main() -> int:
         print(f"soak: cannot run here: {problem}", file=sys.stderr)
         return 2
     programs = own_programs()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # also ends what was started
     with tempfile.TemporaryDirectory(prefix="seal-soak-") as name:
         folder = Path(name)
         (folder / "state").mkdir(mode=0o750)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from monitor.kernel.abi import COUNTED_AGAIN, Counters, Kind, Outcome, Verdict
 from monitor.metrics.tally import EVENT_KINDS, Tally
+from monitor.untrusted.terminal import counted
 
 __all__ = ["RESULTS", "dropped", "final", "in_words", "results", "totals", "violations"]
 
@@ -54,13 +55,13 @@ def final(counters: Counters, tally: Tally, goes_on: bool = False) -> dict[str, 
 
     Where the programs go on, what waits in the ring is for the next life, and is left out.
     """
-    counted, became = totals(counters), results(counters, tally)
+    kinds, became = totals(counters), results(counters, tally)
     if goes_on:
         for kind in Kind:
-            counted[kind.label] = sum(became[kind.label, result] for result in RESULTS)
+            kinds[kind.label] = sum(became[kind.label, result] for result in RESULTS)
     return {
         kind.label: {
-            "counted": counted[kind.label],
+            "counted": kinds[kind.label],
             **{result: became[kind.label, result] for result in RESULTS},
         }
         for kind in Kind
@@ -73,5 +74,5 @@ def in_words(counters: Counters) -> str:
     again = sum(row[each] for row in counters.faults for each in COUNTED_AGAIN)
     faults = sum(sum(row) for row in counters.faults) - again
     bypasses = sum(counters.bypasses)
-    around = f", and {bypasses:,} changes around a seal" if bypasses else ""
-    return f"{denials:,} seal denials and {faults:,} faults{around}"
+    around = f", and {counted(bypasses, 'change')} around a seal" if bypasses else ""
+    return f"{counted(denials, 'seal denial')} and {counted(faults, 'fault')}{around}"

@@ -46,3 +46,8 @@ def test_in_words() -> None:
     """A fault whose handler could not run is delivered twice, and one fault."""
     assert in_words(counted()) == "5 seal denials and 4 faults, and 2 changes around a seal"
     assert in_words(Counters()) == "0 seal denials and 0 faults"
+    one = Counters()
+    one.denials[0][Verdict.SEALED] = 1
+    one.faults[Cause.GUARD_REGION][Disposition.DEFAULT] = 1
+    one.bypasses[Method.PTRACE_POKE] = 1
+    assert in_words(one) == "1 seal denial and 1 fault, and 1 change around a seal"
