@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from monitor import streams
 from monitor.configuration import config
+from monitor.configuration.keys import KEYS
 from monitor.untrusted.printable import LINE_LIMIT, joined
 from monitor.version import version
 
@@ -147,7 +148,7 @@ def _parser() -> Parser:
     _add_exec(add("exec", _exec, "run a command and report the violations of it and its children"))
     doctor = add("doctor", _doctor, "show what this host can and can't do, and the remedy")
     for command, keys in (
-        (run, [key.name for key in config.KEYS if key.flag]),
+        (run, [key.name for key in KEYS if key.flag]),
         (demo, ["attach"]),
         (doctor, ["attach"]),
     ):
@@ -206,7 +207,7 @@ def _add_config(parser: Parser, text: str) -> None:
 
 def _add_keys(parser: Parser, names: Sequence[str]) -> None:
     """Add flags for these keys of the configuration; a flag that is not given sets nothing."""
-    for key in config.KEYS:
+    for key in KEYS:
         if key.flag and key.name in names:
             text = key.description + (f" Default: {key.default}" if key.default else "")
             parser.add_argument(
@@ -429,7 +430,7 @@ def _positive(text: str) -> int:
 
 def _overrides(arguments: argparse.Namespace) -> dict[str, object]:
     given = vars(arguments)
-    return {key.name: given[key.name] for key in config.KEYS if key.name in given}
+    return {key.name: given[key.name] for key in KEYS if key.name in given}
 
 
 def _load(arguments: argparse.Namespace) -> config.Config:
@@ -585,7 +586,7 @@ def _differences(placed: config.Placed) -> list[str]:
     lines = [
         f"{key.name} = {_as_written(value)} (default: {_as_written(usual)}; "
         f"{_shown(placed.places[key.name])})"
-        for key in config.KEYS
+        for key in KEYS
         if (value := attrgetter(key.name)(settings)) != (usual := attrgetter(key.name)(defaults))
     ]
     now = datetime.now(UTC)

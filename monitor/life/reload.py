@@ -11,7 +11,8 @@ from dataclasses import replace
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from monitor.configuration.config import KEYS, Config, Key
+from monitor.configuration.config import Config
+from monitor.configuration.keys import KEYS, Key
 from monitor.metrics.tally import Tally
 
 __all__ = ["InForce", "Merged", "merge"]

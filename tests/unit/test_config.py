@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from monitor.configuration import config
-from monitor.configuration.config import KEYS, Config, ConfigError, load, parse
+from monitor.configuration.config import Config, ConfigError, load, parse
+from monitor.configuration.keys import KEYS
 from monitor.configuration.mutes import Mute, Violation
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "config.example.toml"

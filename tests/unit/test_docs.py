@@ -17,6 +17,7 @@ import pytest
 
 from monitor import cli
 from monitor.configuration import config
+from monitor.configuration.keys import KEYS
 from monitor.evidence import events
 from monitor.evidence.assessment import BYPASSES, DENIALS, FAULTS
 from monitor.kernel.abi import Cause, Disposition, Method, Reason, Verdict
@@ -138,7 +139,7 @@ def test_commands_and_flags() -> None:
         assert used <= commands, page
     named = set(re.findall(r"`(--[a-z.-]+)", README))
     assert named <= flags
-    assert {key.flag for key in config.KEYS if key.flag} <= named
+    assert {key.flag for key in KEYS if key.flag} <= named
 
 
 def test_make_targets() -> None:

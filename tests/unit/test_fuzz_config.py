@@ -20,7 +20,8 @@ from test_fuzz_records import fuzzed
 
 from monitor import cli
 from monitor.configuration import config
-from monitor.configuration.config import KEYS, Config, ConfigError
+from monitor.configuration.config import Config, ConfigError
+from monitor.configuration.keys import KEYS
 from monitor.configuration.toml_lines import key_lines
 from monitor.web.server import WebError
 from monitor.web.web_config import WebConfig, load_web_config

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from monitor.configuration.config import KEYS, Config, parse
+from monitor.configuration.config import Config, parse
+from monitor.configuration.keys import KEYS
 from monitor.life.reload import InForce, merge
 from monitor.metrics.tally import Tally
 
