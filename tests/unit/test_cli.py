@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from monitor import arguments as command_line
 from monitor import cli
 from monitor.attach import calibrate
 from monitor.configuration import config
@@ -65,6 +66,11 @@ def test_the_manual_page_has_every_command_and_flag() -> None:
     assert missing == []
 
 
+def test_every_command_starts_something() -> None:
+    listed = re.findall(r"^    ([a-z-]+) +\S", seal_monitor("--help").stdout, re.MULTILINE)
+    assert listed == list(cli._COMMANDS)
+
+
 def test_help_has_examples_and_exit_codes() -> None:
     shown = seal_monitor("--help").stdout
     assert "examples:\n  seal-monitor demo " in shown
@@ -82,7 +88,7 @@ def test_help_is_as_wide_as_argparse_would_make_it(
     monkeypatch: pytest.MonkeyPatch, columns: str
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
-    assert cli._columns() == shutil.get_terminal_size().columns
+    assert command_line._columns() == shutil.get_terminal_size().columns
 
 
 def test_version() -> None:
@@ -460,7 +466,7 @@ def test_exec_without_privileges() -> None:
 @pytest.mark.parametrize("separator", [("--",), ()])
 def test_what_follows_the_command_is_its_own(separator: tuple[str, ...]) -> None:
     words = ["make", "--fail-on", "x", "--", "--json", "f"]
-    parsed = cli._parser().parse_args(["exec", "--user", "nobody", *separator, *words])
+    parsed = command_line.parse(["exec", "--user", "nobody", *separator, *words])
     assert parsed.words == [*separator, *words]
     assert (parsed.user, parsed.fail_on, parsed.json) == ("nobody", (), None)
 

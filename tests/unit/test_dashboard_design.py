@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 from panels import DOCUMENTS, FOLDER, PANELS, SERIES, VARIABLES, Json
 
-from monitor.cli import _parse
+from monitor.arguments import parse
 from monitor.commands.incidents import moment
 from monitor.metrics.table import METRICS
 
@@ -295,7 +295,7 @@ def test_the_commands_that_are_named_are_ours() -> None:
     for command in found:
         asked = command.replace("${__from:date:iso}", "2026-11-29T01:14:00.000Z")
         asked = asked.replace("${__to:date:iso}", "2026-11-29T07:13:00.000Z")
-        arguments = _parse(asked.split()[1:])
+        arguments = parse(asked.split()[1:])
         assert "$" not in asked
         for flag in ("since", "until"):
             if hasattr(arguments, flag):

@@ -42,4 +42,4 @@ def test_who_imported_it_is_reported(tmp_path: Path) -> None:
     (line,) = culprits(found, ["tomllib", "ssl"])
     places = [place.rpartition(":")[0] for place in line.split(", by ")]
     assert places[0] == "tomllib, imported by monitor.configuration.config"
-    assert places[1:] == ["monitor.cli", "__main__", "__main__"]
+    assert places[1:] == ["monitor.arguments", "monitor.cli", "__main__", "__main__"]
