@@ -236,6 +236,32 @@ static void emulate(unsigned long count)
     waitpid(child, NULL, 0);
 }
 
+/* The third argument, of which the kernel takes no notice, is for the tracer. */
+static void unmap_nothing(unsigned long count)
+{
+    for (unsigned long n = 0; n < count; n++)
+        syscall(SYS_munmap, 0, PAGE, page);
+}
+
+/* A tracer changes what the call is about, and the kernel runs it. */
+static void divert(unsigned long count)
+{
+    struct user_regs_struct registers;
+    pid_t child = traced(unmap_nothing, count);
+    int status;
+
+    ptrace(PTRACE_SYSCALL, child, 0, 0);
+    while (waitpid(child, &status, 0) == child && WIFSTOPPED(status)) {
+        get_registers(child, &registers);
+        if (registers.CALL_NUMBER == SYS_munmap && !registers.FIRST_ARGUMENT) {
+            registers.FIRST_ARGUMENT = registers.THIRD_ARGUMENT;
+            set_registers(child, &registers);
+            handled++;
+        }
+        ptrace(PTRACE_SYSCALL, child, 0, 0);
+    }
+}
+
 /* Lets everything pass, but only after a look at an argument: it may have refused any call. */
 static void filter(void)
 {
@@ -353,6 +379,7 @@ static const struct {
     {"lost_stack", lose_stack},
     {"swallowed", swallow},
     {"emulated", emulate},
+    {"diverted", divert},
     {"late_filter", filter_then_open},
     {"early_filter", open_filtered},
     {"behind", open_behind},

@@ -15,6 +15,8 @@
 #define PROGRAM_COUNTER rip
 #define CALL_NUMBER orig_rax
 #define CALL_RESULT rax
+#define FIRST_ARGUMENT rdi
+#define THIRD_ARGUMENT rdx
 
 /* A store of one byte, by an instruction of STORE_SIZE bytes. */
 #define STORE_SIZE 3
@@ -94,6 +96,8 @@ static inline long queue_by_32_bits(pid_t process, pid_t thread, int number, voi
 #define PROGRAM_COUNTER pc
 #define CALL_NUMBER regs[8]
 #define CALL_RESULT regs[0]
+#define FIRST_ARGUMENT regs[0]
+#define THIRD_ARGUMENT regs[2]
 
 #define STORE_SIZE 4
 static inline void store_byte(char *address)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections import Counter
@@ -91,13 +92,27 @@ def test_a_filter_says_when_it_came(harness: Harness, forge: Forge, way: str, re
 
 
 def test_a_call_that_a_tracer_answers_is_not_proved(harness: Harness, forge: Forge) -> None:
-    """The kernel never ran it, so that its own functions have not refused it."""
+    """The kernel never ran it, so that its own functions have not refused it.
+
+    On arm64 the result that the tracer wrote stands where the address was, and has no seal.
+    """
     made = forge("emulated")
     assert made.line["seen"] == NUMBER
     if harness.at_seal("munmap"):
         assert judged(made) == {}
+    elif os.uname().machine == "aarch64":
+        assert judged(made) == {("denial", "munmap", "not_sealed"): NUMBER}
+        addresses = {record.address for record in made.of_kind(Kind.DENIAL)}
+        assert addresses == {2**64 - errno.EPERM}
     else:
         assert judged(made) == verdicts(harness, "munmap", "traced", NUMBER)
+
+
+def test_a_call_that_a_tracer_turned_on_a_seal_is_proved(forge: Forge) -> None:
+    """Its arguments are those with which the kernel ran it."""
+    made = forge("diverted")
+    assert made.line["seen"] == NUMBER
+    assert judged(made) == {("denial", "munmap", "sealed"): NUMBER}
 
 
 @pytest.mark.parametrize("before", [300, 60000])

@@ -46,11 +46,6 @@ PORTED = (
         )
     ),
 )
-# Known to be otherwise on arm64: see docs/limits.md; and a zero-copy receive with pages of 16 KiB.
-NOT_PORTED = (
-    "*::test_a_call_that_a_tracer_answers_is_not_proved[[]*",
-    "*::test_a_sealed_mapping_of_a_socket_gets_new_pages",
-)
 # The same on a larger scale.
 TOO_LONG = (
     "*::test_as_smaps_has_it[[]*-5000-[23]]",
@@ -71,8 +66,6 @@ def _shares_programs(item: Any) -> bool:
 
 
 def _is_ported(item: Any) -> bool:
-    if any(fnmatch.fnmatchcase(item.nodeid, pattern) for pattern in NOT_PORTED):
-        return False
     return item.path.name == PACKAGE or _shares_programs(item)
 
 
