@@ -1,4 +1,4 @@
-"""What the Ansible role writes is what the monitor takes. Its tasks are Ansible's: not run here."""
+"""What the Ansible role writes is what the monitor takes. `make test-deb` runs its tasks."""
 
 from __future__ import annotations
 
