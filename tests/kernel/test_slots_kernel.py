@@ -1,8 +1,8 @@
 """A program is replaced while its hook stays attached.
 
-Not in emulated machines: QEMU before 8.1 without KVM may run what is being patched ("accel/tcg:
-Always lock pages before translation"), and guests ended so, in a breakpoint that nobody claimed at
-the jump that the kernel patches. A CPU ran thousands of replacements well.
+Not in emulated machines with more than one CPU: QEMU before 8.1 without KVM may run what is being
+patched ("accel/tcg: Always lock pages before translation"), and guests ended so, in a breakpoint
+that nobody claimed at the jump that the kernel patches. A CPU ran thousands of replacements well.
 """
 
 from __future__ import annotations

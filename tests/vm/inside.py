@@ -4,6 +4,7 @@ inside.py shared MODE[,MODE]     the kernel tests that share programs, in these 
 inside.py port MODE[,MODE]       of them those whose result may differ by the processor
 inside.py own                    those of fexit that load programs of their own
 inside.py preempt MODE[,MODE]    what a kernel with full preemption skips
+inside.py replaced               programs by fexit that others take the place of
 """
 
 from __future__ import annotations
@@ -95,6 +96,7 @@ SELECTIONS = {
     "port": Selection((HERE / "facts.py", HERE / PACKAGE, *PORTED), _is_ported),
     "own": Selection((KERNEL_TESTS / "test_attach.py",), _needs_fexit),
     "preempt": Selection((HERE / "preempt.py",), _any),
+    "replaced": Selection((HERE / "replaced.py", KERNEL_TESTS / "test_slots_kernel.py"), _any),
     "storm": Selection((KERNEL_TESTS / "test_turmoil.py",), _any),
 }
 

@@ -34,6 +34,8 @@ PREEMPT_MODES = (*MODES, "raw_tracepoint")
 NO_MODE = "-"
 # With tags of memory, and with signatures of addresses that the emulation makes quickly.
 ALL_FEATURES = ("-machine", "mte=on", "-cpu", "max,pauth-impdef=on")
+# QEMU before 8.1 may run what another CPU patches, as the kernel does to replace a program.
+ONE_CPU = ("-smp", "1")
 INSIDE = "python tests/vm/inside.py"
 WARNINGS_SHOWN = 5
 CANNOT_BE_MONITORED = 3
@@ -177,6 +179,13 @@ def _own(kernel: Kernel, result: Result) -> list[Row]:
     return rows
 
 
+def _replaced(kernel: Kernel, result: Result) -> list[Row]:
+    rows, _ = _rows((), kernel, result)
+    for row in rows:
+        row.mode = "fexit, replaced in a storm"
+    return rows
+
+
 def _stormed(kernel: Kernel, result: Result) -> list[Row]:
     rows, _ = _rows(STORM_MODES, kernel, result)
     for row in rows:
@@ -226,6 +235,10 @@ def _jobs(found: Sequence[Kernel]) -> list[Job]:
     return [
         *(Job("tests", kernel, shared, _shared) for kernel in reversed(with_mseal)),
         *(Job("fexit", kernel, f"{INSIDE} own", _own) for kernel in newest),
+        *(
+            Job("replaced", kernel, f"{INSIDE} replaced", _replaced, qemu=ONE_CPU)
+            for kernel in newest
+        ),
         *(Job("preempt", kernel, preempt, _preempted, "preempt=full") for kernel in last_but_one),
         *(Job("storm", kernel, storm, _stormed) for kernel in (*newest, *oldest)),
         *(Job("run", kernel, "python -m monitor run", _refused) for kernel in without),

@@ -103,11 +103,13 @@ def test_lost_runs_are_those_that_are_reported(
 
 
 @contextlib.contextmanager
-def _daemon(configuration: Path) -> Iterator[str]:
-    """A real one, which is killed at the end; where its metrics are, once it is ready."""
+def daemon(configuration: Path, tree: Path = ROOT) -> Iterator[str]:
+    """A real one, of the code in `tree`, which is killed at the end; where its metrics are, once
+    it is ready.
+    """
     command = [sys.executable, "-m", "monitor", "run", "--config", str(configuration)]
     command += ["--output", "json", "--web.listen-address", "127.0.0.1:0"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=tree, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout
             events = map(json.loads, process.stdout)
@@ -117,7 +119,7 @@ def _daemon(configuration: Path) -> Iterator[str]:
             process.kill()
 
 
-def _series(url: str) -> dict[str, float]:
+def series_of(url: str) -> dict[str, float]:
     with urllib.request.urlopen(url, timeout=60) as answer:
         lines = answer.read().decode().splitlines()
     pairs = (line.rpartition(" ") for line in lines if not line.startswith("#"))
@@ -149,15 +151,15 @@ def test_a_kill_and_a_resume_keep_the_account(
         ):
             for process in (*batches, *storms):
                 wait_until_reading(process)
-            with _daemon(configuration) as url:
-                before = _series(url)
+            with daemon(configuration) as url:
+                before = series_of(url)
                 for process in (*batches, *storms):
                     _begin(process)
                 time.sleep(1)
             for process in storms:
                 assert process.wait() == 0
-        with _daemon(configuration) as url:
-            after = _series(url)
+        with daemon(configuration) as url:
+            after = series_of(url)
         made = STORMS * COUNT
         counted, skipped = (int(after[name] - before[name]) for name in (denials, missed))
         record_property("kept", {"made": made, "lost": made - counted, "missed": skipped})
