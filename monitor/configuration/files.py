@@ -93,8 +93,9 @@ def drop_ins(path: Path) -> tuple[list[Source], list[str]]:
         try:
             source = _drop_in(directory / name, trusted)
         except ConfigError as error:
-            if os.path.lexists(directory / name):  # else it was removed just now
-                problems.append(str(error))
+            problems.append(str(error))
+            continue
+        if source is None:
             continue
         left -= len(source.text)
         if left < 0:
@@ -121,13 +122,16 @@ def _untrusted(status: os.stat_result, trusted: set[int]) -> str | None:
     return None
 
 
-def _drop_in(path: Path, trusted: set[int]) -> Source:
+def _drop_in(path: Path, trusted: set[int]) -> Source | None:
+    """None if it was removed just now. Raises ConfigError, as for a link to nothing."""
     name = printable(str(path), _SIZE_LIMIT)
     try:
         with open_regular(path, _SIZE_LIMIT) as file:
             problem = _untrusted(os.fstat(file.fileno()), trusted)
             data = file.read(_SIZE_LIMIT + 1)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not path.is_symlink():
+            return None
         why = error.strerror or str(error).removeprefix(f"{path}: ")
         raise ConfigError(
             f"cannot read {name}: {why}; correct it, or remove it from the directory"

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +99,9 @@ def test_debians_prometheus_gets_the_rules_and_the_job(host: Host) -> None:
     assert "SUCCESS: 2 rule files found" in said
     after: Any = yaml.safe_load(host.read("etc/prometheus/prometheus.yml"))
     assert after.pop("rule_files") == [f"{host.root}/usr/share/seal-monitor/rules/*.yml"]
-    ours, *others = after.pop("scrape_configs")
-    assert (ours["job_name"], others) == ("seal-monitor", before.pop("scrape_configs"))
-    assert ours["static_configs"] == [
+    own, *others = after.pop("scrape_configs")
+    assert (own["job_name"], others) == ("seal-monitor", before.pop("scrape_configs"))
+    assert own["static_configs"] == [
         {"targets": ["127.0.0.1:10462"], "labels": {"instance": os.uname().nodename}}
     ]
     assert before.pop("rule_files") is None
@@ -113,7 +114,10 @@ def test_debians_prometheus_gets_the_rules_and_the_job(host: Host) -> None:
     text = host.read("etc/prometheus/prometheus.yml")
     with serving(host.root, text) as server:
         groups = {group["name"] for group in server.get("rules")["groups"]}
-    assert len(groups) == 4
+    files = (ROOT / "dashboards/rules").glob("*.yml")
+    ours = [yaml.safe_load(file.read_text("utf-8"))["groups"] for file in files]
+    assert groups == {group["name"] for group in chain.from_iterable(ours)}
+    assert len(groups) == 6
 
 
 def test_a_second_time_says_that_it_is_there(host: Host) -> None:
