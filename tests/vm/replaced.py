@@ -23,8 +23,8 @@ TURNS = 3
 STORM_SECONDS = 2
 SETTLE_SECONDS = 60
 PAUSE_US = "200000"
-# What the storm makes, in its order; and the hook that skips a run which preempted another one of
-# its own (__bpf_prog_enter_recur), which the kernel counts.
+# What the storm makes, in its order; and the hook of it. The kernel skips and counts a run that
+# preempted another one of the same hook (__bpf_prog_enter_recur).
 MADE = {
     'seal_monitor_denials_total{operation="mprotect",verdict="sealed"}': "mprotect",
     'seal_monitor_faults_total{cause="guard_region",disposition="handler"}': "signal_deliver",
@@ -93,12 +93,11 @@ def test_another_version_counts_each_run_once(
                     assert storm.stdout
                     made = dict(zip(MADE, map(int, storm.stdout.read().split()), strict=True))
                     after = settled(url)
-    found = {
-        name: int(after[name] - before.get(name, 0) + after.get(MISSED % probe, 0))
-        for name, probe in MADE.items()
-    }
+    missed = {name: int(after.get(MISSED % probe, 0)) for name, probe in MADE.items()}
+    lost = {name: made[name] - int(after[name] - before.get(name, 0)) for name in MADE}
     assert after[BY_FEXIT] == 1
     assert (after[STARTS % "fresh"], after[STARTS % "replaced"]) == (1, TURNS)
     assert min(made.values()) > 0
-    assert found == made
+    # The hook of madvise(2) is also skipped at calls that are no bypass.
+    assert all(0 <= lost[name] <= missed[name] for name in MADE), (made, lost, missed)
     assert became(after) == counted(after)
