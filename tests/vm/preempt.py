@@ -7,8 +7,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -114,6 +116,9 @@ def daemon(configuration: Path, tree: Path = ROOT) -> Iterator[str]:
             assert process.stdout
             events = map(json.loads, process.stdout)
             started = next(event for event in events if event.get("event") == "started")
+            # What nobody reads would wait in the daemon.
+            rest = threading.Thread(target=deque, args=(process.stdout, 0), daemon=True)
+            rest.start()
             yield started["details"]["metrics"]
         finally:
             process.kill()
