@@ -94,7 +94,10 @@ def another_index(path: Path) -> None:
 
 def large_values(path: Path) -> None:
     with sqlite3.connect(path) as database:
-        database.execute("UPDATE incidents SET summary = CAST(zeroblob(300 * 1024 * 1024) AS TEXT)")
+        database.execute(
+            "UPDATE incidents SET summary = CAST(zeroblob(300 * 1024 * 1024) AS TEXT) "
+            "WHERE number = (SELECT min(number) FROM incidents)"
+        )
     database.close()
 
 
