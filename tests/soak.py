@@ -70,9 +70,9 @@ ALIVE_SECONDS = 13.0  # how old the last report of a killed run may be
 DETACH_SECONDS = 3.0  # from when nothing is seen any more to the end of the process
 GROWTH = 0.02
 GROWTH_MIB = 0.7
-# Of the last 1,024 processes, 512 callers and 4,096 cgroups something is kept, with whose it is, and
-# a minute after the start comes the first look at what is sealed. A long run is looked at after
-# that; in a short one it fills up: by 1.4 to 2.1 MiB.
+# Of the last 1,024 processes, 512 callers and 4,096 cgroups something is kept, with whose it is,
+# and a minute after the start comes the first look at what is sealed. A long run is looked at
+# after that; in a short one it fills up: by 1.4 to 2.1 MiB.
 FILLING_MIB, FILLING_SECONDS = 1.9, 300.0
 ATTACK_SECONDS = 40.0
 OWN = {EXECUTABLE, *PROGRAMS}  # programs whose violations are known

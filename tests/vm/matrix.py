@@ -217,6 +217,20 @@ def _refused(kernel: Kernel, result: Result) -> list[Row]:
     return [row]
 
 
+def _demonstrated(kernel: Kernel, result: Result) -> list[Row]:
+    """The whole of `seal-monitor demo`, which says how many were reported correctly."""
+    said = re.search(
+        r"^(\d+) violations in \S+ s, all reported correctly\.$", result.output, re.MULTILINE
+    )
+    passed = int(said[1]) if said and result.exit_code == 0 else 0
+    row = Row(kernel.release, "demo", passed, int(not passed), seconds=result.seconds)
+    if more := re.search(r"^\d+ more cannot be shown on this host", result.output, re.MULTILINE):
+        row.remarks = [more[0]]
+    if not passed:
+        row.problems = [f"exit code {result.exit_code}, and not all reported correctly"]
+    return [row]
+
+
 # ---- Guests --------------------------------------------------------------------------------------
 
 
@@ -252,6 +266,7 @@ def ported_jobs(found: Sequence[Kernel]) -> list[Job]:
         Job("port", first, f"{INSIDE} port {','.join(MODES)}", _ported),
         *(Job("port", kernel, f"{INSIDE} port raw_tracepoint", _ported) for kernel in others),
         Job("port", last, f"{INSIDE} port fexit", _ported, qemu=ALL_FEATURES),
+        *(Job("demo", kernel, "python -m monitor demo", _demonstrated) for kernel in found),
         Job("package", last, "python3 service.py", _serviced, WITH_SYSTEMD),
     ]
 
