@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from monitor.evidence.cgroups import top_workload
-from monitor.evidence.waiting import SUB_USERS
+from monitor.evidence.waiting import SUB_USERS, user_group
 from monitor.untrusted.printable import printable
 
 __all__ = ["NOBODY", "Owner", "owner_of"]
@@ -39,5 +39,5 @@ def owner_of(event: Mapping[str, Any]) -> Owner:
     uid = (event.get("process") or {}).get("uid")
     path = (event.get("workload") or {}).get("cgroup")
     workload = top_workload(path) if isinstance(path, str) else ""
-    user = str(min(uid, SUB_USERS)) if isinstance(uid, int) else ""
+    user = str(user_group(uid)) if isinstance(uid, int) else ""
     return Owner(printable(workload, _LIMIT), user)

@@ -165,15 +165,18 @@ print(ctypes.CFUNCTYPE(ctypes.c_long)(machine_code(code))())
     assert (record.mapping.end - record.mapping.start, record.length) == (PAGE, PAGE)
 
 
-def test_addresses_that_only_a_hint_gives(harness: Harness) -> None:
-    """Five-level paging, or 52 bits on arm64: the kernel maps there only where it is asked to."""
-    made = harness.python(
-        f"""{PREPARED}
+# Five-level paging, or 52 bits on arm64: the kernel maps there only where it is asked to.
+AT_A_HINT = """
 for hint in (1 << 55, 1 << 51):
     start = need("mmap", hint, 3 * PAGE, 3, 0x4022, -1, 0)
     if start == hint:
         break
-seal(start + PAGE, PAGE)
+"""
+
+
+def test_addresses_that_only_a_hint_gives(harness: Harness) -> None:
+    made = harness.python(
+        f"""{PREPARED}{AT_A_HINT}seal(start + PAGE, PAGE)
 print(json.dumps([start, start == hint, call("mprotect", start, 3 * PAGE, 1)]))
 """
     )
@@ -187,12 +190,7 @@ print(json.dumps([start, start == hint, call("mprotect", start, 3 * PAGE, 1)]))
 
 def test_a_fault_at_an_address_that_only_a_hint_gives(harness: Harness) -> None:
     made = harness.python(
-        f"""{PREPARED}
-for hint in (1 << 55, 1 << 51):
-    start = need("mmap", hint, 3 * PAGE, 3, 0x4022, -1, 0)
-    if start == hint:
-        break
-need("mprotect", start + PAGE, PAGE, 0)
+        f"""{PREPARED}{AT_A_HINT}need("mprotect", start + PAGE, PAGE, 0)
 print(json.dumps([start, start == hint]), flush=True)
 ctypes.memset(start + PAGE + 1, 1, 1)
 """

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from harness import own_programs
@@ -165,6 +166,29 @@ def test_a_killed_daemon_resumes_and_all_was_counted(start: Start, pin: Path) ->
     fourth.stop()
 
 
+class Made(NamedTuple):
+    denials: int
+    faults: int
+
+
+def ended(storm: subprocess.Popen[bytes]) -> Made:
+    storm.terminate()
+    output, _ = storm.communicate(timeout=30)
+    if storm.returncode == -signal.SIGABRT:
+        pytest.skip("this kernel has no guard regions")
+    return Made(*map(int, output.split()[:2]))
+
+
+def assert_all_is_counted(last: Running, made: Made, since: float) -> None:
+    """By the last life, as if there had been one."""
+    assert last.metric("seal_monitor_counters_since_timestamp_seconds") == since
+    denials = last.metric('seal_monitor_denials_total{operation="mprotect",verdict="sealed"}')
+    faults = last.metric('seal_monitor_faults_total{cause="guard_region",disposition="handler"}')
+    assert (denials, faults) == made
+    assert made.denials > 1000
+    assert last.metric('seal_monitor_starts_total{kind="fresh"}') == 1
+
+
 def test_kills_in_a_storm_lose_no_count_and_repeat_no_event(
     start: Start, pin: Path, compiled: Callable[[str], Path]
 ) -> None:
@@ -177,22 +201,10 @@ def test_kills_in_a_storm_lose_no_count_and_repeat_no_event(
             kill(lives[-1])
             lives.append(start(wait=number % 2 == 0))
         kill(lives[-1])
-        storm.terminate()
-        output, _ = storm.communicate(timeout=30)
-    if storm.returncode == -signal.SIGABRT:
-        pytest.skip("this kernel has no guard regions")
-    denials, faults = map(int, output.split()[:2])
+        made = ended(storm)
     last = start()
     lives.append(last)
-    assert last.metric("seal_monitor_counters_since_timestamp_seconds") == since
-    assert (
-        last.metric('seal_monitor_denials_total{operation="mprotect",verdict="sealed"}') == denials
-    )
-    assert faults == last.metric(
-        'seal_monitor_faults_total{cause="guard_region",disposition="handler"}'
-    )
-    assert denials > 1000
-    assert last.metric('seal_monitor_starts_total{kind="fresh"}') == 1
+    assert_all_is_counted(last, made, since)
     lines = [line for life in lives for line in whole_lines(life)]
     ids = Counter(json.loads(line)["id"] for line in lines)
     assert [each for each, count in ids.items() if count > 1] == []
@@ -205,7 +217,7 @@ def test_kills_in_a_storm_lose_no_count_and_repeat_no_event(
     for kind in ("denial", "fault"):
         figures = stopped["details"][kind]
         assert figures["counted"] == sum(figures.values()) - figures["counted"]
-    assert stopped["details"]["denial"]["counted"] > denials
+    assert stopped["details"]["denial"]["counted"] > made.denials
     assert list(pin.iterdir()) == []
 
 
@@ -234,21 +246,9 @@ def test_updates_in_a_storm_lose_no_count_and_repeat_no_event(
             assert started["details"]["resumed"]["replaced"] == "another version"
             assert started["details"]["resumed"]["handover_seconds"] == 0
             assert started["details"]["resumed"]["events_interrupted"] == 0
-        storm.terminate()
-        output, _ = storm.communicate(timeout=30)
-    if storm.returncode == -signal.SIGABRT:
-        pytest.skip("this kernel has no guard regions")
-    denials, faults = map(int, output.split()[:2])
+        made = ended(storm)
     last = lives[-1]
-    assert last.metric("seal_monitor_counters_since_timestamp_seconds") == since
-    assert (
-        last.metric('seal_monitor_denials_total{operation="mprotect",verdict="sealed"}') == denials
-    )
-    assert faults == last.metric(
-        'seal_monitor_faults_total{cause="guard_region",disposition="handler"}'
-    )
-    assert denials > 1000
-    assert last.metric('seal_monitor_starts_total{kind="fresh"}') == 1
+    assert_all_is_counted(last, made, since)
     assert last.metric('seal_monitor_starts_total{kind="replaced"}') == UPDATES
     stopped = last.stop()
     assert stopped["message"].endswith("; nothing is seen from now on")
@@ -258,7 +258,7 @@ def test_updates_in_a_storm_lose_no_count_and_repeat_no_event(
     assert [each for each, count in ids.items() if count > 1] == []
     # Every event that was made in any of the lives was written by one.
     became = stopped["details"]["denial"]
-    assert (became["failed"], became["counted"]) == (0, denials)
+    assert (became["failed"], became["counted"]) == (0, made.denials)
     assert became["delivered"] == sum(event["kind"] == "denial" for event in lines)
 
 
@@ -615,6 +615,7 @@ def test_the_lock_ends_with_its_holder(pin: Path) -> None:
     code = f"""
 import os, sys
 from pathlib import Path
+from typing import NamedTuple
 from monitor.keep.pins import Pins
 held = Pins(Path({str(pin)!r}))
 if not os.fork():
